@@ -1,0 +1,1 @@
+//! The ECS task metadata endpoint, version 4, and ECS's ARNs.

@@ -1,0 +1,1 @@
+//! Runs Envoy under supervision as a task's sidecar proxy.

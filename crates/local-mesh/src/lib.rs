@@ -1,0 +1,1 @@
+//! The local mesh: its parts, images, tasks, events and timelines.

@@ -1,0 +1,1 @@
+//! Registers a task's service and sidecar proxy in Consul and writes Envoy's bootstrap.

@@ -1,0 +1,1 @@
+//! What every ecs-mesh container needs and none should write twice.

@@ -1,0 +1,1 @@
+//! Runs one child the way PID 1 has to.

@@ -1,0 +1,1 @@
+//! Support for the tests: real programs started, watched and ended.
