@@ -1,1 +1,25 @@
 //! A client for the parts of Consul's HTTP API that a mesh task uses.
+//!
+//! It speaks to an agent, from version 1.8 on, and knows nothing of ECS. [`Config::from_env`] reads Consul's own
+//! variables with Consul's own meaning; [`Client`] has one method an endpoint; [`Error`] is typed by status and body, so
+//! that a caller sees what may be tried again. [`at_start`] is the retry policy for a task that starts.
+
+mod agent;
+mod catalog;
+mod client;
+mod config;
+mod config_entry;
+mod error;
+mod intention;
+mod start;
+
+pub use agent::{
+    AgentCheck, AgentSelf, AgentSelfConfig, AgentService, CheckDefinition, CheckStatus, ExposeConfig, ExposePath,
+    MeshGatewayConfig, Proxy, ServiceAddress, ServiceKind, ServiceRegistration, Upstream, Weights,
+};
+pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, ServiceHealth};
+pub use client::Client;
+pub use config::{Config, ConfigError};
+pub use error::Error;
+pub use intention::{Intention, IntentionAction};
+pub use start::{START_BOUND, at_start};

@@ -1,2 +1,18 @@
-//! placeholder
-fn main() {}
+//! Runs Envoy under supervision as a task's sidecar proxy.
+
+use std::process::ExitCode;
+
+use envoy_entrypoint::{Arguments, Error};
+use sidecar_kit::env::Env;
+use sidecar_kit::{exit, log};
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments: Arguments = exit::parse_arguments();
+    let result = match log::init(&Env::of_process(), None) {
+        Ok(()) => envoy_entrypoint::main(arguments).await,
+        Err(error) => Err(Error::Log(error)),
+    };
+    let code = result.as_ref().err().map_or(exit::FAILURE, Error::exit_code);
+    exit::finish_with("envoy-entrypoint", result, code)
+}

@@ -1,0 +1,189 @@
+//! The cluster's view: the catalog, and the health of a service with blocking queries ("Catalog HTTP API", "Health HTTP
+//! API", "Blocking Queries").
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hyper::Method;
+use serde::Deserialize;
+
+use crate::agent::{CheckStatus, null_as_empty};
+use crate::client::{Call, Client, decode};
+use crate::error::Error;
+
+/// A point in the history of what was asked for; a blocking query waits for what comes after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Index(u64);
+
+/// An answer with the point in history at which it was true.
+#[derive(Debug, Clone)]
+pub struct Indexed<T> {
+    /// Give this to the next query; none when the index went backwards (a restored server) and the next query must not
+    /// block.
+    pub index: Option<Index>,
+    /// The answer.
+    pub value: T,
+}
+
+/// A service instance in the catalog.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct CatalogService {
+    /// The node's name.
+    pub node: String,
+    /// The node's address.
+    pub address: String,
+    /// The datacenter.
+    #[serde(default)]
+    pub datacenter: String,
+    /// The instance's ID.
+    #[serde(rename = "ServiceID")]
+    pub service_id: String,
+    /// The service's name.
+    pub service_name: String,
+    /// The instance's metadata.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub service_meta: BTreeMap<String, String>,
+    /// When it last changed.
+    #[serde(default)]
+    pub modify_index: u64,
+}
+
+/// A service instance with its node and checks.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ServiceHealth {
+    /// The node.
+    pub node: HealthNode,
+    /// The instance.
+    pub service: HealthService,
+    /// The checks of both.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub checks: Vec<HealthCheck>,
+}
+
+/// A node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HealthNode {
+    /// Its name.
+    pub node: String,
+    /// Its address.
+    pub address: String,
+}
+
+/// A service instance.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HealthService {
+    /// Its ID.
+    #[serde(rename = "ID")]
+    pub id: String,
+    /// The service's name.
+    pub service: String,
+    /// Its port; 0 for none.
+    #[serde(default)]
+    pub port: u16,
+    /// Metadata.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub meta: BTreeMap<String, String>,
+}
+
+/// A check in the catalog.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct HealthCheck {
+    /// Its ID.
+    #[serde(rename = "CheckID")]
+    pub check_id: String,
+    /// Its name.
+    pub name: String,
+    /// Its status.
+    pub status: CheckStatus,
+    /// What the last run or update said.
+    #[serde(default)]
+    pub output: String,
+    /// The service's ID; empty for a check of the node.
+    #[serde(default, rename = "ServiceID")]
+    pub service_id: String,
+}
+
+impl Client {
+    /// The leader's address; none while there is no leader.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn leader(&self) -> Result<Option<String>, Error> {
+        let leader: String = self.fetch(Call::new(Method::GET, "/v1/status/leader")).await?;
+        Ok(Some(leader).filter(|leader| !leader.is_empty()))
+    }
+
+    /// The instances of a service.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn catalog_service(&self, name: &str) -> Result<Vec<CatalogService>, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/catalog/service").segment(name)).await
+    }
+
+    /// The names of all services, with the tags in use.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn catalog_services(&self) -> Result<BTreeMap<String, Vec<String>>, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/catalog/services")).await
+    }
+
+    /// All nodes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn catalog_nodes(&self) -> Result<Vec<HealthNode>, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/catalog/nodes")).await
+    }
+
+    /// The instances of a service with their checks. With `after` the server holds the answer until something has changed
+    /// since, at most for `wait` (and up to a sixteenth more, as Consul spreads the ends of waits).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn service_health(
+        &self,
+        name: &str,
+        after: Option<Index>,
+        wait: Duration,
+    ) -> Result<Indexed<Vec<ServiceHealth>>, Error> {
+        let mut call = Call::new(Method::GET, "/v1/health/service").segment(name);
+        if let Some(Index(index)) = after {
+            call = call.query("index", index.to_string()).query("wait", format!("{}ms", wait.as_millis()));
+            call = call.blocks_for(wait + wait / 16);
+        }
+        let response = self.send(call).await?;
+        let index = response.headers.get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
+        let request = format!("GET /v1/health/service/{name}");
+        Ok(Indexed { index: following(after, index), value: decode(request, &response)? })
+    }
+}
+
+/// "Blocking Queries": an index that went backwards starts over, and 0 would not block.
+fn following(before: Option<Index>, index: Option<u64>) -> Option<Index> {
+    let index = index.filter(|index| *index > 0)?;
+    match before {
+        Some(Index(before)) if index < before => None,
+        _ => Some(Index(index)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_went_backwards_starts_over() {
+        assert_eq!(following(None, Some(7)), Some(Index(7)));
+        assert_eq!(following(Some(Index(7)), Some(7)), Some(Index(7)));
+        assert_eq!(following(Some(Index(7)), Some(6)), None);
+        assert_eq!(following(None, Some(0)), None);
+        assert_eq!(following(None, None), None);
+    }
+}

@@ -1,0 +1,150 @@
+//! One request and its answer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
+use hyper::{Method, Request};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sidecar_kit::http::{self, Limits, Response};
+use sidecar_kit::secret::Secret;
+
+use crate::config::{Config, ConfigError};
+use crate::error::Error;
+
+/// What one answer may cost.
+const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 16 << 20 };
+
+const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
+
+/// Everything that isn't unreserved in a URI (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A client of one agent or server.
+#[derive(Debug)]
+pub struct Client {
+    config: Config,
+    http: http::Client,
+}
+
+/// A request to be sent: method, path with its segments encoded, query and body.
+pub(crate) struct Call {
+    method: Method,
+    path: String,
+    query: Vec<(&'static str, String)>,
+    body: Bytes,
+    time: Duration,
+}
+
+impl Call {
+    /// `path` is literal; what varies is appended with [`Call::segment`].
+    pub(crate) fn new(method: Method, path: &str) -> Self {
+        Self { method, path: path.to_owned(), query: Vec::new(), body: Bytes::new(), time: LIMITS.time }
+    }
+
+    pub(crate) fn segment(mut self, segment: &str) -> Self {
+        self.path.push('/');
+        self.path.extend(utf8_percent_encode(segment, RESERVED));
+        self
+    }
+
+    pub(crate) fn query(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.query.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
+        self.body = serde_json::to_vec(body).expect("our own types have string keys alone").into();
+        self
+    }
+
+    /// Leaves the server this much time before the answer begins.
+    pub(crate) fn blocks_for(mut self, wait: Duration) -> Self {
+        self.time = LIMITS.time + wait;
+        self
+    }
+
+    fn named(&self) -> String {
+        format!("{} {}", self.method, self.path)
+    }
+}
+
+impl Client {
+    /// A client by this configuration.
+    ///
+    /// # Errors
+    /// When its certificates or server name are not usable.
+    pub fn new(config: Config) -> Result<Self, ConfigError> {
+        let http = if config.base.starts_with("https:") {
+            http::Client::with_tls(&config.tls)?
+        } else {
+            http::Client::plain()
+        };
+        Ok(Self { config, http })
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Sends a call whose answer's body doesn't matter.
+    pub(crate) async fn execute(&self, call: Call) -> Result<(), Error> {
+        self.send(call).await.map(|_| ())
+    }
+
+    /// Sends a call and decodes its answer.
+    pub(crate) async fn fetch<T: DeserializeOwned>(&self, call: Call) -> Result<T, Error> {
+        let request = call.named();
+        let response = self.send(call).await?;
+        decode(request, &response)
+    }
+
+    /// Sends a call; any status but success is an error.
+    pub(crate) async fn send(&self, call: Call) -> Result<Response, Error> {
+        let named = call.named();
+        let limits = Limits { time: call.time, ..LIMITS };
+        let request = self.request(call)?;
+        let response = self.http.send(request, limits).await;
+        let response = response.map_err(|source| Error::from_http(named.clone(), source))?;
+        if response.status.is_success() { Ok(response) } else { Err(Error::from_response(named, &response)) }
+    }
+
+    fn request(&self, call: Call) -> Result<http::Request, Error> {
+        let named = call.named();
+        let scope = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
+        let scope = scope.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
+        let query = call.query.into_iter().chain(scope);
+        let query = query.map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, RESERVED)));
+        let query = query.collect::<Vec<_>>().join("&");
+        let separator = if query.is_empty() { "" } else { "?" };
+        let mut request = Request::builder()
+            .method(call.method)
+            .uri(format!("{}{}{separator}{query}", self.config.base, call.path))
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(authorization) = &self.config.authorization {
+            request = request.header(AUTHORIZATION, sensitive(&named, authorization)?);
+        }
+        if let Some(token) = &self.config.token {
+            request = request.header(TOKEN, sensitive(&named, &token.read()?)?);
+        }
+        request.body(call.body.into()).map_err(|source| Error::Undecodable { request: named, source: source.into() })
+    }
+}
+
+/// A header value that hyper doesn't print either.
+fn sensitive(request: &str, secret: &Secret) -> Result<HeaderValue, Error> {
+    let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| Error::PermissionDenied {
+        request: request.to_owned(),
+        body: "the token has characters that no token has".to_owned(),
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(request: String, response: &Response) -> Result<T, Error> {
+    serde_json::from_slice(&response.body).map_err(|source| Error::Undecodable { request, source: source.into() })
+}

@@ -1,0 +1,81 @@
+//! Intentions in the form that every Consul since 1.2 has ("Intentions - Connect HTTP API", by ID).
+
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::null_as_empty;
+use crate::client::{Call, Client};
+use crate::error::Error;
+
+/// What an intention does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IntentionAction {
+    /// The source may connect.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+/// Whether a service may connect to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Intention {
+    /// Its ID, given by Consul.
+    #[serde(rename = "ID", default, skip_serializing_if = "String::is_empty")]
+    pub id: String,
+    /// The connecting service, or `*`.
+    pub source_name: String,
+    /// The service it connects to, or `*`.
+    pub destination_name: String,
+    /// Allow or deny; missing in the answers for intentions by path, which we don't write.
+    pub action: IntentionAction,
+}
+
+#[derive(Deserialize)]
+struct Created {
+    #[serde(rename = "ID")]
+    id: String,
+}
+
+impl Client {
+    /// All intentions that the token may see.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn intentions(&self) -> Result<Vec<Intention>, Error> {
+        #[derive(Deserialize)]
+        #[serde(transparent)]
+        struct List(#[serde(deserialize_with = "null_as_empty")] Vec<Intention>);
+        let List(intentions) = self.fetch(Call::new(Method::GET, "/v1/connect/intentions")).await?;
+        Ok(intentions)
+    }
+
+    /// Creates an intention and gives its ID.
+    ///
+    /// # Errors
+    /// See [`Error`]; a second one for the same pair is refused.
+    pub async fn create_intention(
+        &self,
+        source: &str,
+        destination: &str,
+        action: IntentionAction,
+    ) -> Result<String, Error> {
+        let intention = Intention {
+            id: String::new(),
+            source_name: source.to_owned(),
+            destination_name: destination.to_owned(),
+            action,
+        };
+        let created: Created = self.fetch(Call::new(Method::POST, "/v1/connect/intentions").json(&intention)).await?;
+        Ok(created.id)
+    }
+
+    /// Removes an intention.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_intention(&self, id: &str) -> Result<(), Error> {
+        self.execute(Call::new(Method::DELETE, "/v1/connect/intentions").segment(id)).await
+    }
+}

@@ -1,0 +1,30 @@
+//! The retry policy of a task that starts.
+
+use std::time::Duration;
+
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::wait::{Attempt, WaitError, until};
+
+use crate::error::Error;
+
+/// How long a starting task waits for Consul unless told otherwise: an agent that has just found its leader needs some
+/// seconds until it knows a token, and a cluster that starts with it needs longer.
+pub const START_BOUND: Duration = Duration::from_secs(90);
+
+/// Repeats a call while its failure may pass ([`Error::may_pass_at_start`]), at most for `bound`. `what` is what the log
+/// says is waited for.
+///
+/// # Errors
+/// The call's own error when it is final, else that the bound was reached and why.
+pub async fn at_start<T>(
+    what: &str,
+    bound: Duration,
+    mut call: impl AsyncFnMut() -> Result<T, Error>,
+) -> Result<T, WaitError<Error>> {
+    until(what, bound, Backoff::default(), async || match call().await {
+        Ok(value) => Attempt::Done(value),
+        Err(error) if error.may_pass_at_start() => Attempt::Again(error),
+        Err(error) => Attempt::Final(error),
+    })
+    .await
+}

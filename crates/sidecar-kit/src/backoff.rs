@@ -1,0 +1,55 @@
+//! The one retry policy: exponential, with jitter, up to a ceiling.
+
+use std::time::Duration;
+
+/// Delays that double from `first` up to `ceiling`, each shortened by a random part of up to a half, so that many tasks
+/// that failed together don't come back together.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    first: Duration,
+    ceiling: Duration,
+    next: Duration,
+}
+
+impl Backoff {
+    /// A policy that starts at `first` and never waits longer than `ceiling`.
+    #[must_use]
+    pub fn new(first: Duration, ceiling: Duration) -> Self {
+        Self { first, ceiling, next: first.min(ceiling) }
+    }
+
+    /// The delay before the next attempt: between half of the current step and all of it.
+    pub fn delay(&mut self) -> Duration {
+        let step = self.next;
+        self.next = (step * 2).min(self.ceiling);
+        step.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+
+    /// Starts over, after a success.
+    pub fn reset(&mut self) {
+        self.next = self.first.min(self.ceiling);
+    }
+}
+
+impl Default for Backoff {
+    /// 100 ms, doubling to 2 s: what a container uses at start, when its neighbours are starting too.
+    fn default() -> Self {
+        Self::new(Duration::from_millis(100), Duration::from_secs(2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_the_ceiling_and_stay_within_the_jitter() {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
+        for step in [100, 200, 400, 500, 500] {
+            let delay = backoff.delay().as_millis();
+            assert!((step / 2..=step).contains(&delay), "{delay} ms at step {step} ms");
+        }
+        backoff.reset();
+        assert!(backoff.delay() <= Duration::from_millis(100));
+    }
+}

@@ -1,0 +1,85 @@
+//! How a program begins and ends: arguments, exit codes, and errors on one line.
+
+use std::error::Error;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// The work failed.
+pub const FAILURE: u8 = 1;
+/// The command line or a variable that stands for a flag could not be understood.
+pub const USAGE: u8 = 2;
+
+/// Parses the command line. A wrong one ends the process with [`USAGE`] and one line on standard error; `--help` and
+/// `--version` print and exit with 0.
+#[must_use]
+pub fn parse_arguments<A: Parser>() -> A {
+    A::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            eprintln!("{}: it needs arguments (see --help)", A::command().get_name());
+            std::process::exit(USAGE.into())
+        }
+        let text = error.to_string();
+        // clap puts missing arguments on the lines below the first, up to an empty line.
+        let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
+        let what = lines.collect::<Vec<_>>().join(" ");
+        let what = what.strip_prefix("error: ").unwrap_or(&what);
+        eprintln!("{}: {what} (see --help)", A::command().get_name());
+        std::process::exit(USAGE.into())
+    })
+}
+
+/// Turns the result of a program's one library call into its exit code, with the error on one line of standard error.
+#[must_use]
+pub fn finish<E: Error>(program: &str, result: Result<ExitCode, E>) -> ExitCode {
+    finish_with(program, result, FAILURE)
+}
+
+/// The same, with another exit code for the error.
+#[must_use]
+pub fn finish_with<E: Error>(program: &str, result: Result<ExitCode, E>, code: u8) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("{program}: {}", one_line(&error));
+        code.into()
+    })
+}
+
+/// The error and its causes, joined by `: `, on one line. Errors here say only their own part and name their cause as
+/// [`Error::source`].
+#[must_use]
+pub fn one_line(error: &dyn Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            eprintln!("{}: it needs arguments (see --help)", A::command().get_name());
+            std::process::exit(USAGE.into())
+        }
+        let text = error.to_string();
+        // Some libraries repeat their cause in their own text.
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        cause = error.source();
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot do\nit")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn an_error_and_its_causes_stand_on_one_line() {
+        let error = Outer(std::io::Error::other("disk\nfull"));
+        assert_eq!(one_line(&error), "cannot do it: disk full");
+    }
+}

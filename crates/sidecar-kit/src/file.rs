@@ -1,0 +1,77 @@
+//! Files that are whole or not there.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// A file could not be written; what stood there before stands there still.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}", path.display())]
+pub struct WriteError {
+    /// The file that was to be written.
+    pub path: PathBuf,
+    source: io::Error,
+}
+
+/// Writes `contents` to a temporary name beside `path` with the permissions `mode`, then renames it. A reader sees the
+/// old file or the new one, never a part.
+///
+/// # Errors
+/// When the directory is missing, full or not writable; nothing is left behind.
+pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<(), WriteError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = write_new(&temporary, contents, mode).and_then(|()| fs::rename(&temporary, path));
+    written.map_err(|source| {
+        // It may not exist; the write's error is the one worth telling.
+        let _ = fs::remove_file(&temporary);
+        WriteError { path: path.to_owned(), source }
+    })
+}
+
+/// Copies the running program into `directory` under `name`, for another container that mounts the directory: the whole
+/// binary or nothing, executable by all.
+///
+/// # Errors
+/// As for [`write_atomically`]; also when the running program cannot be read.
+pub fn install(directory: &Path, name: &str) -> Result<(), WriteError> {
+    let path = directory.join(name);
+    match fs::read("/proc/self/exe") {
+        Ok(program) => write_atomically(&path, &program, 0o755),
+        Err(source) => Err(WriteError { path, source }),
+    }
+}
+
+fn write_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn replaces_the_file_with_the_mode_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        write_atomically(&path, b"old", 0o640).unwrap();
+        write_atomically(&path, b"new", 0o640).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_failed_rename_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("taken");
+        fs::create_dir(&path).unwrap();
+        let error = write_atomically(&path, b"new", 0o640).unwrap_err();
+        assert!(error.to_string().contains("taken"));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

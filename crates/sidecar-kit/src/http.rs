@@ -1,0 +1,204 @@
+//! The one HTTP client: HTTP/1.1, plain or TLS, every answer bounded in time and size, every failure typed.
+
+use std::error::Error as StdError;
+use std::pin::Pin;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::HeaderMap;
+use hyper::{StatusCode, Uri};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::{Connect, HttpConnector};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+
+use crate::tls::{TlsOptions, TlsOptionsError};
+
+/// A request, as hyper has it, with its whole body.
+pub type Request = hyper::Request<Full<Bytes>>;
+
+/// An answer, read to its end.
+#[derive(Debug, Clone)]
+pub struct Response {
+    /// The status, whatever it is: the caller judges it.
+    pub status: StatusCode,
+    /// The header fields.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl Response {
+    /// The body as text, on one line and at most 200 characters of it: for an error message.
+    #[must_use]
+    pub fn excerpt(&self) -> String {
+        let text = String::from_utf8_lossy(&self.body[..self.body.len().min(1000)]);
+        text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
+    }
+}
+
+/// What an answer may cost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From the start of the connection to the last byte of the body.
+    pub time: Duration,
+    /// The body's size in bytes.
+    pub bytes: usize,
+}
+
+/// Why there is no answer. `server` is scheme, host and port; paths and headers stay out of messages.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection: refused, no route, no such name.
+    #[error("cannot reach {server}")]
+    Unreachable {
+        /// Scheme, host and port.
+        server: String,
+        /// The cause.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The TLS handshake failed: an unknown authority, a wrong name, or no TLS at the other end.
+    #[error("TLS with {server} failed")]
+    Tls {
+        /// Scheme, host and port.
+        server: String,
+        /// The cause.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The answer was not complete in time.
+    #[error("no complete answer from {server} within {}", humantime::format_duration(*limit))]
+    TimedOut {
+        /// Scheme, host and port.
+        server: String,
+        /// The limit that was reached.
+        limit: Duration,
+    },
+    /// The answer is larger than its limit.
+    #[error("the answer from {server} is larger than {limit} bytes")]
+    TooLarge {
+        /// Scheme, host and port.
+        server: String,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// The connection broke, or what came over it is not HTTP.
+    #[error("the answer from {server} broke off or is not HTTP")]
+    Broken {
+        /// Scheme, host and port.
+        server: String,
+        /// The cause.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}
+
+type Answer = Result<hyper::Response<Incoming>, hyper_util::client::legacy::Error>;
+
+/// A pool of one kind of connection. Behind a pointer, so that a program that never makes a TLS client doesn't carry
+/// TLS.
+trait Transport: Send + Sync {
+    fn send(&self, request: Request) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
+}
+
+impl<C: Connect + Clone + Send + Sync + 'static> Transport for Pool<C, Full<Bytes>> {
+    fn send(&self, request: Request) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+        Box::pin(self.request(request))
+    }
+}
+
+/// A client with a pool of connections. Cheap to make, shared by reference.
+pub struct Client(Box<dyn Transport>);
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+fn pool<C: Connect + Clone>(connector: C) -> Pool<C, Full<Bytes>> {
+    Pool::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        // Below the idle limits of the servers we talk to, so that none closes a connection under a request.
+        .pool_idle_timeout(Duration::from_secs(20))
+        .build(connector)
+}
+
+impl Client {
+    /// A client for `http://` alone.
+    #[must_use]
+    pub fn plain() -> Self {
+        Self(Box::new(pool(HttpConnector::new())))
+    }
+
+    /// A client for `http://` and `https://`.
+    ///
+    /// # Errors
+    /// When the options hold no usable certificate or name.
+    pub fn with_tls(options: &TlsOptions) -> Result<Self, TlsOptionsError> {
+        let builder = HttpsConnectorBuilder::new().with_tls_config(options.client_config()?).https_or_http();
+        let builder = match options.parsed_server_name()? {
+            Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
+            None => builder,
+        };
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        let connector: HttpsConnector<HttpConnector> = builder.enable_http1().wrap_connector(tcp);
+        Ok(Self(Box::new(pool(connector))))
+    }
+
+    /// Sends a request and reads the answer to its end. Any status is an answer.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn send(&self, request: Request, limits: Limits) -> Result<Response, Error> {
+        let server = server_of(request.uri());
+        let exchange = async {
+            let answer = self.0.send(request).await.map_err(|error| classify(&server, error))?;
+            let (head, body) = answer.into_parts();
+            let body = Limited::new(body, limits.bytes).collect().await.map_err(|source| {
+                if source.is::<LengthLimitError>() {
+                    Error::TooLarge { server: server.clone(), limit: limits.bytes }
+                } else {
+                    Error::Broken { server: server.clone(), source }
+                }
+            })?;
+            Ok(Response { status: head.status, headers: head.headers, body: body.to_bytes() })
+        };
+        match tokio::time::timeout(limits.time, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::TimedOut { server: server.clone(), limit: limits.time }),
+        }
+    }
+}
+
+fn server_of(uri: &Uri) -> String {
+    let authority = uri.authority().map_or("", |authority| authority.as_str());
+    // User information is a password.
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{}://{host}", uri.scheme_str().unwrap_or("http"))
+}
+
+/// The innermost cause says what happened; the wrappers around it say only that something did.
+fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
+    let server = server.to_owned();
+    let connecting = error.is_connect();
+    let mut innermost: &(dyn StdError + 'static) = &error;
+    let mut tls = false;
+    loop {
+        tls |= innermost.is::<rustls::Error>();
+        let held = innermost.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        match held.map(|held| held as &(dyn StdError + 'static)).or(innermost.source()) {
+            Some(next) => innermost = next,
+            None => break,
+        }
+    }
+    let source: Box<dyn StdError + Send + Sync> = innermost.to_string().into();
+    if tls {
+        Error::Tls { server, source }
+    } else if connecting {
+        Error::Unreachable { server, source }
+    } else {
+        Error::Broken { server, source }
+    }
+}

@@ -1,0 +1,54 @@
+//! Logging to standard error, as text or JSON.
+
+use tracing::Level;
+
+use crate::env::Env;
+
+/// `LOG_LEVEL` or `LOG_FORMAT` holds something else than it may.
+#[derive(Debug, thiserror::Error)]
+#[error("{variable} is {value:?}: expected {expected}")]
+pub struct LogError {
+    variable: &'static str,
+    value: String,
+    expected: &'static str,
+}
+
+/// Starts logging by `LOG_LEVEL` (`trace`, `debug`, `info`, `warn`, `error`; any case; else `default_level`, else
+/// `info`) and `LOG_FORMAT` (`text` or `json`; default `text`). A second call changes nothing.
+///
+/// # Errors
+/// When one of the two variables holds something else.
+pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
+    let level = match env.get("LOG_LEVEL") {
+        None => default_level.unwrap_or(Level::INFO),
+        Some(value) => value.parse().map_err(|_| LogError {
+            variable: "LOG_LEVEL",
+            value: value.to_owned(),
+            expected: "trace, debug, info, warn or error",
+        })?,
+    };
+    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    let started = match env.get("LOG_FORMAT") {
+        None | Some("text") => subscriber.with_target(false).try_init(),
+        Some("json") => subscriber.json().flatten_event(true).with_target(false).try_init(),
+        Some(value) => {
+            return Err(LogError { variable: "LOG_FORMAT", value: value.to_owned(), expected: "text or json" });
+        }
+    };
+    // Only a second call fails, and then logging has started.
+    let _ = started;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_level_or_format_is_named_with_what_would_do() {
+        let error = init(&Env::from_iter([("LOG_LEVEL", "loud")]), None).unwrap_err();
+        assert_eq!(error.to_string(), r#"LOG_LEVEL is "loud": expected trace, debug, info, warn or error"#);
+        let error = init(&Env::from_iter([("LOG_FORMAT", "xml")]), None).unwrap_err();
+        assert_eq!(error.to_string(), r#"LOG_FORMAT is "xml": expected text or json"#);
+    }
+}
