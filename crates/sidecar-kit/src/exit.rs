@@ -54,10 +54,6 @@ pub fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            eprintln!("{}: it needs arguments (see --help)", A::command().get_name());
-            std::process::exit(USAGE.into())
-        }
         let text = error.to_string();
         // Some libraries repeat their cause in their own text.
         if !line.ends_with(&text) {

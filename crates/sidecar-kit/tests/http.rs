@@ -1,9 +1,7 @@
 //! The HTTP client against servers that behave well, badly and not at all.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use sidecar_kit::http::{Client, Error, Limits, Response};
 use sidecar_kit::tls::TlsOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -74,57 +72,6 @@ async fn nonsense_and_half_an_answer_are_broken() {
         assert!(matches!(error, Error::Broken { .. }), "{error:?}");
         assert!(!error.to_string().contains("secret"));
     }
-}
-
-/// A TLS server for `localhost`; gives its URL and its certificate, which is its own authority.
-async fn tls_server() -> (String, Vec<u8>) {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://127.0.0.1:{}/", listener.local_addr().unwrap().port());
-    tokio::task::spawn_blocking(move || {
-        let config = Arc::new(config);
-        let listener = listener.into_std().unwrap();
-        listener.set_nonblocking(false).unwrap();
-        for stream in listener.incoming() {
-            let connection = rustls::ServerConnection::new(config.clone()).unwrap();
-            let mut tls = rustls::StreamOwned::new(connection, stream.unwrap());
-            let mut request = [0; 4096];
-            if std::io::Read::read(&mut tls, &mut request).is_ok() {
-                let _ = std::io::Write::write_all(&mut tls, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-                let _ = std::io::Write::flush(&mut tls);
-            }
-        }
-    });
-    (url, made.cert.pem().into_bytes())
-}
-
-#[test]
-fn a_private_authority_and_a_server_name_are_honoured() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let (url, authority) = tls_server().await;
-        let trusted =
-            TlsOptions { authorities: vec![authority], server_name: Some("localhost".to_owned()), insecure: false };
-        let status = async |options: &TlsOptions| {
-            get(&Client::with_tls(options).unwrap(), &url, LIMITS).await.map(|response| response.status.as_u16())
-        };
-        assert_eq!(status(&trusted).await.unwrap(), 200);
-        let wrong_name = TlsOptions { server_name: None, ..trusted.clone() };
-        assert!(matches!(status(&wrong_name).await, Err(Error::Tls { .. })));
-        let untrusted = TlsOptions { authorities: vec![], ..trusted.clone() };
-        assert!(matches!(status(&untrusted).await, Err(Error::Tls { .. })));
-        let insecure = TlsOptions { insecure: true, ..TlsOptions::default() };
-        assert_eq!(status(&insecure).await.unwrap(), 200);
-    });
-    // The server's thread accepts for ever.
-    runtime.shutdown_background();
 }
 
 #[test]

@@ -1,0 +1,177 @@
+//! Each of Consul's variables changes a real request: a row a variable.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, mpsc::Sender};
+use std::thread;
+
+use consul_api::{Client, Config};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use sidecar_kit::env::Env;
+use sidecar_kit::exit::one_line;
+
+/// Two servers that answer every request like an agent and tell what they were asked: `plain` or `tls(<server name>)`,
+/// then the request's head.
+struct Servers {
+    plain: String,
+    tls: String,
+    authority: String,
+    asked: Receiver<String>,
+}
+
+impl Servers {
+    fn start() -> Self {
+        let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "consul.test".to_owned()]).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let config = Arc::new(config);
+        let (sender, asked) = channel();
+        let plain = serve(sender.clone(), |stream| Some(("plain".to_owned(), stream)));
+        let tls = serve(sender, move |stream| {
+            let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), stream);
+            tls.conn.complete_io(&mut tls.sock).ok()?;
+            Some((format!("tls({})", tls.conn.server_name().unwrap_or_default()), tls))
+        });
+        Self { plain, tls, authority: made.cert.pem(), asked }
+    }
+
+    /// What the servers saw of a request made with these variables, or why there was none.
+    fn outcome(&self, variables: &[(&str, &str)]) -> String {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = match Config::from_env(&variables.iter().copied().collect::<Env>()).and_then(Client::new) {
+            Ok(client) => client,
+            Err(error) => return one_line(&error),
+        };
+        match runtime.block_on(client.leader()) {
+            Ok(leader) => {
+                assert_eq!(leader.as_deref(), Some("10.0.0.1:8300"));
+                self.asked.recv().unwrap()
+            }
+            Err(error) => one_line(&error),
+        }
+    }
+}
+
+fn serve<S: Read + Write>(
+    asked: Sender<String>,
+    accept: impl Fn(std::net::TcpStream) -> Option<(String, S)> + Send + 'static,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Some((kind, mut stream)) = accept(stream.unwrap()) else { continue };
+            let mut head = vec![0; 8192];
+            let Ok(read) = stream.read(&mut head) else { continue };
+            let _ = stream
+                .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 15\r\n\r\n\"10.0.0.1:8300\"");
+            let _ = stream.flush();
+            let _ = asked.send(format!("{kind} {}", String::from_utf8_lossy(&head[..read])));
+        }
+    });
+    address
+}
+
+#[test]
+fn each_variable_changes_a_real_request() {
+    let servers = Servers::start();
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let token_file = file("token", "from-the-file\n");
+    let ca_file = file("authorities/ca.pem", &servers.authority);
+    let ca_dir = dir.path().join("authorities").to_str().unwrap().to_owned();
+    let (plain, tls) = (servers.plain.as_str(), servers.tls.as_str());
+    let https = format!("https://{tls}");
+    let at_plain = [("CONSUL_HTTP_ADDR", plain)];
+    let at_tls = [("CONSUL_HTTP_ADDR", https.as_str())];
+    let trusted = [("CONSUL_HTTP_ADDR", https.as_str()), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
+    let without_scheme = [("CONSUL_HTTP_ADDR", tls), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
+    let with_token = [("CONSUL_HTTP_ADDR", plain), ("CONSUL_HTTP_TOKEN", "from-the-variable")];
+
+    // The variable, its value, the other variables, and what of the request's outcome it alone brings about.
+    let rows: &[(&str, &str, &[(&str, &str)], &str)] = &[
+        ("CONSUL_HTTP_ADDR", plain, &[], "plain GET /v1/status/leader HTTP/1.1"),
+        ("CONSUL_HTTP_ADDR", &format!("http://{plain}/consul/"), &[], "plain GET /consul/v1/status/leader HTTP/1.1"),
+        ("CONSUL_HTTP_ADDR", &https, &[("CONSUL_CACERT_PEM", &servers.authority)], "tls() GET /v1"),
+        ("CONSUL_HTTP_TOKEN", "abc", &at_plain, "x-consul-token: abc\r\n"),
+        ("CONSUL_HTTP_TOKEN_FILE", &token_file, &with_token, "x-consul-token: from-the-file\r\n"),
+        ("CONSUL_HTTP_AUTH", "user:password", &at_plain, "authorization: Basic dXNlcjpwYXNzd29yZA==\r\n"),
+        ("CONSUL_HTTP_SSL", "true", &without_scheme, "tls() GET /v1"),
+        ("CONSUL_HTTP_SSL_VERIFY", "false", &at_tls, "tls() GET /v1"),
+        ("CONSUL_CACERT", &ca_file, &at_tls, "tls() GET /v1"),
+        ("CONSUL_CAPATH", &ca_dir, &at_tls, "tls() GET /v1"),
+        ("CONSUL_CACERT_PEM", &servers.authority, &at_tls, "tls() GET /v1"),
+        ("CONSUL_TLS_SERVER_NAME", "consul.test", &trusted, "tls(consul.test) GET /v1"),
+        ("CONSUL_NAMESPACE", "team a", &at_plain, "GET /v1/status/leader?ns=team%20a HTTP/1.1"),
+        ("CONSUL_PARTITION", "part", &at_plain, "GET /v1/status/leader?partition=part HTTP/1.1"),
+    ];
+    for (variable, value, others, expected) in rows {
+        let without = servers.outcome(others);
+        assert!(!without.contains(expected), "without {variable}: {without}");
+        let with = servers.outcome(&[*others, &[(variable, value)]].concat());
+        assert!(with.contains(expected), "{variable}={value}: {with}");
+    }
+}
+
+#[test]
+fn a_rotated_token_file_is_read_for_the_next_request() {
+    let servers = Servers::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let env = Env::from_iter([("CONSUL_HTTP_ADDR", servers.plain.as_str()), ("CONSUL_HTTP_TOKEN_FILE", path)]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for token in ["first", "second"] {
+        std::fs::write(path, token).unwrap();
+        runtime.block_on(client.leader()).unwrap();
+        let asked = servers.asked.recv().unwrap();
+        assert!(asked.contains(&format!("x-consul-token: {token}\r\n")), "{asked}");
+    }
+    drop(file);
+    let error = runtime.block_on(client.leader()).unwrap_err();
+    assert!(one_line(&error).starts_with("no ACL token: cannot read the secret in /"), "{}", one_line(&error));
+}
+
+#[test]
+fn a_value_that_cannot_be_used_is_named_with_what_would_do() {
+    let rows = [
+        ("CONSUL_HTTP_ADDR", "ftp://consul", r#"CONSUL_HTTP_ADDR is "ftp://consul": expected host:port, http://"#),
+        ("CONSUL_HTTP_ADDR", "unix:///consul.sock", "unix sockets are not supported yet"),
+        ("CONSUL_HTTP_ADDR", "http://", "expected host:port"),
+        ("CONSUL_HTTP_SSL", "yes", r#"CONSUL_HTTP_SSL is "yes": expected true or false"#),
+        ("CONSUL_HTTP_SSL_VERIFY", "no", "expected true or false"),
+        ("CONSUL_CACERT", "/does/not/exist", "CONSUL_CACERT: cannot read /does/not/exist: No such file"),
+        ("CONSUL_CAPATH", "/does/not/exist", "CONSUL_CAPATH: cannot read /does/not/exist: No such file"),
+        ("CONSUL_CLIENT_CERT", "/cert.pem", "client certificates are not supported yet"),
+        ("CONSUL_CLIENT_KEY", "/key.pem", "client certificates are not supported yet"),
+    ];
+    for (variable, value, expected) in rows {
+        let error = Config::from_env(&Env::from_iter([(variable, value)])).unwrap_err();
+        assert!(one_line(&error).contains(expected), "{variable}={value}: {}", one_line(&error));
+    }
+    let error = Config::from_env(&Env::from_iter([("CONSUL_HTTP_AUTH", "passw0rd")])).unwrap_err();
+    assert!(!one_line(&error).contains("passw0rd"));
+    let bad = Env::from_iter([("CONSUL_HTTP_ADDR", "https://consul"), ("CONSUL_CACERT_PEM", "hello")]);
+    let error = Config::from_env(&bad).and_then(Client::new).unwrap_err();
+    assert!(one_line(&error).contains("no certificate in the PEM text"), "{}", one_line(&error));
+}
+
+#[test]
+fn neither_configuration_nor_client_prints_a_token() {
+    let env = Env::from_iter([("CONSUL_HTTP_TOKEN", "s3cr3t"), ("CONSUL_HTTP_AUTH", "user:s3cr3t")]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let shown = format!("{client:?} {:?}", client.config());
+    assert!(!shown.contains("s3cr3t") && !shown.contains("dXNlcj"), "{shown}");
+}

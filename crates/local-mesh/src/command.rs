@@ -1,0 +1,76 @@
+//! Other programs, run to their end.
+
+use std::io;
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+/// A program that is missing or failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It isn't installed.
+    #[error("{program} is missing: {install}")]
+    Missing {
+        /// The program.
+        program: String,
+        /// The line that installs it.
+        install: &'static str,
+    },
+    /// It could not be started.
+    #[error("cannot run {program}")]
+    Start {
+        /// The program.
+        program: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// It ended with another exit code than 0.
+    #[error("`{command}` failed ({status}): {message}")]
+    Failed {
+        /// The program and its arguments.
+        command: String,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// The last lines it printed.
+        message: String,
+    },
+}
+
+/// Runs a program to its end and gives its standard output.
+///
+/// # Errors
+/// See [`CommandError`].
+pub async fn run(command: &mut Command) -> Result<String, CommandError> {
+    let line = shown(command);
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).output();
+    let output = output.await.map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => CommandError::Missing { install: install(&program), program },
+        _ => CommandError::Start { program, source },
+    })?;
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() {
+        return Ok(stdout);
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let said = if stderr.trim().is_empty() { stdout.as_str() } else { &stderr };
+    let mut lines = said.lines().rev().filter(|line| !line.trim().is_empty()).take(6).collect::<Vec<_>>();
+    lines.reverse();
+    Err(CommandError::Failed { command: line, status: output.status, message: lines.join(" / ") })
+}
+
+fn shown(command: &Command) -> String {
+    let command = command.as_std();
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+fn install(program: &str) -> &'static str {
+    match program {
+        "apt-get" | "dpkg" => "the stand-ins come from Debian's packages; set CONSUL_IMAGE to a Consul image elsewhere",
+        "python3" => "apt-get install python3 python3-pip",
+        "docker" => "apt-get install docker.io",
+        "docker-compose" => "apt-get install docker-compose",
+        _ => "install it and have it in PATH",
+    }
+}

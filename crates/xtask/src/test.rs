@@ -1,0 +1,75 @@
+//! The tests: format, clippy, and three suites that can run alone.
+
+use std::time::Instant;
+
+use clap::ValueEnum;
+use local_mesh::{mesh, parts, workspace};
+use tokio::process::Command;
+
+use crate::progress::Reporter;
+
+/// A suite of tests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Suite {
+    /// Each crate's own tests.
+    Unit,
+    /// Our binaries against a real Consul agent, a real Envoy and a real Docker engine.
+    Process,
+    /// The local mesh, brought up once and taken down after.
+    Mesh,
+}
+
+/// A step of the tests that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TestError {
+    #[error("{what} failed: `{command}`")]
+    Failed { what: &'static str, command: String },
+    #[error("cannot run cargo")]
+    Cargo(#[source] std::io::Error),
+    #[error(transparent)]
+    Parts(#[from] parts::PartsError),
+    #[error(transparent)]
+    Mesh(#[from] mesh::MeshError),
+}
+
+/// Runs format, clippy and all suites, or the named suites alone.
+pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
+    let all = suites.is_empty();
+    let wanted = |suite| all || suites.contains(&suite);
+    if all {
+        cargo("format", &["fmt", "--all", "--check"]).await?;
+        cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]).await?;
+    }
+    if wanted(Suite::Unit) {
+        cargo("unit", &["test", "--workspace", "--exclude", "mesh-tests", "--quiet"]).await?;
+    }
+    if wanted(Suite::Process) {
+        parts::consul().await?;
+        parts::envoy().await?;
+        cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
+        cargo("process", &["test", "--package", "mesh-tests", "--test", "process"]).await?;
+    }
+    if wanted(Suite::Mesh) {
+        let begun = Instant::now();
+        let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
+        println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
+        let tested =
+            cargo("mesh", &["test", "--package", "mesh-tests", "--test", "mesh", "--", "--test-threads=1"]).await;
+        mesh::down().await?;
+        tested?;
+    }
+    Ok(())
+}
+
+async fn cargo(what: &'static str, arguments: &[&str]) -> Result<(), TestError> {
+    let command = format!("cargo {}", arguments.join(" "));
+    println!("── {what}: {command}");
+    let begun = Instant::now();
+    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let status = Command::new(program).args(arguments).current_dir(workspace()).status().await;
+    if !status.map_err(TestError::Cargo)?.success() {
+        return Err(TestError::Failed { what, command });
+    }
+    println!("── {what}: {:.0} s", begun.elapsed().as_secs_f32());
+    Ok(())
+}
