@@ -1,1 +1,3 @@
 //! The `process` suite.
+mod consul_api;
+mod envoy_entrypoint;

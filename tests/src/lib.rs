@@ -1,5 +1,6 @@
 //! Support for the tests: real programs started, watched and ended; HTTP; and the one way to wait.
 
+pub mod consul;
 pub mod http;
 pub mod process;
 

@@ -350,6 +350,9 @@ pub struct AgentCheck {
     /// What the last run or update said.
     #[serde(default)]
     pub output: String,
+    /// For humans; of a maintenance check the reason.
+    #[serde(default)]
+    pub notes: String,
     /// The service's ID; empty for a check of the node.
     #[serde(default, rename = "ServiceID")]
     pub service_id: String,

@@ -1,0 +1,198 @@
+//! The Consul client against a real agent: every call, and every kind of error that this agent gives.
+
+use std::time::Duration;
+
+use consul_api::{
+    CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, Proxy, ServiceKind, ServiceRegistration,
+    Upstream,
+};
+use mesh_tests::consul::Agent;
+use mesh_tests::eventually;
+use serde_json::json;
+use sidecar_kit::env::Env;
+
+fn client(agent: &Agent, token: &str) -> Client {
+    let env = Env::from_iter([("CONSUL_HTTP_ADDR", agent.http.as_str()), ("CONSUL_HTTP_TOKEN", token)]);
+    Client::new(Config::from_env(&env).unwrap()).unwrap()
+}
+
+fn service() -> ServiceRegistration {
+    ServiceRegistration {
+        id: "api-1".to_owned(),
+        name: "api".to_owned(),
+        port: Some(8080),
+        tags: vec!["v1".to_owned()],
+        meta: [("task-id".to_owned(), "1".to_owned())].into(),
+        checks: vec![CheckDefinition {
+            check_id: Some("api-1-app-consul-ecs".to_owned()),
+            name: "consul ecs synced".to_owned(),
+            ttl: Some("100000h".to_owned()),
+            status: Some(CheckStatus::Critical),
+            ..CheckDefinition::default()
+        }],
+        ..ServiceRegistration::default()
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_registered_read_put_into_maintenance_and_removed() {
+    let agent = Agent::start().await;
+    let client = client(&agent, "");
+    assert_eq!(client.agent_self().await.unwrap().grpc_port(), Some(agent.grpc_port));
+    assert!(client.leader().await.unwrap().is_some());
+
+    client.register_service(&service()).await.unwrap();
+    let read = client.agent_service("api-1").await.unwrap();
+    assert_eq!((read.service.as_str(), read.port, read.kind), ("api", 8080, None));
+    assert_eq!(read.tags, ["v1"]);
+    assert_eq!(read.meta["task-id"], "1");
+
+    let proxy = ServiceRegistration {
+        kind: Some(ServiceKind::ConnectProxy),
+        id: "api-1-sidecar-proxy".to_owned(),
+        name: "api-sidecar-proxy".to_owned(),
+        port: Some(20000),
+        proxy: Some(Proxy {
+            destination_service_name: "api".to_owned(),
+            destination_service_id: Some("api-1".to_owned()),
+            local_service_port: Some(8080),
+            upstreams: vec![Upstream {
+                destination_name: "db".to_owned(),
+                local_bind_port: 1234,
+                ..Upstream::default()
+            }],
+            ..Proxy::default()
+        }),
+        ..ServiceRegistration::default()
+    };
+    client.register_service(&proxy).await.unwrap();
+    let read = client.agent_service("api-1-sidecar-proxy").await.unwrap();
+    assert_eq!(read.kind, Some(ServiceKind::ConnectProxy));
+    let read = read.proxy.unwrap();
+    assert_eq!((read.destination_service_name.as_str(), read.upstreams[0].local_bind_port), ("api", 1234));
+    assert_eq!(client.agent_services().await.unwrap().len(), 2);
+
+    client.update_check("api-1-app-consul-ecs", CheckStatus::Passing, "HEALTHY").await.unwrap();
+    let checks = client.agent_checks().await.unwrap();
+    assert_eq!(checks["api-1-app-consul-ecs"].status, CheckStatus::Passing);
+    assert_eq!(checks["api-1-app-consul-ecs"].output, "HEALTHY");
+
+    client.set_maintenance("api-1", true, "the task stops").await.unwrap();
+    let checks = client.agent_checks().await.unwrap();
+    let maintenance = checks.values().find(|check| check.check_id.starts_with("_service_maintenance")).unwrap();
+    assert_eq!((maintenance.status, maintenance.notes.as_str()), (CheckStatus::Critical, "the task stops"));
+    client.set_maintenance("api-1", false, "").await.unwrap();
+    assert_eq!(client.agent_checks().await.unwrap().len(), 1);
+
+    client.deregister_service("api-1-sidecar-proxy").await.unwrap();
+    client.deregister_service("api-1").await.unwrap();
+    assert!(client.agent_services().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_blocking_query_returns_when_the_service_changes_and_not_before() {
+    let agent = Agent::start().await;
+    let client = client(&agent, "");
+    client.register_service(&service()).await.unwrap();
+    let wait = Duration::from_secs(30);
+    let first = eventually("the catalog has the service, and a wait without a change runs out", wait, async || {
+        let query =
+            async |after, wait| client.service_health("api", after, wait).await.map_err(|error| error.to_string());
+        let first = query(None, wait).await?;
+        let short = query(first.index, Duration::from_millis(300)).await?;
+        if first.value.is_empty() || short.index != first.index { Err("not yet".to_owned()) } else { Ok(first) }
+    })
+    .await;
+    assert_eq!(first.value[0].service.id, "api-1");
+    assert_eq!(client.catalog_service("api").await.unwrap()[0].datacenter, "dc1");
+    assert!(client.catalog_services().await.unwrap().contains_key("api"));
+    assert_eq!(client.catalog_nodes().await.unwrap().len(), 1);
+
+    let (changed, updated) = tokio::join!(
+        client.service_health("api", first.index, wait),
+        client.update_check("api-1-app-consul-ecs", CheckStatus::Passing, "")
+    );
+    updated.unwrap();
+    let changed = changed.unwrap();
+    assert_ne!(changed.index, first.index);
+    let check = changed.value[0].checks.iter().find(|check| check.service_id == "api-1").unwrap();
+    assert_eq!(check.status, CheckStatus::Passing);
+}
+
+#[tokio::test]
+async fn config_entries_and_intentions_are_written_read_and_removed() {
+    let agent = Agent::start().await;
+    let client = client(&agent, "");
+    let entry = json!({ "Kind": "service-defaults", "Name": "api", "Protocol": "http" });
+    client.put_config_entry(&entry).await.unwrap();
+    assert_eq!(client.config_entry("service-defaults", "api").await.unwrap()["Protocol"], "http");
+    assert_eq!(client.config_entries("service-defaults").await.unwrap().len(), 1);
+    client.delete_config_entry("service-defaults", "api").await.unwrap();
+    let missing = client.config_entry("service-defaults", "api").await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
+
+    let id = client.create_intention("web", "api", IntentionAction::Allow).await.unwrap();
+    let intentions = client.intentions().await.unwrap();
+    assert_eq!((intentions[0].id.as_str(), intentions[0].action), (id.as_str(), IntentionAction::Allow));
+    client.delete_intention(&id).await.unwrap();
+    assert!(client.intentions().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn errors_are_typed_by_what_the_agent_says() {
+    let agent = Agent::start_with_acls().await;
+    let management = client(&agent, &agent.management);
+    let missing = management.update_check("nope", CheckStatus::Passing, "").await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
+    let missing = management.agent_service("nope").await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
+    let missing = management.deregister_service("nope").await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
+    let missing = management.set_maintenance("nope", true, "").await.unwrap_err();
+    assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
+
+    let namespaced = ServiceRegistration { partition: Some("p".to_owned()), ..service() };
+    let unknown = management.register_service(&namespaced).await.unwrap_err();
+    assert!(matches!(&unknown, Error::UnknownField { field, .. } if field == "Partition"), "{unknown:?}");
+    assert!(!unknown.may_pass_at_start());
+    let nameless = ServiceRegistration { name: String::new(), ..service() };
+    let refused = management.register_service(&nameless).await.unwrap_err();
+    assert!(matches!(&refused, Error::Refused { status, .. } if *status == 400), "{refused:?}");
+    assert!(!refused.may_pass_at_start());
+
+    let unknown_token = client(&agent, "11111111-1111-1111-1111-111111111111");
+    let denied = unknown_token.agent_self().await.unwrap_err();
+    assert!(matches!(&denied, Error::PermissionDenied { body, .. } if body == "ACL not found"), "{denied:?}");
+    assert!(denied.may_pass_at_start());
+    let task = client(&agent, &agent.service_token("api").await);
+    let denied = task.agent_self().await.unwrap_err();
+    assert!(matches!(&denied, Error::PermissionDenied { body, .. } if body == "Permission denied"), "{denied:?}");
+    task.register_service(&service()).await.unwrap();
+    let foreign = ServiceRegistration { id: "web-1".to_owned(), name: "web".to_owned(), ..service() };
+    assert!(matches!(task.register_service(&foreign).await.unwrap_err(), Error::PermissionDenied { .. }));
+}
+
+#[tokio::test]
+async fn an_agent_without_servers_has_not_joined() {
+    let data = tempfile::tempdir().unwrap();
+    let port = mesh_tests::free_port();
+    let config = json!({
+        "data_dir": data.path(), "bind_addr": "127.0.0.1", "node_name": "alone",
+        "ports": { "http": port, "dns": -1, "serf_lan": mesh_tests::free_port(), "serf_wan": -1 }
+    });
+    let file = data.path().join("agent.json");
+    std::fs::write(&file, config.to_string()).unwrap();
+    let mut command = std::process::Command::new(mesh_tests::part("consul"));
+    let _agent = mesh_tests::process::Process::spawn(command.arg("agent").arg("-config-file").arg(file));
+    let env = Env::from_iter([("CONSUL_HTTP_ADDR", format!("127.0.0.1:{port}"))]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let error = eventually("the agent says that it has no servers", Duration::from_secs(20), async || {
+        match client.catalog_nodes().await {
+            Err(Error::Unreachable { .. }) => Err("not up yet".to_owned()),
+            other => Ok(other.unwrap_err()),
+        }
+    })
+    .await;
+    assert!(matches!(error, Error::NotJoined { .. }), "{error:?}");
+    assert!(error.may_pass_at_start());
+}

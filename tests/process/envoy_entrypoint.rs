@@ -1,0 +1,137 @@
+//! envoy-entrypoint, and through it `supervise`, from outside, in the manner of tini's tests.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::process::{Process, run};
+use mesh_tests::{binary, eventually, free_port};
+use rustix::process::Signal;
+
+const BOUND: Duration = Duration::from_secs(20);
+
+fn entrypoint(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("envoy-entrypoint"));
+    command.args(arguments);
+    command
+}
+
+#[tokio::test]
+async fn every_exit_code_is_passed_through() {
+    for code in 0..=255 {
+        let exit = format!("exit {code}");
+        let verb: &[&str] = if code % 2 == 0 { &["run", "sh", "-c", &exit] } else { &["sh", "-c", &exit] };
+        assert_eq!(run(&mut entrypoint(verb), BOUND).await.code, code);
+    }
+}
+
+#[tokio::test]
+async fn a_child_ended_by_a_signal_gives_128_and_its_number() {
+    for signal in [1, 2, 3, 6, 9, 11, 13, 15] {
+        let kill = format!("kill -{signal} $$");
+        assert_eq!(run(&mut entrypoint(&["sh", "-c", &kill]), BOUND).await.code, 128 + signal);
+    }
+}
+
+#[tokio::test]
+async fn every_signal_reaches_the_child() {
+    let forwarded = [
+        (Signal::HUP, "HUP"),
+        (Signal::INT, "INT"),
+        (Signal::QUIT, "QUIT"),
+        (Signal::USR1, "USR1"),
+        (Signal::USR2, "USR2"),
+        (Signal::PIPE, "PIPE"),
+        (Signal::ALARM, "ALRM"),
+        (Signal::TERM, "TERM"),
+        (Signal::WINCH, "WINCH"),
+        (Signal::CONT, "CONT"),
+    ];
+    let traps = forwarded.map(|(_, name)| format!("trap 'echo got {name}' {name}; ")).concat();
+    let script = format!("{traps} echo ready; while :; do sleep 0.05; done");
+    let process = Process::spawn(&mut entrypoint(&["sh", "-c", &script]));
+    process.says("ready", BOUND).await;
+    for (signal, name) in forwarded {
+        process.signal(signal);
+        process.says(&format!("got {name}"), BOUND).await;
+    }
+}
+
+#[tokio::test]
+async fn a_signal_goes_to_the_child_s_whole_process_group() {
+    let script = "sh -c 'trap \"echo grandchild; exit\" TERM; echo ready; while :; do sleep 0.05; done' & \
+                  trap 'echo child; wait; exit 5' TERM; while :; do sleep 0.05; done";
+    let mut process = Process::spawn(&mut entrypoint(&["sh", "-c", script]));
+    process.says("ready", BOUND).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 5);
+    process.says("grandchild", BOUND).await;
+}
+
+#[tokio::test]
+async fn term_right_after_the_start_is_not_lost() {
+    for _ in 0..20 {
+        let mut process = Process::spawn(&mut entrypoint(&["sleep", "60"]));
+        // As soon as its handlers stand, which is before the child starts.
+        eventually("the handlers stand", BOUND, async || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
+            let term = u64::from_str_radix(caught, 16).unwrap() >> (Signal::TERM.as_raw() - 1) & 1;
+            if term == 1 { Ok(()) } else { Err(caught.to_owned()) }
+        })
+        .await;
+        process.signal(Signal::TERM);
+        assert_eq!(process.exit_code(BOUND).await, 128 + 15);
+    }
+}
+
+#[tokio::test]
+async fn orphans_are_reaped() {
+    // Each inner shell leaves a child behind that ends by itself soon after.
+    let script = "for i in 1 2 3 4 5; do sh -c 'sleep 0.2 &'; done; echo left; sleep 60";
+    let process = Process::spawn(&mut entrypoint(&["sh", "-c", script]));
+    process.says("left", BOUND).await;
+    let children = format!("/proc/{0}/task/{0}/children", process.id());
+    eventually("only the child is left", BOUND, async || {
+        let children = std::fs::read_to_string(&children).unwrap();
+        if children.split_whitespace().count() == 1 { Ok(()) } else { Err(children) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_run_is_one_line_and_a_shell_s_exit_code() {
+    let missing = run(&mut entrypoint(&["no-such-program"]), BOUND).await;
+    assert_eq!((missing.code, missing.stderr.lines().count()), (127, 1));
+    assert_eq!(missing.stderr, "envoy-entrypoint: cannot run no-such-program: no such program\n");
+    let directory = run(&mut entrypoint(&["/tmp"]), BOUND).await;
+    assert_eq!((directory.code, directory.stderr.lines().count()), (126, 1));
+    let nothing = run(&mut entrypoint(&[]), BOUND).await;
+    assert_eq!((nothing.code, nothing.stderr.as_str()), (2, "envoy-entrypoint: it needs arguments (see --help)\n"));
+}
+
+#[tokio::test]
+async fn install_copies_a_binary_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("envoy-entrypoint");
+    for _ in 0..2 {
+        let installed = run(&mut entrypoint(&["install", dir.path().to_str().unwrap()]), BOUND).await;
+        assert_eq!((installed.code, installed.stderr.as_str()), (0, ""));
+    }
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(run(Command::new(&path).args(["sh", "-c", "exit 9"]), BOUND).await.code, 9);
+    let failed = run(&mut entrypoint(&["install", "/no/such/directory"]), BOUND).await;
+    assert_eq!((failed.code, failed.stderr.lines().count()), (1, 1));
+}
+
+#[tokio::test]
+async fn dial_tells_whether_something_listens() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    assert_eq!(run(&mut entrypoint(&["dial", &address]), BOUND).await.code, 0);
+    let closed = format!("127.0.0.1:{}", free_port());
+    let refused = run(&mut entrypoint(&["dial", &closed]), BOUND).await;
+    assert_eq!(refused.code, 1);
+    assert!(refused.stderr.contains(&format!("cannot connect to {closed}: Connection refused")), "{}", refused.stderr);
+}

@@ -1,0 +1,108 @@
+//! A real Consul agent on loopback, one for each test that asks.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process::Process;
+use crate::{eventually, free_port, http, part};
+
+/// A single server that is its own cluster; ended with the test.
+pub struct Agent {
+    /// Its HTTP address, `127.0.0.1:port`.
+    pub http: String,
+    /// Its gRPC port, on which it serves xDS (version 2).
+    pub grpc_port: u16,
+    /// Its management token; empty without ACLs.
+    pub management: String,
+    process: Process,
+    _data: TempDir,
+}
+
+impl Agent {
+    /// Starts a server without ACLs and waits for its leader.
+    pub async fn start() -> Self {
+        Self::start_with(&json!({})).await
+    }
+
+    /// Starts a server with ACLs default-deny, bootstraps them, and gives the agent itself the management token.
+    pub async fn start_with_acls() -> Self {
+        let management = "00000000-0000-0000-0000-00000000aaaa";
+        let acl = json!({ "acl": {
+            "enabled": true, "default_policy": "deny", "tokens": { "master": management, "agent": management }
+        } });
+        let mut agent = Self::start_with(&acl).await;
+        agent.management = management.to_owned();
+        let url = agent.url("/v1/acl/token/self");
+        eventually("the management token is known", Duration::from_secs(30), async || {
+            match http::request("GET", &url, &[("X-Consul-Token", management)], "").await? {
+                (200, _) => Ok(()),
+                (status, body) => Err(format!("{status}: {body}")),
+            }
+        })
+        .await;
+        agent
+    }
+
+    /// Starts a server with more configuration and waits for its leader.
+    pub async fn start_with(more: &Value) -> Self {
+        let data = tempfile::tempdir().expect("a temporary directory can be made");
+        let (http_port, grpc_port) = (free_port(), free_port());
+        let mut config = json!({
+            "server": true, "bootstrap": true, "node_name": "test", "datacenter": "dc1",
+            "data_dir": data.path(), "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1",
+            "enable_central_service_config": true, "connect": { "enabled": true },
+            "performance": { "raft_multiplier": 1 },
+            "ports": { "http": http_port, "grpc": grpc_port, "dns": -1,
+                       "serf_lan": free_port(), "serf_wan": -1, "server": free_port() }
+        });
+        for (key, value) in more.as_object().expect("configuration is an object") {
+            config[key] = value.clone();
+        }
+        let file = data.path().join("agent.json");
+        std::fs::write(&file, config.to_string()).expect("the configuration can be written");
+        let process = Process::spawn(Command::new(part("consul")).arg("agent").arg("-config-file").arg(file));
+        let http = format!("127.0.0.1:{http_port}");
+        let agent = Self { http, grpc_port, management: String::new(), process, _data: data };
+        let leader = agent.url("/v1/status/leader");
+        eventually("the agent has a leader", Duration::from_secs(30), async || {
+            let leader = http::get(&leader).await?;
+            if leader.trim().len() > 2 { Ok(()) } else { Err(format!("leader {leader}")) }
+        })
+        .await;
+        agent
+    }
+
+    /// A URL of its HTTP API.
+    #[must_use]
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.http)
+    }
+
+    /// A request to its HTTP API with the management token and a JSON body; the answer's JSON, or null where it has none.
+    ///
+    /// # Panics
+    /// When the answer's status isn't 200.
+    pub async fn call(&self, method: &str, path: &str, body: &Value) -> Value {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let token = [("X-Consul-Token", self.management.as_str())];
+        let (status, answer) = http::request(method, &self.url(path), &token, &body).await.expect("the agent answers");
+        assert_eq!(status, 200, "{method} {path}: {answer}");
+        serde_json::from_str(&answer).unwrap_or(Value::Null)
+    }
+
+    /// A new token that has one service identity and nothing else, as a task's token has.
+    pub async fn service_token(&self, service: &str) -> String {
+        let token = json!({ "ServiceIdentities": [{ "ServiceName": service }] });
+        let created = self.call("PUT", "/v1/acl/token", &token).await;
+        created["SecretID"].as_str().expect("a new token has a secret ID").to_owned()
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn output(&self) -> String {
+        self.process.output()
+    }
+}
