@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use bollard::Docker;
-use bollard::models::ContainerSummary;
+use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::ListContainersOptionsBuilder;
 
 /// The Compose project, and the label by which Compose marks its containers.
 pub const PROJECT: &str = "ecs-mesh";
 pub(crate) const PROJECT_LABEL: &str = "com.docker.compose.project=ecs-mesh";
+
+/// ECS's own label for a container's name within its task.
+const CONTAINER_NAME: &str = "com.amazonaws.ecs.container-name";
 
 /// The engine doesn't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -51,4 +54,43 @@ pub async fn containers(docker: &Docker, labels: &[&str]) -> Result<Vec<Containe
 #[must_use]
 pub fn label<'a>(container: &'a ContainerSummary, name: &str) -> Option<&'a str> {
     container.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+/// All that the engine knows of a container.
+///
+/// # Errors
+/// When there is no such container, or the engine refuses.
+pub async fn inspect(docker: &Docker, id: &str) -> Result<ContainerInspectResponse, DockerError> {
+    let inspected = docker.inspect_container(id, None).await;
+    inspected.map_err(|source| DockerError::Request { what: "cannot inspect a container", source })
+}
+
+/// All that the engine knows of the containers of a task of the local mesh, by their names within the task; without the
+/// holder of its network namespace.
+///
+/// # Errors
+/// When the engine refuses.
+pub async fn task(docker: &Docker, name: &str) -> Result<HashMap<String, ContainerInspectResponse>, DockerError> {
+    let mut task = HashMap::new();
+    for container in containers(docker, &[PROJECT_LABEL, &format!("ecs-mesh.task={name}")]).await? {
+        let holder = label(&container, "ecs-mesh.type") == Some("CNI_PAUSE");
+        if let (false, Some(id), Some(name)) = (holder, &container.id, label(&container, CONTAINER_NAME)) {
+            task.insert(name.to_owned(), inspect(docker, id).await?);
+        }
+    }
+    Ok(task)
+}
+
+/// Whether the tag that a container was created from names another image now.
+///
+/// # Errors
+/// When the engine refuses.
+pub async fn image_has_changed(docker: &Docker, container: &ContainerSummary) -> Result<bool, DockerError> {
+    let inspected = inspect(docker, container.id.as_deref().unwrap_or_default()).await?;
+    let tag = inspected.config.and_then(|config| config.image).unwrap_or_default();
+    match docker.inspect_image(&tag).await {
+        Ok(image) => Ok(image.id != inspected.image),
+        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => Ok(true),
+        Err(source) => Err(DockerError::Request { what: "cannot inspect an image", source }),
+    }
 }

@@ -70,8 +70,8 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
         let context = Context::new(image)?;
         context.binary(image)?;
         if image == "mesh-init" {
-            context.dir("mesh", 0o2770)?;
-            context.dir("config", 0o2770)?;
+            context.dir("empty/consul", 0o2770)?;
+            context.dir("empty/consul/config", 0o2770)?;
         }
         docker_build(image, &context, &[]).await?;
     }
@@ -80,8 +80,9 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
         let context = Context::new("consul")?;
         context.program(&consul, "consul").await?;
         context.binary("xds-bridge")?;
-        context.dir("data", 0o770)?;
-        context.dir("config", 0o2770)?;
+        context.dir("empty/consul", 0o770)?;
+        context.dir("empty/consul/data", 0o770)?;
+        context.dir("empty/consul/config", 0o770)?;
         docker_build("consul", &context, &[]).await?;
     }
     if let Some(envoy) = envoy {
@@ -93,7 +94,6 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
     progress.detail(&tag("sidecar-proxy"));
     let context = Context::new("sidecar-proxy")?;
     context.binary("envoy-entrypoint")?;
-    context.dir("mesh", 0o2770)?;
     docker_build("sidecar-proxy", &context, &[&format!("ENVOY_IMAGE={envoy_image}")]).await
 }
 

@@ -4,6 +4,7 @@
 //! of it enters a production image.
 
 pub mod command;
+pub mod compose;
 pub mod docker;
 pub mod images;
 pub mod mesh;

@@ -16,10 +16,11 @@ use sidecar_kit::wait::{Attempt, until};
 use tokio::process::Command;
 
 use crate::command::{CommandError, run};
-use crate::docker::{self, DockerError, PROJECT_LABEL, containers, label};
+use crate::compose::{self, ComposeError};
+use crate::docker::{self, DockerError, PROJECT_LABEL, containers, inspect, label};
 use crate::images::{self, ImagesError};
 use crate::timeline::{Event, Recorder};
-use crate::{Progress, mesh_dir, workspace};
+use crate::{Progress, mesh_dir};
 
 /// What the world outside asks the mesh: web's app.
 pub const FRONT: &str = "http://127.0.0.1:9090/";
@@ -42,6 +43,9 @@ pub enum MeshError {
     /// A tool is missing or failed.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// Compose doesn't.
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
     /// Something else listens there.
     #[error("port {port} of 127.0.0.1 is taken: end what listens there; {what} is to be published on it")]
     PortTaken {
@@ -95,12 +99,12 @@ pub const UP_STEPS: usize = images::STEPS + 2;
 /// See [`MeshError`].
 pub async fn up(progress: &dyn Progress) -> Result<Up, MeshError> {
     let docker = docker::connect().await?;
-    let compose = compose().await?;
     check_ports(&docker).await?;
     images::build(progress, UP_STEPS).await?;
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
+    compose::remove_outdated_tasks(&docker).await?;
     let mut recorder = Recorder::start(&docker);
-    if let Err(error) = run(compose.command().args(["up", "--detach", "--remove-orphans"])).await {
+    if let Err(error) = compose::run(None, &["up", "--detach", "--remove-orphans"]).await {
         // Compose says only that something failed; the container said why.
         return Err(failed_container(&docker).await?.unwrap_or(error.into()));
     }
@@ -125,8 +129,7 @@ pub async fn build_images(progress: &dyn Progress) -> Result<(), MeshError> {
 /// See [`MeshError`].
 pub async fn down() -> Result<(), MeshError> {
     let docker = docker::connect().await?;
-    let compose = compose().await?;
-    run(compose.command().args(["down", "--volumes", "--remove-orphans", "--timeout", "3"])).await?;
+    compose::run(None, &["down", "--volumes", "--remove-orphans", "--timeout", "3"]).await?;
     remove_images(&docker).await?;
     match std::fs::remove_dir_all(mesh_dir()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(MeshError::Remove(error)),
@@ -155,13 +158,25 @@ async fn remove_images(docker: &Docker) -> Result<(), MeshError> {
 /// # Errors
 /// See [`MeshError`]; a request that fails is the exit status's matter.
 pub async fn get(task: &str, url: &str) -> Result<ExitStatus, MeshError> {
+    let status = get_command(task, url).await?.stdin(Stdio::null()).status().await;
+    status.map_err(|source| CommandError::Start { program: "docker".to_owned(), source }.into())
+}
+
+/// The body of what a URL answers within a task's network namespace.
+///
+/// # Errors
+/// See [`MeshError`]; any status but 2xx is a failed command.
+pub async fn fetch(task: &str, url: &str) -> Result<String, MeshError> {
+    Ok(run(&mut get_command(task, url).await?).await?)
+}
+
+async fn get_command(task: &str, url: &str) -> Result<Command, MeshError> {
     let docker = docker::connect().await?;
     let holder = holder(&docker, task).await?;
     let mut command = Command::new("docker");
     command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--network", &format!("container:{holder}")]);
-    command.args(["ecs-mesh/demo-app:dev", "get", url]).stdin(Stdio::null());
-    let status = command.status().await;
-    status.map_err(|source| CommandError::Start { program: "docker".to_owned(), source }.into())
+    command.args(["ecs-mesh/demo-app:dev", "get", url]);
+    Ok(command)
 }
 
 /// The container that holds a task's network namespace.
@@ -184,39 +199,6 @@ fn is_running(container: &ContainerSummary) -> bool {
     container.state.as_ref().is_some_and(|state| state.to_string() == "running")
 }
 
-/// docker-compose as a program of its own, or as Docker's plugin.
-#[derive(Debug, Clone, Copy)]
-enum Compose {
-    Program,
-    Plugin,
-}
-
-impl Compose {
-    fn command(self) -> Command {
-        let mut command = match self {
-            Self::Program => Command::new("docker-compose"),
-            Self::Plugin => {
-                let mut command = Command::new("docker");
-                command.arg("compose");
-                command
-            }
-        };
-        command.current_dir(workspace());
-        command
-    }
-}
-
-async fn compose() -> Result<Compose, MeshError> {
-    let missing = match run(Compose::Program.command().arg("version")).await {
-        Ok(_) => return Ok(Compose::Program),
-        Err(error) => error,
-    };
-    match run(Compose::Plugin.command().arg("version")).await {
-        Ok(_) => Ok(Compose::Plugin),
-        Err(_) => Err(missing.into()),
-    }
-}
-
 /// Says which of the host's ports is taken before anything is built, unless the mesh itself has it.
 async fn check_ports(docker: &Docker) -> Result<(), MeshError> {
     let ours = containers(docker, &[PROJECT_LABEL]).await?;
@@ -236,9 +218,7 @@ async fn check_ports(docker: &Docker) -> Result<(), MeshError> {
 async fn failed_container(docker: &Docker) -> Result<Option<MeshError>, MeshError> {
     for container in containers(docker, &[PROJECT_LABEL]).await? {
         let Some(id) = container.id else { continue };
-        let inspected = docker.inspect_container(&id, None).await;
-        let inspected =
-            inspected.map_err(|source| DockerError::Request { what: "cannot inspect a container", source })?;
+        let inspected = inspect(docker, &id).await?;
         let state = inspected.state.unwrap_or_default();
         let code = state.exit_code.unwrap_or_default();
         if state.running != Some(true) && code != 0 {
