@@ -1,1 +1,255 @@
-//! The `mesh` suite.
+//! The local mesh, as `cargo xtask up` brings it up: `cargo xtask test mesh` does that, runs these one by one, and takes it
+//! down after.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bollard::Docker;
+use local_mesh::docker::{self, task};
+use local_mesh::{compose, mesh, workspace};
+use mesh_tests::{eventually, http};
+use serde_json::Value;
+
+/// How long the mesh may take to follow a change: a task that comes or goes, and the word of it.
+const BOUND: Duration = Duration::from_secs(90);
+
+/// The task of `api` that answered a request to web's app, sent from the host.
+async fn answering_task() -> Result<String, String> {
+    let answer = http::get_json(mesh::FRONT).await?;
+    let task = answer["upstreams"]["api"]["answer"]["task"].as_str();
+    task.map(str::to_owned).ok_or_else(|| answer.to_string())
+}
+
+/// Waits until exactly these tasks answer: in 20 requests in a row each of them does, and no other.
+async fn answered_by(tasks: &[&str]) {
+    let wanted = tasks.iter().map(|task| task_id(task)).collect::<BTreeSet<_>>();
+    eventually(&format!("{tasks:?} and no other answers"), BOUND, async || {
+        let mut answered = BTreeSet::new();
+        for _ in 0..20 {
+            answered.insert(answering_task().await?);
+        }
+        if answered == wanted { Ok(()) } else { Err(format!("{answered:?}")) }
+    })
+    .await;
+}
+
+/// A task's ID, from the file that docker-compose reads.
+fn task_id(task: &str) -> String {
+    let variables = std::fs::read_to_string(workspace().join(".env")).unwrap();
+    let variable = format!("{}_TASK_ID=", task.to_uppercase().replace('-', "_"));
+    variables.lines().find_map(|line| line.strip_prefix(&variable)).unwrap().to_owned()
+}
+
+/// The mesh as it was when `up` brought it up.
+async fn whole() -> Docker {
+    compose::run(None, &["up", "--detach"]).await.unwrap();
+    answered_by(&["api-1", "api-2"]).await;
+    docker::connect().await.unwrap()
+}
+
+/// The sum of all of a task's Envoy statistics whose names match.
+async fn statistic(task: &str, filter: &str) -> u64 {
+    let url = format!("http://127.0.0.1:19000/stats?filter={filter}");
+    let stats = mesh::fetch(task, &url).await.unwrap();
+    stats.lines().filter_map(|line| line.rsplit_once(": ")?.1.parse::<u64>().ok()).sum()
+}
+
+/// When each container of a task last started.
+async fn started(docker: &Docker, name: &str) -> Vec<(String, Option<String>)> {
+    let containers = task(docker, name).await.unwrap().into_iter();
+    let mut started = containers
+        .map(|(name, container)| (name, container.state.and_then(|state| state.started_at)))
+        .collect::<Vec<_>>();
+    started.sort();
+    started
+}
+
+#[tokio::test]
+async fn a_request_goes_through_both_envoys_with_mutual_tls() {
+    whole().await;
+    const UPSTREAM: &str = "^cluster.api.default.dc1.internal.*upstream_rq_2xx$";
+    const INBOUND: &str = "^http.public_listener_http.downstream_rq_2xx$";
+    let handshakes_out = "^cluster.api.default.dc1.internal.*ssl.handshake$";
+    let handshakes_in = "^listener.0.0.0.0_20000.ssl.handshake$";
+    let inbound = async || statistic("api-1", INBOUND).await + statistic("api-2", INBOUND).await;
+    // Envoy counts internal and external requests once more under those names; the filter takes the plain name alone.
+    let upstream = "^cluster.api.default.dc1.internal.[^.]*.consul.upstream_rq_2xx$";
+    assert!(statistic("web", UPSTREAM).await > 0);
+    let before = (statistic("web", upstream).await, inbound().await);
+    for _ in 0..20 {
+        answering_task().await.unwrap();
+    }
+    let after = (statistic("web", upstream).await, inbound().await);
+    assert_eq!(after.0 - before.0, 20, "web's Envoy sent each request upstream");
+    assert_eq!(after.1 - before.1, 20, "api's Envoys received each of them");
+    assert!(statistic("web", handshakes_out).await > 0, "web's Envoy spoke TLS");
+    for task in ["api-1", "api-2"] {
+        assert!(statistic(task, handshakes_in).await > 0, "the Envoy of {task} spoke TLS");
+    }
+    // The way is Consul's word: web's Envoy has both instances from it.
+    let clusters = mesh::fetch("web", "http://127.0.0.1:19000/clusters").await.unwrap();
+    let endpoints = clusters.lines().filter(|line| line.starts_with("api.default") && line.contains("::cx_active::"));
+    assert_eq!(endpoints.count(), 2, "{clusters}");
+}
+
+#[tokio::test]
+async fn plain_text_is_refused_at_the_public_listener() {
+    let docker = whole().await;
+    let api = task(&docker, "api-1").await.unwrap();
+    assert!(api.contains_key("sidecar-proxy"));
+    let refused = mesh::fetch("api-1", "http://127.0.0.1:20000/").await;
+    assert!(refused.is_err(), "a request without TLS was answered: {refused:?}");
+}
+
+#[tokio::test]
+async fn each_container_starts_after_what_it_depends_on() {
+    let docker = whole().await;
+    for name in ["web", "api-1", "api-2"] {
+        let containers = task(&docker, name).await.unwrap();
+        let state = |container: &str| containers[container].state.clone().unwrap();
+        let started = |container: &str| state(container).started_at.unwrap();
+        let finished = |container: &str| {
+            assert_eq!(state(container).exit_code, Some(0), "{container} of {name}");
+            state(container).finished_at.unwrap()
+        };
+        // Docker's times are RFC 3339 in UTC and sort as text to the microsecond.
+        let order = [
+            finished("consul-config"),
+            started("consul-client"),
+            started("mesh-init"),
+            finished("mesh-init"),
+            started("sidecar-proxy"),
+            first_healthy(&state("sidecar-proxy")),
+            started("app"),
+        ];
+        let order = order.map(|time| time[..23].to_owned());
+        assert!(order.is_sorted(), "{name}: {order:?}");
+    }
+}
+
+/// When the oldest health check that is still known succeeded.
+fn first_healthy(state: &bollard::models::ContainerState) -> String {
+    let log = state.health.clone().unwrap().log.unwrap();
+    let healthy = log.iter().find(|check| check.exit_code == Some(0)).unwrap();
+    // Docker keeps the last five: a younger one than the first says nothing against the order.
+    let started = state.started_at.clone().unwrap();
+    let checked = healthy.start.clone().unwrap();
+    if log.len() < 5 { checked } else { started }
+}
+
+#[tokio::test]
+async fn the_route_follows_when_a_task_goes_away_and_comes_back() {
+    let docker = whole().await;
+    let services = services_of("api-1").await;
+    compose::run(None, &with("stop", &services)).await.unwrap();
+    answered_by(&["api-2"]).await;
+    let nodes = http::get_json("http://127.0.0.1:8500/v1/health/service/api?passing").await.unwrap();
+    assert_eq!(nodes.as_array().unwrap().len(), 1, "{nodes}");
+    compose::run(None, &["up", "--detach"]).await.unwrap();
+    answered_by(&["api-1", "api-2"]).await;
+    drop(docker);
+}
+
+#[tokio::test]
+async fn a_task_whose_mesh_init_fails_stops_at_it_and_disturbs_no_other() {
+    let docker = whole().await;
+    let services = services_of("api-2").await;
+    let before = (started(&docker, "web").await, started(&docker, "api-1").await);
+    compose::run(None, &with("stop", &services)).await.unwrap();
+    compose::run(None, &[&["rm", "--force", "-v"], strs(&services).as_slice()].concat()).await.unwrap();
+    let broken = workspace().join("tests/mesh/broken-api-2.yml");
+    let failed =
+        compose::run(Some(&broken), &with("up", &[vec!["--detach".to_owned()], services.clone()].concat())).await;
+    assert!(failed.is_err(), "compose tells that a task failed");
+    let containers = task(&docker, "api-2").await.unwrap();
+    assert_eq!(containers["mesh-init"].state.clone().unwrap().exit_code, Some(1));
+    for later in ["sidecar-proxy", "app"] {
+        let state = containers.get(later).and_then(|container| container.state.clone());
+        assert!(state.is_none_or(|state| state.running != Some(true)), "{later} runs");
+    }
+    answered_by(&["api-1"]).await;
+    assert_eq!((started(&docker, "web").await, started(&docker, "api-1").await), before);
+    compose::run(None, &[&["rm", "--stop", "--force", "-v"], strs(&services).as_slice()].concat()).await.unwrap();
+    whole().await;
+}
+
+#[tokio::test]
+async fn a_task_whose_envoy_dies_is_stopped_as_a_whole_and_disturbs_no_other() {
+    let docker = whole().await;
+    let before = (started(&docker, "web").await, started(&docker, "api-1").await);
+    let containers = task(&docker, "api-2").await.unwrap();
+    let envoy = containers["sidecar-proxy"].id.clone().unwrap();
+    docker.kill_container(&envoy, None).await.unwrap();
+    answered_by(&["api-1"]).await;
+    eventually("ecs-local stops the task's other containers", BOUND, async || {
+        let containers = task(&docker, "api-2").await.unwrap();
+        let running =
+            containers.iter().filter(|(_, c)| c.state.as_ref().is_some_and(|state| state.running == Some(true)));
+        let running = running.map(|(name, _)| name.as_str()).collect::<Vec<_>>();
+        if running.is_empty() { Ok(()) } else { Err(format!("{running:?} run")) }
+    })
+    .await;
+    assert_eq!((started(&docker, "web").await, started(&docker, "api-1").await), before);
+    whole().await;
+}
+
+#[tokio::test]
+async fn setup_wrote_the_config_entries_and_a_second_run_changes_nothing() {
+    whole().await;
+    let read = async || http::get_json("http://127.0.0.1:8500/v1/config/service-defaults").await.unwrap();
+    let entries = read().await;
+    let names = entries.as_array().unwrap().iter().map(|entry| (entry["Name"].clone(), entry["Protocol"].clone()));
+    let names = names.collect::<Vec<(Value, Value)>>();
+    assert_eq!(names, [("api".into(), "http".into()), ("web".into(), "http".into())]);
+    compose::run(None, &["run", "--rm", "--no-deps", "setup", "--http-service", "web", "--http-service", "api"])
+        .await
+        .unwrap();
+    let again = read().await;
+    for (entry, again) in entries.as_array().unwrap().iter().zip(again.as_array().unwrap()) {
+        assert_eq!(entry["Protocol"], again["Protocol"]);
+        assert_eq!(entry["CreateIndex"], again["CreateIndex"]);
+    }
+}
+
+#[tokio::test]
+async fn a_second_up_starts_nothing_anew_but_what_had_ended() {
+    let docker = whole().await;
+    let running = async || {
+        let mut all = Vec::new();
+        for name in ["web", "api-1", "api-2"] {
+            let containers = started(&docker, name).await.into_iter();
+            all.extend(
+                containers.filter(|(container, _)| !["consul-config", "mesh-init"].contains(&container.as_str())),
+            );
+        }
+        all
+    };
+    let before = running().await;
+    let index = async || {
+        let nodes = http::get_json("http://127.0.0.1:8500/v1/catalog/service/api-sidecar-proxy").await.unwrap();
+        let mut indexes =
+            nodes.as_array().unwrap().iter().map(|node| node["ModifyIndex"].to_string()).collect::<Vec<_>>();
+        indexes.sort();
+        indexes
+    };
+    let registered = index().await;
+    let up = mesh::up(&local_mesh::Quiet).await.unwrap();
+    assert_eq!(up.status, 200);
+    assert_eq!(running().await, before);
+    assert_eq!(index().await, registered, "mesh-init ran again and changed nothing");
+}
+
+/// The names in docker-compose.yml of a task's services.
+async fn services_of(task: &str) -> Vec<String> {
+    let services = compose::run(None, &["config", "--services"]).await.unwrap();
+    let of_task = |service: &&str| *service == task || service.starts_with(&format!("{task}-"));
+    services.lines().filter(of_task).map(str::to_owned).collect()
+}
+
+fn strs(words: &[String]) -> Vec<&str> {
+    words.iter().map(String::as_str).collect()
+}
+
+fn with<'a>(verb: &'a str, words: &'a [String]) -> Vec<&'a str> {
+    [&[verb], strs(words).as_slice()].concat()
+}

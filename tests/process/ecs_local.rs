@@ -1,0 +1,500 @@
+//! ecs-local against the real Docker engine.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use mesh_tests::http::{get_json, request};
+use mesh_tests::process::{Process, run};
+use mesh_tests::{binary, eventually, free_port};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A Docker command; gives its output, trimmed.
+fn docker(arguments: &[&str]) -> Result<String, String> {
+    // The classic builder alone builds FROM scratch without anything else installed.
+    let output = Command::new("docker").env("DOCKER_BUILDKIT", "0").args(arguments).output();
+    let output = output.map_err(|error| format!("cannot run docker ({error}): install Docker and start it"))?;
+    let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    }
+    let hint = if error.contains("Cannot connect to the Docker daemon") { " (start Docker)" } else { "" };
+    Err(format!("docker {}: {error}{hint}", arguments.join(" ")))
+}
+
+/// An ecs-local for one cluster of its own, and the containers of one task; all goes with it.
+struct Cluster {
+    name: String,
+    url: String,
+    port: u16,
+    process: Option<Process>,
+    image: String,
+    networks: Vec<String>,
+}
+
+const TASK_ID: &str = "0123456789abcdef0123456789abcdef";
+
+impl Cluster {
+    async fn new(test: &str) -> Self {
+        let name = format!("ecs-mesh-test-{test}-{}", std::process::id());
+        let context = tempfile::tempdir().unwrap();
+        for program in ["ecs-local", "demo-app"] {
+            std::fs::copy(binary(program), context.path().join(program)).unwrap();
+        }
+        std::fs::write(context.path().join("Dockerfile"), "FROM scratch\nCOPY ecs-local demo-app /\n").unwrap();
+        let port = free_port();
+        let mut cluster = Self {
+            url: format!("http://127.0.0.1:{port}"),
+            port,
+            process: None,
+            image: format!("{name}:dev"),
+            networks: Vec::new(),
+            name,
+        };
+        docker(&["build", "--quiet", "--tag", &cluster.image, context.path().to_str().unwrap()]).unwrap();
+        cluster.start().await;
+        cluster
+    }
+
+    async fn start(&mut self) {
+        let mut command = Command::new(binary("ecs-local"));
+        command.args(["serve", "--listen", &format!("127.0.0.1:{}", self.port), "--cluster", &self.name]);
+        let process = Process::spawn(&mut command);
+        process.says("answering on", SOON).await;
+        self.process = Some(process);
+    }
+
+    fn network(&mut self, subnet: &str) -> String {
+        let network = format!("{}-{}", self.name, self.networks.len());
+        let subnet = if subnet.is_empty() { vec![] } else { vec!["--subnet", subnet] };
+        docker(&[&["network", "create"], &subnet[..], &[&network]].concat()).unwrap();
+        self.networks.push(network.clone());
+        network
+    }
+
+    fn docker_name(&self, container: &str) -> String {
+        format!("{}-{container}", self.name)
+    }
+
+    fn endpoint(&self, container: &str) -> String {
+        format!("{}/v4/{TASK_ID}-{container}", self.url)
+    }
+
+    /// Creates a container of the task; options go before the image, the command after it.
+    fn create(&self, container: &str, options: &[&str], command: &[&str]) {
+        let arn = format!("arn:aws:ecs:eu-north-1:210987654321:task/{}/{TASK_ID}", self.name);
+        let labels = [
+            format!("com.amazonaws.ecs.cluster={}", self.name),
+            format!("com.amazonaws.ecs.task-arn={arn}"),
+            "com.amazonaws.ecs.task-definition-family=web".to_owned(),
+            "com.amazonaws.ecs.task-definition-version=3".to_owned(),
+            format!("com.amazonaws.ecs.container-name={container}"),
+        ];
+        let name = self.docker_name(container);
+        let mut arguments = vec!["create", "--name", &name];
+        for label in &labels {
+            arguments.extend(["--label", label]);
+        }
+        arguments.extend(options);
+        arguments.push(&self.image);
+        arguments.extend(command);
+        docker(&arguments).unwrap();
+    }
+
+    fn run(&self, container: &str, options: &[&str], command: &[&str]) {
+        self.create(container, options, command);
+        docker(&["start", &self.docker_name(container)]).unwrap();
+    }
+
+    fn run_pause(&self, networks: &[&str]) {
+        let mut options = vec!["--label", "ecs-mesh.type=CNI_PAUSE", "--label", "ecs-mesh.stop-timeout=2"];
+        options.extend(["--network", networks.first().copied().unwrap_or("none")]);
+        self.create("pause", &options, &["/ecs-local", "pause"]);
+        for network in networks.iter().skip(1) {
+            docker(&["network", "connect", network, &self.docker_name("pause")]).unwrap();
+        }
+        docker(&["start", &self.docker_name("pause")]).unwrap();
+    }
+
+    /// Runs an app in the pause container's network namespace.
+    fn run_app(&self, container: &str, options: &[&str], command: &[&str]) {
+        let joined = format!("container:{}", self.docker_name("pause"));
+        self.run(container, &[&["--network", &joined], options].concat(), command);
+    }
+
+    async fn task(&self) -> Result<Value, String> {
+        // Any of its containers will do.
+        get_json(&format!("{}/task", self.endpoint("pause"))).await
+    }
+
+    async fn until_task(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, SOON, async || {
+            let task = self.task().await?;
+            if holds(&task) { Ok(task) } else { Err(task.to_string()) }
+        })
+        .await
+    }
+
+    fn finished_at(&self, container: &str) -> String {
+        docker(&["inspect", "--format", "{{.State.FinishedAt}}", &self.docker_name(container)]).unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.process = None;
+        let label = format!("label=com.amazonaws.ecs.cluster={}", self.name);
+        if let Ok(ids) = docker(&["ps", "--all", "--quiet", "--filter", &label]) {
+            let ids: Vec<&str> = ids.split_whitespace().collect();
+            if !ids.is_empty() {
+                let _ = docker(&[&["rm", "--force", "--volumes"], &ids[..]].concat());
+            }
+        }
+        for network in &self.networks {
+            let _ = docker(&["network", "rm", network]);
+        }
+        let _ = docker(&["rmi", &self.image]);
+    }
+}
+
+fn container<'a>(task: &'a Value, name: &str) -> &'a Value {
+    let containers = task["Containers"].as_array().unwrap();
+    containers.iter().find(|container| container["Name"] == name).unwrap_or_else(|| panic!("no {name} in {task}"))
+}
+
+/// Objects whose keys are data.
+const MAPS: [&str; 3] = ["Labels", "LogOptions", "TaskTags"];
+
+/// Every key's path and JSON type, through all objects and arrays.
+fn shape(value: &Value) -> BTreeSet<(String, &'static str)> {
+    fn walk(path: &str, value: &Value, shape: &mut BTreeSet<(String, &'static str)>) {
+        let type_ = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(_) => "number",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        shape.insert((path.to_owned(), type_));
+        let key = path.rsplit(['.', ']']).next().unwrap_or_default();
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| walk(&format!("{path}[]"), item, shape)),
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    let name = if MAPS.contains(&key) { "*" } else { name };
+                    walk(&format!("{path}.{name}"), field, shape);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut found = BTreeSet::new();
+    walk("", value, &mut found);
+    found
+}
+
+fn documented(keys: &[(&str, &'static str)]) -> BTreeSet<(String, &'static str)> {
+    keys.iter().map(|(path, type_)| ((*path).to_owned(), *type_)).collect()
+}
+
+/// The keys of a container in AWS's examples for EC2 and for Fargate alike.
+const CONTAINER: &[(&str, &str)] = &[
+    ("", "object"),
+    (".DockerId", "string"),
+    (".Name", "string"),
+    (".DockerName", "string"),
+    (".Image", "string"),
+    (".ImageID", "string"),
+    (".Labels", "object"),
+    (".Labels.*", "string"),
+    (".DesiredStatus", "string"),
+    (".KnownStatus", "string"),
+    (".Limits", "object"),
+    (".Limits.CPU", "number"),
+    (".Limits.Memory", "number"),
+    (".CreatedAt", "string"),
+    (".StartedAt", "string"),
+    (".Type", "string"),
+    (".Networks", "array"),
+    (".Networks[]", "object"),
+    (".Networks[].NetworkMode", "string"),
+    (".Networks[].IPv4Addresses", "array"),
+    (".Networks[].IPv4Addresses[]", "string"),
+    (".Networks[].AttachmentIndex", "number"),
+    (".Networks[].MACAddress", "string"),
+    (".Networks[].IPv4SubnetCIDRBlock", "string"),
+    (".Networks[].PrivateDNSName", "string"),
+    (".Networks[].SubnetGatewayIpv4Address", "string"),
+];
+/// And of those that are not pause containers.
+const CONTAINER_NORMAL: &[(&str, &str)] =
+    &[(".LogDriver", "string"), (".LogOptions", "object"), (".LogOptions.*", "string"), (".ContainerARN", "string")];
+/// Of a container on Fargate only.
+const CONTAINER_FARGATE: &[(&str, &str)] = &[
+    (".Networks[].DomainNameServers", "array"),
+    (".Networks[].DomainNameServers[]", "string"),
+    (".Networks[].DomainNameSearchList", "array"),
+    (".Networks[].DomainNameSearchList[]", "string"),
+    (".Snapshotter", "string"),
+];
+/// The keys of a task in AWS's examples for EC2 and for Fargate alike, but for what is in its containers.
+const TASK: &[(&str, &str)] = &[
+    ("", "object"),
+    (".Cluster", "string"),
+    (".TaskARN", "string"),
+    (".Family", "string"),
+    (".Revision", "string"),
+    (".DesiredStatus", "string"),
+    (".KnownStatus", "string"),
+    (".PullStartedAt", "string"),
+    (".PullStoppedAt", "string"),
+    (".AvailabilityZone", "string"),
+    (".LaunchType", "string"),
+    (".Containers", "array"),
+];
+/// Of a task on EC2 only; `ServiceName` too, for a task of an ECS service, which a local task is not.
+const TASK_EC2: &[(&str, &str)] = &[(".VPCID", "string")];
+/// Of a task on Fargate only.
+const TASK_FARGATE: &[(&str, &str)] = &[
+    (".Limits", "object"),
+    (".Limits.CPU", "number"),
+    (".Limits.Memory", "number"),
+    (".ClockDrift", "object"),
+    (".ClockDrift.ClockErrorBound", "number"),
+    (".ClockDrift.ReferenceTimestamp", "string"),
+    (".ClockDrift.ClockSynchronizationStatus", "string"),
+    (".EphemeralStorageMetrics", "object"),
+    (".EphemeralStorageMetrics.Utilized", "number"),
+    (".EphemeralStorageMetrics.Reserved", "number"),
+];
+
+fn is_rfc3339_in_utc(time: &Value) -> bool {
+    let text = time.as_str().unwrap_or_default();
+    let Some((seconds, fraction)) = text.strip_suffix('Z').map(|text| text.split_once('.').unwrap_or((text, "0")))
+    else {
+        return false;
+    };
+    let pattern = "dddd-dd-ddTdd:dd:dd";
+    let alike = |(c, p): (char, char)| if p == 'd' { c.is_ascii_digit() } else { c == p };
+    seconds.len() == pattern.len()
+        && seconds.chars().zip(pattern.chars()).all(alike)
+        && fraction.chars().all(|c| c.is_ascii_digit())
+}
+
+#[tokio::test]
+async fn ecs_local_answers_with_the_keys_and_types_of_aws_s_examples() {
+    let mut cluster = Cluster::new("shape").await;
+    let (mesh, metadata) = (cluster.network(""), cluster.network("169.254.213.0/24"));
+    cluster.run_pause(&[&metadata, &mesh]);
+    let log = ["--log-opt", "max-size=1m", "--memory", "64m", "--cpu-shares", "128"];
+    let tag = ["--label", "ecs-mesh.tag.team=blue"];
+    cluster.run_app("web", &[&log[..], &tag[..]].concat(), &["/demo-app", "serve"]);
+
+    let task = cluster.task().await.unwrap();
+    let (pause, web) = (container(&task, "pause"), container(&task, "web"));
+    let all = |parts: &[&[(&str, &'static str)]]| documented(&parts.concat());
+    assert_eq!(shape(pause), documented(CONTAINER));
+    assert_eq!(shape(web), all(&[CONTAINER, CONTAINER_NORMAL]));
+    let mut of_task = task.clone();
+    of_task["Containers"] = Value::Array(Vec::new());
+    assert_eq!(shape(&of_task), all(&[TASK, TASK_EC2]));
+    // With what only Fargate has, they are the shapes of AWS's examples for Fargate.
+    let fargate = all(&[CONTAINER, CONTAINER_NORMAL, CONTAINER_FARGATE]);
+    let own: BTreeSet<_> = shape(web).union(&documented(CONTAINER_FARGATE)).cloned().collect();
+    assert_eq!(own, fargate);
+    let own: BTreeSet<_> = shape(&of_task).difference(&documented(TASK_EC2)).cloned().collect();
+    assert_eq!(own.union(&documented(TASK_FARGATE)).cloned().collect::<BTreeSet<_>>(), all(&[TASK, TASK_FARGATE]));
+
+    // The container's own endpoint says the same of it.
+    assert_eq!(get_json(&cluster.endpoint("web")).await.unwrap(), *web);
+    // Tags come with /taskWithTags alone.
+    assert_eq!(task.get("TaskTags"), None);
+    let tagged = get_json(&format!("{}/taskWithTags", cluster.endpoint("web"))).await.unwrap();
+    assert_eq!(tagged["TaskTags"], serde_json::json!({"team": "blue"}));
+
+    assert_eq!(task["Cluster"], *cluster.name);
+    assert_eq!(task["TaskARN"], format!("arn:aws:ecs:eu-north-1:210987654321:task/{}/{TASK_ID}", cluster.name));
+    assert_eq!((&task["Family"], &task["Revision"]), (&"web".into(), &"3".into()));
+    assert_eq!((&task["DesiredStatus"], &task["KnownStatus"]), (&"RUNNING".into(), &"RUNNING".into()));
+    assert_eq!(task["LaunchType"], "EC2");
+    assert_eq!((&pause["Type"], &pause["KnownStatus"]), (&"CNI_PAUSE".into(), &"RESOURCES_PROVISIONED".into()));
+    assert_eq!((&web["Type"], &web["KnownStatus"]), (&"NORMAL".into(), &"RUNNING".into()));
+    assert_eq!(web["Limits"], serde_json::json!({"CPU": 128, "Memory": 64}));
+    for time in [&task["PullStartedAt"], &task["PullStoppedAt"], &web["CreatedAt"], &web["StartedAt"]] {
+        assert!(is_rfc3339_in_utc(time), "{time}");
+    }
+    let format = format!("{{{{(index .NetworkSettings.Networks \"{mesh}\").IPAddress}}}}");
+    let address = docker(&["inspect", "--format", &format, &cluster.docker_name("pause")]).unwrap();
+    for container in [pause, web] {
+        assert_eq!(container["Networks"].as_array().unwrap().len(), 1);
+        assert_eq!(container["Networks"][0]["IPv4Addresses"], serde_json::json!([address]));
+    }
+}
+
+#[tokio::test]
+async fn ecs_local_answers_404_for_what_it_does_not_know() {
+    let cluster = Cluster::new("unknown").await;
+    cluster.run_pause(&[]);
+    for path in ["/v4/nobody", "/v4/nobody/task", "/v4/", "/", "/v3/x", "/v4/nobody/taskWithTags"] {
+        assert_eq!(request("GET", &format!("{}{path}", cluster.url), &[], "").await.unwrap().0, 404, "{path}");
+    }
+    assert_eq!(request("GET", &cluster.endpoint("pause"), &[], "").await.unwrap().0, 200);
+    assert_eq!(request("GET", &format!("{}/stats", cluster.endpoint("pause")), &[], "").await.unwrap().0, 404);
+    assert_eq!(request("PUT", &cluster.endpoint("pause"), &[], "").await.unwrap().0, 405);
+    docker(&["rm", "--force", &cluster.docker_name("pause")]).unwrap();
+    assert_eq!(request("GET", &cluster.endpoint("pause"), &[], "").await.unwrap().0, 404);
+}
+
+#[tokio::test]
+async fn ecs_local_follows_a_container_s_health_and_shows_none_without_a_health_check() {
+    let mut cluster = Cluster::new("health").await;
+    let mesh = cluster.network("");
+    cluster.run_pause(&[&mesh]);
+    // Docker's --health-cmd wants a shell, which a scratch image has not: the check comes from an image.
+    let context = tempfile::tempdir().unwrap();
+    let check = "HEALTHCHECK --interval=200ms --retries=1 CMD [\"/demo-app\", \"health\"]";
+    std::fs::write(context.path().join("Dockerfile"), format!("FROM {}\n{check}\n", cluster.image)).unwrap();
+    let plain = std::mem::replace(&mut cluster.image, format!("{}-checked:dev", cluster.name));
+    docker(&["build", "--quiet", "--tag", &cluster.image, context.path().to_str().unwrap()]).unwrap();
+    let joined = format!("container:{}", cluster.docker_name("pause"));
+    cluster.create("web", &["--network", &joined], &["/demo-app", "serve", "--listen", "0.0.0.0:8080"]);
+    assert_eq!(get_json(&cluster.endpoint("web")).await.unwrap()["Health"]["status"], "UNKNOWN");
+    docker(&["start", &cluster.docker_name("web")]).unwrap();
+
+    let health = async |status: &str| {
+        eventually(&format!("web is {status}"), SOON, async || {
+            let web = get_json(&cluster.endpoint("web")).await?;
+            if web["Health"]["status"] == status { Ok(web["Health"].clone()) } else { Err(web.to_string()) }
+        })
+        .await
+    };
+    let healthy = health("HEALTHY").await;
+    assert_eq!(healthy["output"], "200 \"healthy\"\n");
+    assert!(is_rfc3339_in_utc(&healthy["statusSince"]), "{healthy}");
+    assert_eq!(healthy.get("exitCode"), None);
+    // The time stays while the status does, though Docker keeps only the last five checks.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert_eq!(health("HEALTHY").await["statusSince"], healthy["statusSince"]);
+
+    let web = get_json(&cluster.endpoint("web")).await.unwrap();
+    let address = web["Networks"][0]["IPv4Addresses"][0].as_str().unwrap();
+    let turn = format!("http://{address}:8080/health?status=unhealthy");
+    assert_eq!(request("PUT", &turn, &[], "").await.unwrap().0, 200);
+    let unhealthy = health("UNHEALTHY").await;
+    assert_eq!(unhealthy["exitCode"], 1);
+    assert_ne!(unhealthy["statusSince"], healthy["statusSince"]);
+
+    let task = cluster.task().await.unwrap();
+    assert_eq!(container(&task, "pause").get("Health"), None);
+    docker(&["rm", "--force", &cluster.docker_name("web")]).unwrap();
+    docker(&["rmi", &std::mem::replace(&mut cluster.image, plain)]).unwrap();
+}
+
+#[tokio::test]
+async fn ecs_local_shows_exit_code_and_end_of_a_container_that_exited_and_the_task_goes_on_if_it_is_not_essential() {
+    let cluster = Cluster::new("exit").await;
+    cluster.run_pause(&[]);
+    cluster.run_app("init", &["--label", "ecs-mesh.essential=false"], &["/demo-app", "get", "127.0.0.1:1"]);
+    let task = cluster.until_task("init has exited", |task| container(task, "init")["KnownStatus"] == "STOPPED").await;
+    let init = container(&task, "init");
+    assert_eq!((&init["ExitCode"], &init["DesiredStatus"]), (&1.into(), &"RUNNING".into()));
+    assert!(is_rfc3339_in_utc(&init["FinishedAt"]), "{init}");
+    assert_eq!((&task["DesiredStatus"], &task["KnownStatus"]), (&"RUNNING".into(), &"RUNNING".into()));
+    let pause = container(&task, "pause");
+    assert_eq!((pause.get("ExitCode"), pause.get("FinishedAt")), (None, None));
+}
+
+#[tokio::test]
+async fn ecs_local_stops_a_task_whose_essential_container_exits_the_pause_container_last() {
+    let cluster = Cluster::new("essential").await;
+    cluster.run_pause(&[]);
+    let serve =
+        |port: &'static str, delay: &'static str| ["/demo-app", "serve", "--listen", port, "--term-delay", delay];
+    cluster.run_app("slow", &["--label", "ecs-mesh.stop-timeout=10"], &serve("127.0.0.1:8001", "2s"));
+    cluster.run_app("deaf", &["--label", "ecs-mesh.stop-timeout=1"], &serve("127.0.0.1:8002", "60s"));
+    cluster.run_app("web", &[], &serve("127.0.0.1:8003", "0s"));
+    let began = Instant::now();
+    docker(&["kill", "--signal", "TERM", &cluster.docker_name("web")]).unwrap();
+
+    let stopping = cluster.until_task("the task is to stop", |task| task["DesiredStatus"] == "STOPPED").await;
+    assert_eq!(stopping["KnownStatus"], "RUNNING", "{stopping}");
+    assert!(is_rfc3339_in_utc(&stopping["ExecutionStoppedAt"]));
+    for container in stopping["Containers"].as_array().unwrap() {
+        assert_eq!(container["DesiredStatus"], "STOPPED", "{container}");
+    }
+    let stopped = cluster.until_task("the task has stopped", |task| task["KnownStatus"] == "STOPPED").await;
+    assert_eq!(container(&stopped, "web")["ExitCode"], 0);
+    assert_eq!(container(&stopped, "slow")["ExitCode"], 0);
+    assert_eq!(container(&stopped, "deaf")["ExitCode"], 137, "KILL after its stop timeout");
+    assert_eq!(container(&stopped, "pause")["ExitCode"], 0);
+    assert!(began.elapsed() < Duration::from_secs(8), "all got TERM at once");
+    let pause = cluster.finished_at("pause");
+    for other in ["web", "slow", "deaf"] {
+        assert!(cluster.finished_at(other) < pause, "the pause container exits after {other}");
+    }
+}
+
+#[tokio::test]
+async fn ecs_local_takes_a_task_that_is_started_again_for_a_new_run() {
+    let cluster = Cluster::new("again").await;
+    cluster.run_pause(&[]);
+    cluster.run_app("web", &[], &["/demo-app", "serve"]);
+    docker(&["kill", &cluster.docker_name("web")]).unwrap();
+    cluster.until_task("the task has stopped", |task| task["KnownStatus"] == "STOPPED").await;
+
+    docker(&["start", &cluster.docker_name("pause")]).unwrap();
+    let task = cluster.task().await.unwrap();
+    assert_eq!(task["DesiredStatus"], "RUNNING", "{task}");
+    docker(&["start", &cluster.docker_name("web")]).unwrap();
+    cluster.until_task("the task runs again", |task| container(task, "web")["KnownStatus"] == "RUNNING").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let task = cluster.task().await.unwrap();
+    assert_eq!((&task["DesiredStatus"], &task["KnownStatus"]), (&"RUNNING".into(), &"RUNNING".into()));
+    assert_eq!(container(&task, "web").get("FinishedAt"), None);
+}
+
+#[tokio::test]
+async fn ecs_local_stops_a_task_whose_essential_container_exited_while_it_was_away() {
+    let mut cluster = Cluster::new("away").await;
+    cluster.run_pause(&[]);
+    cluster.run_app("web", &[], &["/demo-app", "serve"]);
+    let process = cluster.process.as_mut().unwrap();
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(SOON).await, 0);
+
+    docker(&["kill", &cluster.docker_name("web")]).unwrap();
+    cluster.start().await;
+    cluster.until_task("the task has stopped", |task| task["KnownStatus"] == "STOPPED").await;
+}
+
+#[tokio::test]
+async fn ecs_local_is_ready_while_it_answers_and_its_docker_does() {
+    let cluster = Cluster::new("ready").await;
+    let ready = async |port: u16| {
+        run(Command::new(binary("ecs-local")).args(["ready", "--listen", &format!("0.0.0.0:{port}")]), SOON).await
+    };
+    assert_eq!(ready(cluster.port).await.code, 0);
+    let not = ready(free_port()).await;
+    assert_eq!(not.code, 1);
+    assert!(not.stderr.starts_with("ecs-local: not ready: cannot reach http://127.0.0.1:"), "{}", not.stderr);
+}
+
+#[tokio::test]
+async fn ecs_local_without_docker_says_so_on_one_line_and_fails() {
+    let cases = [
+        ("unix:///nonexistent/docker.sock", "cannot reach the Docker engine at unix:///nonexistent/docker.sock; is it"),
+        ("tcp://127.0.0.1:2375", "DOCKER_HOST is \"tcp://127.0.0.1:2375\": expected unix:// and the path"),
+    ];
+    for (host, says) in cases {
+        let mut command = Command::new(binary("ecs-local"));
+        command.args(["serve", "--listen", "127.0.0.1:0"]).env("DOCKER_HOST", host);
+        let finished = run(&mut command, SOON).await;
+        assert_eq!(finished.code, 1);
+        assert!(finished.stderr.starts_with(&format!("ecs-local: {says}")), "{}", finished.stderr);
+        assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    }
+}

@@ -1,0 +1,591 @@
+//! xds-bridge between a real Consul 1.8.7 and real Envoys: what Envoy then has, by its own account.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::process::Process;
+use mesh_tests::{binary, eventually, free_port, http, part};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+const BOUND: Duration = Duration::from_secs(30);
+/// Envoy gives a cluster or listener that warms 15 s; what is there sooner did not wait for nothing.
+const BEFORE_ENVOY_GIVES_UP: Duration = Duration::from_secs(8);
+const TOKEN: &str = "5ec2e7-t0ken-of-the-pr0xy";
+
+/// Consul under the bridge.
+struct Bridge {
+    process: Process,
+    port: u16,
+    http: u16,
+    directory: TempDir,
+    ports: [u16; 2],
+}
+
+impl Drop for Bridge {
+    /// Consul has a process group of its own, which outlives a bridge that is killed.
+    fn drop(&mut self) {
+        let pid = std::fs::read_to_string(self.directory.path().join("pid")).unwrap_or_default();
+        if let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+impl Bridge {
+    async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (port, http, ports) = (free_port(), free_port(), [free_port(), free_port()]);
+        let process = Self::spawn(directory.path(), port, http, ports);
+        let bridge = Self { process, port, http, directory, ports };
+        bridge.has_leader().await;
+        bridge
+    }
+
+    fn spawn(directory: &Path, port: u16, http: u16, [server, serf]: [u16; 2]) -> Process {
+        let config = json!({
+            "server": true, "bootstrap": true, "data_dir": directory.join("data"), "pid_file": directory.join("pid"),
+            "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "node_name": "node",
+            "connect": {"enabled": true}, "enable_central_service_config": true, "log_level": "info",
+            "ports": {"http": http, "grpc": port, "dns": -1, "server": server, "serf_lan": serf, "serf_wan": -1},
+            "performance": {"raft_multiplier": 1}, "leave_on_terminate": true,
+        });
+        let file = directory.join("consul.json");
+        std::fs::write(&file, config.to_string()).unwrap();
+        let mut command = Command::new(binary("xds-bridge"));
+        command.arg("--listen").arg(format!("127.0.0.1:{port}")).arg("--socket").arg(directory.join("grpc.sock"));
+        command.arg(part("consul")).arg("agent").arg("-config-file").arg(file).env("LOG_LEVEL", "debug");
+        Process::spawn(&mut command)
+    }
+
+    /// Ends the bridge as an orchestrator does, and gives its exit code.
+    async fn stop(&mut self) -> i32 {
+        self.process.signal(Signal::TERM);
+        self.process.exit_code(BOUND).await
+    }
+
+    async fn start_again(&mut self) {
+        self.process = Self::spawn(self.directory.path(), self.port, self.http, self.ports);
+        self.has_leader().await;
+    }
+
+    async fn has_leader(&self) {
+        eventually("Consul has a leader and its CA", BOUND, async || {
+            http::get_json(&format!("http://127.0.0.1:{}/v1/connect/ca/roots", self.http)).await.and_then(|roots| {
+                if roots["Roots"].as_array().is_some_and(|roots| !roots.is_empty()) {
+                    Ok(())
+                } else {
+                    Err(roots.to_string())
+                }
+            })
+        })
+        .await;
+    }
+
+    async fn call(&self, method: &str, path: &str, body: &Value) {
+        let url = format!("http://127.0.0.1:{}{path}", self.http);
+        let answer = http::request(method, &url, &[], &body.to_string()).await;
+        assert!(matches!(answer, Ok((200, _))), "{path} {body}: {answer:?}");
+    }
+
+    async fn register(&self, service: &Value) {
+        self.call("PUT", "/v1/agent/service/register", service).await;
+    }
+
+    async fn config(&self, entry: &Value) {
+        self.call("PUT", "/v1/config", entry).await;
+    }
+
+    /// An instance of a service's proxy, which nobody runs.
+    async fn instance(&self, service: &str, number: u8) {
+        let id = format!("{service}-{number}-proxy");
+        let address = format!("127.9.0.{number}");
+        let proxy = json!({"DestinationServiceName": service});
+        let name = format!("{service}-proxy");
+        self.register(
+            &json!({"ID": id, "Name": name, "Kind": "connect-proxy", "Address": address, "Port": 1, "Proxy": proxy}),
+        )
+        .await;
+    }
+
+    /// What the bridge has sent since its output was `from` bytes long: kind, resources, removed.
+    fn sent(&self, from: usize) -> Vec<String> {
+        let output = self.process.output();
+        let sent = output[from..].lines().filter_map(|line| line.split_once("sending node=\"web-proxy\" "));
+        sent.map(|(_, what)| what.to_owned()).collect()
+    }
+
+    fn mark(&self) -> usize {
+        self.process.output().len()
+    }
+}
+
+/// The proxy `web-proxy` with these upstreams.
+fn web(port: u16, upstreams: &[Value]) -> Value {
+    json!({"ID": "web-proxy", "Name": "web-proxy", "Kind": "connect-proxy", "Address": "127.0.0.1", "Port": port,
+        "Proxy": {"DestinationServiceName": "web", "LocalServicePort": 9, "Upstreams": upstreams}})
+}
+
+fn upstream(service: &str, port: u16, config: Value) -> Value {
+    json!({"DestinationName": service, "LocalBindPort": port, "Config": config})
+}
+
+struct Envoy {
+    /// Killed with it.
+    _process: Process,
+    admin: String,
+    _directory: TempDir,
+}
+
+impl Envoy {
+    async fn start(node: &str, agent: u16) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let (config, admin) = (directory.path().join("envoy.json"), directory.path().join("admin"));
+        std::fs::write(&config, bootstrap(node, agent).to_string()).unwrap();
+        let mut command = Command::new(part("envoy"));
+        command.arg("--config-path").arg(config).arg("--admin-address-path").arg(&admin);
+        command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]);
+        let process = Process::spawn(&mut command);
+        let admin = eventually("Envoy's admin address", BOUND, async || {
+            let address = std::fs::read_to_string(&admin).map_err(|error| error.to_string())?;
+            if address.is_empty() { Err("empty".into()) } else { Ok(address) }
+        })
+        .await;
+        Self { _process: process, admin, _directory: directory }
+    }
+
+    async fn get(&self, path: &str) -> Result<Value, String> {
+        http::get_json(&format!("http://{}{path}", self.admin)).await
+    }
+
+    async fn dump(&self, entries: &str) -> Result<Vec<Value>, String> {
+        let dump = self.get("/config_dump?include_eds").await?;
+        let configs = dump["configs"].as_array().cloned().unwrap_or_default();
+        Ok(configs.iter().flat_map(|config| config[entries].as_array().cloned().unwrap_or_default()).collect())
+    }
+
+    /// Its cluster for a service; Consul's name for one begins with the service's.
+    async fn cluster(&self, service: &str) -> Result<Value, String> {
+        let clusters = self.dump("dynamic_active_clusters").await?;
+        let prefix = format!("{service}.");
+        let found = clusters.iter().find(|entry| {
+            entry["cluster"]["name"].as_str().is_some_and(|name| name == service || name.starts_with(&prefix))
+        });
+        found.cloned().ok_or_else(|| format!("no cluster {service} in {}", names(&clusters)))
+    }
+
+    /// Its active listener for an upstream.
+    async fn listener(&self, service: &str) -> Result<Value, String> {
+        let listeners = self.dump("dynamic_listeners").await?;
+        let prefix = format!("{service}:");
+        let active = listeners.iter().find(|entry| {
+            let name = entry["name"].as_str().unwrap_or_default();
+            (name == service || name.starts_with(&prefix)) && !entry["active_state"].is_null()
+        });
+        active.cloned().ok_or_else(|| format!("no listener {service} in {}", names(&listeners)))
+    }
+
+    /// The addresses it has for a service.
+    async fn endpoints(&self, service: &str) -> Result<Vec<String>, String> {
+        let prefix = format!("{service}.");
+        let configs = self.dump("dynamic_endpoint_configs").await?;
+        let config = configs.iter().map(|entry| &entry["endpoint_config"]).find(|config| {
+            config["cluster_name"].as_str().is_some_and(|name| name == service || name.starts_with(&prefix))
+        });
+        let config = config.ok_or("no such endpoints")?;
+        let localities = config["endpoints"].as_array().into_iter().flatten();
+        let endpoints = localities.flat_map(|locality| locality["lb_endpoints"].as_array().into_iter().flatten());
+        let address = |endpoint: &Value| endpoint["endpoint"]["address"]["socket_address"]["address"].to_string();
+        Ok(endpoints.map(|endpoint| address(endpoint).trim_matches('"').to_owned()).collect())
+    }
+
+    async fn stat(&self, name: &str) -> u64 {
+        let text = http::get(&format!("http://{}/stats?filter=^{name}$", self.admin)).await.unwrap();
+        text.trim().rsplit_once(": ").map_or(0, |(_, value)| value.parse().unwrap())
+    }
+
+    /// How often it took an update, by what: its clusters and listeners as a whole, and each cluster's endpoints.
+    async fn updates(&self) -> BTreeMap<String, u64> {
+        let text = http::get(&format!("http://{}/stats?filter=update_success$", self.admin)).await.unwrap();
+        let stats = text.lines().filter_map(|line| line.split_once(": "));
+        stats.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
+    }
+
+    /// Waits until it has these endpoints of a service.
+    async fn has_endpoints(&self, service: &str, expected: &[&str]) {
+        eventually(&format!("Envoy has the endpoints of {service}"), BOUND, async || {
+            let mut endpoints = self.endpoints(service).await?;
+            endpoints.sort();
+            if endpoints == expected { Ok(()) } else { Err(format!("{endpoints:?}")) }
+        })
+        .await;
+    }
+
+    async fn nothing_warms(&self) {
+        eventually("nothing warms", BEFORE_ENVOY_GIVES_UP, async || {
+            let clusters = self.dump("dynamic_warming_clusters").await?;
+            let mut listeners = self.dump("dynamic_listeners").await?;
+            listeners.retain(|entry| !entry["warming_state"].is_null());
+            if clusters.is_empty() && listeners.is_empty() {
+                return Ok(());
+            }
+            Err(format!("{} {}", names(&clusters), names(&listeners)))
+        })
+        .await;
+    }
+}
+
+fn names(entries: &[Value]) -> String {
+    let names = entries.iter().map(|entry| entry["name"].as_str().or(entry["cluster"]["name"].as_str()));
+    format!("{:?}", names.map(Option::unwrap_or_default).collect::<Vec<_>>())
+}
+
+fn bootstrap(node: &str, agent: u16) -> Value {
+    let ads = json!({"ads": {}, "resource_api_version": "V3"});
+    json!({
+        "node": {"id": node, "cluster": node},
+        "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": 0}}},
+        "dynamic_resources": {
+            "cds_config": ads, "lds_config": ads,
+            "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3",
+                "grpc_services": {"envoy_grpc": {"cluster_name": "local_agent"},
+                    "initial_metadata": [{"key": "x-consul-token", "value": TOKEN}]}},
+        },
+        "static_resources": {"clusters": [{
+            "name": "local_agent", "type": "STATIC", "connect_timeout": "1s",
+            "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "explicit_http_config": {"http2_protocol_options": {}}}},
+            "load_assignment": {"cluster_name": "local_agent", "endpoints": [{"lb_endpoints": [{"endpoint":
+                {"address": {"socket_address": {"address": "127.0.0.1", "port_value": agent}}}}]}]},
+        }]},
+    })
+}
+
+/// Two upstreams, `a` and `b`, with an instance each, settled in Envoy.
+async fn two_upstreams(bridge: &Bridge, agent: u16) -> (Envoy, [u16; 3]) {
+    let ports = [free_port(), free_port(), free_port()];
+    bridge.instance("a", 1).await;
+    bridge.instance("b", 2).await;
+    bridge.register(&web(ports[0], &[upstream("a", ports[1], json!({})), upstream("b", ports[2], json!({}))])).await;
+    let envoy = Envoy::start("web-proxy", agent).await;
+    envoy.has_endpoints("a", &["127.9.0.1"]).await;
+    envoy.has_endpoints("b", &["127.9.0.2"]).await;
+    for listener in ["public_listener", "a", "b"] {
+        eventually(&format!("the listener {listener}"), BOUND, async || envoy.listener(listener).await).await;
+    }
+    envoy.nothing_warms().await;
+    (envoy, ports)
+}
+
+fn only_increased(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, prefix: &str) {
+    let increased: Vec<_> = after.iter().filter(|(name, value)| before.get(*name) != Some(value)).collect();
+    assert!(matches!(increased[..], [(name, _)] if name.starts_with(prefix)), "{increased:?}");
+}
+
+#[tokio::test]
+async fn one_changed_endpoint_sends_one_resource() {
+    let bridge = Bridge::start().await;
+    let (envoy, _) = two_upstreams(&bridge, bridge.port).await;
+    let (before, mark) = (envoy.updates().await, bridge.mark());
+    let clusters = envoy.dump("dynamic_active_clusters").await.unwrap();
+    let listeners = envoy.dump("dynamic_listeners").await.unwrap();
+
+    bridge.instance("b", 3).await;
+    envoy.has_endpoints("b", &["127.9.0.2", "127.9.0.3"]).await;
+
+    only_increased(&before, &envoy.updates().await, "cluster.b");
+    let sent = bridge.sent(mark);
+    assert!(matches!(&sent[..], [one] if one.starts_with("kind=endpoint resources=[\"b.")), "{sent:?}");
+    // With the time each was last updated.
+    assert_eq!(envoy.dump("dynamic_active_clusters").await.unwrap(), clusters);
+    assert_eq!(envoy.dump("dynamic_listeners").await.unwrap(), listeners);
+}
+
+/// Carries connections to a port until it is told to cut them.
+struct Wire {
+    port: u16,
+    cut: tokio::sync::watch::Sender<u32>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Wire {
+    async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let own = listener.local_addr().unwrap().port();
+        let (cut, watch) = tokio::sync::watch::channel(0);
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let mut watch = watch.clone();
+                watch.mark_unchanged();
+                connections.spawn(async move {
+                    let Ok(mut far) = TcpStream::connect(("127.0.0.1", port)).await else { return };
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = watch.changed() => {}
+                    }
+                });
+            }
+        });
+        Self { port: own, cut, task }
+    }
+
+    fn cut(&self) {
+        self.cut.send_modify(|times| *times += 1);
+    }
+}
+
+#[tokio::test]
+async fn a_reconnect_sends_only_what_changed() {
+    let bridge = Bridge::start().await;
+    let wire = Wire::to(bridge.port).await;
+    let (envoy, _) = two_upstreams(&bridge, wire.port).await;
+    let (before, mark) = (envoy.updates().await, bridge.mark());
+    let opened = || bridge.process.output().matches("Envoy opened a stream").count();
+    let streams = opened();
+
+    wire.cut();
+    eventually("Envoy is back", BOUND, async || if opened() > streams { Ok(()) } else { Err(String::new()) }).await;
+    // The change comes after whatever the reconnect may bring.
+    bridge.instance("b", 3).await;
+    envoy.has_endpoints("b", &["127.9.0.2", "127.9.0.3"]).await;
+
+    let sent = bridge.sent(mark);
+    assert!(matches!(&sent[..], [one] if one.starts_with("kind=endpoint resources=[\"b.")), "{sent:?}");
+    only_increased(&before, &envoy.updates().await, "cluster.b");
+}
+
+#[tokio::test]
+async fn what_envoy_unsubscribed_from_is_not_sent() {
+    let bridge = Bridge::start().await;
+    let ports = [free_port(), free_port(), free_port()];
+    bridge.instance("a", 1).await;
+    bridge.instance("b", 2).await;
+    // Consul sends the endpoints of a cluster the user wrote, whether or not it takes them.
+    let own = |cluster: Value| upstream("b", ports[2], json!({"envoy_cluster_json": cluster.to_string()}));
+    let eds = json!({"eds_config": {"ads": {}}});
+    let discovers = json!({"name": "own", "type": "EDS", "connect_timeout": "5s", "eds_cluster_config": eds});
+    let knows = json!({"name": "own", "type": "STATIC", "connect_timeout": "5s", "hosts":
+        [{"socket_address": {"address": "127.9.9.9", "port_value": 1}}]});
+    bridge.register(&web(ports[0], &[upstream("a", ports[1], json!({})), own(discovers)])).await;
+    let envoy = Envoy::start("web-proxy", bridge.port).await;
+    envoy.has_endpoints("a", &["127.9.0.1"]).await;
+    envoy.has_endpoints("own", &["127.9.0.2"]).await;
+
+    bridge.register(&web(ports[0], &[upstream("a", ports[1], json!({})), own(knows)])).await;
+    eventually("Envoy knows the endpoints itself", BOUND, async || {
+        let cluster = envoy.cluster("own").await?;
+        if cluster["cluster"]["type"] == "STATIC" { Ok(()) } else { Err(cluster.to_string()) }
+    })
+    .await;
+    envoy.nothing_warms().await;
+    bridge.process.says("Envoy unsubscribed", BOUND).await;
+    let mark = bridge.mark();
+    bridge.instance("b", 3).await;
+    bridge.instance("a", 4).await;
+    envoy.has_endpoints("a", &["127.9.0.1", "127.9.0.4"]).await;
+
+    let sent = bridge.sent(mark);
+    assert!(!sent.is_empty() && !sent.iter().any(|sent| sent.contains("\"own\"")), "{sent:?}");
+}
+
+#[tokio::test]
+async fn a_removal_in_consul_is_a_removal_in_envoy() {
+    let bridge = Bridge::start().await;
+    let (envoy, ports) = two_upstreams(&bridge, bridge.port).await;
+
+    bridge.register(&web(ports[0], &[upstream("a", ports[1], json!({}))])).await;
+    eventually("b is gone", BOUND, async || match (envoy.cluster("b").await, envoy.listener("b").await) {
+        (Err(_), Err(_)) => Ok(()),
+        found => Err(format!("{found:?}")),
+    })
+    .await;
+    envoy.cluster("a").await.unwrap();
+    envoy.listener("a").await.unwrap();
+    envoy.listener("public_listener").await.unwrap();
+    assert_eq!(envoy.stat("listener_manager.listener_removed").await, 1);
+    assert_eq!(envoy.stat("cluster_manager.cluster_removed").await, 1);
+
+    // It comes back.
+    bridge.register(&web(ports[0], &[upstream("a", ports[1], json!({})), upstream("b", ports[2], json!({}))])).await;
+    envoy.has_endpoints("b", &["127.9.0.2"]).await;
+    eventually("b is back", BOUND, async || envoy.listener("b").await).await;
+    envoy.nothing_warms().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_logged_with_envoys_reason_and_a_later_good_version_takes() {
+    let bridge = Bridge::start().await;
+    let (envoy, ports) = two_upstreams(&bridge, bridge.port).await;
+    let own = |filter: Value| {
+        let listener = json!({"name": "own", "filter_chains": [{"filters": [filter]}],
+            "address": {"socket_address": {"address": "127.0.0.1", "port_value": ports[2]}}});
+        let config = json!({"envoy_listener_json": listener.to_string()});
+        web(ports[0], &[upstream("a", ports[1], json!({})), upstream("b", ports[2], config)])
+    };
+
+    bridge.register(&own(json!({"name": "no.such.filter", "config": {"x": 1}}))).await;
+    bridge.process.says("Envoy refused a change", BOUND).await;
+    let output = bridge.process.output();
+    let refusal = output.lines().find(|line| line.contains("Envoy refused a change")).unwrap();
+    for part in ["WARN", "node=\"web-proxy\"", "kind=listener", "no.such.filter"] {
+        assert!(refusal.contains(part), "{part} in {refusal}");
+    }
+    // The rest goes on.
+    bridge.instance("a", 3).await;
+    envoy.has_endpoints("a", &["127.9.0.1", "127.9.0.3"]).await;
+
+    bridge
+        .register(&own(json!({"name": "envoy.tcp_proxy", "config": {"stat_prefix": "own", "cluster": "local_app"}})))
+        .await;
+    eventually("the good version", BOUND, async || envoy.listener("own").await).await;
+    assert!(!bridge.process.output().contains(TOKEN), "a token in the log");
+}
+
+#[tokio::test]
+async fn nothing_that_is_sent_again_stays_warming() {
+    let bridge = Bridge::start().await;
+    let protocol = |protocol: &str| json!({"Kind": "service-defaults", "Name": "b", "Protocol": protocol});
+    bridge.config(&protocol("http")).await;
+    let routes = json!([{"Match": {"HTTP": {"PathPrefix": "/x"}}, "Destination": {"NumRetries": 3}}]);
+    bridge.config(&json!({"Kind": "service-router", "Name": "b", "Routes": routes})).await;
+    let (envoy, ports) = two_upstreams(&bridge, bridge.port).await;
+    let route = envoy.dump("dynamic_route_configs").await.unwrap()[0]["route_config"].to_string();
+    assert!(route.contains("\"num_retries\":3"), "{route}");
+
+    // Another cluster of the same name, with the same endpoints.
+    let limited = upstream("b", ports[2], json!({"limits": {"max_connections": 7}}));
+    bridge.register(&web(ports[0], &[upstream("a", ports[1], json!({})), limited.clone()])).await;
+    eventually("the new cluster", BEFORE_ENVOY_GIVES_UP, async || {
+        let cluster = envoy.cluster("b").await?.to_string();
+        if cluster.contains("\"max_connections\":7") { Ok(()) } else { Err(cluster) }
+    })
+    .await;
+    envoy.nothing_warms().await;
+    envoy.has_endpoints("b", &["127.9.0.2"]).await;
+
+    // Another listener of the same name, with the same routes.
+    bridge.config(&protocol("http2")).await;
+    eventually("the new listener", BEFORE_ENVOY_GIVES_UP, async || {
+        let listener = envoy.listener("b").await?.to_string();
+        if listener.contains("http2_protocol_options") { Ok(()) } else { Err(listener) }
+    })
+    .await;
+    envoy.nothing_warms().await;
+}
+
+#[tokio::test]
+async fn consul_restarting_removes_nothing_and_envoy_hears_of_later_changes() {
+    let mut bridge = Bridge::start().await;
+    let (envoy, _) = two_upstreams(&bridge, bridge.port).await;
+
+    assert_eq!(bridge.stop().await, 0, "Consul's own exit code");
+    envoy.cluster("b").await.unwrap();
+    envoy.listener("b").await.unwrap();
+    bridge.start_again().await;
+    bridge.instance("b", 3).await;
+    envoy.has_endpoints("b", &["127.9.0.2", "127.9.0.3"]).await;
+
+    envoy.nothing_warms().await;
+    assert_eq!(envoy.stat("cluster_manager.cluster_removed").await, 0);
+    assert_eq!(envoy.stat("listener_manager.listener_removed").await, 0);
+}
+
+#[tokio::test]
+async fn envoy_restarting_gets_everything_again() {
+    let bridge = Bridge::start().await;
+    let (envoy, _) = two_upstreams(&bridge, bridge.port).await;
+    drop(envoy);
+
+    let envoy = Envoy::start("web-proxy", bridge.port).await;
+    envoy.has_endpoints("a", &["127.9.0.1"]).await;
+    envoy.has_endpoints("b", &["127.9.0.2"]).await;
+    for listener in ["public_listener", "a", "b"] {
+        eventually(&format!("the listener {listener}"), BOUND, async || envoy.listener(listener).await).await;
+    }
+    envoy.nothing_warms().await;
+}
+
+/// Sends a line through the upstream and gives the app's answer.
+async fn ask(port: u16) -> Result<String, String> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(b"hello\n").await?;
+        let mut answer = [0; 64];
+        let length = stream.read(&mut answer).await?;
+        Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer[..length]).into_owned())
+    };
+    match tokio::time::timeout(Duration::from_secs(5), exchange).await {
+        Ok(Ok(answer)) if !answer.is_empty() => Ok(answer),
+        Ok(answer) => Err(format!("{answer:?}")),
+        Err(_) => Err("no answer".into()),
+    }
+}
+
+/// The caller's and the callee's Envoy, with an app behind the callee's that answers; the port the caller is asked at.
+async fn caller_and_callee(bridge: &Bridge) -> (Envoy, Envoy, u16, JoinHandle<()>) {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app_port = app.local_addr().unwrap().port();
+    let app = tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = app.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 64]).await;
+            let _ = stream.write_all(b"the app").await;
+        }
+    });
+    let (port, a) = (free_port(), free_port());
+    let proxy = json!({"DestinationServiceName": "a", "LocalServicePort": app_port});
+    let callee = json!({"ID": "a-proxy", "Name": "a-proxy", "Kind": "connect-proxy", "Address": "127.0.0.1", "Port": port, "Proxy": proxy});
+    bridge.register(&callee).await;
+    bridge.register(&web(free_port(), &[upstream("a", a, json!({}))])).await;
+    let callee = Envoy::start("a-proxy", bridge.port).await;
+    eventually("the app's listener", BOUND, async || callee.listener("public_listener").await).await;
+    let caller = Envoy::start("web-proxy", bridge.port).await;
+    let answer = eventually("an answer through both Envoys", BOUND, async || ask(a).await).await;
+    assert_eq!(answer, "the app");
+    (caller, callee, a, app)
+}
+
+#[tokio::test]
+async fn inbound_connections_are_authorised_by_consuls_intentions() {
+    let bridge = Bridge::start().await;
+    let (_caller, callee, a, _app) = caller_and_callee(&bridge).await;
+    assert!(callee.stat("ext_authz.connect_authz.ok").await > 0);
+
+    let deny = json!({"SourceName": "web", "DestinationName": "a", "SourceType": "consul", "Action": "deny"});
+    bridge.call("POST", "/v1/connect/intentions", &deny).await;
+    eventually("the intention holds", BOUND, async || match ask(a).await {
+        Ok(answer) => Err(answer),
+        Err(_) => Ok(()),
+    })
+    .await;
+    assert!(callee.stat("ext_authz.connect_authz.denied").await > 0);
+    assert_eq!(callee.stat("ext_authz.connect_authz.error").await, 0);
+}
+
+#[tokio::test]
+async fn inbound_connections_are_authorised_until_consul_has_left() {
+    let mut bridge = Bridge::start().await;
+    let (_caller, callee, a, _app) = caller_and_callee(&bridge).await;
+    let before = callee.stat("ext_authz.connect_authz.ok").await;
+
+    bridge.process.signal(Signal::TERM);
+    bridge.process.says("server starting leave", BOUND).await;
+    ask(a).await.unwrap();
+    assert!(callee.stat("ext_authz.connect_authz.ok").await > before);
+    assert_eq!(bridge.process.exit_code(BOUND).await, 0);
+}
