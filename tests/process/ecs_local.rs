@@ -31,7 +31,8 @@ struct Cluster {
     url: String,
     port: u16,
     process: Option<Process>,
-    image: String,
+    /// The image of the next container, and those it is built from.
+    images: Vec<String>,
     networks: Vec<String>,
 }
 
@@ -40,23 +41,33 @@ const TASK_ID: &str = "0123456789abcdef0123456789abcdef";
 impl Cluster {
     async fn new(test: &str) -> Self {
         let name = format!("ecs-mesh-test-{test}-{}", std::process::id());
-        let context = tempfile::tempdir().unwrap();
-        for program in ["ecs-local", "demo-app"] {
-            std::fs::copy(binary(program), context.path().join(program)).unwrap();
-        }
-        std::fs::write(context.path().join("Dockerfile"), "FROM scratch\nCOPY ecs-local demo-app /\n").unwrap();
         let port = free_port();
         let mut cluster = Self {
             url: format!("http://127.0.0.1:{port}"),
             port,
             process: None,
-            image: format!("{name}:dev"),
+            images: Vec::new(),
             networks: Vec::new(),
             name,
         };
-        docker(&["build", "--quiet", "--tag", &cluster.image, context.path().to_str().unwrap()]).unwrap();
+        cluster.build("FROM scratch\nCOPY ecs-local demo-app /\n");
         cluster.start().await;
         cluster
+    }
+
+    /// Builds the image of the next containers.
+    fn build(&mut self, dockerfile: &str) {
+        let context = tempfile::tempdir().unwrap();
+        for program in ["ecs-local", "demo-app"] {
+            std::fs::copy(binary(program), context.path().join(program)).unwrap();
+        }
+        std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
+        self.images.push(format!("{}:{}", self.name, self.images.len()));
+        docker(&["build", "--quiet", "--tag", self.image(), context.path().to_str().unwrap()]).unwrap();
+    }
+
+    fn image(&self) -> &str {
+        self.images.last().expect("an image has been built")
     }
 
     async fn start(&mut self) {
@@ -99,7 +110,7 @@ impl Cluster {
             arguments.extend(["--label", label]);
         }
         arguments.extend(options);
-        arguments.push(&self.image);
+        arguments.push(self.image());
         arguments.extend(command);
         docker(&arguments).unwrap();
     }
@@ -156,7 +167,9 @@ impl Drop for Cluster {
         for network in &self.networks {
             let _ = docker(&["network", "rm", network]);
         }
-        let _ = docker(&["rmi", &self.image]);
+        for image in self.images.iter().rev() {
+            let _ = docker(&["rmi", image]);
+        }
     }
 }
 
@@ -355,11 +368,8 @@ async fn ecs_local_follows_a_container_s_health_and_shows_none_without_a_health_
     let mesh = cluster.network("");
     cluster.run_pause(&[&mesh]);
     // Docker's --health-cmd wants a shell, which a scratch image has not: the check comes from an image.
-    let context = tempfile::tempdir().unwrap();
     let check = "HEALTHCHECK --interval=200ms --retries=1 CMD [\"/demo-app\", \"health\"]";
-    std::fs::write(context.path().join("Dockerfile"), format!("FROM {}\n{check}\n", cluster.image)).unwrap();
-    let plain = std::mem::replace(&mut cluster.image, format!("{}-checked:dev", cluster.name));
-    docker(&["build", "--quiet", "--tag", &cluster.image, context.path().to_str().unwrap()]).unwrap();
+    cluster.build(&format!("FROM {}\n{check}\n", cluster.image()));
     let joined = format!("container:{}", cluster.docker_name("pause"));
     cluster.create("web", &["--network", &joined], &["/demo-app", "serve", "--listen", "0.0.0.0:8080"]);
     assert_eq!(get_json(&cluster.endpoint("web")).await.unwrap()["Health"]["status"], "UNKNOWN");
@@ -390,8 +400,6 @@ async fn ecs_local_follows_a_container_s_health_and_shows_none_without_a_health_
 
     let task = cluster.task().await.unwrap();
     assert_eq!(container(&task, "pause").get("Health"), None);
-    docker(&["rm", "--force", &cluster.docker_name("web")]).unwrap();
-    docker(&["rmi", &std::mem::replace(&mut cluster.image, plain)]).unwrap();
 }
 
 #[tokio::test]

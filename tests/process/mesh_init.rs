@@ -214,10 +214,21 @@ async fn a_token_with_only_a_service_identity_puts_the_task_into_the_mesh() {
 async fn run_twice_it_changes_nothing_and_keeps_what_health_sync_has_set() {
     let agent = Agent::start_with_acls().await;
     let token = agent.service_token("web").await;
-    let task = Task::new(&agent.http, &token);
+    let public_listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut task = Task::new(&agent.http, &token);
+    task.document["proxy"]["publicListenerPort"] = json!(public_listener.local_addr().unwrap().port());
     task.starts().await;
     let set = json!({ "Status": "passing", "Output": "HEALTHY" });
-    agent.call("PUT", "/v1/agent/check/update/web-f1a2-app-consul-ecs", &set).await;
+    for check in ["web-f1a2-app-consul-ecs", "own"] {
+        agent.call("PUT", &format!("/v1/agent/check/update/{check}"), &set).await;
+    }
+    // Consul runs the proxy's own two checks when it likes; they follow.
+    eventually("all checks pass", BOUND, async || {
+        let checks = agent.call("GET", "/v1/agent/checks", &Value::Null).await;
+        let passing = checks.as_object().unwrap().values().all(|check| check["Status"] == "passing");
+        if passing { Ok(()) } else { Err(checks.to_string()) }
+    })
+    .await;
     let before = catalog(&agent, "first").await;
     let file = std::fs::metadata(task.volume.path().join("envoy-bootstrap.json")).unwrap();
 

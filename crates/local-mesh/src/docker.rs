@@ -56,6 +56,18 @@ pub fn label<'a>(container: &'a ContainerSummary, name: &str) -> Option<&'a str>
     container.labels.as_ref()?.get(name).map(String::as_str)
 }
 
+/// Kills every container of the mesh.
+///
+/// # Errors
+/// When the engine doesn't list them.
+pub async fn kill_all(docker: &Docker) -> Result<(), DockerError> {
+    let containers = containers(docker, &[PROJECT_LABEL]).await?;
+    let ids = containers.iter().filter_map(|container| container.id.as_deref());
+    // One that has ended is not there to be killed.
+    futures_util::future::join_all(ids.map(|id| docker.kill_container(id, None))).await;
+    Ok(())
+}
+
 /// All that the engine knows of a container.
 ///
 /// # Errors

@@ -129,7 +129,9 @@ pub async fn build_images(progress: &dyn Progress) -> Result<(), MeshError> {
 /// See [`MeshError`].
 pub async fn down() -> Result<(), MeshError> {
     let docker = docker::connect().await?;
-    compose::run(None, &["down", "--volumes", "--remove-orphans", "--timeout", "3"]).await?;
+    // Nobody is left who could miss a graceful end, and Compose would wait for one container after the other.
+    docker::kill_all(&docker).await?;
+    compose::run(None, &["down", "--volumes", "--remove-orphans"]).await?;
     remove_images(&docker).await?;
     match std::fs::remove_dir_all(mesh_dir()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(MeshError::Remove(error)),
@@ -143,9 +145,9 @@ async fn remove_images(docker: &Docker) -> Result<(), MeshError> {
     let options = ListImagesOptionsBuilder::default().filters(&filters).build();
     let listed = docker.list_images(Some(options)).await.map_err(failed("cannot list images"))?;
     for image in listed {
-        // Tagged ones by their tags: an image with two can only be removed so.
-        let names = if image.repo_tags.is_empty() { vec![image.id] } else { image.repo_tags };
-        for name in names {
+        // Tagged ones by their tags: an image with two can only be removed so. One whose tag has moved on has none.
+        let tags = image.repo_tags.into_iter().filter(|tag| !tag.contains("<none>")).collect::<Vec<_>>();
+        for name in if tags.is_empty() { vec![image.id] } else { tags } {
             let options = RemoveImageOptionsBuilder::default().force(true).build();
             docker.remove_image(&name, Some(options), None).await.map_err(failed("cannot remove an image"))?;
         }

@@ -1,2 +1,203 @@
-//! placeholder
-fn main() {}
+//! The arguments of `mesh-init` and `mesh-init agent-config`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Args, Parser, Subcommand};
+use mesh_init::bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
+use mesh_init::{agent_config, run};
+use sidecar_kit::env::Env;
+use sidecar_kit::exit;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// Registers the task's service and its sidecar proxy with the Consul agent beside it and writes Envoy's bootstrap to
+/// <bootstrapDir>/envoy-bootstrap.json.
+///
+/// What to register is in CONSUL_ECS_CONFIG_JSON, the task in ECS_CONTAINER_METADATA_URI_V4, the agent in Consul's own
+/// variables: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. LOG_LEVEL and
+/// LOG_FORMAT (text, json) say how to log. An empty variable counts as not set.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-init", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Writes the configuration of the task's Consul agent and nothing else.
+    ///
+    /// Secrets come from the environment: CONSUL_CLIENT_TOKEN turns ACLs on, CONSUL_GOSSIP_KEY gossip encryption, each
+    /// also as NAME_FILE; CONSUL_CACERT (a file) or CONSUL_CACERT_PEM (the text) turns TLS with auto-encrypt on.
+    AgentConfig(AgentConfigArguments),
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
+    /// How long to wait for the metadata, and then for the agent.
+    #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s")]
+    timeout: Given<humantime::Duration>,
+    /// The agent's gRPC address: <host>:<port>, http://…, https://… or unix://<path> [default: the port that the agent
+    /// tells, else 8502, on the loopback address].
+    #[arg(long, value_name = "ADDRESS", env = "CONSUL_GRPC_ADDR")]
+    grpc_addr: Option<Given<String>>,
+    /// The file with the CA certificate of the agent's gRPC [default: CONSUL_CACERT].
+    #[arg(long, value_name = "FILE", env = "CONSUL_GRPC_CACERT")]
+    grpc_ca_file: Option<Given<String>>,
+    /// The directory with the CA certificates of the agent's gRPC [default: CONSUL_CAPATH].
+    #[arg(long, value_name = "DIRECTORY", env = "CONSUL_GRPC_CAPATH")]
+    grpc_ca_path: Option<Given<String>>,
+    /// The address of Envoy's admin interface [default: the loopback address, port 19000].
+    #[arg(long, value_name = "HOST:PORT", env = "MESH_INIT_ADMIN_BIND")]
+    admin_bind: Option<Given<String>>,
+    /// Where Envoy serves /ready for others [default: nowhere].
+    #[arg(long, value_name = "IP:PORT", env = "MESH_INIT_READY_BIND")]
+    ready_bind: Option<Given<String>>,
+    /// What envoy_prometheus_bind_addr serves instead of Envoy's own metrics: this port beside the admin interface.
+    #[arg(long, value_name = "PORT", env = "MESH_INIT_PROMETHEUS_BACKEND_PORT")]
+    prometheus_backend_port: Option<Given<u16>>,
+    /// The path that Prometheus scrapes.
+    #[arg(long, value_name = "PATH", env = "MESH_INIT_PROMETHEUS_SCRAPE_PATH", default_value = "/metrics")]
+    prometheus_scrape_path: Given<String>,
+    /// The file, for Envoy, with the CA certificate of those who scrape.
+    #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_CA_FILE")]
+    prometheus_ca_file: Option<Given<String>>,
+    /// The directory, for Envoy, with the CA certificates of those who scrape.
+    #[arg(long, value_name = "DIRECTORY", env = "MESH_INIT_PROMETHEUS_CA_PATH")]
+    prometheus_ca_path: Option<Given<String>>,
+    /// The file, for Envoy, with the certificate of the metrics listener.
+    #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_CERT_FILE")]
+    prometheus_cert_file: Option<Given<String>>,
+    /// The file, for Envoy, with the private key of the metrics listener.
+    #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_KEY_FILE")]
+    prometheus_key_file: Option<Given<String>>,
+}
+
+#[derive(Debug, Args)]
+struct AgentConfigArguments {
+    /// The file to write; a CA certificate goes beside it as ca.pem.
+    #[arg(long, value_name = "FILE", env = "MESH_INIT_AGENT_CONFIG", default_value = "/consul/config/agent.json")]
+    output: Given<PathBuf>,
+    /// Where the agent keeps its state.
+    #[arg(long, value_name = "DIRECTORY", env = "MESH_INIT_AGENT_DATA_DIR", default_value = "/consul/data")]
+    data_dir: Given<PathBuf>,
+    /// The servers: addresses or cloud auto-join strings, separated by commas.
+    #[arg(long, value_name = "SERVERS", env = "CONSUL_RETRY_JOIN")]
+    retry_join: Option<Given<String>>,
+    /// The datacenter [default: Consul's, dc1].
+    #[arg(long, value_name = "NAME", env = "CONSUL_DATACENTER")]
+    datacenter: Option<Given<String>>,
+    /// How long to wait for the metadata.
+    #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s")]
+    timeout: Given<humantime::Duration>,
+}
+
+/// A flag's value. The empty one is the same as none, as for every variable.
+#[derive(Debug, Clone)]
+struct Given<T>(Option<T>);
+
+impl<T: FromStr> FromStr for Given<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|value| Self(Some(value))) }
+    }
+}
+
+impl<T> Given<T> {
+    fn or(self, default: &str) -> T
+    where
+        T: FromStr<Err: std::fmt::Debug>,
+    {
+        self.0.unwrap_or_else(|| default.parse().expect("the default is well-formed"))
+    }
+}
+
+fn given<T>(value: Option<Given<T>>) -> Option<T> {
+    value?.0
+}
+
+/// The kernel drops a signal that PID 1 doesn't handle: a container that still waits would only end by KILL.
+fn end_on_signals() -> std::io::Result<()> {
+    for signal in [SIGTERM, SIGINT] {
+        flag::register_conditional_shutdown(signal, 128 + signal, Arc::new(AtomicBool::new(true)))?;
+    }
+    Ok(())
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let arguments: Arguments = exit::parse_arguments();
+    if let Err(error) = end_on_signals() {
+        return exit::finish("mesh-init", Err(error));
+    }
+    let env = Env::of_process();
+    match arguments.command {
+        Some(Command::AgentConfig(arguments)) => {
+            let options = agent_config::Options {
+                output: arguments.output.or("/consul/config/agent.json"),
+                data_dir: arguments.data_dir.or("/consul/data"),
+                retry_join: given(arguments.retry_join),
+                datacenter: given(arguments.datacenter),
+                timeout: arguments.timeout.or("90s").into(),
+            };
+            exit::finish("mesh-init", agent_config::write(options, &env).await)
+        }
+        None => match run_options(arguments.run) {
+            Ok(options) => exit::finish("mesh-init", run::run(options, &env).await),
+            Err(line) => {
+                eprintln!("mesh-init: {line} (see --help)");
+                exit::USAGE.into()
+            }
+        },
+    }
+}
+
+fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {
+    let RunArguments {
+        timeout,
+        grpc_addr,
+        grpc_ca_file,
+        grpc_ca_path,
+        admin_bind,
+        ready_bind,
+        prometheus_backend_port,
+        prometheus_scrape_path,
+        prometheus_ca_file,
+        prometheus_ca_path,
+        prometheus_cert_file,
+        prometheus_key_file,
+    } = arguments;
+    let authority = match (given(prometheus_ca_path), given(prometheus_ca_file)) {
+        (Some(path), _) => Some(PrometheusAuthority::Path(path)),
+        (None, Some(file)) => Some(PrometheusAuthority::File(file)),
+        (None, None) => None,
+    };
+    let tls = match (authority, given(prometheus_cert_file), given(prometheus_key_file)) {
+        (None, None, None) => None,
+        (Some(authority), Some(cert_file), Some(key_file)) => Some(PrometheusTls { authority, cert_file, key_file }),
+        _ => {
+            return Err("TLS for Prometheus needs all of --prometheus-ca-file or --prometheus-ca-path, \
+                        --prometheus-cert-file and --prometheus-key-file");
+        }
+    };
+    Ok(run::Options {
+        timeout: timeout.or("90s").into(),
+        admin_bind: given(admin_bind),
+        grpc_addr: given(grpc_addr),
+        grpc_ca_file: given(grpc_ca_file),
+        grpc_ca_path: given(grpc_ca_path),
+        ready_bind: given(ready_bind),
+        prometheus: Prometheus {
+            backend_port: given(prometheus_backend_port),
+            scrape_path: prometheus_scrape_path.or("/metrics"),
+            tls,
+        },
+    })
+}

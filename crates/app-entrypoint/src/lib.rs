@@ -1,0 +1,146 @@
+//! Keeps an app running for a while after the task was told to stop.
+//!
+//! When a task stops, the proxies of other tasks go on sending it requests until they have heard of it. An app that exits at
+//! once on TERM fails those; under this entry point it hears of TERM only after a delay.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use rustix::process::Signal;
+use supervise::{Ended, Event, StartError, Supervised};
+use tokio::time::{Instant, sleep_until};
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "app-entrypoint",
+    version,
+    about = "Keeps an app running for a while after the task was told to stop.",
+    after_help = "Without a verb the arguments are the command to run: `app-entrypoint --shutdown-delay 10s myapp …`. A \
+                  second TERM ends the delay.\n\n\
+                  Variables: LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
+                  text).\n\n\
+                  Exit codes: the command's own, or 128 + n if signal n ended it; 126 if it cannot be run, 127 if there \
+                  is no such program; 1 for a failed install; 2 for a wrong command line."
+)]
+pub struct Arguments {
+    /// How long the app runs on after TERM, before it gets TERM itself.
+    #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = humantime::parse_duration)]
+    shutdown_delay: Duration,
+    /// The container's stop timeout in the task definition: a delay that reaches it is warned of.
+    #[arg(long, env = "STOP_TIMEOUT", value_parser = humantime::parse_duration)]
+    stop_timeout: Option<Duration>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a command in a process group of its own: TERM delayed, other signals forwarded, exit code passed through.
+    Run {
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Copy this binary into a directory.
+    Install {
+        /// The directory, on a volume that another container mounts.
+        directory: PathBuf,
+    },
+    #[command(external_subcommand)]
+    Command(Vec<OsString>),
+}
+
+/// Why it failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Logging could not start.
+    #[error(transparent)]
+    Log(sidecar_kit::log::LogError),
+    /// The command could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The binary could not be installed.
+    #[error(transparent)]
+    Install(#[from] sidecar_kit::file::WriteError),
+}
+
+impl Error {
+    /// The exit code for it: a shell's where a command could not start.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(error) => error.exit_code(),
+            _ => sidecar_kit::exit::FAILURE,
+        }
+    }
+}
+
+/// Does what the command line says; the exit code is the command's own.
+///
+/// # Errors
+/// See [`enum@Error`].
+pub async fn main(arguments: Arguments) -> Result<ExitCode, Error> {
+    let Arguments { shutdown_delay, stop_timeout, verb } = arguments;
+    match verb {
+        Verb::Run { command } | Verb::Command(command) => {
+            warn_of_timeout(shutdown_delay, stop_timeout);
+            Ok(run(&command, shutdown_delay).await?.into())
+        }
+        Verb::Install { directory } => {
+            sidecar_kit::file::install(&directory, "app-entrypoint")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn warn_of_timeout(delay: Duration, stop_timeout: Option<Duration>) {
+    if let Some(timeout) = stop_timeout.filter(|timeout| delay >= *timeout) {
+        tracing::warn!(
+            "the shutdown delay of {} reaches the stop timeout of {}: ECS kills the app before it hears of TERM",
+            humantime::format_duration(delay),
+            humantime::format_duration(timeout)
+        );
+    }
+}
+
+/// How far the app's end is.
+enum Phase {
+    Running,
+    /// It gets TERM then.
+    Delayed(Instant),
+    /// It got TERM; another is forwarded at once.
+    Told,
+}
+
+/// Runs the command; the first TERM reaches it after `delay`, a second one at once.
+async fn run(command: &[OsString], delay: Duration) -> Result<Ended, StartError> {
+    let mut app = Supervised::start(command, &[Signal::TERM])?;
+    let mut phase = if delay.is_zero() { Phase::Told } else { Phase::Running };
+    loop {
+        let due = async {
+            match phase {
+                Phase::Delayed(due) => sleep_until(due).await,
+                Phase::Running | Phase::Told => std::future::pending().await,
+            }
+        };
+        let told = tokio::select! {
+            event = app.next() => match event {
+                Event::Ended(ended) => return Ok(ended),
+                Event::Signal(_) => true,
+            },
+            () = due => false,
+        };
+        if told && matches!(phase, Phase::Running) {
+            tracing::info!("TERM: the app runs on for {}", humantime::format_duration(delay));
+            phase = Phase::Delayed(Instant::now() + delay);
+        } else {
+            tracing::info!("TERM to the app");
+            app.send(Signal::TERM);
+            phase = Phase::Told;
+        }
+    }
+}

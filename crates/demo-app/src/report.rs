@@ -1,0 +1,138 @@
+//! What became of the requests of a load.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// Reasons beyond these are counted as one.
+const MAX_REASONS: usize = 50;
+const OTHER: &str = "other";
+
+/// What became of one request.
+pub(crate) enum Outcome {
+    /// A 2xx answer, and who took part in it.
+    Succeeded { latency: Duration, tasks: Vec<String> },
+    /// Anything else, and why.
+    Failed(String),
+}
+
+/// What became of all. `sent` = `succeeded` + `failed`.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Report {
+    url: String,
+    /// Seconds from the first request to the last answer.
+    pub(crate) seconds: f64,
+    sent: usize,
+    succeeded: usize,
+    failed: usize,
+    failures: BTreeMap<String, usize>,
+    latency_ms: Latency,
+    /// Requests in whose good answer a task took part.
+    tasks: BTreeMap<String, usize>,
+    pub(crate) connections: usize,
+    #[serde(skip)]
+    latencies: Vec<Duration>,
+}
+
+/// Of the good answers, from the time a request was due, in milliseconds.
+#[derive(Debug, Default, Serialize)]
+struct Latency {
+    p50: f64,
+    p99: f64,
+    max: f64,
+}
+
+impl Report {
+    pub(crate) fn of(url: String) -> Self {
+        Self { url, ..Self::default() }
+    }
+
+    pub(crate) fn add(&mut self, outcome: Outcome) {
+        self.sent += 1;
+        match outcome {
+            Outcome::Succeeded { latency, tasks } => {
+                self.succeeded += 1;
+                self.latencies.push(latency);
+                for task in tasks {
+                    count(&mut self.tasks, task);
+                }
+            }
+            Outcome::Failed(reason) => {
+                self.failed += 1;
+                count(&mut self.failures, reason);
+            }
+        }
+    }
+
+    pub(crate) fn finish(&mut self) {
+        self.latencies.sort_unstable();
+        let at = |share: f64| {
+            let rank = (self.latencies.len() as f64 * share).ceil() as usize;
+            self.latencies.get(rank.saturating_sub(1)).map_or(0.0, |latency| latency.as_micros() as f64 / 1e3)
+        };
+        self.latency_ms = Latency { p50: at(0.50), p99: at(0.99), max: at(1.0) };
+    }
+
+    pub(crate) fn all_succeeded(&self) -> bool {
+        self.failed == 0
+    }
+}
+
+fn count(counts: &mut BTreeMap<String, usize>, what: String) {
+    let what = if counts.len() < MAX_REASONS || counts.contains_key(&what) { what } else { OTHER.to_owned() };
+    *counts.entry(what).or_default() += 1;
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} for {:.1} s over {} connections", self.url, self.seconds, self.connections)?;
+        writeln!(f, "sent       {:>8}", self.sent)?;
+        writeln!(f, "succeeded  {:>8}", self.succeeded)?;
+        writeln!(f, "failed     {:>8}", self.failed)?;
+        for (reason, count) in &self.failures {
+            writeln!(f, "  {count:>8}  {reason}")?;
+        }
+        let Latency { p50, p99, max } = self.latency_ms;
+        writeln!(f, "latency    p50 {p50:.1} ms, p99 {p99:.1} ms, max {max:.1} ms")?;
+        writeln!(f, "answered by")?;
+        for (task, count) in &self.tasks {
+            writeln!(f, "  {count:>8}  {task}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_is_counted_once_and_percentiles_are_those_of_good_answers() {
+        let mut report = Report::default();
+        for milliseconds in 1..=200 {
+            let tasks = vec![format!("api {}", milliseconds % 2)];
+            report.add(Outcome::Succeeded { latency: Duration::from_millis(milliseconds), tasks });
+        }
+        for reason in ["reset", "reset", "timeout"] {
+            report.add(Outcome::Failed(reason.to_owned()));
+        }
+        report.finish();
+        let report = serde_json::to_value(&report).unwrap();
+        assert_eq!((&report["sent"], &report["succeeded"], &report["failed"]), (&203.into(), &200.into(), &3.into()));
+        assert_eq!(report["failures"], serde_json::json!({"reset": 2, "timeout": 1}));
+        assert_eq!(report["latency_ms"], serde_json::json!({"p50": 100.0, "p99": 198.0, "max": 200.0}));
+        assert_eq!(report["tasks"], serde_json::json!({"api 0": 100, "api 1": 100}));
+    }
+
+    #[test]
+    fn reasons_are_bounded_in_number_and_all_counted() {
+        let mut report = Report::default();
+        for reason in 0..1000 {
+            report.add(Outcome::Failed(reason.to_string()));
+        }
+        assert_eq!(report.failures.len(), MAX_REASONS + 1);
+        assert_eq!(report.failures.values().sum::<usize>(), 1000);
+    }
+}

@@ -1,0 +1,325 @@
+//! The program from outside.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+fn demo_app(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_demo-app"));
+    command.args(arguments).env_remove("ECS_CONTAINER_METADATA_URI_V4").stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    demo_app(arguments).output().unwrap()
+}
+
+/// A running `serve`; killed with the test.
+struct Serve {
+    child: Child,
+    address: String,
+}
+
+impl Serve {
+    fn start(arguments: &[&str], metadata: Option<&str>) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let address = format!("127.0.0.1:{port}");
+        let mut command = demo_app(&[&["serve", "--listen", &address], arguments].concat());
+        if let Some(uri) = metadata {
+            command.env("ECS_CONTAINER_METADATA_URI_V4", uri);
+        }
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        let mut errors = BufReader::new(child.stderr.take().unwrap());
+        errors.read_line(&mut line).unwrap();
+        assert!(line.contains("listens on"), "{line}");
+        std::thread::spawn(move || std::io::copy(&mut errors, &mut std::io::sink()));
+        Self { child, address }
+    }
+
+    fn get(&self, path: &str) -> (Option<i32>, Value) {
+        let output = run(&["get", &format!("{}{path}", self.address)]);
+        (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("serve still runs");
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A server that gives each connection one of these raw answers, in turn, and then closes it. `requests` of one
+/// connection are answered alike.
+fn raw_server(answers: &'static [&'static str], requests: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for (index, stream) in listener.incoming().enumerate() {
+            let mut stream = stream.unwrap();
+            for _ in 0..requests {
+                if stream.read(&mut [0; 4096]).unwrap_or_default() == 0 {
+                    break;
+                }
+                stream.write_all(answers[index % answers.len()].as_bytes()).unwrap();
+            }
+        }
+    });
+    address
+}
+
+#[test]
+fn an_answer_names_service_and_task_and_nests_the_upstreams_answers() {
+    let metadata = r#"{"Cluster": "c", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/c/0a1b", "Family": "f"}"#;
+    let metadata = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{metadata}", metadata.len());
+    let metadata = raw_server(Vec::leak(vec![&*metadata.leak()]), 1);
+    let api = Serve::start(&["--service", "api"], Some(&format!("http://{metadata}/v4/x")));
+    let web = Serve::start(&["--service", "web", "--upstream", &format!("api={}", api.address)], None);
+
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while api.get("/").1["task"] == json!(null) {
+        assert!(Instant::now() < deadline, "api learns its task ID");
+    }
+    let expected = json!({
+        "service": "web", "task": null,
+        "upstreams": {"api": {"status": 200, "answer": {"service": "api", "task": "0a1b"}}},
+    });
+    assert_eq!(web.get("/"), (Some(0), expected));
+}
+
+#[test]
+fn an_upstream_that_fails_makes_the_answer_a_502_that_says_why() {
+    let broken = raw_server(&["HTTP/1.1 503 Service Unavailable\r\ncontent-length: 13\r\n\r\nno upstream\r\n"], 1);
+    let broken = format!("broken=http://{broken}");
+    let web = Serve::start(&["--upstream", &broken, "--upstream", "gone=127.0.0.1:1"], None);
+    let (code, answer) = web.get("/");
+    assert_eq!(code, Some(1));
+    assert_eq!(answer["upstreams"]["broken"], json!({"status": 503, "error": "no upstream"}));
+    let gone = answer["upstreams"]["gone"]["error"].as_str().unwrap();
+    assert!(gone.starts_with("cannot reach http://127.0.0.1:1: "), "{gone}");
+}
+
+#[test]
+fn it_answers_without_a_task_id_when_the_metadata_endpoint_does_not_answer() {
+    let app = Serve::start(&[], Some("http://127.0.0.1:1/v4/x"));
+    assert_eq!(app.get("/"), (Some(0), json!({"service": "demo", "task": null})));
+}
+
+#[test]
+fn it_is_healthy_until_turned_unhealthy_and_again_when_turned_back() {
+    let app = Serve::start(&[], None);
+    let health = || run(&["health", "--listen", &app.address]).status.code();
+    let turn = |status: &str| {
+        let mut stream = TcpStream::connect(&app.address).unwrap();
+        let request = format!("PUT /health?status={status} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.lines().next().unwrap().to_owned()
+    };
+    assert_eq!(health(), Some(0));
+    assert_eq!(turn("unhealthy"), "HTTP/1.1 200 OK");
+    assert_eq!(health(), Some(1));
+    assert_eq!(app.get("/health").0, Some(1));
+    assert_eq!(turn("sick"), "HTTP/1.1 400 Bad Request");
+    assert_eq!(turn("healthy"), "HTTP/1.1 200 OK");
+    assert_eq!(health(), Some(0));
+    // Unhealthy or not, it serves.
+    assert_eq!(app.get("/").0, Some(0));
+}
+
+#[test]
+fn a_request_takes_at_least_the_delay_of_the_service_or_the_one_it_asks_for() {
+    let app = Serve::start(&["--delay", "300ms"], None);
+    let took = |path: &str| {
+        let began = Instant::now();
+        assert_eq!(app.get(path).0, Some(0));
+        began.elapsed()
+    };
+    assert!(took("/") >= Duration::from_millis(300));
+    assert!(took("/?delay=600ms") >= Duration::from_millis(600));
+    assert_eq!(app.get("/?delay=2h").0, Some(1));
+}
+
+#[test]
+fn term_and_int_end_it_at_once_with_0() {
+    for signal in ["TERM", "INT"] {
+        let mut app = Serve::start(&["--delay", "60s"], None);
+        let mut unanswered = TcpStream::connect(&app.address).unwrap();
+        unanswered.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        app.signal(signal);
+        assert_eq!(app.exit_code(), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn with_a_term_delay_it_serves_on_after_term_and_then_exits_and_int_ends_it_at_once() {
+    let mut app = Serve::start(&["--term-delay", "1s"], None);
+    let began = Instant::now();
+    app.signal("TERM");
+    assert_eq!(app.get("/").0, Some(0));
+    app.signal("TERM");
+    assert_eq!(app.exit_code(), Some(0));
+    assert!(began.elapsed() >= Duration::from_secs(1));
+
+    let mut app = Serve::start(&["--term-delay", "1h"], None);
+    app.signal("TERM");
+    assert_eq!(app.get("/").0, Some(0));
+    app.signal("INT");
+    assert_eq!(app.exit_code(), Some(0));
+}
+
+#[test]
+fn get_prints_the_body_on_standard_output_and_fails_unless_the_status_is_2xx() {
+    let app = Serve::start(&[], None);
+    let output = run(&["get", &app.address]);
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"service\":\"demo\",\"task\":null}\n");
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("200 OK in "));
+
+    let output = run(&["get", &format!("{}/nowhere", app.address), "--header", "x-test: 1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("404 Not Found in "));
+
+    let output = run(&["get", "127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(error.starts_with("demo-app: no answer from http://127.0.0.1:1/: cannot reach"), "{error}");
+    assert_eq!(error.lines().count(), 1);
+}
+
+fn load(arguments: &[&str]) -> (Option<i32>, Value) {
+    let output = run(&[&["load", "--json"], arguments].concat());
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    (output.status.code(), report)
+}
+
+#[test]
+fn load_sends_what_the_schedule_says_and_counts_who_answered() {
+    let api = Serve::start(&["--service", "api"], None);
+    let web = Serve::start(&["--service", "web", "--upstream", &format!("api={}", api.address)], None);
+    let (code, report) =
+        load(&[&web.address, "--rate", "100", "--duration", "1s", "--connections", "2", "--fresh", "20%"]);
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!((&report["sent"], &report["succeeded"], &report["failed"]), (&json!(100), &json!(100), &json!(0)));
+    assert_eq!(report["tasks"], json!({"web -": 100, "api -": 100}));
+    let connections = report["connections"].as_u64().unwrap();
+    assert!((21..=100).contains(&connections), "20 of their own, and those that are kept: {report}");
+}
+
+#[test]
+fn load_keeps_its_schedule_while_answers_are_slow() {
+    let slow = Serve::start(&["--delay", "1s"], None);
+    let began = Instant::now();
+    let (code, report) = load(&[&slow.address, "--rate", "50", "--duration", "1s", "--connections", "1"]);
+    assert_eq!((code, &report["succeeded"]), (Some(0), &json!(50)));
+    assert!(began.elapsed() < Duration::from_secs(5), "not one after the other");
+}
+
+#[test]
+fn load_repeats_nothing_and_counts_each_failure_by_its_reason() {
+    let good = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let bad = "HTTP/1.1 503 Service Unavailable\r\nx-envoy-overloaded: true\r\ncontent-length: 4\r\n\r\nbusy";
+    let answers = Vec::leak(vec![good, bad, ""]);
+    // With a second try some of the bad ones would be good.
+    let flaky = raw_server(answers, 1);
+    let (code, report) = load(&[&flaky, "--rate", "30", "--duration", "1s", "--fresh", "1"]);
+    assert_eq!(code, Some(1));
+    assert_eq!((&report["sent"], &report["succeeded"], &report["failed"]), (&json!(30), &json!(10), &json!(20)));
+    let failures = json!({"closed before an answer": 10, "status 503 x-envoy-overloaded=true busy": 10});
+    assert_eq!(report["failures"], failures);
+
+    let (_, report) = load(&["127.0.0.1:1", "--rate", "10", "--duration", "1s"]);
+    assert_eq!(report["failures"], json!({"connect: refused": 10}));
+
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    let (_, report) = load(&[&address, "--rate", "10", "--duration", "1s", "--timeout", "200ms"]);
+    assert_eq!(report["failures"], json!({"timeout": 10}));
+}
+
+#[test]
+fn load_counts_a_kept_connection_that_is_closed_under_a_request_and_sends_nothing_twice() {
+    // The second request on a connection is read and not answered.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let received = Arc::new(AtomicUsize::new(0));
+    let counted = received.clone();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, counted) = (stream.unwrap(), counted.clone());
+            std::thread::spawn(move || {
+                for answer in ["HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", ""] {
+                    if stream.read(&mut [0; 4096]).unwrap_or_default() == 0 {
+                        break;
+                    }
+                    counted.fetch_add(1, Ordering::SeqCst);
+                    let _ = stream.write_all(answer.as_bytes());
+                }
+            });
+        }
+    });
+    let (_, report) = load(&[&address, "--rate", "20", "--duration", "1s", "--connections", "1"]);
+    let (succeeded, failed) = (report["succeeded"].as_u64().unwrap(), report["failed"].as_u64().unwrap());
+    assert_eq!((succeeded + failed, received.load(Ordering::SeqCst)), (20, 20), "{report}");
+    assert!(failed > 0, "{report}");
+    assert_eq!(report["failures"], json!({"closed before an answer": failed}));
+}
+
+#[test]
+fn load_ended_early_reports_what_it_did() {
+    let app = Serve::start(&[], None);
+    let child = demo_app(&["load", &app.address, "--json", "--rate", "100", "--duration", "1h"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Let it do something first.
+    std::thread::sleep(Duration::from_millis(300));
+    Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["sent"], report["succeeded"]);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_wrong_command_line_is_one_line_and_exit_code_2() {
+    let wrong: [&[&str]; 5] = [
+        &[],
+        &["get", "https://x"],
+        &["serve", "--upstream", "x"],
+        &["load", "x", "--rate", "0"],
+        &["load", "x", "--fresh", "120%"],
+    ];
+    for arguments in wrong {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr).lines().count(), 1, "{output:?}");
+    }
+    let output = run(&["load", "x", "--rate", "100000", "--duration", "1h"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error, "demo-app: 100000 requests a second for 1h are 360000000: expected at most 5000000\n");
+}

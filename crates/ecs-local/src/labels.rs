@@ -1,0 +1,168 @@
+//! The labels that make a container part of a task.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ecs_meta::{ContainerType, TaskArn};
+
+/// ECS's own label with the task's ARN; a container that has it belongs to a task.
+pub const TASK_ARN: &str = "com.amazonaws.ecs.task-arn";
+pub(crate) const CLUSTER: &str = "com.amazonaws.ecs.cluster";
+pub(crate) const FAMILY: &str = "com.amazonaws.ecs.task-definition-family";
+pub(crate) const VERSION: &str = "com.amazonaws.ecs.task-definition-version";
+const CONTAINER_NAME: &str = "com.amazonaws.ecs.container-name";
+const TAG: &str = "ecs-mesh.tag.";
+const STOP_TIMEOUT: &str = "ecs-mesh.stop-timeout";
+const ESSENTIAL: &str = "ecs-mesh.essential";
+const TYPE: &str = "ecs-mesh.type";
+
+/// ECS's default, `ECS_CONTAINER_STOP_TIMEOUT`.
+const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the labels of a container say, with ECS's defaults for what they leave out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labels {
+    /// The task.
+    pub task: TaskArn,
+    /// The container's name in the task definition.
+    pub name: String,
+    /// The cluster's name or ARN.
+    pub cluster: String,
+    /// The task definition's family.
+    pub family: String,
+    /// The task definition's revision.
+    pub revision: String,
+    /// Whether the task stops when this container does.
+    pub essential: bool,
+    /// How long it may take to exit after TERM.
+    pub stop_timeout: Duration,
+    /// `CNI_PAUSE` for the holder of the network namespace.
+    pub type_: ContainerType,
+    /// The task's tags.
+    pub tags: BTreeMap<String, String>,
+    /// The labels ECS would show: neither compose's nor ours.
+    pub shown: BTreeMap<String, String>,
+}
+
+impl Labels {
+    /// Reads the labels of a container, and what is wrong with them. Without a task's ARN and a name it is no container
+    /// of a task.
+    pub fn read(labels: &BTreeMap<String, String>) -> (Option<Self>, Vec<String>) {
+        let mut problems = Vec::new();
+        let get = |key: &str| labels.get(key).filter(|value| !value.is_empty());
+        let mut expect = |key: &str, expected: &str| {
+            problems.push(format!("label {key} is {:?}: expected {expected}", labels.get(key).map_or("", |l| l)));
+        };
+
+        let Some(task) = get(TASK_ARN).and_then(|arn| arn.parse::<TaskArn>().ok()) else {
+            expect(TASK_ARN, "a task ARN");
+            return (None, problems);
+        };
+        let Some(name) = get(CONTAINER_NAME) else {
+            expect(CONTAINER_NAME, "the container's name");
+            return (None, problems);
+        };
+        let essential = match get(ESSENTIAL).map(String::as_str) {
+            None | Some("true") => true,
+            Some("false") => false,
+            Some(_) => {
+                expect(ESSENTIAL, "true or false");
+                true
+            }
+        };
+        let stop_timeout = match get(STOP_TIMEOUT).map(|seconds| seconds.parse::<u16>()) {
+            None => DEFAULT_STOP_TIMEOUT,
+            Some(Ok(seconds)) => Duration::from_secs(seconds.into()),
+            Some(Err(_)) => {
+                expect(STOP_TIMEOUT, "whole seconds, at most 65535");
+                DEFAULT_STOP_TIMEOUT
+            }
+        };
+        let type_ = get(TYPE).map_or(ContainerType::Normal, |type_| type_.clone().into());
+        if matches!(type_, ContainerType::Other(_)) {
+            expect(TYPE, "NORMAL or CNI_PAUSE");
+        }
+        let cluster = get(CLUSTER).map(String::as_str).or(task.cluster()).unwrap_or("default").to_owned();
+        let tags = labels.iter().filter_map(|(key, value)| Some((key.strip_prefix(TAG)?.to_owned(), value.clone())));
+        let shown =
+            labels.iter().filter(|(key, _)| !key.starts_with("ecs-mesh.") && !key.starts_with("com.docker.compose."));
+        let read = Self {
+            name: name.clone(),
+            cluster,
+            family: get(FAMILY).cloned().unwrap_or_default(),
+            revision: get(VERSION).cloned().unwrap_or_default(),
+            essential,
+            stop_timeout,
+            type_,
+            tags: tags.collect(),
+            shown: shown.map(|(key, value)| (key.clone(), value.clone())).collect(),
+            task,
+        };
+        (Some(read), problems)
+    }
+
+    /// The last part of the container's metadata URI, `<task ID>-<container name>`.
+    #[must_use]
+    pub fn endpoint_id(&self) -> String {
+        format!("{}-{}", self.task.task_id(), self.name)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const ARN: &str = "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b";
+
+    pub(crate) fn labels(name: &str, more: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let ours = [(TASK_ARN, ARN), (CONTAINER_NAME, name), (CLUSTER, "blue"), (FAMILY, "f"), (VERSION, "7")];
+        ours.iter().chain(more).map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn without_our_labels_a_container_is_essential_normal_and_has_thirty_seconds_to_stop() {
+        let (read, problems) = Labels::read(&labels("web", &[]));
+        let read = read.unwrap();
+        assert_eq!(problems, Vec::<String>::new());
+        assert!(read.essential);
+        assert_eq!(read.stop_timeout, Duration::from_secs(30));
+        assert_eq!(read.type_, ContainerType::Normal);
+        assert_eq!(read.endpoint_id(), "0a1b-web");
+    }
+
+    #[test]
+    fn our_labels_are_read_and_neither_they_nor_compose_s_are_shown() {
+        let more = [
+            ("ecs-mesh.essential", "false"),
+            ("ecs-mesh.stop-timeout", "5"),
+            ("ecs-mesh.type", "CNI_PAUSE"),
+            ("ecs-mesh.tag.consul.hashicorp.com/mesh", "true"),
+            ("com.docker.compose.project", "p"),
+            ("mine", "yes"),
+        ];
+        let read = Labels::read(&labels("web", &more)).0.unwrap();
+        assert!(!read.essential);
+        assert_eq!(read.stop_timeout, Duration::from_secs(5));
+        assert_eq!(read.type_, ContainerType::CniPause);
+        assert_eq!(read.tags.into_iter().collect::<Vec<_>>(), [("consul.hashicorp.com/mesh".into(), "true".into())]);
+        assert_eq!(read.shown.len(), 6);
+        assert_eq!(read.shown["mine"], "yes");
+    }
+
+    #[test]
+    fn wrong_labels_are_named_with_what_they_hold_and_ecs_s_defaults_stand() {
+        let more = [("ecs-mesh.essential", "maybe"), ("ecs-mesh.stop-timeout", "soon"), ("ecs-mesh.type", "PAUSE")];
+        let (read, problems) = Labels::read(&labels("web", &more));
+        let read = read.unwrap();
+        assert!(read.essential);
+        assert_eq!(read.stop_timeout, Duration::from_secs(30));
+        assert_eq!(problems[0], r#"label ecs-mesh.essential is "maybe": expected true or false"#);
+        assert_eq!(problems.len(), 3);
+
+        let (read, problems) = Labels::read(&labels("", &[]));
+        assert_eq!((read, problems.len()), (None, 1));
+        let (read, problems) = Labels::read(&BTreeMap::from([(TASK_ARN.to_owned(), "web".to_owned())]));
+        assert_eq!(read, None);
+        assert_eq!(problems, [format!(r#"label {TASK_ARN} is "web": expected a task ARN"#)]);
+    }
+}

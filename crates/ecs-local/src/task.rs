@@ -1,0 +1,247 @@
+//! One task: its containers together, and whether it is to stop.
+
+use std::collections::BTreeMap;
+
+use ecs_meta::{ContainerType, Network, Status, TaskArn};
+use time::OffsetDateTime;
+
+use crate::container::{Container, rfc3339};
+
+/// A task as it is now: its containers, oldest first, the pause container before all others.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Its ARN.
+    pub arn: TaskArn,
+    /// Its containers; there is at least one.
+    pub containers: Vec<Container>,
+    /// The pause container's networks, those of all containers.
+    networks: Vec<Network>,
+}
+
+impl Task {
+    /// Puts a task together; none without a container. Of containers with the same name the newest counts: compose
+    /// removes a container that it replaces only after it has created the new one.
+    #[must_use]
+    pub fn of(containers: Vec<Container>) -> Option<Self> {
+        let mut newest: BTreeMap<String, Container> = BTreeMap::new();
+        for container in containers {
+            let name = container.labels.name.clone();
+            if newest.get(&name).is_none_or(|other| other.created_at < container.created_at) {
+                newest.insert(name, container);
+            }
+        }
+        let mut containers: Vec<Container> = newest.into_values().collect();
+        containers.sort_by_key(|container| (!container.is_pause(), container.created_at));
+        let first = containers.first()?;
+        Some(Self { arn: first.labels.task.clone(), networks: first.networks(), containers })
+    }
+
+    /// The container that holds the network namespace.
+    #[must_use]
+    pub fn pause(&self) -> Option<&Container> {
+        self.containers.first().filter(|container| container.is_pause())
+    }
+
+    /// When the task's present run began: when its pause container last started; without one, when the longest running
+    /// of its containers did. What ended before that belongs to an earlier run, since compose starts the containers of
+    /// a task again in the same place.
+    #[must_use]
+    pub fn run_began(&self) -> Option<OffsetDateTime> {
+        match self.pause() {
+            Some(pause) => pause.started_at,
+            None => self.containers.iter().filter(|c| c.is_running()).filter_map(|c| c.started_at).min(),
+        }
+    }
+
+    /// The essential container that was the first to exit in the present run, if one has: then the task is to stop
+    /// ("essential" in "Amazon ECS task definition parameters").
+    #[must_use]
+    pub fn essential_exit(&self) -> Option<&Container> {
+        let began = self.run_began();
+        let exited = self.containers.iter().filter(|c| c.labels.essential && c.finished_at.is_some_and(|_| true));
+        exited.filter(|c| c.finished_at > began).min_by_key(|c| c.finished_at)
+    }
+
+    /// The least of what its containers are, and never more than `RUNNING` before all have stopped.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let of_all = |reached: fn(&Container) -> bool| self.containers.iter().all(reached);
+        if of_all(|c| c.status == Status::Stopped) {
+            Status::Stopped
+        } else if of_all(|c| c.status == Status::Stopped || c.is_running()) {
+            Status::Running
+        } else if of_all(|c| c.status != Status::None) {
+            Status::Created
+        } else {
+            Status::None
+        }
+    }
+
+    /// When it was decided that the task stops: when `asked_to` says, or else when an essential container exited.
+    fn execution_stopped_at(&self, asked_to: Option<OffsetDateTime>) -> Option<OffsetDateTime> {
+        asked_to.or_else(|| self.essential_exit()?.finished_at)
+    }
+
+    /// What the endpoint answers for the task. `asked_to` is when the task was told to stop.
+    #[must_use]
+    pub fn metadata(&self, asked_to: Option<OffsetDateTime>, with_tags: bool) -> ecs_meta::Task {
+        let stopped_at = self.execution_stopped_at(asked_to);
+        let labels = &self.containers[0].labels;
+        // Images are there before a container is created; nothing is pulled for a task.
+        let pulled_at = self.containers.iter().filter_map(|container| container.created_at).min();
+        let tags: BTreeMap<_, _> = self.containers.iter().flat_map(|container| container.labels.tags.clone()).collect();
+        ecs_meta::Task {
+            cluster: labels.cluster.clone(),
+            task_arn: self.arn.clone(),
+            family: labels.family.clone(),
+            revision: labels.revision.clone(),
+            service_name: None,
+            desired_status: if stopped_at.is_some() { Status::Stopped } else { Status::Running },
+            known_status: self.status(),
+            containers: self.containers.iter().map(|c| self.container_metadata(c, stopped_at.is_some())).collect(),
+            limits: None,
+            pull_started_at: rfc3339(pulled_at),
+            pull_stopped_at: rfc3339(pulled_at),
+            execution_stopped_at: rfc3339(stopped_at),
+            availability_zone: Some(format!("{}a", self.arn.region())),
+            launch_type: Some("EC2".to_owned()),
+            vpc_id: self.containers[0].network_id().and_then(|id| Some(format!("vpc-{}", id.get(..17)?))),
+            task_tags: Some(tags).filter(|tags| with_tags && !tags.is_empty()),
+            container_instance_tags: None,
+            errors: Vec::new(),
+            clock_drift: None,
+            ephemeral_storage_metrics: None,
+            fault_injection_enabled: None,
+        }
+    }
+
+    /// What the endpoint answers for one of its containers, if it has that one.
+    #[must_use]
+    pub fn metadata_of(&self, name: &str, asked_to: Option<OffsetDateTime>) -> Option<ecs_meta::Container> {
+        let container = self.containers.iter().find(|container| container.labels.name == name)?;
+        Some(self.container_metadata(container, self.execution_stopped_at(asked_to).is_some()))
+    }
+
+    fn container_metadata(&self, container: &Container, stopping: bool) -> ecs_meta::Container {
+        let shares = container.joins.is_some() || container.labels.type_ == ContainerType::CniPause;
+        let networks = if shares { self.networks.clone() } else { container.networks() };
+        container.metadata(stopping, networks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::container::tests::container;
+
+    const PAUSE: &[(&str, &str)] = &[("ecs-mesh.type", "CNI_PAUSE")];
+    const NOT_ESSENTIAL: &[(&str, &str)] = &[("ecs-mesh.essential", "false")];
+
+    fn started(at: &str) -> Value {
+        json!({"State": {"StartedAt": at}})
+    }
+
+    fn exited(at: &str) -> Value {
+        json!({"State": {"Status": "exited", "FinishedAt": at}})
+    }
+
+    fn task(containers: impl IntoIterator<Item = Container>) -> Task {
+        Task::of(containers.into_iter().collect()).unwrap()
+    }
+
+    fn essential_exit(task: &Task) -> Option<&str> {
+        task.essential_exit().map(|container| container.labels.name.as_str())
+    }
+
+    #[test]
+    fn a_task_stops_when_an_essential_container_exits_and_not_when_another_does() {
+        let pause = || container("pause", PAUSE, started("2031-01-02T03:00:00Z"));
+        let running = task([pause(), container("web", &[], json!({}))]);
+        assert_eq!(essential_exit(&running), None);
+
+        let done = container("mesh-init", NOT_ESSENTIAL, exited("2031-01-02T03:01:00Z"));
+        let init_done = task([pause(), done, container("web", &[], json!({}))]);
+        assert_eq!(essential_exit(&init_done), None);
+        assert_eq!(init_done.status(), Status::Running);
+        assert_eq!(init_done.metadata(None, false).desired_status, Status::Running);
+
+        let web_exited = task([pause(), container("web", &[], exited("2031-01-02T03:02:00Z"))]);
+        assert_eq!(essential_exit(&web_exited), Some("web"));
+        let metadata = web_exited.metadata(None, false);
+        assert_eq!(metadata.desired_status, Status::Stopped);
+        assert_eq!(metadata.known_status, Status::Running);
+        assert_eq!(metadata.execution_stopped_at.as_deref(), Some("2031-01-02T03:02:00Z"));
+        assert!(metadata.containers.iter().all(|container| container.desired_status == Status::Stopped));
+
+        let pause_exited = task([container("pause", PAUSE, exited("2031-01-02T04:02:00Z"))]);
+        assert_eq!(essential_exit(&pause_exited), Some("pause"));
+        assert_eq!(pause_exited.metadata(None, false).known_status, Status::Stopped);
+    }
+
+    #[test]
+    fn an_exit_before_the_pause_container_started_again_belongs_to_an_earlier_run() {
+        let again = task([
+            container("pause", PAUSE, started("2031-01-02T05:00:00Z")),
+            container("web", &[], exited("2031-01-02T04:59:59.9Z")),
+        ]);
+        assert_eq!(essential_exit(&again), None);
+        assert_eq!(again.metadata(None, false).desired_status, Status::Running);
+    }
+
+    #[test]
+    fn without_a_pause_container_an_exit_before_the_longest_running_started_belongs_to_an_earlier_run() {
+        let web = || container("web", &[], exited("2031-01-02T03:02:00Z"));
+        assert_eq!(essential_exit(&task([web()])), Some("web"));
+        let other = container("other", &[], started("2031-01-02T03:01:00Z"));
+        assert_eq!(essential_exit(&task([web(), other])), Some("web"));
+        let other = container("other", &[], started("2031-01-02T03:03:00Z"));
+        assert_eq!(essential_exit(&task([web(), other])), None);
+    }
+
+    #[test]
+    fn of_containers_with_the_same_name_the_newest_counts() {
+        let mut replaced = exited("2031-01-02T03:02:00Z");
+        replaced["Created"] = json!("2030-01-01T00:00:00Z");
+        let task = task([
+            container("web", &[], json!({})),
+            container("web", &[], replaced),
+            container("pause", PAUSE, json!({"Created": "2032-01-01T00:00:00Z"})),
+        ]);
+        assert_eq!(essential_exit(&task), None);
+        let names: Vec<_> = task.containers.iter().map(|container| container.labels.name.as_str()).collect();
+        assert_eq!(names, ["pause", "web"]);
+    }
+
+    #[test]
+    fn containers_in_the_pause_container_s_namespace_have_its_networks() {
+        let networks = json!({"NetworkSettings": {"Networks": {"mesh": {
+            "IPAddress": "10.20.3.5", "IPPrefixLen": 16, "NetworkID": "0123456789abcdef0123",
+        }}}});
+        let joins = json!({"HostConfig": {"NetworkMode": "container:abc"}});
+        let task = task([container("pause", PAUSE, networks), container("web", &[], joins)]);
+        let metadata = task.metadata(None, false);
+        assert_eq!(metadata.vpc_id.as_deref(), Some("vpc-0123456789abcdef0"));
+        for container in &metadata.containers {
+            assert_eq!(container.private_ip(), Some("10.20.3.5"), "{}", container.name);
+        }
+        assert_eq!(task.metadata_of("web", None).unwrap().private_ip(), Some("10.20.3.5"));
+        assert_eq!(task.metadata_of("nobody", None), None);
+    }
+
+    #[test]
+    fn tags_are_shown_only_when_asked_for() {
+        let task = task([container("web", &[("ecs-mesh.tag.team", "blue")], json!({}))]);
+        assert_eq!(task.metadata(None, false).task_tags, None);
+        assert_eq!(task.metadata(None, true).task_tags.unwrap()["team"], "blue");
+    }
+
+    #[test]
+    fn a_task_told_to_stop_is_to_stop_since_then_though_everything_runs() {
+        let asked = OffsetDateTime::from_unix_timestamp(1_924_992_000).unwrap();
+        let metadata = task([container("web", &[], json!({}))]).metadata(Some(asked), false);
+        assert_eq!((metadata.desired_status, metadata.known_status), (Status::Stopped, Status::Running));
+        assert_eq!(metadata.execution_stopped_at.as_deref(), Some("2031-01-01T00:00:00Z"));
+    }
+}

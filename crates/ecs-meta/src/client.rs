@@ -1,0 +1,212 @@
+//! Asking the endpoint.
+
+use std::time::Duration;
+
+use hyper::{StatusCode, Uri};
+use serde::de::DeserializeOwned;
+use sidecar_kit::env::Env;
+use sidecar_kit::http;
+
+use crate::metadata::{Container, Task};
+
+/// The variable in which ECS gives a container its endpoint.
+pub const VARIABLE: &str = "ECS_CONTAINER_METADATA_URI_V4";
+
+/// The endpoint is on the same host and answers within milliseconds; a large task's answer has some 50 KiB.
+const LIMITS: http::Limits = http::Limits { time: Duration::from_secs(2), bytes: 1 << 20 };
+
+/// Why there is no metadata.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// [`VARIABLE`] is not set or empty.
+    #[error(
+        "{VARIABLE} is not set: ECS sets it in every container of a task, on Fargate from platform version 1.4.0, on EC2 \
+         from container agent 1.39.0"
+    )]
+    MissingVariable,
+    /// [`VARIABLE`] is not a URL to ask.
+    #[error("{VARIABLE} is {value:?}: expected a URL such as http://169.254.170.2/v4/<id>")]
+    InvalidVariable {
+        /// What it holds.
+        value: String,
+    },
+    /// The endpoint gave no answer in time and within the size allowed.
+    #[error("cannot fetch the {what}")]
+    Http {
+        /// Task metadata or container metadata.
+        what: &'static str,
+        /// Why.
+        source: http::Error,
+    },
+    /// The endpoint answered with an error.
+    #[error("the endpoint answered {status} for the {what}: {excerpt}")]
+    Status {
+        /// Task metadata or container metadata.
+        what: &'static str,
+        /// The status.
+        status: StatusCode,
+        /// The start of the body.
+        excerpt: String,
+    },
+    /// The answer is not what AWS documents.
+    #[error("cannot decode the {what}")]
+    Undecodable {
+        /// Task metadata or container metadata.
+        what: &'static str,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// Whether the same question may be answered the next time: at the start of a task the endpoint may not know it yet.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::MissingVariable | Self::InvalidVariable { .. } | Self::Undecodable { .. } => false,
+            Self::Http { .. } | Self::Status { .. } => true,
+        }
+    }
+}
+
+/// Asks the task metadata endpoint of one container. Each fetch takes at most 2 seconds and 1 MiB and is not repeated.
+#[derive(Debug)]
+pub struct MetadataClient {
+    http: http::Client,
+    uri: String,
+}
+
+impl MetadataClient {
+    /// A client for the endpoint in [`VARIABLE`].
+    ///
+    /// # Errors
+    /// [`Error::MissingVariable`] and [`Error::InvalidVariable`].
+    pub fn from_env(env: &Env) -> Result<Self, Error> {
+        let value = env.get(VARIABLE).ok_or(Error::MissingVariable)?;
+        let uri = value.trim_end_matches('/');
+        let parsed: Option<Uri> = uri.parse().ok();
+        let usable = parsed.is_some_and(|uri| {
+            uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
+        });
+        if !usable {
+            return Err(Error::InvalidVariable { value: value.to_owned() });
+        }
+        Ok(Self { http: http::Client::plain(), uri: uri.to_owned() })
+    }
+
+    /// The task and all its containers.
+    ///
+    /// # Errors
+    /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
+    pub async fn task(&self) -> Result<Task, Error> {
+        self.fetch("/task", "task metadata").await
+    }
+
+    /// This container.
+    ///
+    /// # Errors
+    /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
+    pub async fn container(&self) -> Result<Container, Error> {
+        self.fetch("", "container metadata").await
+    }
+
+    async fn fetch<T: DeserializeOwned>(&self, path: &str, what: &'static str) -> Result<T, Error> {
+        let request = hyper::Request::get(format!("{}{path}", self.uri))
+            .body(Default::default())
+            .map_err(|_| Error::InvalidVariable { value: self.uri.clone() })?;
+        let answer = self.http.send(request, LIMITS).await.map_err(|source| Error::Http { what, source })?;
+        if answer.status != StatusCode::OK {
+            return Err(Error::Status { what, status: answer.status, excerpt: answer.excerpt() });
+        }
+        serde_json::from_slice(&answer.body).map_err(|source| Error::Undecodable { what, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sidecar_kit::exit::one_line;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// An endpoint that gives one raw answer, and a client for it.
+    async fn endpoint(answer: Vec<u8>) -> (MetadataClient, tokio::task::JoinHandle<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/v4/abc", listener.local_addr().unwrap());
+        let served = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            // The client may hang up before it has read all.
+            let _ = stream.write_all(&answer).await;
+            String::from_utf8_lossy(&request[..length]).lines().next().unwrap().to_owned()
+        });
+        (MetadataClient::from_env(&Env::from_iter([(VARIABLE, uri)])).unwrap(), served)
+    }
+
+    fn answer(status: &str, body: &str) -> Vec<u8> {
+        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    }
+
+    #[tokio::test]
+    async fn the_task_is_fetched_from_its_path_and_the_container_from_the_variable_itself() {
+        let body =
+            r#"{"Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b", "Family": "f"}"#;
+        let (client, served) = endpoint(answer("200 OK", body)).await;
+        assert_eq!(client.task().await.unwrap().task_id(), "0a1b");
+        assert_eq!(served.await.unwrap(), "GET /v4/abc/task HTTP/1.1");
+
+        let (client, served) = endpoint(answer("200 OK", r#"{"Name": "web"}"#)).await;
+        assert_eq!(client.container().await.unwrap().name, "web");
+        assert_eq!(served.await.unwrap(), "GET /v4/abc HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_missing_or_wrong_variable_is_named() {
+        let error = MetadataClient::from_env(&Env::default()).unwrap_err();
+        assert!(matches!(error, Error::MissingVariable));
+        assert!(error.to_string().starts_with("ECS_CONTAINER_METADATA_URI_V4 is not set: ECS sets it"), "{error}");
+        for value in ["169.254.170.2/v4/x", "https://host/v4/x", "http://", "http:///v4", "http://host/ v4", "x"] {
+            let error = MetadataClient::from_env(&Env::from_iter([(VARIABLE, value)])).unwrap_err();
+            assert!(error.to_string().contains(&format!("is {value:?}: expected a URL")), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_failure_has_its_type_and_says_what_was_fetched() {
+        let (client, _) = endpoint(answer("404 Not Found", "\"no such container\"")).await;
+        let error = client.task().await.unwrap_err();
+        assert!(error.may_pass());
+        assert_eq!(
+            one_line(&error),
+            "the endpoint answered 404 Not Found for the task metadata: \"no such container\""
+        );
+
+        let (client, _) = endpoint(answer("200 OK", r#"{"Cluster": "blue", "TaskARN": "nonsense"}"#)).await;
+        let error = client.task().await.unwrap_err();
+        assert!(matches!(error, Error::Undecodable { .. }) && !error.may_pass());
+        assert!(one_line(&error).starts_with("cannot decode the task metadata: \"nonsense\" is not a task ARN"));
+
+        let (client, _) = endpoint(answer("200 OK", &format!("[{}]", "1,".repeat(1 << 20)))).await;
+        let error = client.task().await.unwrap_err();
+        assert!(matches!(error, Error::Http { source: http::Error::TooLarge { .. }, .. }), "{error:?}");
+
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let client = MetadataClient::from_env(&Env::from_iter([(VARIABLE, format!("http://{free}/v4/x"))])).unwrap();
+        let error = client.container().await.unwrap_err();
+        assert!(matches!(error, Error::Http { source: http::Error::Unreachable { .. }, .. }), "{error:?}");
+        assert!(one_line(&error).starts_with("cannot fetch the container metadata: cannot reach http://127.0.0.1:"));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_says_nothing_is_given_up_after_two_seconds() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}/v4/abc", listener.local_addr().unwrap());
+        let client = MetadataClient::from_env(&Env::from_iter([(VARIABLE, uri)])).unwrap();
+        let error = client.task().await.unwrap_err();
+        let Error::Http { source: http::Error::TimedOut { limit, .. }, .. } = error else { panic!("{error:?}") };
+        assert_eq!(limit, Duration::from_secs(2));
+        drop(listener);
+    }
+}

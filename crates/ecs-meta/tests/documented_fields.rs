@@ -1,0 +1,125 @@
+//! Every field AWS documents is read and kept, for EC2 and for Fargate.
+//!
+//! The key names and types are those of the AWS pages "Amazon ECS task metadata v4 examples" and "Amazon ECS task
+//! metadata v4 examples for tasks on Fargate", of the two pages on the JSON response, and of the agent's own types for
+//! what the examples leave out; the values are made up.
+
+use ecs_meta::{Container, ContainerType, HealthStatus, Status, Task};
+use serde_json::{Value, json};
+
+fn container_on_ec2() -> Value {
+    json!({
+        "DockerId": "d1", "Name": "app", "DockerName": "ecs-f-7-app-aa", "Image": "registry/app:1", "ImageID": "sha256:aa",
+        "Ports": [{"ContainerPort": 8080, "Protocol": "tcp", "HostPort": 32768, "HostIp": "10.1.0.4"}],
+        "Labels": {"com.amazonaws.ecs.container-name": "app"},
+        "DesiredStatus": "STOPPED", "KnownStatus": "STOPPED", "ExitCode": 137,
+        "Limits": {"CPU": 512, "Memory": 64},
+        "CreatedAt": "2031-01-02T03:04:05.678Z", "StartedAt": "2031-01-02T03:04:06Z", "FinishedAt": "2031-01-02T03:05:06Z",
+        "Type": "NORMAL",
+        "Health": {
+            "status": "UNHEALTHY", "statusSince": "2031-01-02T03:04:56.7Z", "exitCode": 3, "output": "no answer\n",
+        },
+        "Networks": [{
+            "NetworkMode": "awsvpc", "IPv4Addresses": ["10.1.0.9"], "IPv6Addresses": ["fd00::9"], "AttachmentIndex": 0,
+            "MACAddress": "02:00:00:00:00:09", "IPv4SubnetCIDRBlock": "10.1.0.0/24", "IPv6SubnetCIDRBlock": "fd00::/64",
+            "PrivateDNSName": "ip-10-1-0-9.example.internal",
+            "SubnetGatewayIpv4Address": "10.1.0.1/24", "SubnetGatewayIpv6Address": "fe80::1/64",
+        }],
+        "Volumes": [{"DockerName": "ecs-f-7-v", "Source": "/var/lib/v", "Destination": "/v"}],
+        "LogDriver": "awslogs", "LogOptions": {"awslogs-group": "/g"},
+        "ContainerARN": "arn:aws:ecs:eu-north-1:210987654321:container/c1", "RestartCount": 2,
+    })
+}
+
+fn task_on_ec2() -> Value {
+    json!({
+        "Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b", "Family": "f", "Revision": "7",
+        "ServiceName": "svc", "DesiredStatus": "RUNNING", "KnownStatus": "RUNNING",
+        "PullStartedAt": "2031-01-02T03:04:04Z", "PullStoppedAt": "2031-01-02T03:04:05Z",
+        "ExecutionStoppedAt": "2031-01-02T03:06:05Z", "AvailabilityZone": "eu-north-1c", "LaunchType": "EC2",
+        "VPCID": "vpc-1", "TaskTags": {"a": "b"}, "ContainerInstanceTags": {"c": "d"},
+        "Errors": [{
+            "ErrorField": "TaskTags", "ErrorCode": "AccessDenied", "ErrorMessage": "no", "StatusCode": 400,
+            "RequestId": "r1", "ResourceARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b",
+        }],
+        "FaultInjectionEnabled": true,
+        "Containers": [
+            {
+                "DockerId": "d0", "Name": "~internal~ecs~pause", "DockerName": "p", "Image": "pause", "ImageID": "",
+                "DesiredStatus": "RESOURCES_PROVISIONED", "KnownStatus": "RESOURCES_PROVISIONED", "Type": "CNI_PAUSE",
+            },
+            container_on_ec2(),
+        ],
+    })
+}
+
+fn task_on_fargate() -> Value {
+    let clock = json!({
+        "ClockErrorBound": 0.25, "ReferenceTimestamp": "2031-01-02T03:00:00Z",
+        "ClockSynchronizationStatus": "SYNCHRONIZED",
+    });
+    json!({
+        "Cluster": "arn:aws:ecs:eu-north-1:210987654321:cluster/blue",
+        "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b", "Family": "f", "Revision": "7",
+        "DesiredStatus": "RUNNING", "KnownStatus": "NONE", "Limits": {"CPU": 0.25, "Memory": 512},
+        "PullStartedAt": "2031-01-02T03:04:04Z", "PullStoppedAt": "2031-01-02T03:04:05Z",
+        "AvailabilityZone": "eu-north-1c", "LaunchType": "FARGATE", "ClockDrift": clock,
+        "EphemeralStorageMetrics": {"Utilized": 11, "Reserved": 22}, "FaultInjectionEnabled": false,
+        "Containers": [{
+            "DockerId": "0a1b-77", "Name": "app", "DockerName": "app", "Image": "registry/app:1", "ImageID": "sha256:aa",
+            "DesiredStatus": "RUNNING", "KnownStatus": "PULLED", "Limits": {"CPU": 0.5}, "Type": "NORMAL",
+            "Networks": [{
+                "NetworkMode": "awsvpc", "IPv4Addresses": ["10.1.0.9"], "AttachmentIndex": 0,
+                "DomainNameServers": ["10.1.0.2"], "DomainNameSearchList": ["example.internal"],
+            }],
+            "ClockDrift": clock, "Snapshotter": "overlayfs",
+        }],
+    })
+}
+
+#[test]
+fn every_documented_field_is_read_and_kept() {
+    for documented in [task_on_ec2(), task_on_fargate()] {
+        let task: Task = serde_json::from_value(documented.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&task).unwrap(), documented);
+    }
+    let container: Container = serde_json::from_value(container_on_ec2()).unwrap();
+    assert_eq!(serde_json::to_value(&container).unwrap(), container_on_ec2());
+}
+
+#[test]
+fn what_callers_ask_for_is_found() {
+    let task: Task = serde_json::from_value(task_on_ec2()).unwrap();
+    assert_eq!(task.private_ip(), Some("10.1.0.9"));
+    let [pause, app] = &task.containers[..] else { panic!() };
+    assert_eq!((&pause.type_, &pause.known_status), (&ContainerType::CniPause, &Status::ResourcesProvisioned));
+    assert_eq!(pause.health, None);
+    assert_eq!(app.health.as_ref().unwrap().status, HealthStatus::Unhealthy);
+    assert_eq!((&app.known_status, app.exit_code), (&Status::Stopped, Some(137)));
+}
+
+#[test]
+fn the_cluster_is_the_same_whether_the_metadata_holds_its_name_or_its_arn() {
+    for task in [task_on_ec2(), task_on_fargate()] {
+        let task: Task = serde_json::from_value(task).unwrap();
+        assert_eq!(task.cluster_name(), "blue");
+        assert_eq!(task.cluster_arn().unwrap().to_string(), "arn:aws:ecs:eu-north-1:210987654321:cluster/blue");
+    }
+    let mut task: Task = serde_json::from_value(task_on_ec2()).unwrap();
+    task.cluster = "arn:aws:ecs:eu-north-1:210987654321:service/blue/x".to_owned();
+    assert!(task.cluster_arn().is_err());
+}
+
+#[test]
+fn omitted_fields_are_absent_unknown_fields_ignored_and_unknown_words_kept() {
+    let task: Task = serde_json::from_value(json!({
+        "Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/0a1b", "Family": "f", "Later": {"a": 1},
+        "Containers": [{"Name": "app", "KnownStatus": "PAUSED", "Health": {"status": "DEGRADED"}, "Later": []}],
+    }))
+    .unwrap();
+    let app = &task.containers[0];
+    assert_eq!(app.known_status, Status::Other("PAUSED".to_owned()));
+    assert_eq!(app.health.as_ref().unwrap().status, HealthStatus::Other("DEGRADED".to_owned()));
+    assert_eq!((app.exit_code, &app.type_, task.private_ip()), (None, &ContainerType::Normal, None));
+    assert_eq!(task.desired_status, Status::None);
+}

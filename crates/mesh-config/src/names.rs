@@ -1,0 +1,114 @@
+//! What a task's service, proxy and checks are called in Consul, and which containers are ours.
+
+use std::collections::BTreeMap;
+
+/// The name of the bootstrap in the bootstrap directory.
+pub const BOOTSTRAP_FILE: &str = "envoy-bootstrap.json";
+/// The name of every check that health-sync keeps.
+pub const HEALTH_SYNC_NAME: &str = "consul ecs synced";
+/// The time to live of every check that health-sync keeps, as Consul writes durations: it never runs out, since
+/// health-sync writes a check when it changes and not otherwise.
+pub const HEALTH_SYNC_TTL: &str = "100000h";
+/// The port of Envoy's public listener unless `proxy.publicListenerPort` says otherwise.
+pub const PUBLIC_LISTENER_PORT: u16 = 20000;
+
+/// The containers that ecs-mesh and consul-ecs add to a task.
+const SIDECARS: [&str; 9] = [
+    "app-entrypoint",
+    "consul-client",
+    "consul-config",
+    "consul-ecs-health-sync",
+    "consul-ecs-mesh-init",
+    "envoy-entrypoint",
+    "health-sync",
+    "mesh-init",
+    "sidecar-proxy",
+];
+
+/// Whether a container of this name is no app: one that ecs-mesh or consul-ecs adds, or that AWS adds for ECS Service
+/// Connect (`ecs-service-connect-*`) or GuardDuty (`aws-guardduty-agent*`). What the task metadata's `Type` tells is not
+/// looked at here.
+#[must_use]
+pub fn is_sidecar(container: &str) -> bool {
+    SIDECARS.contains(&container)
+        || container.starts_with("ecs-service-connect-")
+        || container.starts_with("aws-guardduty-agent")
+}
+
+/// The names of one task in Consul, as of consul-ecs 0.6.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The service: `service.name`, else the task family, in lower case.
+    pub service: String,
+    /// The ID of this task's instance: `<service>-<task id>`.
+    pub service_id: String,
+    /// The proxy's service name: `<service>-sidecar-proxy`.
+    pub proxy: String,
+    /// The ID of this task's proxy: `<service ID>-sidecar-proxy`.
+    pub proxy_id: String,
+}
+
+impl Names {
+    /// The names of the task `task_id` of the family `family`. Lower case throughout: Consul refuses a service identity
+    /// with an upper-case letter, and a family may have one.
+    #[must_use]
+    pub fn new(service_name: Option<&str>, family: &str, task_id: &str) -> Self {
+        let service = service_name.filter(|name| !name.is_empty()).unwrap_or(family).to_lowercase();
+        let service_id = format!("{service}-{task_id}");
+        let proxy = format!("{service}-sidecar-proxy");
+        let proxy_id = format!("{service_id}-sidecar-proxy");
+        Self { service, service_id, proxy, proxy_id }
+    }
+
+    /// The ID of the check that health-sync keeps for a container.
+    #[must_use]
+    pub fn health_sync_check_id(&self, container: &str) -> String {
+        format!("{}-{container}-consul-ecs", self.service_id)
+    }
+}
+
+/// The meta of service and proxy: `task-id`, `task-arn`, `source`, then the user's, which wins.
+#[must_use]
+pub fn meta(task_id: &str, task_arn: &str, user: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let ours = [("task-id", task_id), ("task-arn", task_arn), ("source", "consul-ecs")];
+    let mut meta: BTreeMap<_, _> = ours.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+    meta.extend(user.clone());
+    meta
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_service_name_else_the_family_in_lower_case() {
+        let names = Names::new(None, "Shop-Web", "f1a2");
+        assert_eq!(names.service, "shop-web");
+        assert_eq!(names.service_id, "shop-web-f1a2");
+        assert_eq!(names.proxy, "shop-web-sidecar-proxy");
+        assert_eq!(names.proxy_id, "shop-web-f1a2-sidecar-proxy");
+        assert_eq!(names.health_sync_check_id("app"), "shop-web-f1a2-app-consul-ecs");
+        assert_eq!(Names::new(Some("api"), "Shop-Web", "f1a2").service, "api");
+        assert_eq!(Names::new(Some(""), "web", "f1a2").service, "web");
+    }
+
+    #[test]
+    fn the_users_meta_comes_last() {
+        let user = BTreeMap::from([("source".to_owned(), "mine".to_owned()), ("env".to_owned(), "test".to_owned())]);
+        let meta = meta("f1a2", "arn:aws:ecs:eu-west-1:1:task/c/f1a2", &user);
+        assert_eq!(meta["source"], "mine");
+        assert_eq!(meta["env"], "test");
+        assert_eq!(meta["task-id"], "f1a2");
+        assert_eq!(meta["task-arn"], "arn:aws:ecs:eu-west-1:1:task/c/f1a2");
+    }
+
+    #[test]
+    fn sidecars_are_known_by_name_and_all_others_are_app() {
+        for name in ["consul-client", "consul-ecs-mesh-init", "ecs-service-connect-Xy12", "aws-guardduty-agent-a"] {
+            assert!(is_sidecar(name), "{name}");
+        }
+        for name in ["web", "consul", "my-sidecar-proxy", "ecs-service"] {
+            assert!(!is_sidecar(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! The configuration of the task's Consul agent, for `consul agent -config-dir`: keys that Consul 1.8 and current
+//! releases both take ("Agent Configuration File Reference").
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use ecs_meta::{MetadataClient, Task};
+use serde_json::{Value, json};
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::env::Env;
+use sidecar_kit::file::{WriteError, write_atomically};
+use sidecar_kit::log;
+use sidecar_kit::secret::{Secret, SecretFileError};
+use sidecar_kit::wait::{Attempt, WaitError, until};
+
+use crate::xds::DEFAULT_PORT;
+
+/// The file carries the client token and the gossip key: its owner and the volume's group may read it.
+const MODE: u32 = 0o640;
+/// The authority's certificate, beside the configuration. Consul takes no certificate in the configuration itself.
+const AUTHORITY_FILE: &str = "ca.pem";
+
+/// What the flags say.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The file to write; it must end in `.json` for Consul to read it.
+    pub output: PathBuf,
+    /// Where the agent keeps its state.
+    pub data_dir: PathBuf,
+    /// Where the servers are: addresses or cloud auto-join strings, separated by commas.
+    pub retry_join: Option<String>,
+    /// The datacenter; else Consul's default, `dc1`.
+    pub datacenter: Option<String>,
+    /// How long to wait for the metadata.
+    pub timeout: Duration,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum AgentConfigError {
+    #[error("cannot start logging")]
+    Log(#[from] log::LogError),
+    #[error("CONSUL_RETRY_JOIN is not set: expected the servers' addresses, separated by commas")]
+    NoServers,
+    #[error("the output is {}: expected a name that ends in .json, since Consul reads no other", .0.display())]
+    Output(PathBuf),
+    #[error("{variable}")]
+    Secret { variable: &'static str, source: SecretFileError },
+    #[error("{0} is empty: expected the secret, or the variable unset")]
+    EmptySecret(&'static str),
+    #[error("CONSUL_GOSSIP_KEY is not a gossip key: expected 16, 24 or 32 bytes in base64, as `consul keygen` prints")]
+    GossipKey,
+    #[error("CONSUL_CACERT: cannot read {}", path.display())]
+    Authority { path: PathBuf, source: std::io::Error },
+    #[error("no task metadata")]
+    Variable(#[from] ecs_meta::Error),
+    #[error("no task metadata")]
+    Metadata(#[from] WaitError<NoAddress>),
+    #[error("no configuration for the agent")]
+    Write(#[from] WriteError),
+}
+
+/// Why the task's own address is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAddress {
+    /// The metadata could not be fetched.
+    #[error(transparent)]
+    Metadata(ecs_meta::Error),
+    /// No container has one yet.
+    #[error("no container of the task has an address yet")]
+    None,
+}
+
+/// What the environment holds beside the flags.
+#[derive(Debug, Default)]
+struct Secrets {
+    client_token: Option<Secret>,
+    gossip_key: Option<Secret>,
+    authority: Option<String>,
+}
+
+/// Writes the configuration; run again it changes nothing.
+///
+/// # Errors
+/// See [`AgentConfigError`]; nothing is written then.
+pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigError> {
+    log::init(env, None)?;
+    if options.output.extension().is_none_or(|extension| extension != "json") {
+        return Err(AgentConfigError::Output(options.output));
+    }
+    let servers = options.retry_join.iter().flat_map(|text| text.split(',')).map(str::trim);
+    let servers: Vec<&str> = servers.filter(|server| !server.is_empty()).collect();
+    if servers.is_empty() {
+        return Err(AgentConfigError::NoServers);
+    }
+    let secrets = Secrets::read(env)?;
+    let client = MetadataClient::from_env(env)?;
+    let task = until("the task's address", options.timeout, Backoff::default(), async || match client.task().await {
+        Ok(task) => match address(&task) {
+            Some(ip) => Attempt::Done((task, ip)),
+            None => Attempt::Again(NoAddress::None),
+        },
+        Err(error) if error.may_pass() => Attempt::Again(NoAddress::Metadata(error)),
+        Err(error) => Attempt::Final(NoAddress::Metadata(error)),
+    });
+    let (task, ip) = task.await?;
+
+    let authority_file = options.output.with_file_name(AUTHORITY_FILE);
+    if let Some(pem) = &secrets.authority {
+        write_changed(&authority_file, pem)?;
+    }
+    let config = configuration(&options, &servers, &secrets, &task, ip, &authority_file);
+    write_changed(&options.output, &format!("{config:#}\n"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn address(task: &Task) -> Option<IpAddr> {
+    task.private_ip()?.parse().ok()
+}
+
+impl Secrets {
+    fn read(env: &Env) -> Result<Self, AgentConfigError> {
+        let gossip_key = secret(env, "CONSUL_GOSSIP_KEY")?;
+        if gossip_key.as_ref().is_some_and(|key| !is_gossip_key(key.expose())) {
+            return Err(AgentConfigError::GossipKey);
+        }
+        let authority = match (env.get("CONSUL_CACERT_PEM"), env.get("CONSUL_CACERT")) {
+            (Some(pem), _) => Some(pem.to_owned()),
+            (None, Some(path)) => Some(
+                std::fs::read_to_string(path)
+                    .map_err(|source| AgentConfigError::Authority { path: path.into(), source })?,
+            ),
+            (None, None) => None,
+        };
+        Ok(Self { client_token: secret(env, "CONSUL_CLIENT_TOKEN")?, gossip_key, authority })
+    }
+}
+
+fn secret(env: &Env, variable: &'static str) -> Result<Option<Secret>, AgentConfigError> {
+    let Some(source) = env.secret(variable) else { return Ok(None) };
+    let secret = source.read().map_err(|source| AgentConfigError::Secret { variable, source })?;
+    if secret.expose().is_empty() { Err(AgentConfigError::EmptySecret(variable)) } else { Ok(Some(secret)) }
+}
+
+fn is_gossip_key(key: &str) -> bool {
+    let digits = key.trim_end_matches('=');
+    // 16, 24 and 32 bytes: digits, and digits with padding.
+    matches!((digits.len(), key.len()), (22, 24) | (32, 32) | (43, 44))
+        && digits.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+}
+
+fn configuration(
+    options: &Options,
+    servers: &[&str],
+    secrets: &Secrets,
+    task: &Task,
+    ip: IpAddr,
+    authority_file: &Path,
+) -> Value {
+    let mut config = json!({
+        "node_name": format!("{}-{}", task.family, task.task_id()),
+        "data_dir": options.data_dir,
+        // The whole task shares the network namespace, and nobody else has business with this agent.
+        "client_addr": "127.0.0.1",
+        "bind_addr": if ip.is_ipv4() { "0.0.0.0" } else { "::" },
+        "advertise_addr": ip.to_string(),
+        // With HTTPS on, gRPC would speak TLS under the certificate of Connect's CA.
+        "ports": { "grpc": DEFAULT_PORT, "https": -1 },
+        "retry_join": servers,
+        "leave_on_terminate": true,
+        // Off by default in Consul 1.8: service-defaults and proxy-defaults would never reach a proxy.
+        "enable_central_service_config": true,
+        "disable_update_check": true,
+    });
+    if let Some(datacenter) = &options.datacenter {
+        config["datacenter"] = datacenter.as_str().into();
+    }
+    if let Some(key) = &secrets.gossip_key {
+        config["encrypt"] = key.expose().into();
+    }
+    if let Some(token) = &secrets.client_token {
+        config["acl"] = json!({ "enabled": true, "default_policy": "deny", "tokens": { "agent": token.expose() } });
+    }
+    if secrets.authority.is_some() {
+        config["ca_file"] = json!(authority_file);
+        config["verify_outgoing"] = true.into();
+        config["auto_encrypt"] = json!({ "tls": true, "ip_san": [ip.to_string()] });
+    }
+    config
+}
+
+fn write_changed(path: &Path, text: &str) -> Result<(), WriteError> {
+    if std::fs::read(path).is_ok_and(|written| written == text.as_bytes()) {
+        tracing::info!("{} is as it should be", path.display());
+        return Ok(());
+    }
+    write_atomically(path, text.as_bytes(), MODE)?;
+    tracing::info!("wrote {}", path.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(address: &str) -> Task {
+        serde_json::from_value(json!({
+            "Cluster": "blue", "Family": "Shop", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
+            "Containers": [{ "Name": "app", "Networks": [{ "IPv4Addresses": [address] }] }],
+        }))
+        .unwrap()
+    }
+
+    fn made(secrets: &Secrets) -> Value {
+        let options = Options {
+            output: "/consul/config/agent.json".into(),
+            data_dir: "/consul/data".into(),
+            retry_join: None,
+            datacenter: None,
+            timeout: Duration::ZERO,
+        };
+        let task = task("10.1.2.3");
+        let ip = address(&task).unwrap();
+        configuration(&options, &["server-1"], secrets, &task, ip, Path::new("/consul/config/ca.pem"))
+    }
+
+    #[test]
+    fn without_secrets_there_are_no_acls_no_gossip_key_and_no_tls() {
+        let config = made(&Secrets::default());
+        assert_eq!(config["node_name"], "Shop-f1a2");
+        assert_eq!(config["advertise_addr"], "10.1.2.3");
+        assert_eq!(config["retry_join"], json!(["server-1"]));
+        for absent in ["acl", "encrypt", "ca_file", "auto_encrypt", "verify_outgoing", "datacenter"] {
+            assert!(config.get(absent).is_none(), "{absent}");
+        }
+    }
+
+    #[test]
+    fn each_secret_turns_its_own_part_on() {
+        let secrets = Secrets {
+            client_token: Some(Secret::new("t0k3n")),
+            gossip_key: Some(Secret::new("k3y")),
+            authority: Some("pem".to_owned()),
+        };
+        let config = made(&secrets);
+        assert_eq!(config["acl"]["tokens"]["agent"], "t0k3n");
+        assert_eq!(config["encrypt"], "k3y");
+        assert_eq!(config["ca_file"], "/consul/config/ca.pem");
+        assert_eq!(config["auto_encrypt"]["ip_san"], json!(["10.1.2.3"]));
+        assert!(!format!("{secrets:?}").contains("t0k3n"));
+    }
+
+    #[test]
+    fn a_gossip_key_is_16_24_or_32_bytes_in_base64() {
+        for key in ["pUqJrVyVRj5jsiYEkM/tFQ==", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"] {
+            assert!(is_gossip_key(key), "{key}");
+        }
+        assert!(is_gossip_key(&format!("{}=", "A".repeat(43))));
+        for key in ["", "pUqJrVyVRj5jsiYEkM/tFQ", "p!qJrVyVRj5jsiYEkM/tFQ==", "t0k3n"] {
+            assert!(!is_gossip_key(key), "{key}");
+        }
+    }
+}

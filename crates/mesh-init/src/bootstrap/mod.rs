@@ -1,0 +1,275 @@
+//! Envoy's bootstrap, equal as JSON to what `consul connect envoy -bootstrap` of Consul 1.15 and later writes for the
+//! same registration ("Consul Connect Envoy", "Envoy proxy configuration reference").
+
+mod access_log;
+mod listener;
+mod options;
+mod stats;
+
+use std::net::IpAddr;
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use mesh_config::Names;
+use serde_json::{Map, Value, json};
+use sidecar_kit::env::Env;
+use sidecar_kit::secret::Secret;
+
+pub use access_log::AccessLogs;
+use listener::Listeners;
+pub use listener::{Prometheus, PrometheusAuthority, PrometheusTls};
+use options::Options;
+
+/// The cluster through which Envoy reaches xDS. Consul's name for it; xDS refers to it.
+const AGENT_CLUSTER: &str = "local_agent";
+/// The cluster through which Envoy hands its metrics to Consul's telemetry collector.
+const TELEMETRY_CLUSTER: &str = "consul_telemetry_collector_loopback";
+
+/// The proxy's configuration cannot be turned into a bootstrap.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// An option holds something else than it may.
+    #[error("proxy configuration {option}: expected {expected}, got {got}")]
+    Option {
+        /// Its key in the proxy's configuration.
+        option: &'static str,
+        /// What would do.
+        expected: &'static str,
+        /// What it held, or what kind of value.
+        got: String,
+    },
+    /// An option that replaces the whole bootstrap.
+    #[error(
+        "proxy configuration envoy_bootstrap_json_tpl is not supported: remove it and use the other envoy_… options"
+    )]
+    Template,
+    /// What proxy-defaults say about access logs.
+    #[error("proxy-defaults AccessLogs.{field}: expected {expected}, got {got}")]
+    AccessLogs {
+        /// The field.
+        field: &'static str,
+        /// What would do.
+        expected: &'static str,
+        /// What it held.
+        got: String,
+    },
+}
+
+/// Where Envoy finds xDS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct XdsAddress {
+    /// The agent's address.
+    pub endpoint: Endpoint,
+    /// The authorities' certificates in PEM, if the agent is spoken to with TLS.
+    pub authorities: Option<String>,
+}
+
+/// An address as Envoy takes it: it resolves no names here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// An IP address and a port.
+    Tcp(IpAddr, u16),
+    /// The path of a unix socket.
+    Unix(String),
+}
+
+/// All that the bootstrap is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Bootstrap<'a> {
+    /// The proxy's and its service's names.
+    pub names: &'a Names,
+    /// The proxy's namespace (Consul Enterprise).
+    pub namespace: Option<&'a str>,
+    /// The proxy's admin partition (Consul Enterprise).
+    pub partition: Option<&'a str>,
+    /// The datacenter, if it is known.
+    pub datacenter: Option<&'a str>,
+    /// The token that Envoy shows the agent.
+    pub token: Option<&'a Secret>,
+    /// Where Envoy finds xDS.
+    pub xds: &'a XdsAddress,
+    /// The address and port of Envoy's admin interface.
+    pub admin: (IpAddr, u16),
+    /// What the listener for Prometheus serves.
+    pub prometheus: &'a Prometheus,
+    /// Where Envoy tells whether it is ready, if it shall: `<ip>:<port>`.
+    pub ready_bind: Option<&'a str>,
+    /// The access logs of proxy-defaults.
+    pub access_logs: Option<&'a AccessLogs>,
+    /// The proxy's configuration in effect, with proxy-defaults and service-defaults merged in.
+    pub config: &'a Map<String, Value>,
+    /// The environment, for options that name a variable.
+    pub env: &'a Env,
+}
+
+impl Bootstrap<'_> {
+    /// The bootstrap.
+    ///
+    /// # Errors
+    /// When the proxy's configuration holds an option that cannot be used.
+    pub fn to_json(&self) -> Result<Value, BootstrapError> {
+        let options = Options::read(self.config)?;
+        let mut clusters = vec![self.agent_cluster()];
+        clusters.extend(options.static_clusters);
+        let mut listeners = Listeners { clusters, listeners: options.static_listeners, secrets: Vec::new() };
+        if let Some(bind) = &options.prometheus_bind_addr {
+            listeners.add_prometheus(bind, self.admin, self.prometheus)?;
+        }
+        if let Some(bind) = &options.stats_bind_addr {
+            listeners.add_stats(bind, self.admin, self.prometheus)?;
+        }
+        if let Some(bind) = self.ready_bind {
+            listeners.add_ready(bind, self.admin, self.prometheus)?;
+        }
+        let mut sinks = Vec::new();
+        sinks.extend(options.statsd_url.map(|url| stats::statsd(&url, self.env)).transpose()?);
+        sinks.extend(options.dogstatsd_url.map(|url| stats::dogstatsd(&url, self.env)).transpose()?);
+        sinks.extend(options.stats_sinks);
+        if let Some(directory) = &options.telemetry_collector_dir {
+            listeners.clusters.push(self.telemetry_cluster(directory));
+            sinks.push(stats::telemetry_sink(TELEMETRY_CLUSTER));
+        }
+
+        let mut resources = Map::new();
+        resources.insert("clusters".to_owned(), listeners.clusters.into());
+        if !listeners.listeners.is_empty() {
+            resources.insert("listeners".to_owned(), listeners.listeners.into());
+        }
+        if !listeners.secrets.is_empty() {
+            resources.insert("secrets".to_owned(), listeners.secrets.into());
+        }
+
+        let mut bootstrap = Map::new();
+        let mut put = |key: &str, value: Value| drop(bootstrap.insert(key.to_owned(), value));
+        put("admin", self.admin()?);
+        put("node", self.node());
+        let runtime = json!({ "name": "base", "static_layer": { "re2.max_program_size.error_level": 1_048_576 } });
+        put("layered_runtime", json!({ "layers": [runtime] }));
+        put("static_resources", resources.into());
+        if !sinks.is_empty() {
+            put("stats_sinks", sinks.into());
+        }
+        put("stats_config", options.stats_config.unwrap_or_else(|| self.stats_config(&options.stats_tags)));
+        if let Some(interval) = options.stats_flush_interval {
+            put("stats_flush_interval", interval.into());
+        }
+        if let Some(tracing) = options.tracing {
+            put("tracing", tracing);
+        }
+        put("dynamic_resources", self.dynamic_resources());
+        Ok(bootstrap.into())
+    }
+
+    fn admin(&self) -> Result<Value, BootstrapError> {
+        let logs = self.access_logs.map(AccessLogs::to_json).transpose()?.flatten();
+        let access_log = logs.unwrap_or_else(access_log::none);
+        Ok(json!({ "access_log": [access_log], "address": socket_address(self.admin) }))
+    }
+
+    fn node(&self) -> Value {
+        json!({
+            "cluster": self.names.service,
+            "id": self.names.proxy_id,
+            "metadata": { "namespace": or_default(self.namespace), "partition": or_default(self.partition) },
+        })
+    }
+
+    fn agent_cluster(&self) -> Value {
+        let address = match &self.xds.endpoint {
+            Endpoint::Tcp(ip, port) => socket_address((*ip, *port)),
+            Endpoint::Unix(path) => json!({ "pipe": { "path": path } }),
+        };
+        let mut cluster = static_cluster(AGENT_CLUSTER, "1s", "http2_protocol_options", address);
+        if let Some(authorities) = &self.xds.authorities {
+            let context = json!({ "validation_context": { "trusted_ca": { "inline_string": authorities } } });
+            cluster["transport_socket"] = json!({
+                "name": "tls",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                    "common_tls_context": context,
+                },
+            });
+        }
+        cluster
+    }
+
+    /// The loopback listener of Consul's telemetry collector, which xDS puts at the same path: a hash, since a socket's
+    /// path may have some hundred characters only.
+    fn telemetry_cluster(&self, directory: &str) -> Value {
+        let id = format!("{}_{}", or_default(self.namespace), self.names.proxy_id);
+        let hash = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, id.as_bytes());
+        let name = BASE64_URL_SAFE_NO_PAD.encode(hash);
+        let path = format!("{}/{name}.sock", directory.trim_end_matches('/'));
+        json!({
+            "name": TELEMETRY_CLUSTER,
+            "type": "STATIC",
+            "typed_extension_protocol_options": protocol_options("http2_protocol_options"),
+            "loadAssignment": load_assignment(TELEMETRY_CLUSTER, json!({ "pipe": { "path": path } })),
+        })
+    }
+
+    fn stats_config(&self, user_tags: &[String]) -> Value {
+        let ours = [
+            ("local_cluster", Some(self.names.service.as_str())),
+            ("consul.source.service", Some(self.names.service.as_str())),
+            ("consul.source.namespace", Some(or_default(self.namespace))),
+            ("consul.source.partition", Some(or_default(self.partition))),
+            ("consul.source.datacenter", self.datacenter),
+        ];
+        json!({ "stats_tags": stats::tags(user_tags, &ours), "use_all_default_tags": true })
+    }
+
+    fn dynamic_resources(&self) -> Value {
+        let ads = json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
+        let token = self.token.map_or("", Secret::expose);
+        json!({
+            "lds_config": ads,
+            "cds_config": ads,
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": {
+                    "initial_metadata": [{ "key": "x-consul-token", "value": token }],
+                    "envoy_grpc": { "cluster_name": AGENT_CLUSTER },
+                },
+            },
+        })
+    }
+}
+
+/// A cluster with one fixed endpoint; `protocol` is the field of Envoy's `HttpProtocolOptions.ExplicitHttpConfig`.
+fn static_cluster(name: &str, connect_timeout: &str, protocol: &str, address: Value) -> Value {
+    json!({
+        "name": name,
+        "ignore_health_on_host_removal": false,
+        "connect_timeout": connect_timeout,
+        "type": "STATIC",
+        "typed_extension_protocol_options": protocol_options(protocol),
+        "loadAssignment": load_assignment(name, address),
+    })
+}
+
+fn protocol_options(protocol: &str) -> Value {
+    json!({
+        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+            "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+            "explicit_http_config": { protocol: {} },
+        },
+    })
+}
+
+fn load_assignment(cluster: &str, address: Value) -> Value {
+    json!({ "clusterName": cluster, "endpoints": [{ "lbEndpoints": [{ "endpoint": { "address": address } }] }] })
+}
+
+fn socket_address((address, port): (IpAddr, u16)) -> Value {
+    json!({ "socket_address": { "address": address.to_string(), "port_value": port } })
+}
+
+/// The name of the namespace or partition; one without a name is called `default`.
+fn or_default(name: Option<&str>) -> &str {
+    name.filter(|name| !name.is_empty()).unwrap_or("default")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+//! Stats tags and sinks.
+
+use serde_json::{Value, json};
+use sidecar_kit::env::Env;
+
+use super::BootstrapError;
+
+/// The parts of a cluster's name in Consul, each with its separator, up to the final `consul.`: what Envoy puts into
+/// names of metrics. `S` is one segment; the parts in `(?:…)?` may be missing.
+const CLUSTER: [(&str, &str); 8] = [
+    ("custom_hash", r"(?:S~)?"),
+    ("service_subset", r"(?:S\.)?"),
+    ("service", r"S\."),
+    ("namespace", r"S\."),
+    ("partition", r"(?:S\.)?"),
+    ("datacenter", r"S\."),
+    ("routing_type", r"S\."),
+    ("trust_domain", r"S\."),
+];
+const SEGMENT: &str = "[^.]+";
+/// A cluster for traffic that bypasses the mesh's routing carries this in front.
+const PASSTHROUGH: &str = "(?:passthrough~)?";
+const ROUTING_TYPE: usize = 6;
+
+/// The names of an upstream's listener: service, namespace, partition, and datacenter or peer.
+const UPSTREAM: [(&str, &str); 5] = [
+    ("service", r"^(?:tcp|http)\.upstream(?:_peered)?\.((S)(?:\.S)?(?:\.S)?\.S\.)"),
+    ("datacenter", r"^(?:tcp|http)\.upstream\.(S(?:\.S)?(?:\.S)?\.(S)\.)"),
+    ("peer", r"^(?:tcp|http)\.upstream_peered\.(S(?:\.S)?\.(S)\.)"),
+    ("namespace", r"^(?:tcp|http)\.upstream(?:_peered)?\.(S(?:\.(S))?(?:\.S)?\.S\.)"),
+    ("partition", r"^(?:tcp|http)\.upstream\.(S(?:\.S)?(?:\.(S))?\.S\.)"),
+];
+
+/// All stats tags: the user's fixed ones, those taken from names, and ours, where the user set no other. In each pattern
+/// the outer group goes out of the metric's name and the inner one becomes the tag's value.
+pub(super) fn tags(user: &[String], ours: &[(&str, Option<&str>)]) -> Vec<Value> {
+    let user: Vec<(String, &str)> = user
+        .iter()
+        .map(|tag| {
+            let (name, value) = tag.split_once('=').unwrap_or((tag, "1"));
+            (name.to_lowercase(), value)
+        })
+        .collect();
+    let fixed = |name: &str, value: &str| json!({ "tag_name": name, "fixed_value": value });
+    let mut tags: Vec<Value> = user.iter().map(|(name, value)| fixed(name, value)).collect();
+
+    let mut pattern = |name: String, regex: &str| {
+        tags.push(json!({ "tag_name": name, "regex": regex.replace('S', SEGMENT) }));
+    };
+    for (index, (name, _)) in CLUSTER.iter().enumerate() {
+        if index == ROUTING_TYPE {
+            pattern("consul.destination.peer".to_owned(), r"^cluster\.(S\.(?:S\.)?(S)\.external\.S\.consul\.)");
+        }
+        pattern(format!("consul.destination.{name}"), &cluster(PASSTHROUGH, index));
+    }
+    for (name, parts) in TARGETS {
+        pattern(format!("consul.destination.{name}"), &target(PASSTHROUGH, parts));
+    }
+    for (name, regex) in UPSTREAM {
+        pattern(format!("consul.upstream.{name}"), regex);
+    }
+    // The names from before Consul 1.9, which Consul still writes; partitions came later.
+    for (index, (name, _)) in CLUSTER.iter().enumerate().filter(|(_, (name, _))| *name != "partition") {
+        pattern(format!("consul.{name}"), &cluster("", index));
+    }
+    for (name, parts) in TARGETS {
+        pattern(format!("consul.{name}"), &target("", parts));
+    }
+
+    for (name, value) in ours {
+        let Some(value) = value.filter(|value| !value.is_empty()) else { continue };
+        if user.iter().all(|(set, _)| set != name) {
+            tags.push(fixed(name, value));
+        }
+    }
+    tags
+}
+
+/// The tags that take several parts: up to the datacenter, and all.
+const TARGETS: [(&str, usize); 2] = [("target", ROUTING_TYPE), ("full_target", CLUSTER.len())];
+
+/// Takes out one part of a cluster's name.
+fn cluster(start: &str, captured: usize) -> String {
+    let parts = CLUSTER.iter().enumerate().map(|(index, (_, part))| match index {
+        _ if index == captured => part.replace('S', "(S)"),
+        // A peer stands in the datacenter's place where traffic is external.
+        ROUTING_TYPE if ["partition", "datacenter"].contains(&CLUSTER[captured].0) => r"internal[^.]*\.".to_owned(),
+        _ => (*part).to_owned(),
+    });
+    format!(r"^cluster\.{start}({}consul\.)", parts.collect::<String>())
+}
+
+/// Takes out the first `count` parts of a cluster's name as one.
+fn target(start: &str, count: usize) -> String {
+    let join = |parts: &[(&str, &str)]| parts.iter().map(|(_, part)| *part).collect::<String>();
+    let head = join(&CLUSTER[..count]);
+    let head = head.strip_suffix(r"\.").unwrap_or(&head);
+    format!(r"^cluster\.{start}(({head})\.{}consul\.)", join(&CLUSTER[count..]))
+}
+
+pub(super) fn statsd(url: &str, env: &Env) -> Result<Value, BootstrapError> {
+    let config = "type.googleapis.com/envoy.config.metrics.v3.StatsdSink";
+    sink("envoy_statsd_url", "envoy.stat_sinks.statsd", config, url, env)
+}
+
+pub(super) fn dogstatsd(url: &str, env: &Env) -> Result<Value, BootstrapError> {
+    let config = "type.googleapis.com/envoy.config.metrics.v3.DogStatsdSink";
+    sink("envoy_dogstatsd_url", "envoy.stat_sinks.dog_statsd", config, url, env)
+}
+
+fn sink(option: &'static str, name: &str, config: &str, url: &str, env: &Env) -> Result<Value, BootstrapError> {
+    let url = expand(url, env);
+    let expected = "udp://<ip>:<port> or unix:///<path>, or $<variable> that holds one";
+    let wrong = || BootstrapError::Option { option, expected, got: format!("{url:?}") };
+    let address = match url.split_once("://").ok_or_else(wrong)? {
+        ("udp", rest) => {
+            let authority = rest.split(['/', '?']).next().unwrap_or(rest);
+            let (host, port) = split_host_port(authority).ok_or_else(wrong)?;
+            json!({ "socket_address": { "address": host, "port_value": port } })
+        }
+        ("unix", path) if path.starts_with('/') => json!({ "pipe": { "path": path } }),
+        _ => return Err(wrong()),
+    };
+    Ok(json!({ "name": name, "typedConfig": { "@type": config, "address": address } }))
+}
+
+pub(super) fn telemetry_sink(cluster: &str) -> Value {
+    json!({
+        "name": "envoy.stat_sinks.metrics_service",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.config.metrics.v3.MetricsServiceConfig",
+            "transport_api_version": "V3",
+            "grpc_service": { "envoy_grpc": { "cluster_name": cluster } },
+            "emit_tags_as_labels": true,
+        },
+    })
+}
+
+/// `$NAME` alone is any variable; inside a URL Consul knows `HOST_IP` only.
+fn expand(url: &str, env: &Env) -> String {
+    match url.strip_prefix('$') {
+        Some(name) if name.len() > 1 => env.get(name).unwrap_or_default().to_owned(),
+        _ => {
+            let address = env.get("HOST_IP").unwrap_or_default();
+            url.replace("${HOST_IP}", address).replace("$HOST_IP", address)
+        }
+    }
+}
+
+/// `host:port` or `[host]:port`.
+pub(super) fn split_host_port(text: &str) -> Option<(&str, u16)> {
+    let (host, port) = text.rsplit_once(':')?;
+    let host = match host.strip_prefix('[') {
+        Some(host) => host.strip_suffix(']')?,
+        None if host.contains(':') => return None,
+        None => host,
+    };
+    (!host.is_empty()).then_some((host, port.parse().ok()?))
+}

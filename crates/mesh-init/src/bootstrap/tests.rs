@@ -1,0 +1,283 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::listener::{PrometheusAuthority, PrometheusTls};
+use super::*;
+
+/// What a test varies; the rest is the reference's `test-proxy` of `test` in `dc1`.
+struct Case {
+    config: Value,
+    token: Option<Secret>,
+    local: IpAddr,
+    prometheus: Prometheus,
+    ready_bind: Option<&'static str>,
+    access_logs: Option<AccessLogs>,
+    authorities: Option<String>,
+    datacenter: Option<&'static str>,
+    env: Env,
+}
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            config: json!({}),
+            token: None,
+            local: Ipv4Addr::LOCALHOST.into(),
+            prometheus: Prometheus::default(),
+            ready_bind: None,
+            access_logs: None,
+            authorities: None,
+            datacenter: Some("dc1"),
+            env: Env::default(),
+        }
+    }
+}
+
+impl Case {
+    fn bootstrap(&self) -> Result<Value, BootstrapError> {
+        let mut names = Names::new(Some("test"), "", "");
+        names.proxy_id = "test-proxy".to_owned();
+        Bootstrap {
+            names: &names,
+            namespace: None,
+            partition: None,
+            datacenter: self.datacenter,
+            token: self.token.as_ref(),
+            xds: &XdsAddress { endpoint: Endpoint::Tcp(self.local, 8502), authorities: self.authorities.clone() },
+            admin: (self.local, 19000),
+            prometheus: &self.prometheus,
+            ready_bind: self.ready_bind,
+            access_logs: self.access_logs.as_ref(),
+            config: self.config.as_object().unwrap(),
+            env: &self.env,
+        }
+        .to_json()
+    }
+
+    fn refused(config: Value) -> String {
+        Self { config, ..Self::default() }.bootstrap().unwrap_err().to_string()
+    }
+}
+
+/// Where two documents first differ, for a message that can be read.
+fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
+    match (ours, theirs) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
+            keys.into_iter().find_map(|key| {
+                let null = Value::Null;
+                difference(&format!("{path}.{key}"), a.get(key).unwrap_or(&null), b.get(key).unwrap_or(&null))
+            })
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            a.iter().zip(b).enumerate().find_map(|(index, (a, b))| difference(&format!("{path}[{index}]"), a, b))
+        }
+        (a, b) if a == b => None,
+        (a, b) => Some(format!("{path}: ours {a}, theirs {b}")),
+    }
+}
+
+#[test]
+fn equals_the_reference() {
+    let Some(reference) = std::env::var_os("REFERENCE_DIR") else {
+        println!("without REFERENCE_DIR nothing was compared with the reference");
+        return;
+    };
+    let read = |name: &str| -> Value {
+        let path = std::path::Path::new(&reference).join("envoy-bootstrap").join(name);
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        serde_json::from_str(&text).unwrap()
+    };
+    let keys = "../../../test/key/";
+    let tls = PrometheusTls {
+        authority: PrometheusAuthority::File(format!("{keys}ourdomain.cer")),
+        cert_file: format!("{keys}ourdomain_server.cer"),
+        key_file: format!("{keys}ourdomain_server.key"),
+    };
+    let prometheus = Prometheus { backend_port: Some(20100), scrape_path: "/scrape-path".to_owned(), tls: Some(tls) };
+    let zipkin = read("zipkin-tracing-dualstack.json");
+    let v6 = || Case { local: Ipv6Addr::LOCALHOST.into(), ..Case::default() };
+    let cases = [
+        ("acl-token.json", Case { token: Some(Secret::new("foo")), ..Case::default() }),
+        (
+            "prometheus-tls.json",
+            Case { config: json!({ "envoy_prometheus_bind_addr": "0.0.0.0:9000" }), prometheus, ..Case::default() },
+        ),
+        (
+            "stats-config-override-dualstack.json",
+            Case { config: json!({ "envoy_stats_config_json": r#"{"name": "fake_config"}"# }), ..v6() },
+        ),
+        (
+            "zipkin-tracing-dualstack.json",
+            Case {
+                config: json!({
+                    "envoy_tracing_json": zipkin["tracing"].to_string(),
+                    "envoy_extra_static_clusters_json": zipkin["static_resources"]["clusters"][1].to_string(),
+                }),
+                ..v6()
+            },
+        ),
+    ];
+    for (name, case) in cases {
+        let difference = difference("", &case.bootstrap().unwrap(), &read(name));
+        assert_eq!(difference, None, "{name}");
+    }
+}
+
+#[test]
+fn namespace_partition_and_service_stand_in_node_and_tags() {
+    let names = Names::new(None, "Shop", "f1a2");
+    let xds = XdsAddress { endpoint: Endpoint::Unix("/run/consul.sock".to_owned()), authorities: None };
+    let bootstrap = Bootstrap {
+        names: &names,
+        namespace: Some("ns1"),
+        partition: Some("ap1"),
+        datacenter: None,
+        token: None,
+        xds: &xds,
+        admin: (Ipv4Addr::LOCALHOST.into(), 19001),
+        prometheus: &Prometheus::default(),
+        ready_bind: None,
+        access_logs: None,
+        config: &Map::new(),
+        env: &Env::default(),
+    }
+    .to_json()
+    .unwrap();
+    assert_eq!(
+        bootstrap["node"],
+        json!({
+            "cluster": "shop", "id": "shop-f1a2-sidecar-proxy", "metadata": { "namespace": "ns1", "partition": "ap1" },
+        })
+    );
+    let tags = bootstrap["stats_config"]["stats_tags"].as_array().unwrap();
+    let fixed = tags.iter().filter_map(|tag| Some((tag["tag_name"].as_str()?, tag["fixed_value"].as_str()?)));
+    let fixed: Vec<_> = fixed.collect();
+    assert_eq!(
+        fixed,
+        [
+            ("local_cluster", "shop"),
+            ("consul.source.service", "shop"),
+            ("consul.source.namespace", "ns1"),
+            ("consul.source.partition", "ap1"),
+        ]
+    );
+    let address = &bootstrap["static_resources"]["clusters"][0]["loadAssignment"]["endpoints"][0]["lbEndpoints"][0];
+    assert_eq!(address["endpoint"]["address"], json!({ "pipe": { "path": "/run/consul.sock" } }));
+}
+
+#[test]
+fn a_user_s_tags_come_first_and_replace_ours() {
+    let config = json!({ "envoy_stats_tags": ["Canary", "local_cluster=mine", "a=b=c"] });
+    let bootstrap = Case { config, ..Case::default() }.bootstrap().unwrap();
+    let tags = bootstrap["stats_config"]["stats_tags"].as_array().unwrap();
+    assert_eq!(tags[0], json!({ "tag_name": "canary", "fixed_value": "1" }));
+    assert_eq!(tags[2], json!({ "tag_name": "a", "fixed_value": "b=c" }));
+    assert_eq!(tags.iter().filter(|tag| tag["tag_name"] == "local_cluster").count(), 1);
+}
+
+#[test]
+fn listeners_share_one_cluster_and_their_secrets() {
+    let tls = PrometheusTls {
+        authority: PrometheusAuthority::Path("/ca".to_owned()),
+        cert_file: "/cert".to_owned(),
+        key_file: "/key".to_owned(),
+    };
+    let case = Case {
+        config: json!({ "envoy_prometheus_bind_addr": "[::]:9102", "ENVOY_STATS_BIND_ADDR": "0.0.0.0:9103",
+            "envoy_extra_static_listeners_json": r#"{"name": "mine"}"# }),
+        prometheus: Prometheus { tls: Some(tls), ..Prometheus::default() },
+        ready_bind: Some("0.0.0.0:9104"),
+        ..Case::default()
+    };
+    let resources = &case.bootstrap().unwrap()["static_resources"];
+    let names = |list: &str| -> Vec<String> {
+        resources[list].as_array().unwrap().iter().map(|item| item["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names("clusters"), ["local_agent", "self_admin"]);
+    assert_eq!(
+        names("listeners"),
+        ["mine", "envoy_prometheus_metrics_listener", "envoy_metrics_listener", "envoy_ready_listener"]
+    );
+    assert_eq!(names("secrets"), ["prometheus_cert", "prometheus_validation_context"]);
+    assert_eq!(resources["listeners"][1]["address"]["socket_address"]["address"], "::");
+}
+
+#[test]
+fn sinks_take_urls_sockets_and_variables() {
+    let case = Case {
+        config: json!({
+            "envoy_statsd_url": "udp://${HOST_IP}:8125",
+            "envoy_dogstatsd_url": "$DOGSTATSD",
+            "envoy_extra_stats_sinks_json": r#"{"name": "a"}, {"name": "b"}"#,
+            "envoy_stats_flush_interval": "10s",
+        }),
+        env: Env::from_iter([("HOST_IP", "10.0.0.7"), ("DOGSTATSD", "unix:///run/dd.sock")]),
+        ..Case::default()
+    };
+    let bootstrap = case.bootstrap().unwrap();
+    let sinks = bootstrap["stats_sinks"].as_array().unwrap();
+    assert_eq!(sinks.len(), 4);
+    assert_eq!(
+        sinks[0]["typedConfig"]["address"]["socket_address"],
+        json!({ "address": "10.0.0.7", "port_value": 8125 })
+    );
+    assert_eq!(sinks[1]["typedConfig"]["address"]["pipe"]["path"], "/run/dd.sock");
+    assert_eq!(bootstrap["stats_flush_interval"], "10s");
+}
+
+#[test]
+fn the_telemetry_collector_is_reached_at_the_socket_that_xds_opens() {
+    let config = json!({ "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry/" });
+    let bootstrap = Case { config, ..Case::default() }.bootstrap().unwrap();
+    let cluster = &bootstrap["static_resources"]["clusters"][1];
+    assert_eq!(
+        cluster["name"],
+        bootstrap["stats_sinks"][0]["typed_config"]["grpc_service"]["envoy_grpc"]["cluster_name"]
+    );
+    // The base64 of the SHA-1 of "default_test-proxy".
+    let path = "/run/telemetry/k3bWnyJyKvjUYXrBdOX2nXzSSCQ.sock";
+    assert!(cluster["loadAssignment"].to_string().contains(path), "{cluster}");
+}
+
+#[test]
+fn access_logs_of_proxy_defaults_reach_the_admin_interface() {
+    let logs = |logs: Value| AccessLogs::of_entry(&json!({ "Kind": "proxy-defaults", "AccessLogs": logs }));
+    let with = |access_logs| Case { access_logs, ..Case::default() }.bootstrap().unwrap()["admin"]["access_log"].take();
+    let file = with(logs(json!({ "Enabled": true, "Type": "file", "Path": "/log", "TextFormat": "%START_TIME%" })));
+    assert_eq!(
+        file[0]["typedConfig"],
+        json!({
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+            "path": "/log",
+            "logFormat": { "textFormatSource": { "inlineString": "%START_TIME%\n" } },
+        })
+    );
+    let standard = with(logs(json!({ "Enabled": true })));
+    assert_eq!(standard[0]["typedConfig"]["logFormat"]["jsonFormat"]["method"], "%REQ(:METHOD)%");
+    assert_eq!(with(logs(json!({ "Enabled": false })))[0]["typed_config"]["path"], "/dev/null");
+}
+
+#[test]
+fn tls_to_the_agent_trusts_the_given_authorities() {
+    let pem = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".to_owned();
+    let case = Case { authorities: Some(pem.clone()), ..Case::default() };
+    let cluster = &case.bootstrap().unwrap()["static_resources"]["clusters"][0];
+    let context = &cluster["transport_socket"]["typed_config"]["common_tls_context"]["validation_context"];
+    assert_eq!(context["trusted_ca"]["inline_string"], pem.as_str());
+}
+
+#[test]
+fn an_option_that_cannot_be_used_is_named_with_what_would_do() {
+    assert_eq!(
+        Case::refused(json!({ "envoy_prometheus_bind_addr": "9102" })),
+        r#"proxy configuration envoy_prometheus_bind_addr: expected <ip>:<port>, got "9102""#
+    );
+    assert_eq!(
+        Case::refused(json!({ "envoy_stats_tags": [["a"]] })),
+        "proxy configuration envoy_stats_tags: expected an array of strings, got an array"
+    );
+    assert!(Case::refused(json!({ "envoy_tracing_json": "{" })).contains("text that is not JSON"));
+    assert!(Case::refused(json!({ "envoy_extra_static_clusters_json": "[{}]" })).ends_with("got an array"));
+    assert!(Case::refused(json!({ "envoy_statsd_url": "tcp://1.2.3.4:1" })).contains("expected udp://"));
+    assert!(Case::refused(json!({ "envoy_bootstrap_json_tpl": "{}" })).contains("is not supported"));
+}

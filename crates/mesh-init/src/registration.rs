@@ -1,0 +1,254 @@
+//! The task's service and proxy as Consul's agent is told of them ("Register Service - Agent HTTP API").
+
+use std::collections::BTreeMap;
+
+use consul_api::{
+    CheckDefinition, CheckStatus, ExposeConfig, ExposePath, MeshGatewayConfig, Proxy, ServiceKind, ServiceRegistration,
+    Upstream, Weights,
+};
+use ecs_meta::Task;
+use mesh_config::{
+    Config, DestinationType, ExposeProtocol, HEALTH_SYNC_NAME, HEALTH_SYNC_TTL, MeshGatewayMode, Names, Service, meta,
+};
+
+/// The registration of the app's service: its own checks, and a TTL check for each container that health-sync reports.
+/// No address: the agent's is the task's.
+#[must_use]
+pub fn service(config: &Config, service: &Service, names: &Names, task: &Task) -> ServiceRegistration {
+    let synced = config.health_sync_containers.iter().map(|container| health_sync_check(names, container));
+    ServiceRegistration {
+        id: names.service_id.clone(),
+        name: names.service.clone(),
+        port: port(service),
+        checks: service.checks.iter().map(check).chain(synced).collect(),
+        ..common(service, task)
+    }
+}
+
+/// The registration of the sidecar proxy: it copies the service's tags, meta, weights and place.
+#[must_use]
+pub fn proxy(config: &Config, service: &Service, names: &Names, task: &Task) -> ServiceRegistration {
+    let proxy = &config.proxy;
+    let listener = proxy.public_listener_port;
+    ServiceRegistration {
+        kind: Some(ServiceKind::ConnectProxy),
+        id: names.proxy_id.clone(),
+        name: names.proxy.clone(),
+        port: Some(listener),
+        checks: vec![
+            CheckDefinition {
+                name: "Proxy Public Listener".to_owned(),
+                tcp: Some(format!("127.0.0.1:{listener}")),
+                interval: Some("10s".to_owned()),
+                deregister_critical_service_after: Some("10m".to_owned()),
+                ..CheckDefinition::default()
+            },
+            CheckDefinition {
+                name: "Destination Alias".to_owned(),
+                alias_service: Some(names.service_id.clone()),
+                ..CheckDefinition::default()
+            },
+        ],
+        proxy: Some(Proxy {
+            destination_service_name: names.service.clone(),
+            destination_service_id: Some(names.service_id.clone()),
+            local_service_address: Some("127.0.0.1".to_owned()),
+            local_service_port: port(service),
+            config: Some(proxy.config.clone()).filter(|config| !config.is_empty()),
+            upstreams: proxy.upstreams.iter().map(upstream).collect(),
+            mesh_gateway: proxy.mesh_gateway.map(mesh_gateway),
+            expose: proxy.expose.as_ref().map(expose),
+        }),
+        ..common(service, task)
+    }
+}
+
+/// What service and proxy share.
+fn common(service: &Service, task: &Task) -> ServiceRegistration {
+    let weights = service.weights.map(|weights| Weights { passing: weights.passing, warning: weights.warning });
+    ServiceRegistration {
+        tags: service.tags.clone(),
+        meta: meta(task.task_id(), &task.task_arn.to_string(), &service.meta),
+        enable_tag_override: service.enable_tag_override,
+        weights,
+        namespace: service.namespace.clone(),
+        partition: service.partition.clone(),
+        tagged_addresses: BTreeMap::new(),
+        ..ServiceRegistration::default()
+    }
+}
+
+fn port(service: &Service) -> Option<u16> {
+    Some(service.port).filter(|port| *port != 0)
+}
+
+/// Critical until health-sync's first word. `Status` is the first registration's alone: an agent that has the check
+/// already keeps what it has.
+fn health_sync_check(names: &Names, container: &str) -> CheckDefinition {
+    CheckDefinition {
+        check_id: Some(names.health_sync_check_id(container)),
+        name: HEALTH_SYNC_NAME.to_owned(),
+        notes: Some(format!("The ECS health of container {container}, kept by health-sync.")),
+        ttl: Some(HEALTH_SYNC_TTL.to_owned()),
+        status: Some(CheckStatus::Critical),
+        ..CheckDefinition::default()
+    }
+}
+
+fn check(check: &mesh_config::Check) -> CheckDefinition {
+    let check = check.clone();
+    CheckDefinition {
+        check_id: check.check_id,
+        name: check.name.unwrap_or_default(),
+        args: check.args,
+        interval: check.interval,
+        timeout: check.timeout,
+        ttl: check.ttl,
+        http: check.http,
+        header: check.header,
+        method: check.method,
+        body: check.body,
+        tcp: check.tcp,
+        udp: check.udp,
+        status: check.status.map(|status| match status {
+            mesh_config::CheckStatus::Passing => CheckStatus::Passing,
+            mesh_config::CheckStatus::Warning => CheckStatus::Warning,
+            mesh_config::CheckStatus::Critical => CheckStatus::Critical,
+            mesh_config::CheckStatus::Maintenance => CheckStatus::Maintenance,
+        }),
+        notes: check.notes,
+        tls_server_name: check.tls_server_name,
+        tls_skip_verify: check.tls_skip_verify,
+        grpc: check.grpc,
+        grpc_use_tls: check.grpc_use_tls,
+        h2ping: check.h2ping,
+        h2ping_use_tls: check.h2ping_use_tls,
+        alias_node: check.alias_node,
+        alias_service: check.alias_service,
+        success_before_passing: check.success_before_passing,
+        failures_before_critical: check.failures_before_critical,
+        deregister_critical_service_after: None,
+    }
+}
+
+fn upstream(upstream: &mesh_config::Upstream) -> Upstream {
+    let destination_type = upstream.destination_type.map(|kind| match kind {
+        DestinationType::Service => "service".to_owned(),
+        DestinationType::PreparedQuery => "prepared_query".to_owned(),
+    });
+    Upstream {
+        destination_type,
+        destination_namespace: upstream.destination_namespace.clone(),
+        destination_partition: upstream.destination_partition.clone(),
+        destination_name: upstream.destination_name.clone(),
+        datacenter: upstream.datacenter.clone(),
+        local_bind_address: upstream.local_bind_address.clone(),
+        local_bind_port: upstream.local_bind_port,
+        config: Some(upstream.config.clone()).filter(|config| !config.is_empty()),
+        mesh_gateway: upstream.mesh_gateway.map(mesh_gateway),
+    }
+}
+
+fn mesh_gateway(mode: MeshGatewayMode) -> MeshGatewayConfig {
+    let mode = match mode {
+        MeshGatewayMode::None => "none",
+        MeshGatewayMode::Local => "local",
+        MeshGatewayMode::Remote => "remote",
+    };
+    MeshGatewayConfig { mode: Some(mode.to_owned()) }
+}
+
+fn expose(expose: &mesh_config::Expose) -> ExposeConfig {
+    let path = |path: &mesh_config::ExposePath| ExposePath {
+        listener_port: path.listener_port,
+        path: path.path.clone(),
+        local_path_port: path.local_path_port,
+        protocol: path.protocol.map(|protocol| match protocol {
+            ExposeProtocol::Http => "http".to_owned(),
+            ExposeProtocol::Http2 => "http2".to_owned(),
+        }),
+    };
+    ExposeConfig { checks: expose.checks, paths: expose.paths.iter().map(path).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn registrations(document: &Value) -> (Value, Value) {
+        let config = Config::parse(&document.to_string()).unwrap();
+        let task: Task = serde_json::from_value(json!({
+            "Cluster": "blue", "Family": "Shop",
+            "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
+        }))
+        .unwrap();
+        let described = config.service.clone().unwrap();
+        let names = Names::new(described.name.as_deref(), &task.family, task.task_id());
+        let service = service(&config, &described, &names, &task);
+        let proxy = proxy(&config, &described, &names, &task);
+        (serde_json::to_value(service).unwrap(), serde_json::to_value(proxy).unwrap())
+    }
+
+    #[test]
+    fn the_smallest_document_sends_no_field_that_is_not_set() {
+        let (service, proxy) = registrations(&json!({ "bootstrapDir": "/consul", "service": { "port": 0 } }));
+        let meta = json!({
+            "source": "consul-ecs",
+            "task-arn": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
+            "task-id": "f1a2",
+        });
+        assert_eq!(service, json!({ "ID": "shop-f1a2", "Name": "shop", "Meta": meta }));
+        assert_eq!(
+            proxy,
+            json!({
+                "Kind": "connect-proxy", "ID": "shop-f1a2-sidecar-proxy", "Name": "shop-sidecar-proxy", "Port": 20000,
+                "Meta": meta,
+                "Checks": [
+                    { "Name": "Proxy Public Listener", "TCP": "127.0.0.1:20000", "Interval": "10s",
+                      "DeregisterCriticalServiceAfter": "10m" },
+                    { "Name": "Destination Alias", "AliasService": "shop-f1a2" },
+                ],
+                "Proxy": { "DestinationServiceName": "shop", "DestinationServiceID": "shop-f1a2",
+                    "LocalServiceAddress": "127.0.0.1" },
+            })
+        );
+    }
+
+    #[test]
+    fn the_proxy_copies_the_service_s_tags_weights_override_and_place() {
+        let (service, proxy) = registrations(&json!({
+            "bootstrapDir": "/consul", "healthSyncContainers": ["app"],
+            "service": { "name": "web", "port": 8080, "tags": ["a"], "weights": { "passing": 3, "warning": 2 },
+                "enableTagOverride": true, "namespace": "ns", "partition": "ap", "meta": { "source": "mine" },
+                "checks": [{ "name": "own", "http": "http://localhost:8080", "interval": "5s", "status": "passing" }] },
+            "proxy": { "publicListenerPort": 21000, "config": { "protocol": "http" }, "meshGateway": { "mode": "local" },
+                "upstreams": [{ "destinationName": "api", "localBindPort": 1234, "datacenter": "dc2" }],
+                "expose": { "checks": true, "paths": [{ "path": "/p", "listenerPort": 1, "localPathPort": 2 }] } },
+        }));
+        for copied in ["Tags", "Weights", "EnableTagOverride", "Namespace", "Partition", "Meta"] {
+            assert!(service.get(copied).is_some_and(|value| proxy.get(copied) == Some(value)), "{copied}");
+        }
+        assert_eq!(
+            service["Checks"],
+            json!([
+                { "Name": "own", "HTTP": "http://localhost:8080", "Interval": "5s", "Status": "passing" },
+                { "CheckID": "web-f1a2-app-consul-ecs", "Name": "consul ecs synced", "TTL": "100000h", "Status": "critical",
+                  "Notes": "The ECS health of container app, kept by health-sync." },
+            ])
+        );
+        assert_eq!(proxy["Port"], 21000);
+        assert_eq!(proxy["Checks"][0]["TCP"], "127.0.0.1:21000");
+        assert_eq!(
+            proxy["Proxy"],
+            json!({
+                "DestinationServiceName": "web", "DestinationServiceID": "web-f1a2",
+                "LocalServiceAddress": "127.0.0.1", "LocalServicePort": 8080,
+                "Config": { "protocol": "http" }, "MeshGateway": { "Mode": "local" },
+                "Upstreams": [{ "DestinationName": "api", "LocalBindPort": 1234, "Datacenter": "dc2" }],
+                "Expose": { "Checks": true, "Paths": [{ "Path": "/p", "ListenerPort": 1, "LocalPathPort": 2 }] },
+            })
+        );
+    }
+}

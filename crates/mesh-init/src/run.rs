@@ -1,0 +1,366 @@
+//! The task's start in the mesh, in the order things happen: read the configuration, make sure of the bootstrap
+//! directory, ask for the metadata, register service and proxy, write the bootstrap.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use consul_api::{AgentSelf, AgentService, Client, ServiceRegistration, at_start};
+use ecs_meta::{MetadataClient, Task};
+use mesh_config::{BOOTSTRAP_FILE, Config, Names, Service, VARIABLE};
+use serde_json::Map;
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::env::Env;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::file::{WriteError, write_atomically};
+use sidecar_kit::log;
+use sidecar_kit::secret::SecretFileError;
+use sidecar_kit::wait::{Attempt, WaitError, until};
+
+use crate::bootstrap::{AccessLogs, Bootstrap, BootstrapError, Endpoint, Prometheus, XdsAddress};
+use crate::registration;
+use crate::xds::{self, AddressError};
+
+/// The bootstrap carries the ACL token: its owner and the volume's group may read it.
+const BOOTSTRAP_MODE: u32 = 0o640;
+/// How long to look for the datacenter's name in the catalog. Without it one tag of Envoy's metrics is missing.
+const DATACENTER_BOUND: Duration = Duration::from_secs(10);
+const ADMIN_PORT: u16 = 19000;
+
+/// What the flags say.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How long to wait for the metadata, and then for the agent.
+    pub timeout: Duration,
+    /// The address of Envoy's admin interface, `<host>:<port>`; else the loopback address and 19000.
+    pub admin_bind: Option<String>,
+    /// The agent's gRPC address in Consul's form; else the agent is asked, else it is the loopback address and 8502.
+    pub grpc_addr: Option<String>,
+    /// The file with the CA certificate of the agent's gRPC.
+    pub grpc_ca_file: Option<String>,
+    /// The directory with the CA certificates of the agent's gRPC.
+    pub grpc_ca_path: Option<String>,
+    /// Where Envoy tells whether it is ready, `<ip>:<port>`; else nowhere.
+    pub ready_bind: Option<String>,
+    /// The listener for Prometheus, which `envoy_prometheus_bind_addr` in the proxy's configuration asks for.
+    pub prometheus: Prometheus,
+}
+
+/// Why the task is not in the mesh.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum RunError {
+    #[error(
+        "{VARIABLE} is not set: expected the configuration document, at least {{\"bootstrapDir\": …, \"service\": …}}"
+    )]
+    NoConfig,
+    #[error("{VARIABLE}")]
+    Config(#[source] mesh_config::ConfigError),
+    #[error("cannot start logging")]
+    Log(#[from] log::LogError),
+    #[error("{VARIABLE}: service: missing, expected an object with at least port")]
+    NoService,
+    #[error("{VARIABLE}: gateway: gateways are not supported yet, expected none")]
+    Gateway,
+    #[error(
+        "{VARIABLE}: consulLogin.enabled: logging in is not supported yet, expected false and a token in CONSUL_HTTP_TOKEN"
+    )]
+    Login,
+    #[error(
+        "{VARIABLE}: bootstrapDir: cannot write to {}: mount the task's shared volume there, writable for this user",
+        path.display()
+    )]
+    BootstrapDir { path: PathBuf, source: io::Error },
+    #[error("no task metadata")]
+    Metadata(#[from] WaitError<ecs_meta::Error>),
+    #[error("no task metadata")]
+    MetadataVariable(#[from] ecs_meta::Error),
+    #[error("cannot use the address of Consul's agent")]
+    ConsulConfig(#[from] consul_api::ConfigError),
+    #[error("cannot register {id}")]
+    Consul { id: String, source: Box<WaitError<consul_api::Error>> },
+    #[error("cannot register {id}: the agent's Consul does not know the field {field}: {cure}")]
+    OlderConsul { id: String, field: String, cure: &'static str },
+    #[error("the agent answered without the proxy's configuration for {0}: something else has registered that ID")]
+    NoProxy(String),
+    #[error("no ACL token for the bootstrap")]
+    Token(#[from] SecretFileError),
+    #[error("cannot use an address for the bootstrap")]
+    Address(#[from] AddressError),
+    #[error("cannot make the bootstrap")]
+    Bootstrap(#[from] BootstrapError),
+    #[error("no bootstrap")]
+    Write(#[from] WriteError),
+}
+
+/// Registers the task's service and proxy and writes the bootstrap. Run again it changes nothing.
+///
+/// # Errors
+/// See [`RunError`]. Before a configuration that cannot be used or a directory that cannot be written to is reported,
+/// nothing is registered.
+pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
+    let config = read_config(env)?;
+    let service = check(&config)?;
+    // All that is given is looked at before anything is registered.
+    let admin = options.admin_bind.as_deref().map(|bind| xds::resolve("the admin address", bind)).transpose()?;
+    let grpc = options.grpc_addr.as_deref();
+    let (ca_file, ca_path) = (options.grpc_ca_file.as_deref(), options.grpc_ca_path.as_deref());
+    let xds = grpc.map(|address| xds::given(address, ca_file, ca_path, env)).transpose()?;
+    let path = config.bootstrap_dir.join(BOOTSTRAP_FILE);
+    make_sure_of(&config.bootstrap_dir)?;
+
+    let variables = consul_variables(env, &config);
+    let consul = Client::new(consul_api::Config::from_env(&variables)?)?;
+    let task = fetch_task(env, options.timeout).await?;
+    let names = Names::new(service.name.as_deref(), &task.family, task.task_id());
+
+    // A draft, so that an option in the document that cannot be used is told before anything is registered.
+    let default_xds = asked_for(None, Ipv4Addr::LOCALHOST.into());
+    let draft = Bootstrap {
+        names: &names,
+        namespace: None,
+        partition: None,
+        datacenter: None,
+        token: None,
+        xds: xds.as_ref().unwrap_or(&default_xds),
+        admin: admin.unwrap_or((Ipv4Addr::LOCALHOST.into(), ADMIN_PORT)),
+        prometheus: &options.prometheus,
+        ready_bind: options.ready_bind.as_deref(),
+        access_logs: None,
+        config: &config.proxy.config,
+        env,
+    };
+    draft.to_json()?;
+
+    let agent = Agent(&consul);
+    let registrations =
+        [registration::service(&config, service, &names, &task), registration::proxy(&config, service, &names, &task)];
+    let registered = agent.register(&registrations, &names, options.timeout).await?;
+    let Some(proxy) = registered.proxy else { return Err(RunError::NoProxy(names.proxy_id)) };
+    let itself = if xds.is_some() && registered.datacenter.is_some() { None } else { agent.itself().await };
+    let loopback = loopback(itself.as_ref());
+    let told_xds = asked_for(itself.as_ref(), loopback);
+    let datacenter = match (registered.datacenter, itself) {
+        (Some(datacenter), _) => Some(datacenter),
+        (None, Some(itself)) => Some(itself.config.datacenter),
+        (None, None) => agent.datacenter(&names).await,
+    };
+    let access_logs = agent.access_logs().await;
+    let token = consul.config().token().map(sidecar_kit::secret::SecretSource::read).transpose()?;
+    let bootstrap = Bootstrap {
+        namespace: registered.namespace.as_deref().or(variables.get("CONSUL_NAMESPACE")),
+        partition: registered.partition.as_deref().or(variables.get("CONSUL_PARTITION")),
+        datacenter: datacenter.as_deref(),
+        token: token.as_ref(),
+        xds: xds.as_ref().unwrap_or(&told_xds),
+        admin: admin.unwrap_or((loopback, ADMIN_PORT)),
+        access_logs: access_logs.as_ref(),
+        config: &proxy.config.unwrap_or_else(Map::new),
+        ..draft
+    };
+    write_bootstrap(&path, &bootstrap)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the document and starts logging with its level.
+fn read_config(env: &Env) -> Result<Config, RunError> {
+    let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
+    let level = config.log_level.and_then(|level| level.as_str().parse().ok());
+    log::init(env, level)?;
+    for warning in &config.warnings {
+        tracing::warn!("{VARIABLE}: {warning}");
+    }
+    Ok(config)
+}
+
+/// What the document may ask for but isn't here.
+fn check(config: &Config) -> Result<&Service, RunError> {
+    if config.gateway.is_some() {
+        return Err(RunError::Gateway);
+    }
+    if config.consul_login.as_ref().is_some_and(|login| login.enabled) {
+        return Err(RunError::Login);
+    }
+    config.service.as_ref().ok_or(RunError::NoService)
+}
+
+/// A directory that cannot be written to is told before anything is registered.
+fn make_sure_of(directory: &Path) -> Result<(), RunError> {
+    let probe = directory.join(format!(".{BOOTSTRAP_FILE}.{}.probe", std::process::id()));
+    let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
+    written.map_err(|source| RunError::BootstrapDir { path: directory.to_owned(), source })
+}
+
+/// Consul's variables, with the document's address and authority where the environment gives none, and the document's
+/// namespace and partition.
+fn consul_variables(env: &Env, config: &Config) -> Env {
+    let authority_given =
+        ["CONSUL_CACERT", "CONSUL_CAPATH", "CONSUL_CACERT_PEM"].iter().any(|name| env.get(name).is_some());
+    let authority = config.consul_ca_cert_file.as_deref().filter(|_| !authority_given);
+    let from_document = [
+        ("CONSUL_HTTP_ADDR", config.consul_http_addr.clone()),
+        ("CONSUL_CACERT", authority.map(|path| path.to_string_lossy().into_owned())),
+    ];
+    // Where the document says the service is to be, there it is also looked up.
+    let service = config.service.as_ref();
+    let place = [
+        ("CONSUL_NAMESPACE", service.and_then(|service| service.namespace.clone())),
+        ("CONSUL_PARTITION", service.and_then(|service| service.partition.clone())),
+    ];
+    let present = |(name, value): (&'static str, Option<String>)| Some((name, value?));
+    let names = [
+        "CONSUL_HTTP_ADDR",
+        "CONSUL_HTTP_TOKEN",
+        "CONSUL_HTTP_TOKEN_FILE",
+        "CONSUL_HTTP_AUTH",
+        "CONSUL_HTTP_SSL",
+        "CONSUL_HTTP_SSL_VERIFY",
+        "CONSUL_CACERT",
+        "CONSUL_CACERT_PEM",
+        "CONSUL_CAPATH",
+        "CONSUL_CLIENT_CERT",
+        "CONSUL_CLIENT_KEY",
+        "CONSUL_TLS_SERVER_NAME",
+        "CONSUL_NAMESPACE",
+        "CONSUL_PARTITION",
+    ];
+    let given = names.iter().filter_map(|name| Some((*name, env.get(name)?.to_owned())));
+    from_document.into_iter().filter_map(present).chain(given).chain(place.into_iter().filter_map(present)).collect()
+}
+
+async fn fetch_task(env: &Env, bound: Duration) -> Result<Task, RunError> {
+    let client = MetadataClient::from_env(env)?;
+    let attempt = async || match client.task().await {
+        Ok(task) => Attempt::Done(task),
+        Err(error) if error.may_pass() => Attempt::Again(error),
+        Err(error) => Attempt::Final(error),
+    };
+    Ok(until("the task metadata", bound, Backoff::default(), attempt).await?)
+}
+
+/// The agent beside the task.
+struct Agent<'a>(&'a Client);
+
+impl Agent<'_> {
+    /// Registers the service, then the proxy that refers to it, and gives the proxy as the agent has it then, with the
+    /// central configuration merged in. All three can be repeated, so that one wait holds them.
+    async fn register(
+        &self,
+        registrations: &[ServiceRegistration; 2],
+        names: &Names,
+        bound: Duration,
+    ) -> Result<AgentService, RunError> {
+        let what = format!("Consul's agent at {}", self.0.config().address());
+        let registered = at_start(&what, bound, async || {
+            for registration in registrations {
+                self.0.register_service(registration).await?;
+            }
+            self.0.agent_service(&names.proxy_id).await
+        });
+        let registered = registered.await.map_err(|source| match source {
+            WaitError::Final(consul_api::Error::UnknownField { field, .. }) => {
+                let cure = cure(&field);
+                RunError::OlderConsul { id: names.service_id.clone(), field, cure }
+            }
+            source => RunError::Consul { id: names.service_id.clone(), source: Box::new(source) },
+        })?;
+        tracing::info!("registered service {} and proxy {}", names.service_id, names.proxy_id);
+        Ok(registered)
+    }
+
+    /// What the agent says of itself; a token with a service identity alone may not ask.
+    async fn itself(&self) -> Option<AgentSelf> {
+        match self.0.agent_self().await {
+            Ok(itself) => Some(itself),
+            Err(error @ consul_api::Error::PermissionDenied { .. }) => {
+                tracing::debug!("the gRPC port is not known from the agent: {}", one_line(&error));
+                None
+            }
+            Err(error) => {
+                tracing::warn!("the gRPC port is not known from the agent: {}", one_line(&error));
+                None
+            }
+        }
+    }
+
+    /// The datacenter's name, for an agent before Consul 1.10: from the servers' own service, which is always there and
+    /// which a service identity may read, else from the task's service once the catalog has it.
+    async fn datacenter(&self, names: &Names) -> Option<String> {
+        let datacenter = until("the datacenter's name", DATACENTER_BOUND, Backoff::default(), async || {
+            for service in ["consul", &names.service] {
+                match self.0.catalog_service(service).await {
+                    Ok(instances) => {
+                        if let Some(instance) = instances.into_iter().find(|instance| !instance.datacenter.is_empty()) {
+                            return Attempt::Done(instance.datacenter);
+                        }
+                    }
+                    Err(error) if error.may_pass_at_start() => return Attempt::Again(NoDatacenter(Some(error))),
+                    Err(error) => return Attempt::Final(NoDatacenter(Some(error))),
+                }
+            }
+            Attempt::Again(NoDatacenter(None))
+        });
+        let datacenter = datacenter.await;
+        if let Err(error) = &datacenter {
+            tracing::warn!("Envoy's metrics will lack the datacenter: {}", one_line(error));
+        }
+        datacenter.ok()
+    }
+
+    /// The access logs of proxy-defaults (Consul 1.15); as with Consul's own command, what cannot be read is not there.
+    async fn access_logs(&self) -> Option<AccessLogs> {
+        match self.0.config_entry("proxy-defaults", "global").await {
+            Ok(entry) => AccessLogs::of_entry(&entry),
+            Err(error) => {
+                tracing::debug!("no access logs from proxy-defaults: {}", one_line(&error));
+                None
+            }
+        }
+    }
+}
+
+/// The catalog has no instance that this token may see.
+#[derive(Debug, thiserror::Error)]
+#[error("the catalog does not tell it")]
+struct NoDatacenter(#[source] Option<consul_api::Error>);
+
+/// The loopback address of the agent's family: an agent on IPv6 listens on `::1`.
+fn loopback(itself: Option<&AgentSelf>) -> IpAddr {
+    let bound = itself.and_then(|itself| itself.debug_config.get("BindAddr")?.as_str()?.parse::<IpAddr>().ok());
+    match bound {
+        Some(IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
+        _ => Ipv4Addr::LOCALHOST.into(),
+    }
+}
+
+/// The port that the agent tells, else the usual one, in plain text.
+fn asked_for(itself: Option<&AgentSelf>, loopback: IpAddr) -> XdsAddress {
+    let port = itself.and_then(AgentSelf::grpc_port).unwrap_or(xds::DEFAULT_PORT);
+    XdsAddress { endpoint: Endpoint::Tcp(loopback, port), authorities: None }
+}
+
+/// What to do where an agent refuses a field ("json: unknown field").
+fn cure(field: &str) -> &'static str {
+    match field {
+        "H2PING" | "H2PingUseTLS" => "h2ping checks need Consul 1.10 or later",
+        "UDP" => "UDP checks need Consul 1.13 or later",
+        "Namespace" | "DestinationNamespace" => "namespaces need Consul Enterprise 1.7 or later",
+        "Partition" | "DestinationPartition" => "admin partitions need Consul Enterprise 1.11 or later",
+        _ => "remove it from the configuration or use a later Consul",
+    }
+}
+
+fn write_bootstrap(path: &Path, bootstrap: &Bootstrap<'_>) -> Result<(), RunError> {
+    let mut text = format!("{:#}", bootstrap.to_json()?);
+    text.push('\n');
+    if fs::read(path).is_ok_and(|written| written == text.as_bytes()) {
+        tracing::info!("{} is as it should be", path.display());
+        return Ok(());
+    }
+    write_atomically(path, text.as_bytes(), BOOTSTRAP_MODE)?;
+    tracing::info!("wrote {}", path.display());
+    Ok(())
+}

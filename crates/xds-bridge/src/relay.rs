@@ -1,0 +1,195 @@
+//! One ADS stream of one Envoy, and the stream to Consul that feeds it.
+
+use std::error::Error;
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::sync::mpsc;
+use tonic::{Status, Streaming};
+use tracing::{debug, info, warn};
+
+use crate::convert;
+use crate::delta::{Delta, Heard};
+use crate::grpc::{Consul, Token};
+use crate::messages::{self, DeltaRequest, Response};
+use crate::resource::Kind;
+use crate::wire::{self, Malformed};
+
+/// The messages to one Envoy.
+pub type Responses = BoxStream<'static, Result<Bytes, Status>>;
+
+/// An Envoy's refusal is logged up to this length.
+const REASON: usize = 2000;
+
+/// Starts relaying. It ends when Envoy drops the responses or either side ends its stream; Envoy is then told Consul's
+/// status, keeps what it has and comes back with the versions of it.
+pub fn start(consul: Consul, token: Token, requests: Streaming<Bytes>) -> Responses {
+    let (responses, receiver) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let gone = responses.clone();
+        tokio::select! {
+            () = gone.closed() => debug!("Envoy is gone"),
+            status = relay(&consul, &token, requests, &responses) => {
+                debug!(code = ?status.code(), message = token.blot(status.message()), "ending Envoy's stream");
+                let _ = responses.send(Err(status)).await;
+            }
+        }
+    });
+    received(receiver).boxed()
+}
+
+fn received<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
+    stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|item| (item, receiver)) })
+}
+
+/// Relays until one side ends, and returns what to tell Envoy.
+async fn relay(
+    consul: &Consul,
+    token: &Token,
+    mut requests: Streaming<Bytes>,
+    responses: &mpsc::Sender<Result<Bytes, Status>>,
+) -> Status {
+    // Unbounded: what is in it are a few requests, at most one for each message from Consul.
+    let (to_consul, consul_requests) = mpsc::unbounded_channel();
+    let (from_consul, mut consul_responses) = mpsc::channel(1);
+    let mut upstream = pin!(upstream(consul, token, consul_requests, from_consul));
+    let mut session = Session { token, node: Vec::new(), id: String::new(), delta: Delta::default(), to_consul };
+    loop {
+        let outcome = tokio::select! {
+            Some(message) = consul_responses.recv() => session.consul(&message),
+            status = &mut upstream => {
+                info!(node = session.id, code = ?status.code(), reason = token.blot(status.message()), "Consul ended the stream");
+                return status;
+            }
+            request = requests.message() => match request {
+                Ok(Some(message)) => session.envoy(&message),
+                Ok(None) => return Status::ok("Envoy ended the stream"),
+                Err(status) => return status,
+            },
+        };
+        if let Err(status) = outcome {
+            warn!(node = session.id, reason = status.message(), "ending the stream");
+            return status;
+        }
+        while let Some(response) = session.delta.respond() {
+            debug!(
+                node = session.id,
+                kind = %response.kind,
+                resources = ?response.resources.iter().map(|resource| &resource.name).collect::<Vec<_>>(),
+                removed = ?response.removed,
+                "sending",
+            );
+            if responses.send(Ok(response.encode().into())).await.is_err() {
+                return Status::cancelled("Envoy is gone");
+            }
+        }
+    }
+}
+
+/// Reads Consul's stream, which is opened with the first request, until it ends.
+async fn upstream(
+    consul: &Consul,
+    token: &Token,
+    requests: mpsc::UnboundedReceiver<Bytes>,
+    responses: mpsc::Sender<Bytes>,
+) -> Status {
+    let requests =
+        stream::unfold(requests, |mut requests| async { requests.recv().await.map(|request| (request, requests)) });
+    let mut stream = match consul.stream(token, requests).await {
+        Ok(stream) => stream,
+        Err(status) => return passed_on(status),
+    };
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) => {
+                let _ = responses.send(message).await;
+            }
+            Ok(None) => return Status::unavailable("Consul ended the stream"),
+            Err(status) => return passed_on(status),
+        }
+    }
+}
+
+/// Consul's status for Envoy, without the metadata of Consul's response. One that the connection made up has a cause.
+fn passed_on(status: Status) -> Status {
+    match status.source() {
+        Some(_) => Status::unavailable("Consul's gRPC can't be reached"),
+        None => Status::new(status.code(), status.message()),
+    }
+}
+
+struct Session<'a> {
+    token: &'a Token,
+    /// Envoy's node, as it stands on the wire: with its `user_agent_build_version`, by which Consul 1.8.7 decides
+    /// whether it may use the fields that Envoy still has (`agent/xds/envoy_versioning.go`).
+    node: Vec<u8>,
+    id: String,
+    delta: Delta,
+    to_consul: mpsc::UnboundedSender<Bytes>,
+}
+
+impl Session<'_> {
+    fn envoy(&mut self, message: &[u8]) -> Result<(), Status> {
+        let mut request = DeltaRequest::decode(message).map_err(malformed)?;
+        if let Some(node) = request.node.take() {
+            if self.id.is_empty() {
+                self.id = node_id(&node).map_err(malformed)?;
+                info!(node = self.id, "Envoy opened a stream");
+            }
+            self.node = node;
+        }
+        if self.id.is_empty() {
+            return Err(Status::invalid_argument("the first request must say which node it comes from"));
+        }
+        let Some(kind) = Kind::of_url(&request.type_url) else {
+            debug!(node = self.id, type_url = request.type_url, "Consul doesn't serve this");
+            return Ok(());
+        };
+        if !request.unsubscribe.is_empty() {
+            debug!(node = self.id, %kind, resources = ?request.unsubscribe, "Envoy unsubscribed");
+        }
+        match self.delta.envoy(kind, request) {
+            Heard::Nothing => {}
+            // Not before: Consul ends the stream of a mesh gateway that asks for routes (`agent/xds/routes.go`).
+            Heard::Asks(kind) => self.to_consul(messages::request(kind, &self.node, "", "")),
+            Heard::Refuses(kind, reason) => {
+                let reason = self.token.blot(&reason).chars().take(REASON).collect::<String>();
+                warn!(node = self.id, %kind, reason, "Envoy refused a change");
+            }
+        }
+        Ok(())
+    }
+
+    fn consul(&mut self, message: &[u8]) -> Result<(), Status> {
+        let response = Response::decode(message).map_err(malformed)?;
+        let Some(kind) = Kind::of_url(&response.type_url) else { return Ok(()) };
+        let resources = response.resources.iter().map(|resource| convert::resource(kind, resource));
+        // One that is left out would be taken for removed.
+        let resources = resources.collect::<Result<_, _>>().map_err(malformed)?;
+        // Consul sends the next one whether or not the last was taken, but looks at the nonce.
+        self.to_consul(messages::request(kind, &self.node, &response.version, &response.nonce));
+        self.delta.consul(kind, response.version, resources);
+        Ok(())
+    }
+
+    fn to_consul(&self, request: Vec<u8>) {
+        // Fails when Consul's stream has ended, which is then seen at its other end.
+        let _ = self.to_consul.send(request.into());
+    }
+}
+
+fn malformed(error: Malformed) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn node_id(node: &[u8]) -> Result<String, Malformed> {
+    for field in wire::fields(node) {
+        let field = field?;
+        if field.number == 1 {
+            return Ok(field.text()?.to_owned());
+        }
+    }
+    Ok(String::new())
+}

@@ -1,0 +1,98 @@
+//! The program from outside: what it runs, how it ends, what it says.
+
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+fn bridge(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_xds-bridge")).args(arguments).output().unwrap()
+}
+
+fn line(output: &Output) -> String {
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "one line: {text}");
+    text
+}
+
+/// A Consul that prints its arguments.
+fn consul(directory: &tempfile::TempDir) -> PathBuf {
+    let path = directory.path().join("consul");
+    std::fs::write(&path, "#!/bin/sh\nfor argument; do echo \"$argument\"; done\nexit 3\n").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn the_agent_is_told_to_serve_grpc_on_the_socket_after_its_own_arguments() {
+    let directory = tempfile::tempdir().unwrap();
+    let consul = consul(&directory);
+    let consul = consul.to_str().unwrap();
+    let output = bridge(&["--listen", "127.0.0.1:0", "--socket", "/run/x.sock", consul, "agent", "-config-dir=/c"]);
+    assert_eq!(output.status.code(), Some(3), "Consul's own");
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    assert_eq!(lines, ["agent", "-config-dir=/c", "-hcl", "addresses { grpc = \"unix:///run/x.sock\" }"]);
+}
+
+#[test]
+fn what_is_not_an_agent_is_run_as_it_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let consul = consul(&directory);
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = held.local_addr().unwrap().to_string();
+    let output = bridge(&["--listen", &listen, consul.to_str().unwrap(), "members", "--help"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "members\n--help\n");
+}
+
+#[test]
+fn it_ends_as_consul_ends() {
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = consul(&directory);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let output = bridge(&["--listen", "127.0.0.1:0", path.to_str().unwrap(), "agent"]);
+        assert_eq!(output.status.code(), Some(code), "{script}");
+    }
+}
+
+#[test]
+fn an_address_that_is_taken_is_said_on_one_line_and_consul_is_not_started() {
+    let directory = tempfile::tempdir().unwrap();
+    let consul = consul(&directory);
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let listen = held.local_addr().unwrap().to_string();
+    let output = bridge(&["--listen", &listen, consul.to_str().unwrap(), "agent"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    assert!(line(&output).starts_with(&format!("xds-bridge: cannot listen on {listen}: ")), "{}", line(&output));
+}
+
+#[test]
+fn a_consul_that_is_not_there_is_127_and_a_wrong_command_line_2() {
+    let output = bridge(&["--listen", "127.0.0.1:0", "/no/such/consul", "version"]);
+    assert_eq!(output.status.code(), Some(127));
+    assert_eq!(line(&output), "xds-bridge: cannot run /no/such/consul: no such program\n");
+    for (arguments, part) in [
+        (&["--listen", "8502", "consul"][..], "--listen"),
+        (&["--socket", "grpc.sock", "consul"], "absolute"),
+        (&["--socket", "/a\"b", "consul"], "quotes"),
+        (&["--socket", &format!("/{}", "a".repeat(107)), "consul"], "107"),
+        (&[], "arguments"),
+    ] {
+        let output = bridge(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(line(&output).contains(part), "{}", line(&output));
+    }
+}
+
+#[test]
+fn help_names_every_variable_and_exit_code() {
+    let output = bridge(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["XDS_BRIDGE_LISTEN", "XDS_BRIDGE_SOCKET", "LOG_LEVEL", "LOG_FORMAT", "Exit codes", "127.0.0.1:8502"] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+}
