@@ -494,7 +494,10 @@ async fn ecs_local_is_ready_while_it_answers_and_its_docker_does() {
 #[tokio::test]
 async fn ecs_local_without_docker_says_so_on_one_line_and_fails() {
     let cases = [
-        ("unix:///nonexistent/docker.sock", "cannot reach the Docker engine at unix:///nonexistent/docker.sock; is it"),
+        (
+            "unix:///nonexistent/docker.sock",
+            "cannot reach the Docker engine at unix:///nonexistent/docker.sock (is it running?): ",
+        ),
         ("tcp://127.0.0.1:2375", "DOCKER_HOST is \"tcp://127.0.0.1:2375\": expected unix:// and the path"),
     ];
     for (host, says) in cases {

@@ -577,6 +577,16 @@ async fn inbound_connections_are_authorised_by_consuls_intentions() {
     assert_eq!(callee.stat("ext_authz.connect_authz.error").await, 0);
 }
 
+/// Consul tells Envoy to authorise connections with the token that its stream came with.
+#[tokio::test]
+async fn the_token_of_the_stream_reaches_consul() {
+    let bridge = Bridge::start().await;
+    let (envoy, _) = two_upstreams(&bridge, bridge.port).await;
+    let listener = envoy.listener("public_listener").await.unwrap().to_string();
+    assert!(listener.contains(TOKEN));
+    assert!(!bridge.process.output().contains(TOKEN), "a token in the log");
+}
+
 #[tokio::test]
 async fn inbound_connections_are_authorised_until_consul_has_left() {
     let mut bridge = Bridge::start().await;

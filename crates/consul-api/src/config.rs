@@ -86,10 +86,26 @@ impl Config {
         })
     }
 
-    /// The same, with another token.
+    /// The same, within another namespace or admin partition where one is given (Consul Enterprise).
     #[must_use]
-    pub fn with_token(self, token: SecretSource) -> Self {
-        Self { token: Some(token), ..self }
+    pub fn within(self, namespace: Option<&str>, partition: Option<&str>) -> Self {
+        Self {
+            namespace: namespace.map(str::to_owned).or(self.namespace),
+            partition: partition.map(str::to_owned).or(self.partition),
+            ..self
+        }
+    }
+
+    /// The namespace, if one is given.
+    #[must_use]
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    /// The admin partition, if one is given.
+    #[must_use]
+    pub fn partition(&self) -> Option<&str> {
+        self.partition.as_deref()
     }
 
     /// Where the token comes from, if there is one.

@@ -79,6 +79,9 @@ fn serve<S: Read + Write>(
     address
 }
 
+/// The variable, its value, the other variables, and what of the request's outcome it alone brings about.
+type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+
 #[test]
 fn each_variable_changes_a_real_request() {
     let servers = Servers::start();
@@ -100,8 +103,7 @@ fn each_variable_changes_a_real_request() {
     let without_scheme = [("CONSUL_HTTP_ADDR", tls), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
     let with_token = [("CONSUL_HTTP_ADDR", plain), ("CONSUL_HTTP_TOKEN", "from-the-variable")];
 
-    // The variable, its value, the other variables, and what of the request's outcome it alone brings about.
-    let rows: &[(&str, &str, &[(&str, &str)], &str)] = &[
+    let rows: &[Row] = &[
         ("CONSUL_HTTP_ADDR", plain, &[], "plain GET /v1/status/leader HTTP/1.1"),
         ("CONSUL_HTTP_ADDR", &format!("http://{plain}/consul/"), &[], "plain GET /consul/v1/status/leader HTTP/1.1"),
         ("CONSUL_HTTP_ADDR", &https, &[("CONSUL_CACERT_PEM", &servers.authority)], "tls() GET /v1"),

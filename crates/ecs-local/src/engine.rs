@@ -21,7 +21,7 @@ pub enum EngineError {
     #[error("DOCKER_HOST is {0:?}: expected unix:// and the path of the Docker engine's socket")]
     Host(String),
     /// Nothing answers at the socket.
-    #[error("cannot reach the Docker engine at {host}; is it running?")]
+    #[error("cannot reach the Docker engine at {host} (is it running?)")]
     Unreachable {
         /// The socket.
         host: String,

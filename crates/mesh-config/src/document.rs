@@ -17,9 +17,9 @@ pub struct Config {
     pub bootstrap_dir: PathBuf,
     /// `logLevel`.
     pub log_level: Option<LogLevel>,
-    /// `consulHTTPAddr`: Consul's address where `CONSUL_HTTP_ADDR` gives none.
+    /// `consulHTTPAddr`: the servers' address, for a login.
     pub consul_http_addr: Option<String>,
-    /// `consulCACertFile`: the authority's file where `CONSUL_CACERT` gives none.
+    /// `consulCACertFile`: the file with the servers' authority, for a login.
     pub consul_ca_cert_file: Option<PathBuf>,
     /// `consulLogin`: how to get a token from an auth method.
     pub consul_login: Option<ConsulLogin>,

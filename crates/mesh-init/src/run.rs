@@ -112,8 +112,10 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let path = config.bootstrap_dir.join(BOOTSTRAP_FILE);
     make_sure_of(&config.bootstrap_dir)?;
 
-    let variables = consul_variables(env, &config);
-    let consul = Client::new(consul_api::Config::from_env(&variables)?)?;
+    // Where the document says the service is to be, there it is also looked up. The document's consulHTTPAddr is that of
+    // the servers, for a login; what is registered here belongs to the agent beside the task.
+    let consul = consul_api::Config::from_env(env)?;
+    let consul = Client::new(consul.within(service.namespace.as_deref(), service.partition.as_deref()))?;
     let task = fetch_task(env, options.timeout).await?;
     let names = Names::new(service.name.as_deref(), &task.family, task.task_id());
 
@@ -151,8 +153,8 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let access_logs = agent.access_logs().await;
     let token = consul.config().token().map(sidecar_kit::secret::SecretSource::read).transpose()?;
     let bootstrap = Bootstrap {
-        namespace: registered.namespace.as_deref().or(variables.get("CONSUL_NAMESPACE")),
-        partition: registered.partition.as_deref().or(variables.get("CONSUL_PARTITION")),
+        namespace: registered.namespace.as_deref().or(consul.config().namespace()),
+        partition: registered.partition.as_deref().or(consul.config().partition()),
         datacenter: datacenter.as_deref(),
         token: token.as_ref(),
         xds: xds.as_ref().unwrap_or(&told_xds),
@@ -192,43 +194,6 @@ fn make_sure_of(directory: &Path) -> Result<(), RunError> {
     let probe = directory.join(format!(".{BOOTSTRAP_FILE}.{}.probe", std::process::id()));
     let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
     written.map_err(|source| RunError::BootstrapDir { path: directory.to_owned(), source })
-}
-
-/// Consul's variables, with the document's address and authority where the environment gives none, and the document's
-/// namespace and partition.
-fn consul_variables(env: &Env, config: &Config) -> Env {
-    let authority_given =
-        ["CONSUL_CACERT", "CONSUL_CAPATH", "CONSUL_CACERT_PEM"].iter().any(|name| env.get(name).is_some());
-    let authority = config.consul_ca_cert_file.as_deref().filter(|_| !authority_given);
-    let from_document = [
-        ("CONSUL_HTTP_ADDR", config.consul_http_addr.clone()),
-        ("CONSUL_CACERT", authority.map(|path| path.to_string_lossy().into_owned())),
-    ];
-    // Where the document says the service is to be, there it is also looked up.
-    let service = config.service.as_ref();
-    let place = [
-        ("CONSUL_NAMESPACE", service.and_then(|service| service.namespace.clone())),
-        ("CONSUL_PARTITION", service.and_then(|service| service.partition.clone())),
-    ];
-    let present = |(name, value): (&'static str, Option<String>)| Some((name, value?));
-    let names = [
-        "CONSUL_HTTP_ADDR",
-        "CONSUL_HTTP_TOKEN",
-        "CONSUL_HTTP_TOKEN_FILE",
-        "CONSUL_HTTP_AUTH",
-        "CONSUL_HTTP_SSL",
-        "CONSUL_HTTP_SSL_VERIFY",
-        "CONSUL_CACERT",
-        "CONSUL_CACERT_PEM",
-        "CONSUL_CAPATH",
-        "CONSUL_CLIENT_CERT",
-        "CONSUL_CLIENT_KEY",
-        "CONSUL_TLS_SERVER_NAME",
-        "CONSUL_NAMESPACE",
-        "CONSUL_PARTITION",
-    ];
-    let given = names.iter().filter_map(|name| Some((*name, env.get(name)?.to_owned())));
-    from_document.into_iter().filter_map(present).chain(given).chain(place.into_iter().filter_map(present)).collect()
 }
 
 async fn fetch_task(env: &Env, bound: Duration) -> Result<Task, RunError> {
