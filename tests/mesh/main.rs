@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use local_mesh::docker::{self, task};
+use local_mesh::timeline::{Recorder, What};
 use local_mesh::{compose, mesh, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::Value;
@@ -104,50 +105,35 @@ async fn plain_text_is_refused_at_the_public_listener() {
 #[tokio::test]
 async fn each_container_starts_after_what_it_depends_on() {
     let docker = whole().await;
-    for name in ["web", "api-1", "api-2"] {
-        let containers = task(&docker, name).await.unwrap();
-        let state = |container: &str| containers[container].state.clone().unwrap();
-        let started = |container: &str| state(container).started_at.unwrap();
-        let finished = |container: &str| {
-            assert_eq!(state(container).exit_code, Some(0), "{container} of {name}");
-            state(container).finished_at.unwrap()
-        };
-        // Docker's times are RFC 3339 in UTC and sort as text to the microsecond.
-        let order = [
-            finished("consul-config"),
-            started("consul-client"),
-            started("mesh-init"),
-            finished("mesh-init"),
-            started("sidecar-proxy"),
-            first_healthy(&state("sidecar-proxy")),
-            started("app"),
-        ];
-        let order = order.map(|time| time[..23].to_owned());
-        assert!(order.is_sorted(), "{name}: {order:?}");
-    }
-}
-
-/// When the oldest health check that is still known succeeded.
-fn first_healthy(state: &bollard::models::ContainerState) -> String {
-    let log = state.health.clone().unwrap().log.unwrap();
-    let healthy = log.iter().find(|check| check.exit_code == Some(0)).unwrap();
-    // Docker keeps the last five: a younger one than the first says nothing against the order.
-    let started = state.started_at.clone().unwrap();
-    let checked = healthy.start.clone().unwrap();
-    if log.len() < 5 { checked } else { started }
+    mesh::stop_task("api-2").await.unwrap();
+    let mut recorder = Recorder::start(&docker);
+    whole().await;
+    let mut events = recorder.events();
+    events.retain(|event| event.task == "api-2" && !event.holder);
+    events.sort_by_key(|event| event.at);
+    let order = events.iter().map(|event| (event.container.as_str(), event.what.clone())).collect::<Vec<_>>();
+    let expected = [
+        ("consul-config", What::Started),
+        ("consul-config", What::Exited(0)),
+        ("consul-client", What::Started),
+        ("mesh-init", What::Started),
+        ("mesh-init", What::Exited(0)),
+        ("sidecar-proxy", What::Started),
+        ("sidecar-proxy", What::Healthy),
+        ("app", What::Started),
+    ];
+    assert_eq!(order, expected);
 }
 
 #[tokio::test]
 async fn the_route_follows_when_a_task_goes_away_and_comes_back() {
-    let docker = whole().await;
-    let services = services_of("api-1").await;
-    compose::run(None, &with("stop", &services)).await.unwrap();
+    whole().await;
+    mesh::stop_task("api-1").await.unwrap();
     answered_by(&["api-2"]).await;
     let nodes = http::get_json("http://127.0.0.1:8500/v1/health/service/api?passing").await.unwrap();
     assert_eq!(nodes.as_array().unwrap().len(), 1, "{nodes}");
     compose::run(None, &["up", "--detach"]).await.unwrap();
     answered_by(&["api-1", "api-2"]).await;
-    drop(docker);
 }
 
 #[tokio::test]
@@ -155,7 +141,7 @@ async fn a_task_whose_mesh_init_fails_stops_at_it_and_disturbs_no_other() {
     let docker = whole().await;
     let services = services_of("api-2").await;
     let before = (started(&docker, "web").await, started(&docker, "api-1").await);
-    compose::run(None, &with("stop", &services)).await.unwrap();
+    mesh::stop_task("api-2").await.unwrap();
     compose::run(None, &[&["rm", "--force", "-v"], strs(&services).as_slice()].concat()).await.unwrap();
     let broken = workspace().join("tests/mesh/broken-api-2.yml");
     let failed =

@@ -75,6 +75,9 @@ pub async fn remove_outdated_tasks(docker: &Docker) -> Result<(), ComposeError> 
         .filter(|container| label(container, "ecs-mesh.task").is_some_and(|task| outdated.contains(task)));
     let services = services.filter_map(|container| label(container, SERVICE)).collect::<Vec<_>>();
     if !services.is_empty() {
+        // Else it would take the first container's end for the task's and tell the others to stop too: Consul takes a second
+        // TERM as an order not to leave the cluster.
+        run(None, &["stop", "ecs-local"]).await?;
         run(None, &[&["rm", "--stop", "--force", "-v"], services.as_slice()].concat()).await?;
     }
     Ok(())

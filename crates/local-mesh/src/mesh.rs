@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::models::ContainerSummary;
-use bollard::query_parameters::{ListImagesOptionsBuilder, LogsOptionsBuilder, RemoveImageOptionsBuilder};
+use bollard::query_parameters::{
+    KillContainerOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder, RemoveImageOptionsBuilder,
+};
 use futures_util::StreamExt;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::http::{Client, Limits};
@@ -30,6 +32,9 @@ const PORTS: [(u16, &str); 2] = [(9090, "web's app"), (8500, "Consul's HTTP API"
 
 /// How long the mesh may take from its last container's start to its first answer.
 const READY_BOUND: Duration = Duration::from_secs(90);
+
+/// A task's stop timeouts, and some.
+const STOP_BOUND: Duration = Duration::from_secs(60);
 
 /// Why the mesh doesn't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +72,9 @@ pub enum MeshError {
     /// The mesh came up but gave no answer.
     #[error("the mesh is up but GET {FRONT} fails: see `docker-compose logs`")]
     NotReady(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A task goes on running.
+    #[error("a task was told to stop and did not")]
+    NotStopped(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// There is no such task.
     #[error("there is no running task {task:?}: {known}")]
     NoTask {
@@ -154,6 +162,36 @@ async fn remove_images(docker: &Docker) -> Result<(), MeshError> {
     }
     Ok(())
 }
+
+/// Stops a task as ECS does when its app exits: TERM to the app, upon which ecs-local stops the rest. Returns when none of
+/// its containers runs. `docker-compose stop` would not do: consul-client would get TERM from both, and Consul takes a second
+/// one as an order not to leave the cluster.
+///
+/// # Errors
+/// See [`MeshError`].
+pub async fn stop_task(task: &str) -> Result<(), MeshError> {
+    let docker = docker::connect().await?;
+    let id = holder(&docker, task).await?;
+    let containers = docker::task(&docker, task).await?;
+    if let Some(app) = containers.get("app").and_then(|app| app.id.as_deref()) {
+        let term = KillContainerOptionsBuilder::default().signal("SIGTERM").build();
+        let killed = docker.kill_container(app, Some(term)).await;
+        killed.map_err(|source| DockerError::Request { what: "cannot stop the app", source })?;
+    }
+    // The holder goes last.
+    until("the task's end", STOP_BOUND, Backoff::default(), async || match inspect(&docker, &id).await {
+        Ok(holder) if holder.state.as_ref().is_some_and(|state| state.running == Some(true)) => {
+            Attempt::Again(StillRuns(task.to_owned()))
+        }
+        Ok(_) | Err(_) => Attempt::Done(()),
+    })
+    .await
+    .map_err(|error| MeshError::NotStopped(error.into()))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} still runs")]
+struct StillRuns(String);
 
 /// Runs `demo-app get URL` in a task's network namespace, with this process's standard streams.
 ///

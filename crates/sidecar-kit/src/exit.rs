@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Command, Parser};
 
 /// The work failed.
 pub const FAILURE: u8 = 1;
@@ -14,7 +14,9 @@ pub const USAGE: u8 = 2;
 /// `--version` print and exit with 0.
 #[must_use]
 pub fn parse_arguments<A: Parser>() -> A {
-    A::try_parse().unwrap_or_else(|error| {
+    let command = without_empty_variables(A::command());
+    let parsed = command.try_get_matches().and_then(|matches| A::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
         if !error.use_stderr() {
             error.exit();
         }
@@ -30,6 +32,16 @@ pub fn parse_arguments<A: Parser>() -> A {
         eprintln!("{}: {what} (see --help)", A::command().get_name());
         std::process::exit(USAGE.into())
     })
+}
+
+/// An empty variable counts as not set, for flags as everywhere else; clap would take it for a value.
+fn without_empty_variables(command: Command) -> Command {
+    command
+        .mut_args(|argument| {
+            let empty = argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+            if empty { argument.env(None::<&str>) } else { argument }
+        })
+        .mut_subcommands(without_empty_variables)
 }
 
 /// Turns the result of a program's one library call into its exit code, with the error on one line of standard error.

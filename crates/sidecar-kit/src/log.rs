@@ -1,8 +1,15 @@
 //! Logging to standard error, as text or JSON.
 
-use tracing::Level;
+use tracing::{Level, Metadata};
+
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::env::Env;
+
+/// Libraries that trace by themselves.
+const LIBRARIES: [&str; 7] = ["bollard", "h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
 
 /// `LOG_LEVEL` or `LOG_FORMAT` holds something else than it may.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +34,17 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
             expected: "trace, debug, info, warn or error",
         })?,
     };
+    // Libraries' own debugging would drown ours, and shows header fields.
+    let ours = move |metadata: &Metadata<'_>| {
+        *metadata.level() <= Level::INFO
+            || !LIBRARIES.iter().any(|library| metadata.target().split("::").next() == Some(library))
+    };
     let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
     let started = match env.get("LOG_FORMAT") {
-        None | Some("text") => subscriber.with_target(false).try_init(),
-        Some("json") => subscriber.json().flatten_event(true).with_target(false).try_init(),
+        None | Some("text") => subscriber.with_target(false).finish().with(filter_fn(ours)).try_init(),
+        Some("json") => {
+            subscriber.json().flatten_event(true).with_target(false).finish().with(filter_fn(ours)).try_init()
+        }
         Some(value) => {
             return Err(LogError { variable: "LOG_FORMAT", value: value.to_owned(), expected: "text or json" });
         }
