@@ -24,6 +24,19 @@ pub enum CheckStatus {
     Maintenance,
 }
 
+impl CheckStatus {
+    /// Consul's word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passing => "passing",
+            Self::Warning => "warning",
+            Self::Critical => "critical",
+            Self::Maintenance => "maintenance",
+        }
+    }
+}
+
 /// What `/v1/agent/self` says, as far as it is used here.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -50,10 +50,9 @@ impl Servers {
             Err(error) => return one_line(&error),
         };
         match runtime.block_on(client.leader()) {
-            Ok(leader) => {
-                assert_eq!(leader.as_deref(), Some("10.0.0.1:8300"));
-                self.asked.recv().unwrap()
-            }
+            Ok(leader) if leader.as_deref() == Some("10.0.0.1:8300") => self.asked.recv().unwrap(),
+            // Without an address there may be an agent on this machine.
+            Ok(leader) => format!("another server with leader {leader:?}"),
             Err(error) => one_line(&error),
         }
     }

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use hyper::{StatusCode, Uri};
 use serde::de::DeserializeOwned;
+use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::http;
+use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::metadata::{Container, Task};
 
@@ -64,7 +66,8 @@ impl Error {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::MissingVariable | Self::InvalidVariable { .. } | Self::Undecodable { .. } => false,
-            Self::Http { .. } | Self::Status { .. } => true,
+            Self::Http { source, .. } => !matches!(source, http::Error::TooLarge { .. }),
+            Self::Status { .. } => true,
         }
     }
 }
@@ -100,6 +103,19 @@ impl MetadataClient {
     /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
     pub async fn task(&self) -> Result<Task, Error> {
         self.fetch("/task", "task metadata").await
+    }
+
+    /// The task, for a container that starts: asked again while the failure may pass, at most for `bound`.
+    ///
+    /// # Errors
+    /// What is final at once ([`Error::may_pass`]), or that the bound was reached and why.
+    pub async fn task_within(&self, bound: Duration) -> Result<Task, WaitError<Error>> {
+        until("the task metadata", bound, Backoff::default(), async || match self.task().await {
+            Ok(task) => Attempt::Done(task),
+            Err(error) if error.may_pass() => Attempt::Again(error),
+            Err(error) => Attempt::Final(error),
+        })
+        .await
     }
 
     /// This container.

@@ -1,12 +1,12 @@
-//! The `CONSUL_ECS_CONFIG_JSON` document of consul-ecs 0.6 and the names derived from it. Knows neither Consul's client
-//! nor ECS.
+//! The `CONSUL_ECS_CONFIG_JSON` document of consul-ecs 0.6, and what follows from it for Consul.
 //!
 //! [`Config::parse`] reads the document and tells all that is wrong with it at once; [`Names`] says what a task's
-//! service, proxy and checks are called in Consul.
+//! service, proxy and checks are called in Consul; [`registration`] is how they are registered.
 
 mod document;
 mod names;
 mod reader;
+pub mod registration;
 
 pub use document::{
     Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,

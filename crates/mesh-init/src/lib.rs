@@ -5,6 +5,5 @@
 
 pub mod agent_config;
 pub mod bootstrap;
-pub mod registration;
 pub mod run;
 pub mod xds;

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use consul_api::{AgentSelf, AgentService, Client, ServiceRegistration, at_start};
-use ecs_meta::{MetadataClient, Task};
-use mesh_config::{BOOTSTRAP_FILE, Config, Names, Service, VARIABLE};
+use ecs_meta::MetadataClient;
+use mesh_config::{BOOTSTRAP_FILE, Config, Names, Service, VARIABLE, registration};
 use serde_json::Map;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
@@ -21,7 +21,6 @@ use sidecar_kit::secret::SecretFileError;
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::bootstrap::{AccessLogs, Bootstrap, BootstrapError, Endpoint, Prometheus, XdsAddress};
-use crate::registration;
 use crate::xds::{self, AddressError};
 
 /// The bootstrap carries the ACL token: its owner and the volume's group may read it.
@@ -116,7 +115,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     // the servers, for a login; what is registered here belongs to the agent beside the task.
     let consul = consul_api::Config::from_env(env)?;
     let consul = Client::new(consul.within(service.namespace.as_deref(), service.partition.as_deref()))?;
-    let task = fetch_task(env, options.timeout).await?;
+    let task = MetadataClient::from_env(env)?.task_within(options.timeout).await?;
     let names = Names::new(service.name.as_deref(), &task.family, task.task_id());
 
     // A draft, so that an option in the document that cannot be used is told before anything is registered.
@@ -194,16 +193,6 @@ fn make_sure_of(directory: &Path) -> Result<(), RunError> {
     let probe = directory.join(format!(".{BOOTSTRAP_FILE}.{}.probe", std::process::id()));
     let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
     written.map_err(|source| RunError::BootstrapDir { path: directory.to_owned(), source })
-}
-
-async fn fetch_task(env: &Env, bound: Duration) -> Result<Task, RunError> {
-    let client = MetadataClient::from_env(env)?;
-    let attempt = async || match client.task().await {
-        Ok(task) => Attempt::Done(task),
-        Err(error) if error.may_pass() => Attempt::Again(error),
-        Err(error) => Attempt::Final(error),
-    };
-    Ok(until("the task metadata", bound, Backoff::default(), attempt).await?)
 }
 
 /// The agent beside the task.

@@ -7,7 +7,8 @@ use consul_api::{
     Upstream, Weights,
 };
 use ecs_meta::Task;
-use mesh_config::{
+
+use crate::{
     Config, DestinationType, ExposeProtocol, HEALTH_SYNC_NAME, HEALTH_SYNC_TTL, MeshGatewayMode, Names, Service, meta,
 };
 
@@ -95,7 +96,7 @@ fn health_sync_check(names: &Names, container: &str) -> CheckDefinition {
     }
 }
 
-fn check(check: &mesh_config::Check) -> CheckDefinition {
+fn check(check: &crate::Check) -> CheckDefinition {
     let check = check.clone();
     CheckDefinition {
         check_id: check.check_id,
@@ -111,10 +112,10 @@ fn check(check: &mesh_config::Check) -> CheckDefinition {
         tcp: check.tcp,
         udp: check.udp,
         status: check.status.map(|status| match status {
-            mesh_config::CheckStatus::Passing => CheckStatus::Passing,
-            mesh_config::CheckStatus::Warning => CheckStatus::Warning,
-            mesh_config::CheckStatus::Critical => CheckStatus::Critical,
-            mesh_config::CheckStatus::Maintenance => CheckStatus::Maintenance,
+            crate::CheckStatus::Passing => CheckStatus::Passing,
+            crate::CheckStatus::Warning => CheckStatus::Warning,
+            crate::CheckStatus::Critical => CheckStatus::Critical,
+            crate::CheckStatus::Maintenance => CheckStatus::Maintenance,
         }),
         notes: check.notes,
         tls_server_name: check.tls_server_name,
@@ -131,7 +132,7 @@ fn check(check: &mesh_config::Check) -> CheckDefinition {
     }
 }
 
-fn upstream(upstream: &mesh_config::Upstream) -> Upstream {
+fn upstream(upstream: &crate::Upstream) -> Upstream {
     let destination_type = upstream.destination_type.map(|kind| match kind {
         DestinationType::Service => "service".to_owned(),
         DestinationType::PreparedQuery => "prepared_query".to_owned(),
@@ -158,8 +159,8 @@ fn mesh_gateway(mode: MeshGatewayMode) -> MeshGatewayConfig {
     MeshGatewayConfig { mode: Some(mode.to_owned()) }
 }
 
-fn expose(expose: &mesh_config::Expose) -> ExposeConfig {
-    let path = |path: &mesh_config::ExposePath| ExposePath {
+fn expose(expose: &crate::Expose) -> ExposeConfig {
+    let path = |path: &crate::ExposePath| ExposePath {
         listener_port: path.listener_port,
         path: path.path.clone(),
         local_path_port: path.local_path_port,

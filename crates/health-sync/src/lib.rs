@@ -1,0 +1,211 @@
+//! Carries the ECS health of a task's containers into Consul's checks, and takes the task out of the mesh on TERM.
+//!
+//! One loop is the only writer. It reads the metadata, writes what changed, and waits; TERM ends it, and only then are the
+//! critical statuses written. Nothing that was on its way before can turn one back: a write under way is waited for or cut
+//! off first, and service and proxy are in maintenance besides.
+
+mod health;
+mod shutdown;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use consul_api::{CheckStatus, Client, Error as ConsulError, ServiceRegistration};
+use ecs_meta::{MetadataClient, Task};
+use futures_util::StreamExt;
+use mesh_config::{Config, Names, VARIABLE, registration};
+use sidecar_kit::env::Env;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::log;
+use sidecar_kit::wait::WaitError;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook_tokio::Signals;
+use tokio::time::sleep;
+
+use crate::health::Checks;
+use crate::shutdown::NotSet;
+
+/// How often the agent is asked whether it still has what was registered, in rounds.
+const ROUNDS_PER_LOOK: u32 = 4;
+
+/// What a write that is under way when TERM comes may still take: most of what is left then belongs to the critical writes.
+const LAST_WRITE: Duration = Duration::from_millis(100);
+
+/// What the flags say.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// How often the metadata is asked.
+    pub interval: Duration,
+    /// How long to wait for the metadata at start.
+    pub timeout: Duration,
+}
+
+/// Why it ended otherwise than by TERM with all set.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum RunError {
+    #[error("{VARIABLE} is not set: expected the configuration document that mesh-init has")]
+    NoConfig,
+    #[error("{VARIABLE}")]
+    Config(#[source] mesh_config::ConfigError),
+    #[error("cannot start logging")]
+    Log(#[from] log::LogError),
+    #[error("{VARIABLE}: service: missing, expected an object with at least port")]
+    NoService,
+    #[error("cannot handle signals")]
+    Signals(#[source] std::io::Error),
+    #[error("no task metadata")]
+    Metadata(#[from] WaitError<ecs_meta::Error>),
+    #[error("no task metadata")]
+    MetadataVariable(#[from] ecs_meta::Error),
+    #[error("cannot use the address of Consul's agent")]
+    Consul(#[from] consul_api::ConfigError),
+    #[error(transparent)]
+    NotSet(#[from] NotSet),
+}
+
+/// What one round needs.
+struct Sync {
+    consul: Client,
+    metadata: MetadataClient,
+    /// Service and proxy, as mesh-init registers them.
+    registrations: [ServiceRegistration; 2],
+    checks: Checks,
+    rounds: u32,
+    /// What was last said of a failure, so that a lasting one is said once.
+    said: Option<String>,
+}
+
+/// Runs until TERM (or INT), then takes the task out of the mesh.
+///
+/// # Errors
+/// See [`RunError`].
+pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
+    // Before anything else: a TERM that comes during the start is not lost.
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
+    let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
+    log::init(env, config.log_level.and_then(|level| level.as_str().parse().ok()))?;
+    let service = config.service.as_ref().ok_or(RunError::NoService)?;
+    let consul = consul_api::Config::from_env(env)?;
+    let consul = Client::new(consul.within(service.namespace.as_deref(), service.partition.as_deref()))?;
+    let metadata = MetadataClient::from_env(env)?;
+    let task = tokio::select! {
+        task = metadata.task_within(options.timeout) => task?,
+        // Nothing is known of the task yet, so there is nothing to take out of the mesh.
+        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
+    let names = Names::new(service.name.as_deref(), &task.family, task.task_id());
+    let mut sync = Sync {
+        consul,
+        metadata,
+        registrations: [
+            registration::service(&config, service, &names, &task),
+            registration::proxy(&config, service, &names, &task),
+        ],
+        checks: Checks::new(&config.health_sync_containers, &names),
+        rounds: 0,
+        said: None,
+    };
+    tracing::info!(containers = ?config.health_sync_containers, "syncing the health of {}", names.service_id);
+    let term = async {
+        signals.next().await;
+    };
+    sync.until(term, options.interval).await;
+    tracing::info!("TERM: taking {} out of the mesh", names.service_id);
+    shutdown::leave_mesh(&sync.consul, sync.checks.ids(), [&names.service_id, &names.proxy_id]).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Sync {
+    /// Round after round until `term`. A read is dropped then, a write has [`LAST_WRITE`] to end.
+    async fn until(&mut self, term: impl Future<Output = ()>, interval: Duration) {
+        let mut term = std::pin::pin!(term);
+        loop {
+            let task = tokio::select! {
+                biased;
+                () = &mut term => return,
+                task = self.metadata.task() => task,
+            };
+            tokio::select! {
+                biased;
+                () = async { (&mut term).await; sleep(LAST_WRITE).await } => return,
+                () = self.round(task) => {}
+            }
+            tokio::select! {
+                biased;
+                () = &mut term => return,
+                () = sleep(interval) => {}
+            }
+        }
+    }
+
+    /// Restores what the agent lost and writes what changed.
+    async fn round(&mut self, task: Result<Task, ecs_meta::Error>) {
+        let outcome = match task {
+            Ok(task) => self.write(&task).await.map_err(|error| one_line(&error)),
+            // No word is no news: the checks stay as they are.
+            Err(error) => Err(format!("no task metadata: {}", one_line(&error))),
+        };
+        match outcome {
+            Ok(()) if self.said.take().is_some() => tracing::info!("syncing again"),
+            Ok(()) => {}
+            Err(error) if self.said.as_ref() == Some(&error) => {}
+            Err(error) => {
+                tracing::warn!("{error}; trying again");
+                self.said = Some(error);
+            }
+        }
+    }
+
+    async fn write(&mut self, task: &Task) -> Result<(), ConsulError> {
+        if self.rounds.is_multiple_of(ROUNDS_PER_LOOK) {
+            self.restore().await?;
+        }
+        self.rounds = self.rounds.wrapping_add(1);
+        for (container, id, status, said) in self.checks.changes(task) {
+            match self.consul.update_check(&id, status, &said).await {
+                Ok(()) => {
+                    tracing::info!("{container}: {said}, check {}", status.as_str());
+                    self.checks.written(&container, status);
+                }
+                Err(error) => {
+                    // The agent may have lost the check: look before the next write.
+                    self.rounds = 0;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Registers anew what the agent no longer has (it was restarted without its data), and takes back a maintenance that an
+    /// earlier run of ours left behind.
+    async fn restore(&mut self) -> Result<(), ConsulError> {
+        let services = self.consul.agent_services().await?;
+        for registration in &self.registrations {
+            if !services.contains_key(&registration.id) {
+                self.consul.register_service(registration).await?;
+                tracing::warn!("the agent had lost {}: registered it again", registration.id);
+            }
+        }
+        let checks = self.consul.agent_checks().await?;
+        for registration in &self.registrations {
+            let id = format!("_service_maintenance:{}", registration.id);
+            if checks.get(&id).is_some_and(|check| check.notes == shutdown::REASON) {
+                self.consul.set_maintenance(&registration.id, false, "").await?;
+            }
+        }
+        let lost = self.checks.compare(|id| checks.get(id).map(|check| check.status));
+        if lost {
+            // A check alone cannot be lost but by hand; the registration brings it back, critical.
+            self.consul.register_service(&self.registrations[0]).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The agent's word for a check that isn't passing.
+#[must_use]
+pub(crate) fn status_of(healthy: bool) -> CheckStatus {
+    if healthy { CheckStatus::Passing } else { CheckStatus::Critical }
+}
