@@ -29,11 +29,16 @@ impl Agent {
 
     /// Starts a server with ACLs default-deny, bootstraps them, and gives the agent itself the management token.
     pub async fn start_with_acls() -> Self {
+        Self::start_with_acls_and(json!({})).await
+    }
+
+    /// The same with more configuration.
+    pub async fn start_with_acls_and(mut more: Value) -> Self {
         let management = "00000000-0000-0000-0000-00000000aaaa";
-        let acl = json!({ "acl": {
+        more["acl"] = json!({
             "enabled": true, "default_policy": "deny", "tokens": { "master": management, "agent": management }
-        } });
-        let mut agent = Self::start_with(&acl).await;
+        });
+        let mut agent = Self::start_with(&more).await;
         agent.management = management.to_owned();
         let url = agent.url("/v1/acl/token/self");
         eventually("the management token is known", Duration::from_secs(30), async || {

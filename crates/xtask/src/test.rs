@@ -47,14 +47,13 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         parts::consul().await?;
         parts::envoy().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
-        cargo("process", &["test", "--package", "mesh-tests", "--test", "process"]).await?;
+        cargo("process", &["test", "--workspace", "--test", "process"]).await?;
     }
     if wanted(Suite::Mesh) {
         let begun = Instant::now();
         let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
         println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
-        let tested =
-            cargo("mesh", &["test", "--package", "mesh-tests", "--test", "mesh", "--", "--test-threads=1"]).await;
+        let tested = cargo("mesh", &["test", "--workspace", "--test", "mesh", "--", "--test-threads=1"]).await;
         mesh::down().await?;
         tested?;
     }
