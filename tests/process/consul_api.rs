@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use consul_api::{
     CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, Proxy, ServiceKind, ServiceRegistration,
-    Upstream,
+    Upstream, at_start,
 };
 use mesh_tests::consul::Agent;
 use mesh_tests::eventually;
 use serde_json::json;
 use sidecar_kit::env::Env;
+use sidecar_kit::wait::WaitError;
 
 fn client(agent: &Agent, token: &str) -> Client {
     let env = Env::from_iter([("CONSUL_HTTP_ADDR", agent.http.as_str()), ("CONSUL_HTTP_TOKEN", token)]);
@@ -133,7 +134,7 @@ async fn config_entries_and_intentions_are_written_read_and_removed() {
 
     let id = client.create_intention("web", "api", IntentionAction::Allow).await.unwrap();
     let intentions = client.intentions().await.unwrap();
-    assert_eq!((intentions[0].id.as_str(), intentions[0].action), (id.as_str(), IntentionAction::Allow));
+    assert_eq!((intentions[0].id.as_str(), intentions[0].action), (id.as_str(), Some(IntentionAction::Allow)));
     client.delete_intention(&id).await.unwrap();
     assert!(client.intentions().await.unwrap().is_empty());
 }
@@ -195,4 +196,41 @@ async fn an_agent_without_servers_has_not_joined() {
     .await;
     assert!(matches!(error, Error::NotJoined { .. }), "{error:?}");
     assert!(error.may_pass_at_start());
+}
+
+#[tokio::test]
+async fn what_is_not_an_agent_is_typed_by_what_it_does() {
+    let client_of = |address: &str| {
+        let env = Env::from_iter([("CONSUL_HTTP_ADDR", address)]);
+        Client::new(Config::from_env(&env).unwrap()).unwrap()
+    };
+    let agent = Agent::start().await;
+    let closed = client_of(&format!("127.0.0.1:{}", mesh_tests::free_port())).leader().await.unwrap_err();
+    assert!(matches!(closed, Error::Unreachable { .. }) && closed.may_pass_at_start(), "{closed:?}");
+    let no_tls = client_of(&format!("https://{}", agent.http)).leader().await.unwrap_err();
+    assert!(matches!(no_tls, Error::Tls { .. }) && !no_tls.may_pass_at_start(), "{no_tls:?}");
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = client_of(&silent.local_addr().unwrap().to_string()).leader().await.unwrap_err();
+    assert!(matches!(silent, Error::TimedOut { .. }) && silent.may_pass_at_start(), "{silent:?}");
+    let grpc = client_of(&format!("127.0.0.1:{}", agent.grpc_port)).leader().await.unwrap_err();
+    assert!(matches!(grpc, Error::Undecodable { .. }) && !grpc.may_pass_at_start(), "{grpc:?}");
+}
+
+#[tokio::test]
+async fn at_start_a_token_that_comes_to_be_known_is_waited_for_and_a_wrong_request_is_not() {
+    let agent = Agent::start_with_acls().await;
+    let secret = "22222222-3333-4444-5555-666666666666";
+    let task = client(&agent, secret);
+    let denied = task.register_service(&service()).await.unwrap_err();
+    assert!(matches!(denied, Error::PermissionDenied { .. }), "steady state fails at once: {denied:?}");
+    let registered = at_start("the agent", Duration::from_secs(30), async || task.register_service(&service()).await);
+    let made = async {
+        let token = json!({ "SecretID": secret, "ServiceIdentities": [{ "ServiceName": "api" }] });
+        agent.call("PUT", "/v1/acl/token", &token).await;
+    };
+    let (registered, ()) = tokio::join!(registered, made);
+    registered.unwrap();
+    let nameless = ServiceRegistration { name: String::new(), ..service() };
+    let wrong = at_start("the agent", Duration::from_secs(600), async || task.register_service(&nameless).await).await;
+    assert!(matches!(wrong, Err(WaitError::Final(Error::Refused { .. }))), "{wrong:?}");
 }

@@ -2,9 +2,11 @@
 
 pub mod consul;
 pub mod http;
+pub mod metadata;
 pub mod process;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// The top of the source tree.
@@ -36,11 +38,18 @@ pub fn part(name: &str) -> PathBuf {
     path
 }
 
-/// A TCP port on 127.0.0.1 that nothing uses now.
+/// A TCP port on 127.0.0.1 that nothing uses now, and that neither another test of this process nor the kernel (whose own
+/// choice begins at 32768) will take.
+///
+/// # Panics
+/// When there is none left.
 #[must_use]
 pub fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("a bound listener has an address").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Two test processes begin at different places.
+    let first = u16::try_from(std::process::id() % 90).expect("a small number") * 100 + 21_000;
+    let mut ports = std::iter::from_fn(|| Some(first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000)).take(2_000);
+    ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("loopback has a free port")
 }
 
 /// Repeats `attempt` every 50 ms until it gives a value, and returns that.

@@ -28,10 +28,10 @@ use tokio::time::{Instant, sleep_until};
 )]
 pub struct Arguments {
     /// How long the app runs on after TERM, before it gets TERM itself.
-    #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = sidecar_kit::exit::parse_delay)]
     shutdown_delay: Duration,
     /// The container's stop timeout in the task definition: a delay that reaches it is warned of.
-    #[arg(long, env = "STOP_TIMEOUT", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "STOP_TIMEOUT", value_parser = sidecar_kit::exit::parse_duration)]
     stop_timeout: Option<Duration>,
     #[command(subcommand)]
     verb: Verb,

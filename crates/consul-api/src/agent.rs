@@ -85,6 +85,9 @@ pub enum ServiceKind {
     IngressGateway,
     /// Out of the mesh.
     TerminatingGateway,
+    /// One that this client doesn't register.
+    #[serde(other)]
+    Other,
 }
 
 /// A service to be registered. Only fields that are set are sent, since an agent refuses those that it doesn't know.
@@ -255,8 +258,9 @@ pub struct ExposePath {
     pub protocol: Option<String>,
 }
 
-/// A check to be registered with a service. Durations are Go's: `10s`, `5m`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+/// A check to be registered with a service. Durations are Go's: `10s`, `5m`. Headers and body may hold credentials, so that
+/// `Debug` shows the name alone.
+#[derive(Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 #[allow(missing_docs)]
 pub struct CheckDefinition {
@@ -309,6 +313,12 @@ pub struct CheckDefinition {
     pub failures_before_critical: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deregister_critical_service_after: Option<String>,
+}
+
+impl std::fmt::Debug for CheckDefinition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CheckDefinition").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// A service as the agent has it.

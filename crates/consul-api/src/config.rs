@@ -45,7 +45,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The certificates or the server name are not usable.
-    #[error("the CA certificates or the TLS server name for Consul are not usable")]
+    #[error("CONSUL_CACERT_PEM, CONSUL_CACERT, CONSUL_CAPATH or CONSUL_TLS_SERVER_NAME is not usable")]
     Tls(#[from] sidecar_kit::tls::TlsOptionsError),
 }
 
@@ -57,7 +57,7 @@ impl Config {
     /// | `CONSUL_HTTP_ADDR` | `host:port`, `http://…` or `https://…` | `127.0.0.1:8500` |
     /// | `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_TOKEN` | the ACL token; the file wins and is read for each request | none |
     /// | `CONSUL_HTTP_AUTH` | `user:password` of basic authentication | none |
-    /// | `CONSUL_HTTP_SSL` | `true`: `https` where the address has no scheme | `false` |
+    /// | `CONSUL_HTTP_SSL` | `true`: `https`, also where the address says `http` | `false` |
     /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: any server certificate will do | `true` |
     /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | none |
     /// | `CONSUL_TLS_SERVER_NAME` | the name in the server's certificate | the address's host |
@@ -75,7 +75,7 @@ impl Config {
         Ok(Self {
             base: base(env)?,
             token: env.secret("CONSUL_HTTP_TOKEN"),
-            authorization: authorization(env)?,
+            authorization: authorization(env),
             namespace: env.get("CONSUL_NAMESPACE").map(str::to_owned),
             partition: env.get("CONSUL_PARTITION").map(str::to_owned),
             tls: TlsOptions {
@@ -122,34 +122,40 @@ impl Config {
 }
 
 fn base(env: &Env) -> Result<String, ConfigError> {
+    const EXPECTED: &str = "host:port, http://… or https://…";
     let variable = "CONSUL_HTTP_ADDR";
     let value = env.get(variable).unwrap_or("127.0.0.1:8500");
     let invalid = |expected| ConfigError::Invalid { variable, value: value.to_owned(), expected };
-    if value.starts_with("unix://") {
-        return Err(invalid("host:port, http://… or https://…: unix sockets are not supported yet"));
-    }
+    let ssl = flag(env, "CONSUL_HTTP_SSL", false)?;
     let url = match value.split_once("://") {
+        Some(("unix", _)) => {
+            return Err(invalid("host:port, http://… or https://…: unix sockets are not supported yet"));
+        }
+        // As Consul does it: TLS that was asked for is never taken back by the address.
+        Some(("http", rest)) if ssl => format!("https://{rest}"),
         Some(("http" | "https", _)) => value.to_owned(),
-        Some(_) => return Err(invalid("host:port, http://… or https://…")),
-        None if flag(env, "CONSUL_HTTP_SSL", false)? => format!("https://{value}"),
+        Some(_) => return Err(invalid(EXPECTED)),
+        None if ssl => format!("https://{value}"),
         None => format!("http://{value}"),
     };
-    match url.parse::<Uri>() {
-        Ok(uri) if uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none() => {
-            Ok(url.trim_end_matches('/').to_owned())
-        }
-        _ => Err(invalid("host:port, http://… or https://…")),
+    let uri = url.parse::<Uri>().map_err(|_| invalid(EXPECTED))?;
+    let authority = uri.authority().ok_or_else(|| invalid(EXPECTED))?;
+    if authority.as_str().contains('@') {
+        // A password stands there: it isn't shown.
+        let expected = "an address without user and password, which belong into CONSUL_HTTP_AUTH";
+        return Err(ConfigError::Invalid { variable, value: "(not shown)".to_owned(), expected });
     }
+    if authority.host().is_empty() || uri.query().is_some() {
+        return Err(invalid(EXPECTED));
+    }
+    Ok(url.trim_end_matches('/').to_owned())
 }
 
-fn authorization(env: &Env) -> Result<Option<Secret>, ConfigError> {
-    let variable = "CONSUL_HTTP_AUTH";
-    match env.get(variable) {
-        None => Ok(None),
-        Some(value) if value.contains(':') => Ok(Some(Secret::new(format!("Basic {}", BASE64_STANDARD.encode(value))))),
-        // Half a credential is a secret too: it isn't shown.
-        Some(_) => Err(ConfigError::Invalid { variable, value: "(not shown)".to_owned(), expected: "user:password" }),
-    }
+/// `user:password`, or the user alone.
+fn authorization(env: &Env) -> Option<Secret> {
+    let value = env.get("CONSUL_HTTP_AUTH")?;
+    let credentials = if value.contains(':') { value.to_owned() } else { format!("{value}:") };
+    Some(Secret::new(format!("Basic {}", BASE64_STANDARD.encode(credentials))))
 }
 
 fn authorities(env: &Env) -> Result<Vec<Vec<u8>>, ConfigError> {

@@ -7,7 +7,7 @@ use crate::client::{Call, Client};
 use crate::error::Error;
 
 impl Client {
-    /// Writes an entry. Its form is the documented one, with `Kind` and `Name`; an equal entry stays as it is.
+    /// Writes an entry. Its form is the documented one, with `Kind` and `Name`; also an equal one gets a new index.
     ///
     /// # Errors
     /// See [`Error`].

@@ -107,10 +107,10 @@ impl Error {
 
     pub(crate) fn from_http(request: String, source: http::Error) -> Self {
         match source {
-            http::Error::Unreachable { .. } => Self::Unreachable { request, source },
+            http::Error::Unreachable { .. } | http::Error::Broken { .. } => Self::Unreachable { request, source },
             http::Error::TimedOut { .. } => Self::TimedOut { request, source },
             http::Error::Tls { .. } => Self::Tls { request, source },
-            http::Error::TooLarge { .. } | http::Error::Broken { .. } => {
+            http::Error::TooLarge { .. } | http::Error::NotHttp { .. } => {
                 Self::Undecodable { request, source: source.into() }
             }
         }
@@ -132,7 +132,7 @@ impl Error {
                     .any(|t| text.contains(t))
                 {
                     Self::NotJoined { request, body }
-                } else if ["unknown check", "unknown service", "missing service registration", "no such"]
+                } else if ["unknown check", "unknown service", "missing service registration"]
                     .iter()
                     .any(|t| text.contains(t))
                 {

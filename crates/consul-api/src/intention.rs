@@ -28,8 +28,9 @@ pub struct Intention {
     pub source_name: String,
     /// The service it connects to, or `*`.
     pub destination_name: String,
-    /// Allow or deny; missing in the answers for intentions by path, which we don't write.
-    pub action: IntentionAction,
+    /// Allow or deny; none for an intention by path (Consul 1.9), which we don't write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<IntentionAction>,
 }
 
 #[derive(Deserialize)]
@@ -65,7 +66,7 @@ impl Client {
             id: String::new(),
             source_name: source.to_owned(),
             destination_name: destination.to_owned(),
-            action,
+            action: Some(action),
         };
         let created: Created = self.fetch(Call::new(Method::POST, "/v1/connect/intentions").json(&intention)).await?;
         Ok(created.id)

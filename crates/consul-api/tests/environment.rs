@@ -100,6 +100,8 @@ fn each_variable_changes_a_real_request() {
     let at_tls = [("CONSUL_HTTP_ADDR", https.as_str())];
     let trusted = [("CONSUL_HTTP_ADDR", https.as_str()), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
     let without_scheme = [("CONSUL_HTTP_ADDR", tls), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
+    let http = format!("http://{tls}");
+    let with_http_scheme = [("CONSUL_HTTP_ADDR", http.as_str()), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
     let with_token = [("CONSUL_HTTP_ADDR", plain), ("CONSUL_HTTP_TOKEN", "from-the-variable")];
 
     let rows: &[Row] = &[
@@ -109,7 +111,9 @@ fn each_variable_changes_a_real_request() {
         ("CONSUL_HTTP_TOKEN", "abc", &at_plain, "x-consul-token: abc\r\n"),
         ("CONSUL_HTTP_TOKEN_FILE", &token_file, &with_token, "x-consul-token: from-the-file\r\n"),
         ("CONSUL_HTTP_AUTH", "user:password", &at_plain, "authorization: Basic dXNlcjpwYXNzd29yZA==\r\n"),
+        ("CONSUL_HTTP_AUTH", "user", &at_plain, "authorization: Basic dXNlcjo=\r\n"),
         ("CONSUL_HTTP_SSL", "true", &without_scheme, "tls() GET /v1"),
+        ("CONSUL_HTTP_SSL", "true", &with_http_scheme, "tls() GET /v1"),
         ("CONSUL_HTTP_SSL_VERIFY", "false", &at_tls, "tls() GET /v1"),
         ("CONSUL_CACERT", &ca_file, &at_tls, "tls() GET /v1"),
         ("CONSUL_CAPATH", &ca_dir, &at_tls, "tls() GET /v1"),
@@ -162,8 +166,9 @@ fn a_value_that_cannot_be_used_is_named_with_what_would_do() {
         let error = Config::from_env(&Env::from_iter([(variable, value)])).unwrap_err();
         assert!(one_line(&error).contains(expected), "{variable}={value}: {}", one_line(&error));
     }
-    let error = Config::from_env(&Env::from_iter([("CONSUL_HTTP_AUTH", "passw0rd")])).unwrap_err();
-    assert!(!one_line(&error).contains("passw0rd"));
+    let with_password = Env::from_iter([("CONSUL_HTTP_ADDR", "http://user:passw0rd@consul")]);
+    let error = one_line(&Config::from_env(&with_password).unwrap_err());
+    assert!(error.contains("CONSUL_HTTP_AUTH") && !error.contains("passw0rd"), "{error}");
     let bad = Env::from_iter([("CONSUL_HTTP_ADDR", "https://consul"), ("CONSUL_CACERT_PEM", "hello")]);
     let error = Config::from_env(&bad).and_then(Client::new).unwrap_err();
     assert!(one_line(&error).contains("no certificate in the PEM text"), "{}", one_line(&error));

@@ -66,7 +66,7 @@ impl Error {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::MissingVariable | Self::InvalidVariable { .. } | Self::Undecodable { .. } => false,
-            Self::Http { source, .. } => !matches!(source, http::Error::TooLarge { .. }),
+            Self::Http { source, .. } => !matches!(source, http::Error::TooLarge { .. } | http::Error::NotHttp { .. }),
             Self::Status { .. } => true,
         }
     }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use consul_api::{CheckStatus, Client, Error as ConsulError, ServiceRegistration};
 use ecs_meta::{MetadataClient, Task};
-use futures_util::StreamExt;
+use futures_util::future::{LocalBoxFuture, Shared};
+use futures_util::{FutureExt, StreamExt};
 use mesh_config::{Config, Names, VARIABLE, registration};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
@@ -64,6 +65,9 @@ pub enum RunError {
     NotSet(#[from] NotSet),
 }
 
+/// TERM has come; may be awaited by many and again.
+type Term = Shared<LocalBoxFuture<'static, ()>>;
+
 /// What one round needs.
 struct Sync {
     consul: Client,
@@ -107,10 +111,10 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         said: None,
     };
     tracing::info!(containers = ?config.health_sync_containers, "syncing the health of {}", names.service_id);
-    let term = async {
+    let term = async move {
         signals.next().await;
     };
-    sync.until(term, options.interval).await;
+    sync.until(term.boxed_local().shared(), options.interval).await;
     tracing::info!("TERM: taking {} out of the mesh", names.service_id);
     shutdown::leave_mesh(&sync.consul, sync.checks.ids(), [&names.service_id, &names.proxy_id]).await?;
     Ok(ExitCode::SUCCESS)
@@ -118,22 +122,25 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
 
 impl Sync {
     /// Round after round until `term`. A read is dropped then, a write has [`LAST_WRITE`] to end.
-    async fn until(&mut self, term: impl Future<Output = ()>, interval: Duration) {
-        let mut term = std::pin::pin!(term);
+    async fn until(&mut self, term: Term, interval: Duration) {
         loop {
             let task = tokio::select! {
                 biased;
-                () = &mut term => return,
+                () = term.clone() => return,
                 task = self.metadata.task() => task,
+            };
+            let cut_off = async {
+                term.clone().await;
+                sleep(LAST_WRITE).await;
             };
             tokio::select! {
                 biased;
-                () = async { (&mut term).await; sleep(LAST_WRITE).await } => return,
+                () = cut_off => return,
                 () = self.round(task) => {}
             }
             tokio::select! {
                 biased;
-                () = &mut term => return,
+                () = term.clone() => return,
                 () = sleep(interval) => {}
             }
         }
@@ -162,6 +169,7 @@ impl Sync {
             self.restore().await?;
         }
         self.rounds = self.rounds.wrapping_add(1);
+        let mut outcome = Ok(());
         for (container, id, status, said) in self.checks.changes(task) {
             match self.consul.update_check(&id, status, &said).await {
                 Ok(()) => {
@@ -171,11 +179,11 @@ impl Sync {
                 Err(error) => {
                     // The agent may have lost the check: look before the next write.
                     self.rounds = 0;
-                    return Err(error);
+                    outcome = outcome.and(Err(error));
                 }
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Registers anew what the agent no longer has (it was restarted without its data), and takes back a maintenance that an

@@ -23,11 +23,11 @@ use sidecar_kit::exit;
 struct Arguments {
     /// How often the task metadata is asked.
     #[arg(long, env = "HEALTH_SYNC_INTERVAL", default_value = "500ms", value_name = "DURATION",
-          value_parser = humantime::parse_duration)]
+          value_parser = sidecar_kit::exit::parse_duration)]
     interval: Duration,
     /// How long to wait for the metadata at start.
     #[arg(long, env = "HEALTH_SYNC_TIMEOUT", default_value = "90s", value_name = "DURATION",
-          value_parser = humantime::parse_duration)]
+          value_parser = sidecar_kit::exit::parse_duration)]
     timeout: Duration,
 }
 

@@ -2,8 +2,12 @@
 
 use std::io;
 use std::process::Stdio;
+use std::time::Duration;
 
 use tokio::process::Command;
+
+/// The longest of them, a first build on two slow cores, takes some minutes.
+const BOUND: Duration = Duration::from_secs(30 * 60);
 
 /// A program that is missing or failed.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,12 @@ pub enum CommandError {
         program: String,
         /// The cause.
         source: io::Error,
+    },
+    /// It didn't end.
+    #[error("`{command}` still runs after {}: ended it", humantime::format_duration(BOUND))]
+    TimedOut {
+        /// The program and its arguments.
+        command: String,
     },
     /// It ended with another exit code than 0.
     #[error("`{command}` failed ({status}): {message}")]
@@ -44,7 +54,9 @@ pub async fn run(command: &mut Command) -> Result<String, CommandError> {
     let line = shown(command);
     let program = command.as_std().get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).output();
-    let output = output.await.map_err(|source| match source.kind() {
+    let output = tokio::time::timeout(BOUND, output).await;
+    let output = output.map_err(|_| CommandError::TimedOut { command: line.clone() })?;
+    let output = output.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => CommandError::Missing { install: install(&program), program },
         _ => CommandError::Start { program, source },
     })?;

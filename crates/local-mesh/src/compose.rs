@@ -7,7 +7,7 @@ use bollard::Docker;
 use tokio::process::Command;
 
 use crate::command::{self, CommandError};
-use crate::docker::{self, DockerError, PROJECT_LABEL, containers, label};
+use crate::docker::{self, DockerError, PROJECT, PROJECT_LABEL, containers, label};
 use crate::workspace;
 
 /// Compose didn't do what was asked.
@@ -27,9 +27,10 @@ pub enum ComposeError {
 /// See [`ComposeError`].
 pub async fn run(over: Option<&Path>, arguments: &[&str]) -> Result<String, ComposeError> {
     let mut command = program().await?;
-    command.current_dir(workspace());
+    // Said outright: COMPOSE_PROJECT_NAME or COMPOSE_FILE of the caller's shell would lead to another's containers.
+    command.current_dir(workspace()).args(["--project-name", PROJECT, "--file", "docker-compose.yml"]);
     if let Some(over) = over {
-        command.args(["--file", "docker-compose.yml", "--file"]).arg(over);
+        command.arg("--file").arg(over);
     }
     Ok(command::run(command.args(arguments)).await?)
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::TcpListener;
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bollard::Docker;
 use bollard::models::ContainerSummary;
@@ -112,9 +112,10 @@ pub async fn up(progress: &dyn Progress) -> Result<Up, MeshError> {
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
     compose::remove_outdated_tasks(&docker).await?;
     let mut recorder = Recorder::start(&docker);
+    let begun = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
     if let Err(error) = compose::run(None, &["up", "--detach", "--remove-orphans"]).await {
         // Compose says only that something failed; the container said why.
-        return Err(failed_container(&docker).await?.unwrap_or(error.into()));
+        return Err(failed_container(&docker, &begun).await?.unwrap_or(error.into()));
     }
     progress.step(images::STEPS + 2, UP_STEPS, "waiting for the first answer");
     let status = first_answer().await?;
@@ -214,7 +215,8 @@ async fn get_command(task: &str, url: &str) -> Result<Command, MeshError> {
     let docker = docker::connect().await?;
     let holder = holder(&docker, task).await?;
     let mut command = Command::new("docker");
-    command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--network", &format!("container:{holder}")]);
+    command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--pull", "never"]);
+    command.args(["--network", &format!("container:{holder}")]);
     command.args(["ecs-mesh/demo-app:dev", "get", url]);
     Ok(command)
 }
@@ -254,14 +256,16 @@ async fn check_ports(docker: &Docker) -> Result<(), MeshError> {
     Ok(())
 }
 
-/// The first of the mesh's containers that exited with an error, with the last line of its log.
-async fn failed_container(docker: &Docker) -> Result<Option<MeshError>, MeshError> {
+/// The first of the mesh's containers that exited with an error since `begun` (RFC 3339, UTC, as Docker's times are), with
+/// the last line of its log.
+async fn failed_container(docker: &Docker, begun: &str) -> Result<Option<MeshError>, MeshError> {
     for container in containers(docker, &[PROJECT_LABEL]).await? {
         let Some(id) = container.id else { continue };
         let inspected = inspect(docker, &id).await?;
         let state = inspected.state.unwrap_or_default();
         let code = state.exit_code.unwrap_or_default();
-        if state.running != Some(true) && code != 0 {
+        let recent = state.finished_at.as_deref().is_some_and(|finished| finished > begun);
+        if state.running != Some(true) && code != 0 && recent {
             let container = inspected.name.unwrap_or_default().trim_start_matches('/').to_owned();
             return Ok(Some(MeshError::Container { container, code, said: last_line(docker, &id).await }));
         }

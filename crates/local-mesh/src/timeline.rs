@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bollard::Docker;
 use bollard::models::EventMessage;
@@ -47,7 +48,11 @@ impl Recorder {
     #[must_use]
     pub fn start(docker: &Docker) -> Self {
         let filters = HashMap::from([("type", vec!["container"]), ("label", vec![PROJECT_LABEL])]);
-        let mut events = Box::pin(docker.events(Some(EventsOptionsBuilder::default().filters(&filters).build())));
+        // The stream begins when it is first read: what happens until then is asked for too.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
+        let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
+        let mut events = Box::pin(docker.events(Some(options)));
         let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
         let reading = tokio::spawn(async move {
             while let Some(Ok(message)) = events.next().await {

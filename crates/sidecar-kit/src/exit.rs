@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Command, Parser};
 
@@ -33,6 +34,26 @@ pub fn parse_arguments<A: Parser>() -> A {
         std::process::exit(USAGE.into())
     })
 }
+
+/// Parses a flag's duration (`500ms`, `10s`, `2m`): more than none, and at most a day, since a longer one is a slip of the
+/// pen and would not fit a clock.
+///
+/// # Errors
+/// With what would do.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    parse_delay(text).and_then(|duration| if duration.is_zero() { Err(DURATION.to_owned()) } else { Ok(duration) })
+}
+
+/// The same for a delay, which may be none: `0s`.
+///
+/// # Errors
+/// With what would do.
+pub fn parse_delay(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).ok().filter(|duration| *duration <= DAY).ok_or_else(|| DURATION.to_owned())
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const DURATION: &str = "expected a duration such as 500ms, 10s or 2m, at most 1day";
 
 /// An empty variable counts as not set, for flags as everywhere else; clap would take it for a value.
 fn without_empty_variables(command: Command) -> Command {
@@ -84,6 +105,15 @@ mod tests {
     #[derive(Debug, thiserror::Error)]
     #[error("cannot do\nit")]
     struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn a_duration_is_more_than_none_and_at_most_a_day() {
+        assert_eq!(parse_duration("1500ms"), Ok(Duration::from_millis(1500)));
+        assert_eq!(parse_delay("0s"), Ok(Duration::ZERO));
+        for wrong in ["", "10", "0s", "25h", "18446744073709551615s", "-1s"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn an_error_and_its_causes_stand_on_one_line() {

@@ -83,8 +83,16 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The connection broke, or what came over it is not HTTP.
-    #[error("the answer from {server} broke off or is not HTTP")]
+    /// What came is not HTTP: something else listens there.
+    #[error("the answer from {server} is not HTTP")]
+    NotHttp {
+        /// Scheme, host and port.
+        server: String,
+        /// The cause.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// The connection broke.
+    #[error("the answer from {server} broke off")]
     Broken {
         /// Scheme, host and port.
         server: String,
@@ -184,9 +192,10 @@ fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
     let server = server.to_owned();
     let connecting = error.is_connect();
     let mut innermost: &(dyn StdError + 'static) = &error;
-    let mut tls = false;
+    let (mut tls, mut not_http) = (false, false);
     loop {
         tls |= innermost.is::<rustls::Error>();
+        not_http |= innermost.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
         let held = innermost.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         match held.map(|held| held as &(dyn StdError + 'static)).or(innermost.source()) {
             Some(next) => innermost = next,
@@ -198,6 +207,8 @@ fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
         Error::Tls { server, source }
     } else if connecting {
         Error::Unreachable { server, source }
+    } else if not_http {
+        Error::NotHttp { server, source }
     } else {
         Error::Broken { server, source }
     }

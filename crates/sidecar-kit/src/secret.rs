@@ -49,11 +49,14 @@ impl SecretSource {
     /// The secret as it stands now.
     ///
     /// # Errors
-    /// When it is in a file that cannot be read.
+    /// When it is in a file that cannot be read or is empty: a secret that was not written yet is none.
     pub fn read(&self) -> Result<Secret, SecretFileError> {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
             Self::File(path) => match std::fs::read_to_string(path) {
+                Ok(text) if text.trim().is_empty() => {
+                    Err(SecretFileError { path: path.clone(), source: std::io::Error::other("it is empty") })
+                }
                 Ok(text) => Ok(Secret::new(text)),
                 Err(source) => Err(SecretFileError { path: path.clone(), source }),
             },

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use consul_api::{Client, Config, at_start};
-use serde_json::json;
+use serde_json::{Value, json};
 use sidecar_kit::env::Env;
 use sidecar_kit::{exit, log};
 
@@ -22,7 +22,7 @@ struct Arguments {
     #[arg(long, env = "HTTP_SERVICES", value_delimiter = ',', value_name = "SERVICE")]
     http_service: Vec<String>,
     /// How long to wait for Consul.
-    #[arg(long, env = "WAIT", default_value = "90s", value_parser = humantime::parse_duration)]
+    #[arg(long, env = "WAIT", default_value = "90s", value_parser = sidecar_kit::exit::parse_duration)]
     wait: Duration,
 }
 
@@ -48,8 +48,25 @@ async fn setup(http_services: &[String], wait: Duration) -> Result<ExitCode, Err
     let client = Client::new(Config::from_env(&env)?)?;
     for service in http_services {
         let entry = json!({ "Kind": "service-defaults", "Name": service, "Protocol": "http" });
-        at_start("Consul's leader", wait, async || client.put_config_entry(&entry).await).await?;
-        tracing::info!("service-defaults of {service}: protocol http");
+        at_start("Consul's leader", wait, async || write(&client, &entry).await).await?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes an entry unless Consul has it: even an equal one would get a new index and wake all who watch.
+async fn write(client: &Client, entry: &Value) -> Result<(), consul_api::Error> {
+    let (kind, name) = (entry["Kind"].as_str().unwrap_or_default(), entry["Name"].as_str().unwrap_or_default());
+    let written = match client.config_entry(kind, name).await {
+        Ok(written) => written,
+        Err(consul_api::Error::NotFound { .. }) => Value::Null,
+        Err(error) => return Err(error),
+    };
+    let fields = entry.as_object().into_iter().flatten();
+    if fields.into_iter().all(|(field, value)| written.get(field) == Some(value)) {
+        tracing::info!("{kind} of {name} is as it should be");
+        return Ok(());
+    }
+    client.put_config_entry(entry).await?;
+    tracing::info!("wrote {kind} of {name}");
+    Ok(())
 }

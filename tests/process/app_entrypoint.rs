@@ -1,0 +1,82 @@
+//! app-entrypoint from outside.
+
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::binary;
+use mesh_tests::process::{Process, run};
+use rustix::process::Signal;
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// Says when it gets TERM, and exits with 7.
+const APP: &str = "trap 'echo app got TERM; exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+
+fn entrypoint(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("app-entrypoint"));
+    command.args(arguments);
+    command
+}
+
+#[tokio::test]
+async fn the_app_gets_term_only_after_the_delay() {
+    let mut process = Process::spawn(&mut entrypoint(&["--shutdown-delay", "1s", "sh", "-c", APP]));
+    process.says("ready", BOUND).await;
+    process.signal(Signal::TERM);
+    process.says("TERM: the app runs on for 1s", BOUND).await;
+    assert!(!process.output().contains("app got TERM"));
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    process.says("app got TERM", BOUND).await;
+}
+
+#[tokio::test]
+async fn a_second_term_ends_the_delay() {
+    let mut process = Process::spawn(&mut entrypoint(&["--shutdown-delay", "1h", "sh", "-c", APP]));
+    process.says("ready", BOUND).await;
+    process.signal(Signal::TERM);
+    process.says("the app runs on", BOUND).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+}
+
+#[tokio::test]
+async fn without_a_delay_term_goes_through_at_once_and_other_signals_always_do() {
+    let mut process = Process::spawn(&mut entrypoint(&["sh", "-c", APP]));
+    process.says("ready", BOUND).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    let script = "trap 'echo got USR1' USR1; echo ready; while :; do sleep 0.05; done";
+    let process = Process::spawn(&mut entrypoint(&["--shutdown-delay", "1h", "sh", "-c", script]));
+    process.says("ready", BOUND).await;
+    process.signal(Signal::USR1);
+    process.says("got USR1", BOUND).await;
+}
+
+#[tokio::test]
+async fn an_app_that_ends_during_the_delay_ends_it() {
+    let mut process =
+        Process::spawn(&mut entrypoint(&["--shutdown-delay", "1h", "sh", "-c", "echo ready; read x; exit 3"]));
+    process.says("ready", BOUND).await;
+    assert_eq!(process.exit_code(BOUND).await, 1, "read ends at the end of input, and sh with it");
+}
+
+#[tokio::test]
+async fn a_delay_that_reaches_the_stop_timeout_is_warned_of() {
+    let warned = run(&mut entrypoint(&["--shutdown-delay", "30s", "--stop-timeout", "30s", "true"]), BOUND).await;
+    assert_eq!(warned.code, 0);
+    assert!(warned.stderr.contains("the shutdown delay of 30s reaches the stop timeout of 30s"), "{}", warned.stderr);
+    let fine = run(&mut entrypoint(&["--shutdown-delay", "29s", "--stop-timeout", "30s", "true"]), BOUND).await;
+    assert_eq!((fine.code, fine.stderr.as_str()), (0, ""));
+}
+
+#[tokio::test]
+async fn exit_codes_are_the_app_s_or_a_shell_s() {
+    assert_eq!(run(&mut entrypoint(&["sh", "-c", "exit 42"]), BOUND).await.code, 42);
+    assert_eq!(run(&mut entrypoint(&["run", "sh", "-c", "kill -9 $$"]), BOUND).await.code, 137);
+    assert_eq!(run(&mut entrypoint(&["no-such-program"]), BOUND).await.code, 127);
+    let wrong = run(&mut entrypoint(&["--shutdown-delay", "soon", "true"]), BOUND).await;
+    assert_eq!((wrong.code, wrong.stderr.lines().count()), (2, 1), "{}", wrong.stderr);
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(run(&mut entrypoint(&["install", dir.path().to_str().unwrap()]), BOUND).await.code, 0);
+    assert!(dir.path().join("app-entrypoint").exists());
+}

@@ -1,0 +1,188 @@
+//! health-sync beside a real agent.
+
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::consul::Agent;
+use mesh_tests::metadata::Metadata;
+use mesh_tests::process::{Process, run};
+use mesh_tests::{binary, eventually, free_port};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const BOUND: Duration = Duration::from_secs(20);
+const CHECK: &str = "shop-f1a2-app-consul-ecs";
+const SERVICES: [&str; 2] = ["shop-f1a2", "shop-f1a2-sidecar-proxy"];
+
+fn app(health: &str) -> Value {
+    json!([{ "Name": "app", "Health": { "status": health } }])
+}
+
+fn command(agent: &str, metadata: &str, synced: &[&str]) -> Command {
+    let document = json!({ "bootstrapDir": "/consul", "service": { "port": 8080 }, "healthSyncContainers": synced });
+    let mut command = Command::new(binary("health-sync"));
+    command.env_clear().env("CONSUL_HTTP_ADDR", agent).env("CONSUL_ECS_CONFIG_JSON", document.to_string());
+    command.env("ECS_CONTAINER_METADATA_URI_V4", metadata).env("HEALTH_SYNC_INTERVAL", "50ms");
+    command
+}
+
+/// A check at the agent: its status, or none.
+async fn status(agent: &Agent, check: &str) -> Option<String> {
+    let checks = agent.call("GET", "/v1/agent/checks", &Value::Null).await;
+    checks[check]["Status"].as_str().map(str::to_owned)
+}
+
+async fn becomes(agent: &Agent, check: &str, wanted: &str) {
+    eventually(&format!("{check} is {wanted}"), BOUND, async || match status(agent, check).await {
+        Some(status) if status == wanted => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn ecs_health_becomes_the_check_s_status_with_one_write_a_change() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("UNKNOWN"));
+    let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    becomes(&agent, CHECK, "critical").await;
+    metadata.set_containers(app("HEALTHY"));
+    becomes(&agent, CHECK, "passing").await;
+    let writes = || sync.output().matches("check passing").count() + sync.output().matches("check critical").count();
+    assert_eq!(writes(), 2, "{}", sync.output());
+    let answered = metadata.answered();
+    eventually("ten more rounds", BOUND, async || {
+        if metadata.answered() >= answered + 10 { Ok(()) } else { Err(metadata.answered().to_string()) }
+    })
+    .await;
+    assert_eq!(writes(), 2, "nothing changed, nothing written: {}", sync.output());
+    metadata.set_containers(app("UNHEALTHY"));
+    becomes(&agent, CHECK, "critical").await;
+    metadata.set_containers(app("HEALTHY"));
+    becomes(&agent, CHECK, "passing").await;
+    metadata.set_containers(json!([]));
+    becomes(&agent, CHECK, "critical").await;
+}
+
+#[tokio::test]
+async fn what_the_agent_lost_is_restored() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let _sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    becomes(&agent, CHECK, "passing").await;
+    agent.call("PUT", &format!("/v1/agent/check/deregister/{CHECK}"), &Value::Null).await;
+    assert_eq!(status(&agent, CHECK).await, None);
+    becomes(&agent, CHECK, "passing").await;
+    for service in SERVICES {
+        agent.call("PUT", &format!("/v1/agent/service/deregister/{service}"), &Value::Null).await;
+    }
+    becomes(&agent, CHECK, "passing").await;
+    eventually("the proxy is registered again", BOUND, async || {
+        let services = agent.call("GET", "/v1/agent/services", &Value::Null).await;
+        if services[SERVICES[1]].is_object() { Ok(()) } else { Err(services.to_string()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn term_turns_checks_critical_and_service_and_proxy_to_maintenance_for_good() {
+    for synced in [&["app"][..], &[]] {
+        let agent = Agent::start().await;
+        let metadata = Metadata::start("shop", app("HEALTHY"));
+        let mut sync = Process::spawn(&mut command(&agent.http, &metadata.uri, synced));
+        eventually("service and proxy are registered", BOUND, async || {
+            let services = agent.call("GET", "/v1/agent/services", &Value::Null).await;
+            if services[SERVICES[1]].is_object() { Ok(()) } else { Err(services.to_string()) }
+        })
+        .await;
+        if !synced.is_empty() {
+            becomes(&agent, CHECK, "passing").await;
+        }
+        sync.signal(Signal::TERM);
+        assert_eq!(sync.exit_code(BOUND).await, 0);
+        // The process is gone: nothing can turn one back.
+        if !synced.is_empty() {
+            assert_eq!(status(&agent, CHECK).await.as_deref(), Some("critical"));
+        }
+        for service in SERVICES {
+            let maintenance = status(&agent, &format!("_service_maintenance:{service}")).await;
+            assert_eq!(maintenance.as_deref(), Some("critical"), "{service}");
+        }
+        // A container that ECS restarts within its task takes its own maintenance back.
+        let _again = Process::spawn(&mut command(&agent.http, &metadata.uri, synced));
+        eventually("no maintenance", BOUND, async || match status(&agent, "_service_maintenance:shop-f1a2").await {
+            None => Ok(()),
+            Some(status) => Err(status),
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn it_runs_with_a_token_that_has_a_service_identity_alone() {
+    let agent = Agent::start_with_acls().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let token = agent.service_token("shop").await;
+    let mut sync = Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("CONSUL_HTTP_TOKEN", &token));
+    let read = async |check: &str| {
+        let token = [("X-Consul-Token", agent.management.as_str())];
+        let (_, checks) = mesh_tests::http::request("GET", &agent.url("/v1/agent/checks"), &token, "").await?;
+        let checks: Value = serde_json::from_str(&checks).map_err(|error| error.to_string())?;
+        Ok::<_, String>(checks[check]["Status"].as_str().unwrap_or("absent").to_owned())
+    };
+    eventually("passing", BOUND, async || match read(CHECK).await? {
+        status if status == "passing" => Ok(()),
+        status => Err(status),
+    })
+    .await;
+    sync.signal(Signal::TERM);
+    assert_eq!(sync.exit_code(BOUND).await, 0);
+    assert_eq!(read(CHECK).await.unwrap(), "critical");
+    assert_eq!(read("_service_maintenance:shop-f1a2").await.unwrap(), "critical");
+    assert!(!sync.output().contains(&token));
+}
+
+#[tokio::test]
+async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let frozen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let frozen = frozen.local_addr().unwrap().to_string();
+    let gone = format!("127.0.0.1:{}", free_port());
+    for agent in [gone, frozen] {
+        let mut sync = Process::spawn(&mut command(&agent, &metadata.uri, &["app"]));
+        sync.says("syncing the health of shop-f1a2", BOUND).await;
+        sync.signal(Signal::TERM);
+        assert_eq!(sync.exit_code(BOUND).await, 1);
+        sync.says("health-sync: not told to Consul within 1s: check shop-f1a2-app-consul-ecs critical: ", BOUND).await;
+        sync.says("maintenance of shop-f1a2-sidecar-proxy: ", BOUND).await;
+    }
+}
+
+#[tokio::test]
+async fn term_before_anything_is_known_of_the_task_ends_it_with_0() {
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let mut sync = Process::spawn(&mut command(&nobody, &format!("http://{nobody}/v4/x"), &["app"]));
+    sync.says("waiting for the task metadata", BOUND).await;
+    sync.signal(Signal::TERM);
+    assert_eq!(sync.exit_code(BOUND).await, 0);
+}
+
+#[tokio::test]
+async fn bad_input_ends_in_one_line() {
+    let mut nothing = Command::new(binary("health-sync"));
+    let no_metadata = |document: &str| {
+        let mut command = Command::new(binary("health-sync"));
+        command.env_clear().env("CONSUL_ECS_CONFIG_JSON", document);
+        command
+    };
+    let rows = [
+        (nothing.env_clear(), "CONSUL_ECS_CONFIG_JSON is not set"),
+        (&mut no_metadata("{"), "CONSUL_ECS_CONFIG_JSON: "),
+        (&mut no_metadata(r#"{"bootstrapDir":"/c","service":{"port":1}}"#), "ECS_CONTAINER_METADATA_URI_V4 is not set"),
+    ];
+    for (command, text) in rows {
+        let ended = run(command, BOUND).await;
+        assert_eq!((ended.code, ended.stderr.lines().count()), (1, 1), "{}", ended.stderr);
+        assert!(ended.stderr.contains(text), "{}", ended.stderr);
+    }
+}

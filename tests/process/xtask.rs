@@ -1,0 +1,57 @@
+//! What `cargo xtask` says when it cannot do its work.
+
+use std::net::TcpListener;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::process::run;
+use mesh_tests::{binary, workspace};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+fn xtask(arguments: &[&str]) -> Command {
+    let mut command = Command::new(binary("xtask"));
+    command.args(arguments).current_dir(workspace());
+    command
+}
+
+#[tokio::test]
+async fn without_docker_every_command_that_needs_it_ends_in_one_line() {
+    for arguments in [&["up"][..], &["down"], &["images"], &["get", "web", "http://127.0.0.1/"]] {
+        let ended = run(xtask(arguments).env("DOCKER_HOST", "unix:///nonexistent/docker.sock"), BOUND).await;
+        assert_eq!((ended.code, ended.stderr.lines().count()), (1, 1), "{arguments:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.starts_with("xtask: Docker is not running or may not be used: start it"),
+            "{}",
+            ended.stderr
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named_before_anything_is_built() {
+    let _taken = TcpListener::bind("127.0.0.1:9090").expect("port 9090 is free; `cargo xtask down` frees it");
+    let ended = run(&mut xtask(&["up"]), BOUND).await;
+    assert_eq!((ended.code, ended.stderr.lines().count()), (1, 1), "{}", ended.stderr);
+    assert!(ended.stderr.starts_with("xtask: port 9090 of 127.0.0.1 is taken: "), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_wrong_command_line_is_one_line_and_exit_code_2() {
+    for arguments in [&[][..], &["nope"], &["get", "web"], &["test", "nope"]] {
+        let ended = run(&mut xtask(arguments), BOUND).await;
+        assert_eq!((ended.code, ended.stderr.lines().count()), (2, 1), "{arguments:?}: {}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn one_tls_provider_is_in_the_workspace() {
+    // With two of them rustls panics at run time.
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut tree = Command::new(cargo);
+    let tree = tree.args(["tree", "--workspace", "--prefix", "none", "--edges", "all"]).current_dir(workspace());
+    let tree = run(tree, BOUND).await;
+    assert_eq!(tree.code, 0, "{}", tree.stderr);
+    assert!(tree.stdout.lines().any(|package| package.starts_with("ring ")));
+    assert!(!tree.stdout.lines().any(|package| package.starts_with("aws-lc-rs ")));
+}
