@@ -54,10 +54,15 @@ async fn without_a_delay_term_goes_through_at_once_and_other_signals_always_do()
 
 #[tokio::test]
 async fn an_app_that_ends_during_the_delay_ends_it() {
-    let mut process =
-        Process::spawn(&mut entrypoint(&["--shutdown-delay", "1h", "sh", "-c", "echo ready; read x; exit 3"]));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("end");
+    let script = format!("echo ready; while [ ! -e {} ]; do sleep 0.05; done; exit 3", file.display());
+    let mut process = Process::spawn(&mut entrypoint(&["--shutdown-delay", "1h", "sh", "-c", &script]));
     process.says("ready", BOUND).await;
-    assert_eq!(process.exit_code(BOUND).await, 1, "read ends at the end of input, and sh with it");
+    process.signal(Signal::TERM);
+    process.says("the app runs on", BOUND).await;
+    std::fs::write(file, "").unwrap();
+    assert_eq!(process.exit_code(BOUND).await, 3);
 }
 
 #[tokio::test]
