@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_tests::http::{get_json, request};
 use mesh_tests::process::{Process, run};
@@ -148,10 +148,6 @@ impl Cluster {
         })
         .await
     }
-
-    fn finished_at(&self, container: &str) -> String {
-        docker(&["inspect", "--format", "{{.State.FinishedAt}}", &self.docker_name(container)]).unwrap()
-    }
 }
 
 impl Drop for Cluster {
@@ -210,11 +206,14 @@ fn shape(value: &Value) -> BTreeSet<(String, &'static str)> {
     found
 }
 
+/// A task with the keys and types of AWS's page "Amazon ECS task metadata v4 examples for tasks on Fargate".
+const FARGATE_TASK: &str = include_str!("../../crates/ecs-local/tests/fargate_task.json");
+
 fn documented(keys: &[(&str, &'static str)]) -> BTreeSet<(String, &'static str)> {
     keys.iter().map(|(path, type_)| ((*path).to_owned(), *type_)).collect()
 }
 
-/// The keys of a container in AWS's examples for EC2 and for Fargate alike.
+/// The keys of a container in AWS's examples for EC2.
 const CONTAINER: &[(&str, &str)] = &[
     ("", "object"),
     (".DockerId", "string"),
@@ -246,15 +245,8 @@ const CONTAINER: &[(&str, &str)] = &[
 /// And of those that are not pause containers.
 const CONTAINER_NORMAL: &[(&str, &str)] =
     &[(".LogDriver", "string"), (".LogOptions", "object"), (".LogOptions.*", "string"), (".ContainerARN", "string")];
-/// Of a container on Fargate only.
-const CONTAINER_FARGATE: &[(&str, &str)] = &[
-    (".Networks[].DomainNameServers", "array"),
-    (".Networks[].DomainNameServers[]", "string"),
-    (".Networks[].DomainNameSearchList", "array"),
-    (".Networks[].DomainNameSearchList[]", "string"),
-    (".Snapshotter", "string"),
-];
-/// The keys of a task in AWS's examples for EC2 and for Fargate alike, but for what is in its containers.
+/// The keys of a task in AWS's examples for EC2, but for what is in its containers; without `ServiceName`, which a local
+/// task, being of no ECS service, does not have.
 const TASK: &[(&str, &str)] = &[
     ("", "object"),
     (".Cluster", "string"),
@@ -268,11 +260,10 @@ const TASK: &[(&str, &str)] = &[
     (".AvailabilityZone", "string"),
     (".LaunchType", "string"),
     (".Containers", "array"),
+    (".VPCID", "string"),
 ];
-/// Of a task on EC2 only; `ServiceName` too, for a task of an ECS service, which a local task is not.
-const TASK_EC2: &[(&str, &str)] = &[(".VPCID", "string")];
-/// Of a task on Fargate only.
-const TASK_FARGATE: &[(&str, &str)] = &[
+/// What a task of AWS's example for Fargate has and a local one lacks. Nothing but Fargate has it.
+const ONLY_ON_FARGATE: &[(&str, &str)] = &[
     (".Limits", "object"),
     (".Limits.CPU", "number"),
     (".Limits.Memory", "number"),
@@ -283,7 +274,15 @@ const TASK_FARGATE: &[(&str, &str)] = &[
     (".EphemeralStorageMetrics", "object"),
     (".EphemeralStorageMetrics.Utilized", "number"),
     (".EphemeralStorageMetrics.Reserved", "number"),
+    (".FaultInjectionEnabled", "boolean"),
+    (".Containers[].Networks[].DomainNameServers", "array"),
+    (".Containers[].Networks[].DomainNameServers[]", "string"),
+    (".Containers[].Networks[].DomainNameSearchList", "array"),
+    (".Containers[].Networks[].DomainNameSearchList[]", "string"),
+    (".Containers[].Snapshotter", "string"),
 ];
+/// The other way round.
+const NOT_ON_FARGATE: &[(&str, &str)] = &[(".VPCID", "string")];
 
 fn is_rfc3339_in_utc(time: &Value) -> bool {
     let text = time.as_str().unwrap_or_default();
@@ -314,13 +313,14 @@ async fn ecs_local_answers_with_the_keys_and_types_of_aws_s_examples() {
     assert_eq!(shape(web), all(&[CONTAINER, CONTAINER_NORMAL]));
     let mut of_task = task.clone();
     of_task["Containers"] = Value::Array(Vec::new());
-    assert_eq!(shape(&of_task), all(&[TASK, TASK_EC2]));
-    // With what only Fargate has, they are the shapes of AWS's examples for Fargate.
-    let fargate = all(&[CONTAINER, CONTAINER_NORMAL, CONTAINER_FARGATE]);
-    let own: BTreeSet<_> = shape(web).union(&documented(CONTAINER_FARGATE)).cloned().collect();
-    assert_eq!(own, fargate);
-    let own: BTreeSet<_> = shape(&of_task).difference(&documented(TASK_EC2)).cloned().collect();
-    assert_eq!(own.union(&documented(TASK_FARGATE)).cloned().collect::<BTreeSet<_>>(), all(&[TASK, TASK_FARGATE]));
+    assert_eq!(shape(&of_task), documented(TASK));
+
+    // Fargate shows no pause container.
+    let mut as_on_fargate = task.clone();
+    as_on_fargate["Containers"] = serde_json::json!([web]);
+    let (own, fargate) = (shape(&as_on_fargate), shape(&serde_json::from_str(FARGATE_TASK).unwrap()));
+    assert_eq!(fargate.difference(&own).cloned().collect::<BTreeSet<_>>(), documented(ONLY_ON_FARGATE));
+    assert_eq!(own.difference(&fargate).cloned().collect::<BTreeSet<_>>(), documented(NOT_ON_FARGATE));
 
     // The container's own endpoint says the same of it.
     assert_eq!(get_json(&cluster.endpoint("web")).await.unwrap(), *web);
@@ -387,7 +387,17 @@ async fn ecs_local_follows_a_container_s_health_and_shows_none_without_a_health_
     assert!(is_rfc3339_in_utc(&healthy["statusSince"]), "{healthy}");
     assert_eq!(healthy.get("exitCode"), None);
     // The time stays while the status does, though Docker keeps only the last five checks.
-    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let checks = || {
+        let format = "{{range .State.Health.Log}}{{.Start.UnixNano}} {{end}}";
+        docker(&["inspect", "--format", format, &cluster.docker_name("web")]).unwrap()
+    };
+    let first: BTreeSet<String> = checks().split_whitespace().map(str::to_owned).collect();
+    assert!(!first.is_empty());
+    eventually("the first checks are forgotten", SOON, async || {
+        let now = checks();
+        if now.split_whitespace().any(|check| first.contains(check)) { Err(now) } else { Ok(()) }
+    })
+    .await;
     assert_eq!(health("HEALTHY").await["statusSince"], healthy["statusSince"]);
 
     let web = get_json(&cluster.endpoint("web")).await.unwrap();
@@ -425,7 +435,15 @@ async fn ecs_local_stops_a_task_whose_essential_container_exits_the_pause_contai
     cluster.run_app("slow", &["--label", "ecs-mesh.stop-timeout=10"], &serve("127.0.0.1:8001", "2s"));
     cluster.run_app("deaf", &["--label", "ecs-mesh.stop-timeout=1"], &serve("127.0.0.1:8002", "60s"));
     cluster.run_app("web", &[], &serve("127.0.0.1:8003", "0s"));
-    let began = Instant::now();
+    let format = "{{.Action}} {{index .Actor.Attributes \"signal\"}} \
+                  {{index .Actor.Attributes \"com.amazonaws.ecs.container-name\"}}";
+    let label = format!("label=com.amazonaws.ecs.cluster={}", cluster.name);
+    let mut command = Command::new("docker");
+    command.args(["events", "--filter", &label, "--filter", "event=kill", "--filter", "event=die"]);
+    // What happens before the engine is asked for its events counts too.
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    command.args(["--since", &now.to_string(), "--format", format]);
+    let events = Process::spawn(&mut command);
     docker(&["kill", "--signal", "TERM", &cluster.docker_name("web")]).unwrap();
 
     let stopping = cluster.until_task("the task is to stop", |task| task["DesiredStatus"] == "STOPPED").await;
@@ -439,11 +457,14 @@ async fn ecs_local_stops_a_task_whose_essential_container_exits_the_pause_contai
     assert_eq!(container(&stopped, "slow")["ExitCode"], 0);
     assert_eq!(container(&stopped, "deaf")["ExitCode"], 137, "KILL after its stop timeout");
     assert_eq!(container(&stopped, "pause")["ExitCode"], 0);
-    assert!(began.elapsed() < Duration::from_secs(8), "all got TERM at once");
-    let pause = cluster.finished_at("pause");
-    for other in ["web", "slow", "deaf"] {
-        assert!(cluster.finished_at(other) < pause, "the pause container exits after {other}");
+    events.says("die  pause", SOON).await;
+    let events = events.output();
+    let at = |event: &str| events.lines().position(|line| line == event).unwrap_or_else(|| panic!("{event}: {events}"));
+    let dies = ["slow", "deaf"].map(|container| at(&format!("die  {container}")));
+    for term in ["kill 15 slow", "kill 15 deaf"] {
+        assert!(at("die  web") < at(term) && dies.iter().all(|die| at(term) < *die), "all get TERM at once: {events}");
     }
+    assert!(dies.iter().all(|die| *die < at("kill 15 pause")), "the pause container is the last: {events}");
 }
 
 #[tokio::test]
@@ -452,14 +473,22 @@ async fn ecs_local_takes_a_task_that_is_started_again_for_a_new_run() {
     cluster.run_pause(&[]);
     cluster.run_app("web", &[], &["/demo-app", "serve"]);
     docker(&["kill", &cluster.docker_name("web")]).unwrap();
-    cluster.until_task("the task has stopped", |task| task["KnownStatus"] == "STOPPED").await;
+    let ecs_local = cluster.process.as_ref().unwrap();
+    ecs_local.says("stopped arn:", SOON).await;
 
     docker(&["start", &cluster.docker_name("pause")]).unwrap();
     let task = cluster.task().await.unwrap();
     assert_eq!(task["DesiredStatus"], "RUNNING", "{task}");
     docker(&["start", &cluster.docker_name("web")]).unwrap();
     cluster.until_task("the task runs again", |task| container(task, "web")["KnownStatus"] == "RUNNING").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Events come in order: what it says of a wrong label comes after all it did about the starts before.
+    cluster.run_app(
+        "later",
+        &["--label", "ecs-mesh.essential=maybe"],
+        &["/demo-app", "serve", "--listen", "127.0.0.1:0"],
+    );
+    ecs_local.says("label ecs-mesh.essential is", SOON).await;
+    assert_eq!(ecs_local.output().matches("stopping arn:").count(), 1, "{}", ecs_local.output());
     let task = cluster.task().await.unwrap();
     assert_eq!((&task["DesiredStatus"], &task["KnownStatus"]), (&"RUNNING".into(), &"RUNNING".into()));
     assert_eq!(container(&task, "web").get("FinishedAt"), None);

@@ -120,10 +120,15 @@ impl Task {
     }
 
     async fn loads_in_envoy(&self) {
+        self.loads_in_envoy_with("").await;
+    }
+
+    /// `what` is what the message of a failure begins with.
+    async fn loads_in_envoy_with(&self, what: &str) {
         let mut envoy = Command::new(part("envoy"));
         envoy.args(["--mode", "validate", "--base-id", &free_port().to_string(), "--config-path"]);
         let validated = run(envoy.arg(self.volume.path().join("envoy-bootstrap.json")), BOUND).await;
-        assert_eq!(validated.code, 0, "{}", validated.stderr);
+        assert_eq!(validated.code, 0, "{what}: {}", validated.stderr);
     }
 
     /// That it fails with one line on standard error which holds all of `texts`, and leaves nothing on the volume.
@@ -279,6 +284,60 @@ async fn proxy_defaults_and_the_agent_s_grpc_port_reach_the_bootstrap() {
 }
 
 #[tokio::test]
+async fn envoy_loads_the_bootstrap_with_every_kind_of_option() {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [&["tls", "ca", "create"][..], &["tls", "cert", "create", "-server"]] {
+        let created = run(Command::new(part("consul")).args(arguments).current_dir(directory.path()), BOUND).await;
+        assert_eq!(created.code, 0, "{}", created.stderr);
+    }
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let authority = path("consul-agent-ca.pem");
+    let agent = Agent::start().await;
+    // The real agent's Consul has no access logs yet: this one gives the same answer to everything.
+    let newer = Server::that_answers(
+        &json!({
+            "ID": "web-f1a2-sidecar-proxy", "Service": "web-sidecar-proxy", "Datacenter": "dc1",
+            "Proxy": { "DestinationServiceName": "web" },
+            "AccessLogs": { "Enabled": true, "Type": "file", "Path": "/dev/null" },
+        })
+        .to_string(),
+    );
+    let none = json!({});
+    let scraped = json!({ "envoy_prometheus_bind_addr": "127.0.0.1:9102", "envoy_stats_bind_addr": "127.0.0.1:9103" });
+    let collected = json!({ "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry" });
+    let tls = |authority: (&'static str, &str)| {
+        vec![
+            ("MESH_INIT_PROMETHEUS_CERT_FILE", path("dc1-server-consul-0.pem")),
+            ("MESH_INIT_PROMETHEUS_KEY_FILE", path("dc1-server-consul-0-key.pem")),
+            (authority.0, authority.1.to_owned()),
+        ]
+    };
+    let with = |name: &'static str, value: &str| vec![(name, value.to_owned())];
+    let grpc_tls =
+        vec![("CONSUL_GRPC_ADDR", "https://127.0.0.1:8503".to_owned()), ("CONSUL_GRPC_CACERT", authority.clone())];
+    // What it is, the agent, the proxy's configuration, more variables, and what then stands in the bootstrap.
+    let cases = [
+        ("gRPC over TLS", &agent.http, &none, grpc_tls, "UpstreamTlsContext"),
+        ("gRPC on a socket", &agent.http, &none, with("CONSUL_GRPC_ADDR", "unix:///run/grpc.sock"), "/run/grpc.sock"),
+        ("readiness", &agent.http, &none, with("MESH_INIT_READY_BIND", "127.0.0.1:9104"), "envoy_ready_listener"),
+        ("a backend", &agent.http, &scraped, with("MESH_INIT_PROMETHEUS_BACKEND_PORT", "20100"), "prometheus_backend"),
+        ("scraping over TLS", &agent.http, &scraped, tls(("MESH_INIT_PROMETHEUS_CA_FILE", &authority)), "trustedCa"),
+        ("a collector", &agent.http, &collected, vec![], r#""stats_flush_interval":"60s""#),
+        ("an admin log", &agent.http, &none, with("MESH_INIT_ADMIN_ACCESS_LOG_PATH", "/dev/stderr"), "/dev/stderr"),
+        ("access logs", &newer.0, &none, with("CONSUL_GRPC_ADDR", "127.0.0.1:8502"), "Consul Listener Filter Log"),
+    ];
+    for (what, agent, config, variables, text) in cases {
+        let mut task = Task::new(agent, "");
+        task.document["proxy"]["config"] = config.clone();
+        let task = variables.into_iter().fold(task, |task, (name, value)| task.with(name, value));
+        task.starts().await;
+        let bootstrap = task.bootstrap().to_string();
+        assert!(bootstrap.contains(text), "{what}: {text} is not in {bootstrap}");
+        task.loads_in_envoy_with(what).await;
+    }
+}
+
+#[tokio::test]
 async fn it_waits_for_the_agent_and_says_so() {
     let port = free_port();
     let task = Task::new(&format!("127.0.0.1:{port}"), "").with("LOG_LEVEL", "info");
@@ -327,8 +386,23 @@ async fn what_cannot_be_used_ends_in_one_line_and_nothing_is_registered() {
         (task().with("ECS_CONTAINER_METADATA_URI_V4", ""), "ECS_CONTAINER_METADATA_URI_V4 is not set"),
         (task().with("ECS_CONTAINER_METADATA_URI_V4", "169.254.170.2"), "expected a URL such as "),
         (task().with("CONSUL_HTTP_ADDR", "ftp://consul"), r#"CONSUL_HTTP_ADDR is "ftp://consul": expected host:port"#),
-        (task().with("CONSUL_HTTP_TOKEN_FILE", "/nowhere"), "cannot read the secret in /nowhere"),
+        (
+            task().with("CONSUL_HTTP_TOKEN_FILE", "/nowhere"),
+            "CONSUL_HTTP_TOKEN_FILE: cannot read the secret in /nowhere",
+        ),
         (task().with("CONSUL_GRPC_ADDR", "8502"), r#"CONSUL_GRPC_ADDR is "8502": expected <host>:<port>"#),
+        (
+            task().with("CONSUL_GRPC_ADDR", "https://127.0.0.1:1").with("CONSUL_GRPC_CACERT", "/nowhere"),
+            "CONSUL_GRPC_CACERT: cannot read the CA certificate in /nowhere",
+        ),
+        (
+            task().with("MESH_INIT_ADMIN_BIND", "19000"),
+            r#"--admin-bind (MESH_INIT_ADMIN_BIND) is "19000": expected <host>:<port>"#,
+        ),
+        (
+            task().with("MESH_INIT_READY_BIND", "9104"),
+            r#"--ready-bind (MESH_INIT_READY_BIND) is "9104": expected <ip>:<port>"#,
+        ),
     ];
     for (task, text) in cases {
         task.fails_with(&[], &[text]).await;
@@ -345,6 +419,31 @@ async fn a_field_that_this_consul_does_not_know_is_told_with_the_version_that_do
     task.document["service"]["checks"] = json!([]);
     task.document["service"]["partition"] = json!("ap1");
     task.fails_with(&[], &["Partition", "need Consul Enterprise 1.11 or later"]).await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_consul_refuses_leaves_no_service_behind() {
+    let agent = Agent::start_with_acls().await;
+    let token = agent.service_token("web").await;
+    let mut task = Task::new(&agent.http, &token);
+    task.document["proxy"]["upstreams"][0]["destinationPartition"] = json!("ap1");
+    task.fails_with(&[], &["cannot register web-f1a2", "DestinationPartition", "Consul Enterprise 1.11"]).await;
+    assert_eq!(agent.call("GET", "/v1/agent/services", &Value::Null).await, json!({}));
+
+    // An option that only the central configuration has is not known before the proxy is registered.
+    let defaults = json!({ "Kind": "proxy-defaults", "Name": "global", "Config": { "envoy_stats_bind_addr": "9102" } });
+    agent.call("PUT", "/v1/config", &defaults).await;
+    Task::new(&agent.http, &token).fails_with(&[], &["envoy_stats_bind_addr: expected <ip>:<port>"]).await;
+    assert_eq!(agent.call("GET", "/v1/agent/services", &Value::Null).await, json!({}));
+}
+
+#[tokio::test]
+async fn what_a_killed_run_left_on_the_volume_is_removed() {
+    let agent = Agent::start().await;
+    let task = Task::new(&agent.http, "");
+    std::fs::write(task.volume.path().join(".envoy-bootstrap.json.1.tmp"), "t0k3n").unwrap();
+    task.starts().await;
+    assert_eq!(std::fs::read_dir(task.volume.path()).unwrap().count(), 1);
 }
 
 #[tokio::test]
@@ -505,9 +604,12 @@ async fn an_agent_configuration_that_cannot_be_made_is_one_line_and_no_file() {
         (task().with("CONSUL_GOSSIP_KEY", "s3cr3t"), "CONSUL_GOSSIP_KEY is not a gossip key"),
         (
             task().with("CONSUL_CLIENT_TOKEN_FILE", "/nowhere"),
-            "CONSUL_CLIENT_TOKEN: cannot read the secret in /nowhere",
+            "CONSUL_CLIENT_TOKEN_FILE: cannot read the secret in /nowhere",
         ),
-        (task().with("CONSUL_CLIENT_TOKEN_FILE", "/dev/null"), "CONSUL_CLIENT_TOKEN is empty"),
+        (
+            task().with("CONSUL_CLIENT_TOKEN_FILE", "/dev/null"),
+            "CONSUL_CLIENT_TOKEN_FILE: cannot read the secret in /dev/null: it is empty",
+        ),
         (task().with("CONSUL_CACERT", "/nowhere"), "CONSUL_CACERT: cannot read /nowhere"),
         (task().with("ECS_CONTAINER_METADATA_URI_V4", ""), "ECS_CONTAINER_METADATA_URI_V4 is not set"),
     ];
@@ -517,6 +619,13 @@ async fn an_agent_configuration_that_cannot_be_made_is_one_line_and_no_file() {
         assert!(finished.stderr.contains(text) && finished.stderr.lines().count() == 1, "{text}: {}", finished.stderr);
         assert!(!finished.stderr.contains("s3cr3t"));
     }
+    let yaml = Path::new("/nowhere/agent.yaml");
+    let finished = run(agent_config(&task(), yaml, &data).env("LOG_LEVEL", "error"), BOUND).await;
+    assert!(
+        finished.stderr.contains("--output (MESH_INIT_AGENT_CONFIG) is /nowhere/agent.yaml"),
+        "{}",
+        finished.stderr
+    );
     let nowhere = Path::new("/nowhere/agent.json");
     let finished = run(agent_config(&task(), nowhere, &data).env("LOG_LEVEL", "error"), BOUND).await;
     assert!(finished.code == 1 && finished.stderr.contains("cannot write /nowhere/agent.json"), "{}", finished.stderr);

@@ -3,8 +3,8 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -229,13 +229,34 @@ fn load_sends_what_the_schedule_says_and_counts_who_answered() {
     assert!((21..=100).contains(&connections), "20 of their own, and those that are kept: {report}");
 }
 
+/// A server that answers each request once `received` has returned, on any number of connections at the same time.
+fn server(received: impl Fn() + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let received = Arc::new(received);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, received) = (stream.unwrap(), received.clone());
+            std::thread::spawn(move || {
+                while stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+                    received();
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+                }
+            });
+        }
+    });
+    address
+}
+
 #[test]
 fn load_keeps_its_schedule_while_answers_are_slow() {
-    let slow = Serve::start(&["--delay", "1s"], None);
-    let began = Instant::now();
-    let (code, report) = load(&[&slow.address, "--rate", "50", "--duration", "1s", "--connections", "1"]);
-    assert_eq!((code, &report["succeeded"]), (Some(0), &json!(50)));
-    assert!(began.elapsed() < Duration::from_secs(5), "not one after the other");
+    // Nobody is answered before all have asked: one after the other, all but the last would time out.
+    let all = Barrier::new(50);
+    let slow = server(move || {
+        all.wait();
+    });
+    let (code, report) = load(&[&slow, "--rate", "50", "--duration", "1s", "--connections", "1"]);
+    assert_eq!((code, &report["succeeded"]), (Some(0), &json!(50)), "{report}");
 }
 
 #[test]
@@ -290,16 +311,19 @@ fn load_counts_a_kept_connection_that_is_closed_under_a_request_and_sends_nothin
 
 #[test]
 fn load_ended_early_reports_what_it_did() {
-    let app = Serve::start(&[], None);
-    let child = demo_app(&["load", &app.address, "--json", "--rate", "100", "--duration", "1h"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // Let it do something first.
-    std::thread::sleep(Duration::from_millis(300));
+    let (sender, requests) = mpsc::channel();
+    let app = server(move || {
+        let _ = sender.send(());
+    });
+    let mut child = demo_app(&["load", &app, "--json", "--rate", "100", "--duration", "1h"]);
+    let child = child.stdout(Stdio::piped()).spawn().unwrap();
+    for _ in 0..10 {
+        requests.recv_timeout(Duration::from_secs(10)).unwrap();
+    }
     Command::new("kill").args(["-s", "INT", &child.id().to_string()]).status().unwrap();
     let output = child.wait_with_output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["sent"].as_u64().unwrap() >= 10, "{report}");
     assert_eq!(report["sent"], report["succeeded"]);
     assert_eq!(output.status.code(), Some(0));
 }

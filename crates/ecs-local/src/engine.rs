@@ -6,7 +6,7 @@ use std::time::Duration;
 use bollard::models::{ContainerInspectResponse, EventMessage};
 use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder, StopContainerOptionsBuilder};
 use bollard::{API_DEFAULT_VERSION, Docker};
-use futures_util::Stream;
+use futures_util::{Stream, TryStreamExt};
 use time::OffsetDateTime;
 
 use crate::labels::{CLUSTER, TASK_ARN};
@@ -36,6 +36,9 @@ pub enum EngineError {
         /// Why.
         source: bollard::errors::Error,
     },
+    /// The engine says that it stopped a container, and that it runs.
+    #[error("container {0} still runs though the Docker engine stopped it")]
+    StillRuns(String),
 }
 
 /// A container of some task, as a listing shows it.
@@ -107,14 +110,16 @@ impl Engine {
     pub(crate) fn events(
         &self,
         since: OffsetDateTime,
-    ) -> impl Stream<Item = Result<EventMessage, bollard::errors::Error>> + use<> {
+    ) -> impl Stream<Item = Result<EventMessage, EngineError>> + use<> {
         let filters = HashMap::from([
             ("type", vec!["container".to_owned()]),
             ("event", ["start", "die", "health_status", "destroy"].map(str::to_owned).to_vec()),
             ("label", self.labels.clone()),
         ]);
         let since = format!("{}.{:09}", since.unix_timestamp(), since.nanosecond());
-        self.docker.clone().events(Some(EventsOptionsBuilder::default().since(&since).filters(&filters).build()))
+        let options = EventsOptionsBuilder::default().since(&since).filters(&filters).build();
+        let refused = |source| EngineError::Refused { what: "go on with its events", source };
+        self.docker.clone().events(Some(options)).map_err(refused)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::engine::{Engine, EngineError, Listed};
 use crate::labels::Labels;
 use crate::task::Task;
 
-/// How often stopping what is left of a task is tried, when the engine fails to.
+/// How often stopping what is left of a task is tried, when the engine fails to or says that it did and it still runs.
 const STOP_ATTEMPTS: usize = 10;
 
 /// What is known beyond what the engine can be asked. All of it may be lost: a stop is begun again when an essential
@@ -90,31 +90,38 @@ impl Live {
         self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Follows the engine's events without end, through its restarts, and stops the tasks that are to stop.
+    /// Stops the tasks that are to stop, without end and through the engine's restarts and failures: after any of them all
+    /// tasks are looked at again.
     pub(crate) async fn watch(self: Arc<Self>) {
         let mut backoff = Backoff::default();
+        // What happens from here on comes as an event, though it may happen before the engine is asked for them.
+        let mut since = OffsetDateTime::now_utc();
         loop {
-            // What happens from here on comes as an event, though it may happen before the engine is asked for them.
-            let since = OffsetDateTime::now_utc();
-            match self.reconcile_all().await {
-                Ok(()) => backoff.reset(),
+            match self.follow(&mut since, &mut backoff).await {
+                Ok(()) => tracing::warn!("the Docker engine ended its events"),
                 Err(error) => tracing::warn!("waiting for the Docker engine without end: {}", one_line(&error)),
-            }
-            let mut events = pin!(self.engine.events(since));
-            while let Some(event) = events.next().await {
-                match event {
-                    Ok(event) => self.clone().on_event(event).await,
-                    Err(error) => {
-                        tracing::warn!("the Docker engine's events broke off: {}", one_line(&error));
-                        break;
-                    }
-                }
             }
             tokio::time::sleep(backoff.delay()).await;
         }
     }
 
-    async fn on_event(self: Arc<Self>, event: EventMessage) {
+    /// Looks at all tasks and then at each that an event names, until the engine fails once. `since` follows the events,
+    /// so that none is lost before the next time.
+    async fn follow(self: &Arc<Self>, since: &mut OffsetDateTime, backoff: &mut Backoff) -> Result<(), EngineError> {
+        self.reconcile_all().await?;
+        let mut events = pin!(self.engine.events(*since));
+        while let Some(event) = events.next().await {
+            let event = event?;
+            if let Some(Ok(at)) = event.time_nano.map(|nanos| OffsetDateTime::from_unix_timestamp_nanos(nanos.into())) {
+                *since = at;
+            }
+            self.on_event(event).await?;
+            backoff.reset();
+        }
+        Ok(())
+    }
+
+    async fn on_event(self: &Arc<Self>, event: EventMessage) -> Result<(), EngineError> {
         let actor = event.actor.unwrap_or_default();
         let action = event.action.unwrap_or_default();
         let id = actor.id.unwrap_or_default();
@@ -135,14 +142,12 @@ impl Live {
             }
             ("start" | "die", _) => {
                 if let Some(labels) = labels {
-                    match self.task(&labels.task).await {
-                        Ok(task) => self.reconcile(task),
-                        Err(error) => tracing::warn!("cannot look at {}: {}", labels.task, one_line(&error)),
-                    }
+                    self.reconcile(self.task(&labels.task).await?);
                 }
             }
             _ => {}
         }
+        Ok(())
     }
 
     async fn reconcile_all(self: &Arc<Self>) -> Result<(), EngineError> {
@@ -207,6 +212,7 @@ impl Live {
             if next.is_empty() || began(&now) != began(task) {
                 return Ok(());
             }
+            let ids: BTreeSet<String> = next.iter().map(|container| container.id.clone()).collect();
             let stops =
                 next.into_iter().map(|container| self.engine.stop(&container.id, container.labels.stop_timeout));
             let stopped: Result<(), EngineError> = join_all(stops).await.into_iter().collect();
@@ -214,18 +220,23 @@ impl Live {
                 Ok(()) => self.task(&task.arn).await,
                 Err(error) => Err(error),
             };
-            match looked {
-                Ok(Some(task)) => now = task,
+            let failed = match looked {
+                Ok(Some(task)) => {
+                    now = task;
+                    let left = now.containers.iter().find(|c| c.is_running() && ids.contains(&c.id));
+                    left.map(|container| EngineError::StillRuns(container.labels.name.clone()))
+                }
                 // All of it has been removed.
                 Ok(None) => return Ok(()),
-                Err(error) => {
-                    failures += 1;
-                    if failures == STOP_ATTEMPTS {
-                        return Err(error);
-                    }
-                    tracing::warn!("cannot stop {} yet: {}", task.arn, one_line(&error));
-                    tokio::time::sleep(backoff.delay()).await;
+                Err(error) => Some(error),
+            };
+            if let Some(error) = failed {
+                failures += 1;
+                if failures == STOP_ATTEMPTS {
+                    return Err(error);
                 }
+                tracing::warn!("cannot stop {} yet: {}", task.arn, one_line(&error));
+                tokio::time::sleep(backoff.delay()).await;
             }
         }
     }
@@ -234,5 +245,103 @@ impl Live {
 fn report(id: &str, problems: Vec<String>) {
     for problem in problems {
         tracing::warn!("container {}: {problem}", id.get(..12).unwrap_or(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::labels::tests::labels;
+
+    /// An engine whose first listing fails, and whose container `side` runs on until it has been stopped three times.
+    #[derive(Default)]
+    struct BadEngine {
+        listings: AtomicUsize,
+        stops: AtomicUsize,
+    }
+
+    impl BadEngine {
+        fn answer(&self, path: &str) -> (&'static str, Value) {
+            let inspected = |name: &str, status: &str| {
+                json!({
+                    "Id": name, "Config": {"Labels": labels(name, &[])},
+                    "State": {
+                        "Status": status, "StartedAt": "2031-01-02T03:00:00Z", "FinishedAt": "2031-01-02T03:01:00Z",
+                    },
+                })
+            };
+            let ok = "200 OK";
+            match path {
+                "/version" => (ok, json!({"ApiVersion": "1.41"})),
+                "/containers/json" if self.listings.fetch_add(1, Ordering::SeqCst) == 0 => {
+                    ("500 Busy", json!({"message": "busy"}))
+                }
+                "/containers/json" => {
+                    (ok, ["web", "side"].map(|id| json!({"Id": id, "Labels": labels(id, &[])})).into())
+                }
+                "/containers/web/json" => (ok, inspected("web", "exited")),
+                "/containers/side/json" if self.stops.load(Ordering::SeqCst) < 3 => (ok, inspected("side", "running")),
+                "/containers/side/json" => (ok, inspected("side", "exited")),
+                "/containers/side/stop" => {
+                    self.stops.fetch_add(1, Ordering::SeqCst);
+                    (ok, json!({}))
+                }
+                _ => ("404 Not Found", json!({"message": path})),
+            }
+        }
+
+        fn converse(&self, mut stream: UnixStream) {
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let first = lines.next().unwrap_or_default();
+            lines.find(String::is_empty);
+            let path = first.split([' ', '?']).nth(1).unwrap_or_default();
+            let path = path.strip_prefix("/v1.41").unwrap_or(path);
+            if path == "/events" {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
+                // Without an event, until the other side is gone.
+                return drop(lines.next());
+            }
+            let (status, body) = self.answer(path);
+            let body = body.to_string();
+            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}", body.len());
+            let _ = write!(stream, "{head}\r\ncontent-type: application/json\r\n\r\n{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_task_is_stopped_though_the_engine_fails_at_first_and_then_does_not_do_what_it_says() {
+        let socket = std::env::temp_dir().join(format!("ecs-local-test-{}.sock", std::process::id()));
+        let _ = std::fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let bad = Arc::new(BadEngine::default());
+        let answering = bad.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let answering = answering.clone();
+                std::thread::spawn(move || answering.converse(stream.unwrap()));
+            }
+        });
+        let began = Instant::now();
+        let engine = Engine::connect(&format!("unix://{}", socket.display()), None).await.unwrap();
+        let live = Arc::new(Live::new(engine));
+        let watching = tokio::spawn(live.clone().watch());
+        let stopped = async {
+            while bad.stops.load(Ordering::SeqCst) < 3 || !live.seen().stopping.is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), stopped).await.expect("the task is stopped");
+        // One delay after the listing, of at least 50 ms, and two between the stops, of at least 50 ms and 100 ms.
+        assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
+        assert_eq!(bad.stops.load(Ordering::SeqCst), 3);
+        watching.abort();
+        let _ = std::fs::remove_file(&socket);
     }
 }

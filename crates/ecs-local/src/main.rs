@@ -62,9 +62,7 @@ async fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, Error> {
     match command {
         Command::Serve { listener: Listener { listen }, docker_host, cluster } => {
-            // A variable that is set to nothing counts as not set.
-            let cluster = cluster.as_deref().filter(|cluster| !cluster.is_empty());
-            ecs_local::serve(listen, &docker_host, cluster).await
+            ecs_local::serve(listen, &docker_host, cluster.as_deref()).await
         }
         Command::Ready { listener: Listener { listen } } => ecs_local::ready(listen).await,
         Command::Pause => ecs_local::pause().await,

@@ -45,9 +45,9 @@ pub enum AgentConfigError {
     Log(#[from] log::LogError),
     #[error("CONSUL_RETRY_JOIN is not set: expected the servers' addresses, separated by commas")]
     NoServers,
-    #[error("the output is {}: expected a name that ends in .json, since Consul reads no other", .0.display())]
+    #[error("--output (MESH_INIT_AGENT_CONFIG) is {}: expected a name that ends in .json, since Consul reads no other", .0.display())]
     Output(PathBuf),
-    #[error("{variable}")]
+    #[error("{variable}_FILE")]
     Secret { variable: &'static str, source: SecretFileError },
     #[error("{0} is empty: expected the secret, or the variable unset")]
     EmptySecret(&'static str),
@@ -164,7 +164,7 @@ fn configuration(
         "node_name": format!("{}-{}", task.family, task.task_id()),
         "data_dir": options.data_dir,
         // The whole task shares the network namespace, and nobody else has business with this agent.
-        "client_addr": "127.0.0.1",
+        "client_addr": if ip.is_ipv4() { "127.0.0.1" } else { "127.0.0.1 ::1" },
         "bind_addr": if ip.is_ipv4() { "0.0.0.0" } else { "::" },
         "advertise_addr": ip.to_string(),
         // With HTTPS on, gRPC would speak TLS under the certificate of Connect's CA.
@@ -215,6 +215,10 @@ mod tests {
     }
 
     fn made(secrets: &Secrets) -> Value {
+        made_at("10.1.2.3", secrets)
+    }
+
+    fn made_at(ip: &str, secrets: &Secrets) -> Value {
         let options = Options {
             output: "/consul/config/agent.json".into(),
             data_dir: "/consul/data".into(),
@@ -222,7 +226,7 @@ mod tests {
             datacenter: None,
             timeout: Duration::ZERO,
         };
-        let task = task("10.1.2.3");
+        let task = task(ip);
         let ip = address(&task).unwrap();
         configuration(&options, &["server-1"], secrets, &task, ip, Path::new("/consul/config/ca.pem"))
     }
@@ -232,10 +236,18 @@ mod tests {
         let config = made(&Secrets::default());
         assert_eq!(config["node_name"], "Shop-f1a2");
         assert_eq!(config["advertise_addr"], "10.1.2.3");
+        assert_eq!((&config["bind_addr"], &config["client_addr"]), (&json!("0.0.0.0"), &json!("127.0.0.1")));
         assert_eq!(config["retry_join"], json!(["server-1"]));
         for absent in ["acl", "encrypt", "ca_file", "auto_encrypt", "verify_outgoing", "datacenter"] {
             assert!(config.get(absent).is_none(), "{absent}");
         }
+    }
+
+    #[test]
+    fn an_ipv6_task_s_agent_listens_on_both_loopback_addresses() {
+        let config = made_at("2001:db8::7", &Secrets::default());
+        assert_eq!(config["advertise_addr"], "2001:db8::7");
+        assert_eq!((&config["bind_addr"], &config["client_addr"]), (&json!("::"), &json!("127.0.0.1 ::1")));
     }
 
     #[test]

@@ -2,15 +2,15 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use mesh_init::bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
 use mesh_init::{agent_config, run};
 use sidecar_kit::env::Env;
-use sidecar_kit::exit;
+use sidecar_kit::exit::{self, parse_duration};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -41,86 +41,64 @@ enum Command {
 #[derive(Debug, Args)]
 struct RunArguments {
     /// How long to wait for the metadata, and then for the agent.
-    #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s")]
-    timeout: Given<humantime::Duration>,
+    #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
+    timeout: Duration,
     /// The agent's gRPC address: <host>:<port>, http://…, https://… or unix://<path> [default: the port that the agent
     /// tells, else 8502, on the loopback address].
     #[arg(long, value_name = "ADDRESS", env = "CONSUL_GRPC_ADDR")]
-    grpc_addr: Option<Given<String>>,
+    grpc_addr: Option<String>,
     /// The file with the CA certificate of the agent's gRPC [default: CONSUL_CACERT].
     #[arg(long, value_name = "FILE", env = "CONSUL_GRPC_CACERT")]
-    grpc_ca_file: Option<Given<String>>,
+    grpc_ca_file: Option<String>,
     /// The directory with the CA certificates of the agent's gRPC [default: CONSUL_CAPATH].
     #[arg(long, value_name = "DIRECTORY", env = "CONSUL_GRPC_CAPATH")]
-    grpc_ca_path: Option<Given<String>>,
+    grpc_ca_path: Option<String>,
     /// The address of Envoy's admin interface [default: the loopback address, port 19000].
     #[arg(long, value_name = "HOST:PORT", env = "MESH_INIT_ADMIN_BIND")]
-    admin_bind: Option<Given<String>>,
+    admin_bind: Option<String>,
+    /// Where Envoy logs requests to its admin interface, unless proxy-defaults say it.
+    #[arg(long, value_name = "FILE", env = "MESH_INIT_ADMIN_ACCESS_LOG_PATH", default_value = "/dev/null")]
+    admin_access_log_path: String,
     /// Where Envoy serves /ready for others [default: nowhere].
     #[arg(long, value_name = "IP:PORT", env = "MESH_INIT_READY_BIND")]
-    ready_bind: Option<Given<String>>,
+    ready_bind: Option<String>,
     /// What envoy_prometheus_bind_addr serves instead of Envoy's own metrics: this port beside the admin interface.
     #[arg(long, value_name = "PORT", env = "MESH_INIT_PROMETHEUS_BACKEND_PORT")]
-    prometheus_backend_port: Option<Given<u16>>,
+    prometheus_backend_port: Option<u16>,
     /// The path that Prometheus scrapes.
     #[arg(long, value_name = "PATH", env = "MESH_INIT_PROMETHEUS_SCRAPE_PATH", default_value = "/metrics")]
-    prometheus_scrape_path: Given<String>,
+    prometheus_scrape_path: String,
     /// The file, for Envoy, with the CA certificate of those who scrape.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_CA_FILE")]
-    prometheus_ca_file: Option<Given<String>>,
+    prometheus_ca_file: Option<String>,
     /// The directory, for Envoy, with the CA certificates of those who scrape.
     #[arg(long, value_name = "DIRECTORY", env = "MESH_INIT_PROMETHEUS_CA_PATH")]
-    prometheus_ca_path: Option<Given<String>>,
+    prometheus_ca_path: Option<String>,
     /// The file, for Envoy, with the certificate of the metrics listener.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_CERT_FILE")]
-    prometheus_cert_file: Option<Given<String>>,
+    prometheus_cert_file: Option<String>,
     /// The file, for Envoy, with the private key of the metrics listener.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_KEY_FILE")]
-    prometheus_key_file: Option<Given<String>>,
+    prometheus_key_file: Option<String>,
 }
 
 #[derive(Debug, Args)]
 struct AgentConfigArguments {
     /// The file to write; a CA certificate goes beside it as ca.pem.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_AGENT_CONFIG", default_value = "/consul/config/agent.json")]
-    output: Given<PathBuf>,
+    output: PathBuf,
     /// Where the agent keeps its state.
     #[arg(long, value_name = "DIRECTORY", env = "MESH_INIT_AGENT_DATA_DIR", default_value = "/consul/data")]
-    data_dir: Given<PathBuf>,
+    data_dir: PathBuf,
     /// The servers: addresses or cloud auto-join strings, separated by commas.
     #[arg(long, value_name = "SERVERS", env = "CONSUL_RETRY_JOIN")]
-    retry_join: Option<Given<String>>,
+    retry_join: Option<String>,
     /// The datacenter [default: Consul's, dc1].
     #[arg(long, value_name = "NAME", env = "CONSUL_DATACENTER")]
-    datacenter: Option<Given<String>>,
+    datacenter: Option<String>,
     /// How long to wait for the metadata.
-    #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s")]
-    timeout: Given<humantime::Duration>,
-}
-
-/// A flag's value. The empty one is the same as none, as for every variable.
-#[derive(Debug, Clone)]
-struct Given<T>(Option<T>);
-
-impl<T: FromStr> FromStr for Given<T> {
-    type Err = T::Err;
-
-    fn from_str(text: &str) -> Result<Self, T::Err> {
-        if text.is_empty() { Ok(Self(None)) } else { text.parse().map(|value| Self(Some(value))) }
-    }
-}
-
-impl<T> Given<T> {
-    fn or(self, default: &str) -> T
-    where
-        T: FromStr<Err: std::fmt::Debug>,
-    {
-        self.0.unwrap_or_else(|| default.parse().expect("the default is well-formed"))
-    }
-}
-
-fn given<T>(value: Option<Given<T>>) -> Option<T> {
-    value?.0
+    #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
+    timeout: Duration,
 }
 
 /// The kernel drops a signal that PID 1 doesn't handle: a container that still waits would only end by KILL.
@@ -141,11 +119,11 @@ async fn main() -> ExitCode {
     match arguments.command {
         Some(Command::AgentConfig(arguments)) => {
             let options = agent_config::Options {
-                output: arguments.output.or("/consul/config/agent.json"),
-                data_dir: arguments.data_dir.or("/consul/data"),
-                retry_join: given(arguments.retry_join),
-                datacenter: given(arguments.datacenter),
-                timeout: arguments.timeout.or("90s").into(),
+                output: arguments.output,
+                data_dir: arguments.data_dir,
+                retry_join: arguments.retry_join,
+                datacenter: arguments.datacenter,
+                timeout: arguments.timeout,
             };
             exit::finish("mesh-init", agent_config::write(options, &env).await)
         }
@@ -166,6 +144,7 @@ fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {
         grpc_ca_file,
         grpc_ca_path,
         admin_bind,
+        admin_access_log_path,
         ready_bind,
         prometheus_backend_port,
         prometheus_scrape_path,
@@ -174,12 +153,12 @@ fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {
         prometheus_cert_file,
         prometheus_key_file,
     } = arguments;
-    let authority = match (given(prometheus_ca_path), given(prometheus_ca_file)) {
+    let authority = match (prometheus_ca_path, prometheus_ca_file) {
         (Some(path), _) => Some(PrometheusAuthority::Path(path)),
         (None, Some(file)) => Some(PrometheusAuthority::File(file)),
         (None, None) => None,
     };
-    let tls = match (authority, given(prometheus_cert_file), given(prometheus_key_file)) {
+    let tls = match (authority, prometheus_cert_file, prometheus_key_file) {
         (None, None, None) => None,
         (Some(authority), Some(cert_file), Some(key_file)) => Some(PrometheusTls { authority, cert_file, key_file }),
         _ => {
@@ -188,16 +167,13 @@ fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {
         }
     };
     Ok(run::Options {
-        timeout: timeout.or("90s").into(),
-        admin_bind: given(admin_bind),
-        grpc_addr: given(grpc_addr),
-        grpc_ca_file: given(grpc_ca_file),
-        grpc_ca_path: given(grpc_ca_path),
-        ready_bind: given(ready_bind),
-        prometheus: Prometheus {
-            backend_port: given(prometheus_backend_port),
-            scrape_path: prometheus_scrape_path.or("/metrics"),
-            tls,
-        },
+        timeout,
+        admin_bind,
+        admin_access_log_path,
+        grpc_addr,
+        grpc_ca_file,
+        grpc_ca_path,
+        ready_bind,
+        prometheus: Prometheus { backend_port: prometheus_backend_port, scrape_path: prometheus_scrape_path, tls },
     })
 }

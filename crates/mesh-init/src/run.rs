@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::file::{WriteError, write_atomically};
 use sidecar_kit::log;
-use sidecar_kit::secret::SecretFileError;
+use sidecar_kit::secret::{SecretFileError, SecretSource};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::bootstrap::{AccessLogs, Bootstrap, BootstrapError, Endpoint, Prometheus, XdsAddress};
@@ -27,6 +27,10 @@ use crate::xds::{self, AddressError};
 const BOOTSTRAP_MODE: u32 = 0o640;
 /// How long to look for the datacenter's name in the catalog. Without it one tag of Envoy's metrics is missing.
 const DATACENTER_BOUND: Duration = Duration::from_secs(10);
+/// How long to look for the access logs of proxy-defaults; without them Envoy's admin interface logs none.
+const ACCESS_LOGS_BOUND: Duration = Duration::from_secs(10);
+/// How long taking a registration back may keep an error from being told.
+const DEREGISTER_BOUND: Duration = Duration::from_secs(5);
 const ADMIN_PORT: u16 = 19000;
 
 /// What the flags say.
@@ -42,6 +46,8 @@ pub struct Options {
     pub grpc_ca_file: Option<String>,
     /// The directory with the CA certificates of the agent's gRPC.
     pub grpc_ca_path: Option<String>,
+    /// Where Envoy logs requests to its admin interface, unless proxy-defaults say it.
+    pub admin_access_log_path: String,
     /// Where Envoy tells whether it is ready, `<ip>:<port>`; else nowhere.
     pub ready_bind: Option<String>,
     /// The listener for Prometheus, which `envoy_prometheus_bind_addr` in the proxy's configuration asks for.
@@ -85,7 +91,12 @@ pub enum RunError {
     OlderConsul { id: String, field: String, cure: &'static str },
     #[error("the agent answered without the proxy's configuration for {0}: something else has registered that ID")]
     NoProxy(String),
-    #[error("no ACL token for the bootstrap")]
+    #[error(
+        "the agent serves gRPC with TLS only: expected CONSUL_GRPC_ADDR=https://{0} and CONSUL_GRPC_CACERT, the file with \
+         the certificate of its CA"
+    )]
+    OnlyTls(SocketAddr),
+    #[error("CONSUL_HTTP_TOKEN_FILE")]
     Token(#[from] SecretFileError),
     #[error("cannot use an address for the bootstrap")]
     Address(#[from] AddressError),
@@ -99,12 +110,16 @@ pub enum RunError {
 ///
 /// # Errors
 /// See [`RunError`]. Before a configuration that cannot be used or a directory that cannot be written to is reported,
-/// nothing is registered.
+/// nothing is registered; what fails later takes the registration back.
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let config = read_config(env)?;
     let service = check(&config)?;
     // All that is given is looked at before anything is registered.
-    let admin = options.admin_bind.as_deref().map(|bind| xds::resolve("the admin address", bind)).transpose()?;
+    let admin = options
+        .admin_bind
+        .as_deref()
+        .map(|bind| xds::resolve("--admin-bind (MESH_INIT_ADMIN_BIND)", bind))
+        .transpose()?;
     let grpc = options.grpc_addr.as_deref();
     let (ca_file, ca_path) = (options.grpc_ca_file.as_deref(), options.grpc_ca_path.as_deref());
     let xds = grpc.map(|address| xds::given(address, ca_file, ca_path, env)).transpose()?;
@@ -115,21 +130,23 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     // the servers, for a login; what is registered here belongs to the agent beside the task.
     let consul = consul_api::Config::from_env(env)?;
     let consul = Client::new(consul.within(service.namespace.as_deref(), service.partition.as_deref()))?;
+    let token = consul.config().token().map(SecretSource::read).transpose()?;
     let task = MetadataClient::from_env(env)?.task_within(options.timeout).await?;
     let names = Names::new(service.name.as_deref(), &task.family, task.task_id());
 
     // A draft, so that an option in the document that cannot be used is told before anything is registered.
-    let default_xds = asked_for(None, Ipv4Addr::LOCALHOST.into());
+    let default_xds = asked_for(None, Ipv4Addr::LOCALHOST.into())?;
     let draft = Bootstrap {
         names: &names,
         namespace: None,
         partition: None,
         datacenter: None,
-        token: None,
+        token: token.as_ref(),
         xds: xds.as_ref().unwrap_or(&default_xds),
         admin: admin.unwrap_or((Ipv4Addr::LOCALHOST.into(), ADMIN_PORT)),
         prometheus: &options.prometheus,
         ready_bind: options.ready_bind.as_deref(),
+        admin_access_log_path: &options.admin_access_log_path,
         access_logs: None,
         config: &config.proxy.config,
         env,
@@ -139,31 +156,50 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let agent = Agent(&consul);
     let registrations =
         [registration::service(&config, service, &names, &task), registration::proxy(&config, service, &names, &task)];
-    let registered = agent.register(&registrations, &names, options.timeout).await?;
-    let Some(proxy) = registered.proxy else { return Err(RunError::NoProxy(names.proxy_id)) };
+    let mut standing = 0;
+    let registered = agent.register(&registrations, &names, options.timeout, &mut standing).await;
+    let done = match registered {
+        Ok(registered) => finish(&agent, registered, xds.as_ref(), admin, draft, &path).await,
+        Err(error) => Err(error),
+    };
+    if done.is_err() {
+        // The task won't start, and nobody else would do it.
+        agent.deregister(&registrations[..standing]).await;
+    }
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+/// Completes the bootstrap with what the agent says, and writes it.
+async fn finish(
+    agent: &Agent<'_>,
+    registered: AgentService,
+    xds: Option<&XdsAddress>,
+    admin: Option<(IpAddr, u16)>,
+    draft: Bootstrap<'_>,
+    path: &Path,
+) -> Result<(), RunError> {
+    let consul = agent.0.config();
+    let Some(proxy) = registered.proxy else { return Err(RunError::NoProxy(draft.names.proxy_id.clone())) };
     let itself = if xds.is_some() && registered.datacenter.is_some() { None } else { agent.itself().await };
     let loopback = loopback(itself.as_ref());
-    let told_xds = asked_for(itself.as_ref(), loopback);
+    let xds = xds.map_or_else(|| asked_for(itself.as_ref(), loopback), |given| Ok(given.clone()))?;
     let datacenter = match (registered.datacenter, itself) {
         (Some(datacenter), _) => Some(datacenter),
         (None, Some(itself)) => Some(itself.config.datacenter),
-        (None, None) => agent.datacenter(&names).await,
+        (None, None) => agent.datacenter(draft.names).await,
     };
     let access_logs = agent.access_logs().await;
-    let token = consul.config().token().map(sidecar_kit::secret::SecretSource::read).transpose()?;
     let bootstrap = Bootstrap {
-        namespace: registered.namespace.as_deref().or(consul.config().namespace()),
-        partition: registered.partition.as_deref().or(consul.config().partition()),
+        namespace: registered.namespace.as_deref().or(consul.namespace()),
+        partition: registered.partition.as_deref().or(consul.partition()),
         datacenter: datacenter.as_deref(),
-        token: token.as_ref(),
-        xds: xds.as_ref().unwrap_or(&told_xds),
+        xds: &xds,
         admin: admin.unwrap_or((loopback, ADMIN_PORT)),
         access_logs: access_logs.as_ref(),
         config: &proxy.config.unwrap_or_else(Map::new),
         ..draft
     };
-    write_bootstrap(&path, &bootstrap)?;
-    Ok(ExitCode::SUCCESS)
+    write_bootstrap(path, &bootstrap)
 }
 
 /// Reads the document and starts logging with its level.
@@ -188,11 +224,26 @@ fn check(config: &Config) -> Result<&Service, RunError> {
     config.service.as_ref().ok_or(RunError::NoService)
 }
 
-/// A directory that cannot be written to is told before anything is registered.
+/// A directory that cannot be written to is told before anything is registered. What an earlier run left there when it
+/// was killed is removed: a temporary file may hold a token.
 fn make_sure_of(directory: &Path) -> Result<(), RunError> {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        if is_left_behind(&entry.file_name().to_string_lossy())
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!("cannot remove {}, left by an earlier run: {error}", entry.path().display());
+        }
+    }
     let probe = directory.join(format!(".{BOOTSTRAP_FILE}.{}.probe", std::process::id()));
     let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
     written.map_err(|source| RunError::BootstrapDir { path: directory.to_owned(), source })
+}
+
+/// Whether it is the name of a temporary file of ours: `.envoy-bootstrap.json.<process ID>.tmp`, or `.probe`.
+fn is_left_behind(name: &str) -> bool {
+    let middle = name.strip_prefix('.').and_then(|name| name.strip_prefix(BOOTSTRAP_FILE)?.strip_prefix('.'));
+    let id = middle.and_then(|rest| rest.strip_suffix(".tmp").or_else(|| rest.strip_suffix(".probe")));
+    id.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The agent beside the task.
@@ -200,17 +251,20 @@ struct Agent<'a>(&'a Client);
 
 impl Agent<'_> {
     /// Registers the service, then the proxy that refers to it, and gives the proxy as the agent has it then, with the
-    /// central configuration merged in. All three can be repeated, so that one wait holds them.
+    /// central configuration merged in. All three can be repeated, so that one wait holds them. `standing` is how many
+    /// of them the agent has taken, also where it fails.
     async fn register(
         &self,
         registrations: &[ServiceRegistration; 2],
         names: &Names,
         bound: Duration,
+        standing: &mut usize,
     ) -> Result<AgentService, RunError> {
         let what = format!("Consul's agent at {}", self.0.config().address());
         let registered = at_start(&what, bound, async || {
-            for registration in registrations {
+            for (index, registration) in registrations.iter().enumerate() {
                 self.0.register_service(registration).await?;
+                *standing = (*standing).max(index + 1);
             }
             self.0.agent_service(&names.proxy_id).await
         });
@@ -264,14 +318,41 @@ impl Agent<'_> {
         datacenter.ok()
     }
 
-    /// The access logs of proxy-defaults (Consul 1.15); as with Consul's own command, what cannot be read is not there.
+    /// The access logs of proxy-defaults (Consul 1.15); as with Consul's own command, what is not there or may not be read
+    /// is none.
     async fn access_logs(&self) -> Option<AccessLogs> {
-        match self.0.config_entry("proxy-defaults", "global").await {
-            Ok(entry) => AccessLogs::of_entry(&entry),
+        let entry = at_start("the access logs of proxy-defaults", ACCESS_LOGS_BOUND, async || {
+            match self.0.config_entry("proxy-defaults", "global").await {
+                Ok(entry) => Ok(Some(entry)),
+                Err(error @ (consul_api::Error::NotFound { .. } | consul_api::Error::PermissionDenied { .. })) => {
+                    tracing::debug!("no access logs from proxy-defaults: {}", one_line(&error));
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            }
+        });
+        match entry.await {
+            Ok(entry) => AccessLogs::of_entry(&entry?),
             Err(error) => {
-                tracing::debug!("no access logs from proxy-defaults: {}", one_line(&error));
+                tracing::warn!("Envoy's admin interface will lack proxy-defaults' access logs: {}", one_line(&error));
                 None
             }
+        }
+    }
+
+    /// Takes registrations back as well as it can: the last first, so that no proxy stands without its service.
+    async fn deregister(&self, registrations: &[ServiceRegistration]) {
+        let all = async {
+            for ServiceRegistration { id, .. } in registrations.iter().rev() {
+                match self.0.deregister_service(id).await {
+                    Ok(()) => tracing::info!("deregistered {id}"),
+                    Err(consul_api::Error::NotFound { .. }) => {}
+                    Err(error) => tracing::warn!("cannot deregister {id}: {}", one_line(&error)),
+                }
+            }
+        };
+        if tokio::time::timeout(DEREGISTER_BOUND, all).await.is_err() {
+            tracing::warn!("cannot deregister what was registered: Consul is too slow");
         }
     }
 }
@@ -291,9 +372,18 @@ fn loopback(itself: Option<&AgentSelf>) -> IpAddr {
 }
 
 /// The port that the agent tells, else the usual one, in plain text.
-fn asked_for(itself: Option<&AgentSelf>, loopback: IpAddr) -> XdsAddress {
-    let port = itself.and_then(AgentSelf::grpc_port).unwrap_or(xds::DEFAULT_PORT);
-    XdsAddress { endpoint: Endpoint::Tcp(loopback, port), authorities: None }
+fn asked_for(itself: Option<&AgentSelf>, loopback: IpAddr) -> Result<XdsAddress, RunError> {
+    let plain = itself.and_then(AgentSelf::grpc_port);
+    if let (None, Some(tls)) = (plain, itself.and_then(grpc_tls_port)) {
+        return Err(RunError::OnlyTls((loopback, tls).into()));
+    }
+    Ok(XdsAddress { endpoint: Endpoint::Tcp(loopback, plain.unwrap_or(xds::DEFAULT_PORT)), authorities: None })
+}
+
+/// The port on which the agent serves xDS with TLS (Consul 1.14).
+fn grpc_tls_port(itself: &AgentSelf) -> Option<u16> {
+    let port = itself.xds.as_ref()?.get("Ports")?.get("TLS")?.as_u64()?;
+    u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
 /// What to do where an agent refuses a field ("json: unknown field").
@@ -317,4 +407,40 @@ fn write_bootstrap(path: &Path, bootstrap: &Bootstrap<'_>) -> Result<(), RunErro
     write_atomically(path, text.as_bytes(), BOOTSTRAP_MODE)?;
     tracing::info!("wrote {}", path.display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_with_grpc_over_tls_alone_needs_an_address_and_a_ca() {
+        let asked = |ports: serde_json::Value| {
+            let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1.17.0" });
+            let itself = serde_json::from_value(json!({ "Config": config, "xDS": { "Ports": ports } })).unwrap();
+            asked_for(Some(&itself), Ipv4Addr::LOCALHOST.into()).map(|xds| xds.endpoint)
+        };
+        let error = asked(json!({ "Plaintext": -1, "TLS": 8503 })).unwrap_err().to_string();
+        assert!(error.contains("CONSUL_GRPC_ADDR=https://127.0.0.1:8503 and CONSUL_GRPC_CACERT"), "{error}");
+        let plain = asked(json!({ "Plaintext": 18502, "TLS": 8503 })).unwrap();
+        assert_eq!(plain, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), 18502));
+        let neither = asked(json!({ "Plaintext": -1, "TLS": -1 })).unwrap();
+        assert_eq!(neither, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), xds::DEFAULT_PORT));
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let others =
+            ["envoy-bootstrap.json", ".envoy-bootstrap.json.tmp", ".envoy-bootstrap.json.x1.tmp", ".other.1.tmp"];
+        let ours = [".envoy-bootstrap.json.1.tmp", ".envoy-bootstrap.json.4711.probe"];
+        for name in others.iter().chain(&ours) {
+            File::create(directory.path().join(name)).unwrap();
+        }
+        make_sure_of(directory.path()).unwrap();
+        assert!(others.iter().all(|name| directory.path().join(name).exists()));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), others.len());
+    }
 }

@@ -7,6 +7,10 @@ use sidecar_kit::env::Env;
 
 use crate::bootstrap::{Endpoint, XdsAddress};
 
+/// The variables that name a CA certificate's file and a directory of them.
+const GRPC: (&str, &str) = ("CONSUL_GRPC_CACERT", "CONSUL_GRPC_CAPATH");
+const HTTP: (&str, &str) = ("CONSUL_CACERT", "CONSUL_CAPATH");
+
 /// The port where Consul's documentation tells to serve gRPC.
 pub const DEFAULT_PORT: u16 = 8502;
 
@@ -37,8 +41,10 @@ pub enum AddressError {
     #[error("CONSUL_GRPC_ADDR is https, but there is no CA certificate: set CONSUL_GRPC_CACERT to its file")]
     NoAuthority,
     /// A CA certificate cannot be read.
-    #[error("cannot read the CA certificate in {}", path.display())]
+    #[error("{variable}: cannot read the CA certificate in {}", path.display())]
     Authority {
+        /// The variable that names the file or its directory.
+        variable: &'static str,
         /// The file or directory.
         path: PathBuf,
         /// Why.
@@ -58,7 +64,7 @@ pub fn given(
     env: &Env,
 ) -> Result<XdsAddress, AddressError> {
     if let Some(path) = address.strip_prefix("unix://") {
-        let authorities = own_authorities(ca_file, ca_path).transpose()?;
+        let authorities = read_authorities(GRPC, ca_file, ca_path).transpose()?;
         return Ok(XdsAddress { endpoint: Endpoint::Unix(path.to_owned()), authorities });
     }
     let (tls, host_port) = match address.split_once("://") {
@@ -102,32 +108,45 @@ pub fn resolve(name: &'static str, value: &str) -> Result<(IpAddr, u16), Address
 
 /// The CA certificates for gRPC, else those for HTTP.
 fn authorities(ca_file: Option<&str>, ca_path: Option<&str>, env: &Env) -> Result<String, AddressError> {
-    let own = own_authorities(ca_file, ca_path);
+    let own = read_authorities(GRPC, ca_file, ca_path);
     let pem = own.or_else(|| env.get("CONSUL_CACERT_PEM").map(|pem| Ok(pem.to_owned())));
-    let pem = pem.or_else(|| own_authorities(env.get("CONSUL_CACERT"), env.get("CONSUL_CAPATH")));
+    let pem = pem.or_else(|| read_authorities(HTTP, env.get(HTTP.0), env.get(HTTP.1)));
     let pem = pem.ok_or(AddressError::NoAuthority)??;
     if pem.trim().is_empty() { Err(AddressError::NoAuthority) } else { Ok(pem) }
 }
 
 /// A file goes before a directory, as in Consul.
-fn own_authorities(file: Option<&str>, directory: Option<&str>) -> Option<Result<String, AddressError>> {
-    let read = |path: &Path| {
-        std::fs::read_to_string(path).map_err(|source| AddressError::Authority { path: path.to_owned(), source })
-    };
+fn read_authorities(
+    (file_variable, directory_variable): (&'static str, &'static str),
+    file: Option<&str>,
+    directory: Option<&str>,
+) -> Option<Result<String, AddressError>> {
+    let failed = |variable, path: &Path, source| AddressError::Authority { variable, path: path.to_owned(), source };
+    let read = |variable, path: &Path| std::fs::read_to_string(path).map_err(|source| failed(variable, path, source));
     match (file, directory) {
-        (Some(file), _) => Some(read(Path::new(file))),
+        (Some(file), _) => Some(read(file_variable, Path::new(file))),
         (None, Some(directory)) => {
-            Some(files_of(Path::new(directory)).and_then(|files| files.iter().map(|f| read(f)).collect()))
+            let directory = Path::new(directory);
+            let files = files_below(directory).map_err(|source| failed(directory_variable, directory, source));
+            Some(files.and_then(|files| files.iter().map(|file| read(directory_variable, file)).collect()))
         }
         (None, None) => None,
     }
 }
 
-fn files_of(directory: &Path) -> Result<Vec<PathBuf>, AddressError> {
-    let failed = |source| AddressError::Authority { path: directory.to_owned(), source };
-    let entries = std::fs::read_dir(directory).map_err(failed)?;
-    let paths: Result<Vec<_>, _> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
-    let mut files: Vec<_> = paths.map_err(failed)?.into_iter().filter(|path| path.is_file()).collect();
+/// The files in the directory and its subdirectories. Symbolic links to directories are not followed, so that there is
+/// an end.
+fn files_below(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            files.append(&mut files_below(&path)?);
+        } else if path.is_file() {
+            files.push(path);
+        }
+    }
     files.sort();
     Ok(files)
 }
@@ -167,5 +186,27 @@ mod tests {
         std::fs::write(&file, "grpc authority").unwrap();
         assert_eq!(authorities(file.to_str()).as_deref(), Some("grpc authority"));
         std::fs::remove_file(&file).unwrap();
+    }
+
+    #[test]
+    fn a_directory_s_authorities_are_those_of_its_subdirectories_too() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("b")).unwrap();
+        for (file, text) in [("c.pem", "third"), ("a.pem", "first "), ("b/b.pem", "second ")] {
+            std::fs::write(directory.path().join(file), text).unwrap();
+        }
+        std::os::unix::fs::symlink(directory.path(), directory.path().join("b/loop")).unwrap();
+        let given = given("https://127.0.0.1:1", None, directory.path().to_str(), &Env::default()).unwrap();
+        assert_eq!(given.authorities.as_deref(), Some("first second third"));
+    }
+
+    #[test]
+    fn an_authority_that_cannot_be_read_is_named_with_its_variable() {
+        let error = |file, path, env: &Env| given("https://127.0.0.1:1", file, path, env).unwrap_err().to_string();
+        let env = Env::from_iter([("CONSUL_CACERT", "/nowhere")]);
+        let text = "cannot read the CA certificate in /nowhere";
+        assert_eq!(error(Some("/nowhere"), None, &env), format!("CONSUL_GRPC_CACERT: {text}"));
+        assert_eq!(error(None, Some("/nowhere"), &env), format!("CONSUL_GRPC_CAPATH: {text}"));
+        assert_eq!(error(None, None, &env), format!("CONSUL_CACERT: {text}"));
     }
 }

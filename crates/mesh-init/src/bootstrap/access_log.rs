@@ -94,9 +94,9 @@ impl AccessLogs {
 }
 
 /// What stands there without access logs.
-pub(super) fn none() -> Value {
+pub(super) fn file(path: &str) -> Value {
     let kind = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
-    json!({ "name": "envoy.access_loggers.file", "typed_config": { "@type": kind, "path": "/dev/null" } })
+    json!({ "name": "envoy.access_loggers.file", "typed_config": { "@type": kind, "path": path } })
 }
 
 fn wrong(field: &'static str, expected: &'static str, got: String) -> BootstrapError {

@@ -77,7 +77,8 @@ impl Listeners {
         let matches = json!({ "path": prometheus.scrape_path });
         let name = "envoy_prometheus_metrics";
         let route = Route { name, matches, rewritten: "/stats/prometheus", cluster, port };
-        self.add("envoy_prometheus_bind_addr", bind, admin.0, &route, prometheus)
+        self.add(of_option("envoy_prometheus_bind_addr", bind)?, admin.0, &route, prometheus);
+        Ok(())
     }
 
     pub(super) fn add_stats(
@@ -89,7 +90,8 @@ impl Listeners {
         let matches = json!({ "prefix": "/stats" });
         let name = "envoy_metrics";
         let route = Route { name, matches, rewritten: "/stats", cluster: "self_admin", port: admin.1 };
-        self.add("envoy_stats_bind_addr", bind, admin.0, &route, prometheus)
+        self.add(of_option("envoy_stats_bind_addr", bind)?, admin.0, &route, prometheus);
+        Ok(())
     }
 
     pub(super) fn add_ready(
@@ -101,19 +103,12 @@ impl Listeners {
         let matches = json!({ "path": "/ready" });
         let name = "envoy_ready";
         let route = Route { name, matches, rewritten: "/ready", cluster: "self_admin", port: admin.1 };
-        self.add("ready bind address", bind, admin.0, &route, prometheus)
+        let bind = split_host_port(bind).ok_or_else(|| BootstrapError::ReadyBind(bind.to_owned()))?;
+        self.add(bind, admin.0, &route, prometheus);
+        Ok(())
     }
 
-    fn add(
-        &mut self,
-        option: &'static str,
-        bind: &str,
-        admin: IpAddr,
-        route: &Route<'_>,
-        prometheus: &Prometheus,
-    ) -> Result<(), BootstrapError> {
-        let wrong = || BootstrapError::Option { option, expected: "<ip>:<port>", got: format!("{bind:?}") };
-        let bind = split_host_port(bind).ok_or_else(wrong)?;
+    fn add(&mut self, bind: (&str, u16), admin: IpAddr, route: &Route<'_>, prometheus: &Prometheus) {
         // Envoy refuses a second cluster of the same name.
         if self.clusters.iter().all(|cluster| cluster["name"] != route.cluster) {
             let address = socket_address((admin, route.port));
@@ -131,8 +126,12 @@ impl Listeners {
             "address": { "socket_address": { "address": bind.0, "port_value": bind.1 } },
             "filter_chains": [chain],
         }));
-        Ok(())
     }
+}
+
+fn of_option<'a>(option: &'static str, bind: &'a str) -> Result<(&'a str, u16), BootstrapError> {
+    let wrong = || BootstrapError::Option { option, expected: "<ip>:<port>", got: format!("{bind:?}") };
+    split_host_port(bind).ok_or_else(wrong)
 }
 
 fn connection_manager(route: &Route<'_>) -> Value {

@@ -24,6 +24,8 @@ use options::Options;
 const AGENT_CLUSTER: &str = "local_agent";
 /// The cluster through which Envoy hands its metrics to Consul's telemetry collector.
 const TELEMETRY_CLUSTER: &str = "consul_telemetry_collector_loopback";
+/// How often Envoy hands metrics on where the collector is the only one to get them (since Consul 1.17.1).
+const TELEMETRY_FLUSH_INTERVAL: &str = "60s";
 
 /// The proxy's configuration cannot be turned into a bootstrap.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum BootstrapError {
         "proxy configuration envoy_bootstrap_json_tpl is not supported: remove it and use the other envoy_… options"
     )]
     Template,
+    /// The flag for the ready listener.
+    #[error("--ready-bind (MESH_INIT_READY_BIND) is {0:?}: expected <ip>:<port>")]
+    ReadyBind(String),
     /// What proxy-defaults say about access logs.
     #[error("proxy-defaults AccessLogs.{field}: expected {expected}, got {got}")]
     AccessLogs {
@@ -94,6 +99,8 @@ pub struct Bootstrap<'a> {
     pub prometheus: &'a Prometheus,
     /// Where Envoy tells whether it is ready, if it shall: `<ip>:<port>`.
     pub ready_bind: Option<&'a str>,
+    /// Where Envoy logs requests to its admin interface, unless `access_logs` say it.
+    pub admin_access_log_path: &'a str,
     /// The access logs of proxy-defaults.
     pub access_logs: Option<&'a AccessLogs>,
     /// The proxy's configuration in effect, with proxy-defaults and service-defaults merged in.
@@ -125,7 +132,12 @@ impl Bootstrap<'_> {
         sinks.extend(options.statsd_url.map(|url| stats::statsd(&url, self.env)).transpose()?);
         sinks.extend(options.dogstatsd_url.map(|url| stats::dogstatsd(&url, self.env)).transpose()?);
         sinks.extend(options.stats_sinks);
+        let mut flush_interval = options.stats_flush_interval;
         if let Some(directory) = &options.telemetry_collector_dir {
+            // Envoy's own five seconds are for sinks that cost less.
+            if sinks.is_empty() {
+                flush_interval = flush_interval.or_else(|| Some(TELEMETRY_FLUSH_INTERVAL.to_owned()));
+            }
             listeners.clusters.push(self.telemetry_cluster(directory));
             sinks.push(stats::telemetry_sink(TELEMETRY_CLUSTER));
         }
@@ -150,7 +162,7 @@ impl Bootstrap<'_> {
             put("stats_sinks", sinks.into());
         }
         put("stats_config", options.stats_config.unwrap_or_else(|| self.stats_config(&options.stats_tags)));
-        if let Some(interval) = options.stats_flush_interval {
+        if let Some(interval) = flush_interval {
             put("stats_flush_interval", interval.into());
         }
         if let Some(tracing) = options.tracing {
@@ -162,7 +174,7 @@ impl Bootstrap<'_> {
 
     fn admin(&self) -> Result<Value, BootstrapError> {
         let logs = self.access_logs.map(AccessLogs::to_json).transpose()?.flatten();
-        let access_log = logs.unwrap_or_else(access_log::none);
+        let access_log = logs.unwrap_or_else(|| access_log::file(self.admin_access_log_path));
         Ok(json!({ "access_log": [access_log], "address": socket_address(self.admin) }))
     }
 

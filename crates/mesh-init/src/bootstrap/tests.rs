@@ -10,6 +10,7 @@ struct Case {
     local: IpAddr,
     prometheus: Prometheus,
     ready_bind: Option<&'static str>,
+    admin_access_log_path: &'static str,
     access_logs: Option<AccessLogs>,
     authorities: Option<String>,
     datacenter: Option<&'static str>,
@@ -24,6 +25,7 @@ impl Default for Case {
             local: Ipv4Addr::LOCALHOST.into(),
             prometheus: Prometheus::default(),
             ready_bind: None,
+            admin_access_log_path: "/dev/null",
             access_logs: None,
             authorities: None,
             datacenter: Some("dc1"),
@@ -46,6 +48,7 @@ impl Case {
             admin: (self.local, 19000),
             prometheus: &self.prometheus,
             ready_bind: self.ready_bind,
+            admin_access_log_path: self.admin_access_log_path,
             access_logs: self.access_logs.as_ref(),
             config: self.config.as_object().unwrap(),
             env: &self.env,
@@ -137,6 +140,7 @@ fn namespace_partition_and_service_stand_in_node_and_tags() {
         admin: (Ipv4Addr::LOCALHOST.into(), 19001),
         prometheus: &Prometheus::default(),
         ready_bind: None,
+        admin_access_log_path: "/dev/null",
         access_logs: None,
         config: &Map::new(),
         env: &Env::default(),
@@ -240,6 +244,19 @@ fn the_telemetry_collector_is_reached_at_the_socket_that_xds_opens() {
 }
 
 #[test]
+fn a_telemetry_collector_alone_gets_its_metrics_once_a_minute_unless_an_interval_is_given() {
+    let interval = |more: Value| {
+        let mut config = json!({ "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry" });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        Case { config, ..Case::default() }.bootstrap().unwrap()["stats_flush_interval"].take()
+    };
+    assert_eq!(interval(json!({})), "60s");
+    assert_eq!(interval(json!({ "envoy_stats_flush_interval": "10s" })), "10s");
+    assert_eq!(interval(json!({ "envoy_statsd_url": "udp://127.0.0.1:8125" })), Value::Null);
+    assert_eq!(Case::default().bootstrap().unwrap()["stats_flush_interval"], Value::Null);
+}
+
+#[test]
 fn access_logs_of_proxy_defaults_reach_the_admin_interface() {
     let logs = |logs: Value| AccessLogs::of_entry(&json!({ "Kind": "proxy-defaults", "AccessLogs": logs }));
     let with = |access_logs| Case { access_logs, ..Case::default() }.bootstrap().unwrap()["admin"]["access_log"].take();
@@ -255,6 +272,8 @@ fn access_logs_of_proxy_defaults_reach_the_admin_interface() {
     let standard = with(logs(json!({ "Enabled": true })));
     assert_eq!(standard[0]["typedConfig"]["logFormat"]["jsonFormat"]["method"], "%REQ(:METHOD)%");
     assert_eq!(with(logs(json!({ "Enabled": false })))[0]["typed_config"]["path"], "/dev/null");
+    let case = Case { admin_access_log_path: "/admin.log", ..Case::default() };
+    assert_eq!(case.bootstrap().unwrap()["admin"]["access_log"][0]["typed_config"]["path"], "/admin.log");
 }
 
 #[test]
@@ -276,6 +295,8 @@ fn an_option_that_cannot_be_used_is_named_with_what_would_do() {
         Case::refused(json!({ "envoy_stats_tags": [["a"]] })),
         "proxy configuration envoy_stats_tags: expected an array of strings, got an array"
     );
+    let ready = Case { ready_bind: Some("9104"), ..Case::default() }.bootstrap().unwrap_err().to_string();
+    assert_eq!(ready, r#"--ready-bind (MESH_INIT_READY_BIND) is "9104": expected <ip>:<port>"#);
     assert!(Case::refused(json!({ "envoy_tracing_json": "{" })).contains("text that is not JSON"));
     assert!(Case::refused(json!({ "envoy_extra_static_clusters_json": "[{}]" })).ends_with("got an array"));
     assert!(Case::refused(json!({ "envoy_statsd_url": "tcp://1.2.3.4:1" })).contains("expected udp://"));
