@@ -71,6 +71,19 @@ pub async fn run(command: &mut Command) -> Result<String, CommandError> {
     Err(CommandError::Failed { command: line, status: output.status, message: lines.join(" / ") })
 }
 
+/// The cargo that runs us, without the variables by which it tells a program of its package: ring's build script looks at
+/// them, and every build from within `cargo xtask` would build ring, and all above it, anew.
+#[must_use]
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 fn shown(command: &Command) -> String {
     let command = command.as_std();
     let words = std::iter::once(command.get_program()).chain(command.get_args());

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
 
-use crate::command::{CommandError, run};
+use crate::command::{self, CommandError, run};
 use crate::parts::{self, PartsError};
 use crate::{Progress, mesh_dir, workspace};
 
@@ -99,8 +99,7 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
 
 /// Builds the binaries that images carry, with the profile that the tests use.
 async fn build_binaries() -> Result<(), ImagesError> {
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let mut command = Command::new(cargo);
+    let mut command = command::cargo();
     command.current_dir(workspace()).args(["build", "--quiet"]);
     for binary in BINARIES {
         command.args(["--bin", binary]);

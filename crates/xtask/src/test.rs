@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use clap::ValueEnum;
-use local_mesh::{mesh, parts, workspace};
-use tokio::process::Command;
+use local_mesh::{command, mesh, parts, workspace};
 
 use crate::progress::Reporter;
 
@@ -63,13 +62,12 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
 }
 
 async fn cargo(what: &'static str, arguments: &[&str]) -> Result<(), TestError> {
-    let command = format!("cargo {}", arguments.join(" "));
-    println!("── {what}: {command}");
+    let line = format!("cargo {}", arguments.join(" "));
+    println!("── {what}: {line}");
     let begun = Instant::now();
-    let program = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let status = Command::new(program).args(arguments).current_dir(workspace()).status().await;
+    let status = command::cargo().args(arguments).current_dir(workspace()).status().await;
     if !status.map_err(TestError::Cargo)?.success() {
-        return Err(TestError::Failed { what, command });
+        return Err(TestError::Failed { what, command: line });
     }
     println!("── {what}: {:.0} s", begun.elapsed().as_secs_f32());
     Ok(())
