@@ -5,9 +5,17 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bollard::Docker;
-use local_mesh::docker::{self, task};
-use local_mesh::timeline::{Recorder, What};
-use local_mesh::{compose, mesh, workspace};
+mod acl;
+mod consul_gone;
+mod demo;
+mod gateways;
+mod shutdown;
+
+use local_mesh::compose::{self, Compose};
+use local_mesh::docker;
+use local_mesh::events::{Recorder, What};
+use local_mesh::task::{self, StopOrder, start, stop};
+use local_mesh::{mesh, secrets, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::Value;
 
@@ -22,8 +30,9 @@ async fn answering_task() -> Result<String, String> {
 }
 
 /// Waits until exactly these tasks answer: in 20 requests in a row each of them does, and no other.
-async fn answered_by(tasks: &[&str]) {
-    let wanted = tasks.iter().map(|task| task_id(task)).collect::<BTreeSet<_>>();
+async fn answered_by(docker: &Docker, tasks: &[&str]) {
+    let known = docker::tasks(docker).await.unwrap();
+    let wanted = tasks.iter().map(|task| known[*task].id.clone()).collect::<BTreeSet<_>>();
     eventually(&format!("{tasks:?} and no other answers"), BOUND, async || {
         let mut answered = BTreeSet::new();
         for _ in 0..20 {
@@ -34,18 +43,23 @@ async fn answered_by(tasks: &[&str]) {
     .await;
 }
 
-/// A task's ID, from the file that docker-compose reads.
-fn task_id(task: &str) -> String {
-    let variables = std::fs::read_to_string(workspace().join(".env")).unwrap();
-    let variable = format!("{}_TASK_ID=", task.to_uppercase().replace('-', "_"));
-    variables.lines().find_map(|line| line.strip_prefix(&variable)).unwrap().to_owned()
-}
-
 /// The mesh as it was when `up` brought it up.
 async fn whole() -> Docker {
-    compose::run(None, &["up", "--detach"]).await.unwrap();
-    answered_by(&["api-1", "api-2"]).await;
-    docker::connect().await.unwrap()
+    let docker = docker::connect().await.unwrap();
+    mesh::start_all(&docker).await.unwrap();
+    answered_by(&docker, &["api-1", "api-2"]).await;
+    docker
+}
+
+/// What Consul's servers answer to a GET with the management token.
+async fn consul_get(path: &str) -> Result<Value, String> {
+    let token = secrets::bootstrap_token().await.map_err(|error| error.to_string())?;
+    let token = [("X-Consul-Token", token.expose())];
+    let (status, body) = http::request("GET", &format!("{}{path}", task::CONSUL), &token, "").await?;
+    if status != 200 {
+        return Err(format!("{path}: {status}: {body}"));
+    }
+    serde_json::from_str(&body).map_err(|error| error.to_string())
 }
 
 /// The sum of all of a task's Envoy statistics whose names match.
@@ -57,7 +71,7 @@ async fn statistic(task: &str, filter: &str) -> u64 {
 
 /// When each container of a task last started.
 async fn started(docker: &Docker, name: &str) -> Vec<(String, Option<String>)> {
-    let containers = task(docker, name).await.unwrap().into_iter();
+    let containers = docker::task(docker, name).await.unwrap().into_iter();
     let mut started = containers
         .map(|(name, container)| (name, container.state.and_then(|state| state.started_at)))
         .collect::<Vec<_>>();
@@ -111,13 +125,16 @@ async fn plain_text_is_refused_at_the_public_listener() {
 #[tokio::test]
 async fn each_container_starts_after_what_it_depends_on() {
     let docker = whole().await;
-    mesh::stop_task("api-2").await.unwrap();
+    stop(&docker, "api-2", StopOrder::AllAtOnce).await.unwrap();
     let mut recorder = Recorder::start(&docker);
     whole().await;
     let mut events = recorder.events();
     events.retain(|event| event.task == "api-2" && !event.holder);
     events.sort_by_key(|event| event.at);
+    // Beside the proxy, in either order; the test below is of the order of the others.
+    events.retain(|event| event.container != "health-sync");
     let order = events.iter().map(|event| (event.container.as_str(), event.what.clone())).collect::<Vec<_>>();
+    let order = &order[..8];
     let expected = [
         ("consul-config", What::Started),
         ("consul-config", What::Exited(0)),
@@ -132,36 +149,39 @@ async fn each_container_starts_after_what_it_depends_on() {
 }
 
 #[tokio::test]
-async fn the_route_follows_when_a_task_goes_away_and_comes_back() {
-    whole().await;
-    mesh::stop_task("api-1").await.unwrap();
-    answered_by(&["api-2"]).await;
-    let nodes = http::get_json("http://127.0.0.1:8500/v1/health/service/api?passing").await.unwrap();
+async fn the_route_follows_when_a_task_goes_away_and_comes_back_with_a_new_task_id() {
+    let docker = whole().await;
+    let before = docker::tasks(&docker).await.unwrap()["api-1"].id.clone();
+    stop(&docker, "api-1", StopOrder::AllAtOnce).await.unwrap();
+    answered_by(&docker, &["api-2"]).await;
+    let nodes = consul_get("/v1/health/service/api?passing").await.unwrap();
     assert_eq!(nodes.as_array().unwrap().len(), 1, "{nodes}");
-    compose::run(None, &["up", "--detach"]).await.unwrap();
-    answered_by(&["api-1", "api-2"]).await;
+    start(&docker, "api-1", &[]).await.unwrap();
+    assert_ne!(docker::tasks(&docker).await.unwrap()["api-1"].id, before);
+    answered_by(&docker, &["api-1", "api-2"]).await;
 }
 
 #[tokio::test]
 async fn a_task_whose_mesh_init_fails_stops_at_it_and_disturbs_no_other() {
     let docker = whole().await;
-    let services = services_of("api-2").await;
+    let services = compose::services("api-2").await.unwrap();
+    let services = services.iter().map(String::as_str).collect::<Vec<_>>();
     let before = (started(&docker, "web").await, started(&docker, "api-1").await);
-    mesh::stop_task("api-2").await.unwrap();
-    compose::run(None, &[&["rm", "--force", "-v"], strs(&services).as_slice()].concat()).await.unwrap();
+    stop(&docker, "api-2", StopOrder::AllAtOnce).await.unwrap();
+    compose::run(&[&["rm", "--force", "-v"], services.as_slice()].concat()).await.unwrap();
     let broken = workspace().join("tests/mesh/broken-api-2.yml");
-    let failed =
-        compose::run(Some(&broken), &with("up", &[vec!["--detach".to_owned()], services.clone()].concat())).await;
+    let broken = Compose { over: Some(&broken), ..Compose::default() };
+    let failed = broken.run(&[&["up", "--detach"], services.as_slice()].concat()).await;
     assert!(failed.is_err(), "compose tells that a task failed");
-    let containers = task(&docker, "api-2").await.unwrap();
+    let containers = docker::task(&docker, "api-2").await.unwrap();
     assert_eq!(containers["mesh-init"].state.clone().unwrap().exit_code, Some(1));
     for later in ["sidecar-proxy", "app"] {
         let state = containers.get(later).and_then(|container| container.state.clone());
         assert!(state.is_none_or(|state| state.running != Some(true)), "{later} runs");
     }
-    answered_by(&["api-1"]).await;
+    answered_by(&docker, &["api-1"]).await;
     assert_eq!((started(&docker, "web").await, started(&docker, "api-1").await), before);
-    compose::run(None, &[&["rm", "--stop", "--force", "-v"], strs(&services).as_slice()].concat()).await.unwrap();
+    compose::run(&[&["rm", "--stop", "--force", "-v"], services.as_slice()].concat()).await.unwrap();
     whole().await;
 }
 
@@ -169,12 +189,12 @@ async fn a_task_whose_mesh_init_fails_stops_at_it_and_disturbs_no_other() {
 async fn a_task_whose_envoy_dies_is_stopped_as_a_whole_and_disturbs_no_other() {
     let docker = whole().await;
     let before = (started(&docker, "web").await, started(&docker, "api-1").await);
-    let containers = task(&docker, "api-2").await.unwrap();
+    let containers = docker::task(&docker, "api-2").await.unwrap();
     let envoy = containers["sidecar-proxy"].id.clone().unwrap();
     docker.kill_container(&envoy, None).await.unwrap();
-    answered_by(&["api-1"]).await;
+    answered_by(&docker, &["api-1"]).await;
     eventually("ecs-local stops the task's other containers", BOUND, async || {
-        let containers = task(&docker, "api-2").await.unwrap();
+        let containers = docker::task(&docker, "api-2").await.unwrap();
         let running =
             containers.iter().filter(|(_, c)| c.state.as_ref().is_some_and(|state| state.running == Some(true)));
         let running = running.map(|(name, _)| name.as_str()).collect::<Vec<_>>();
@@ -188,14 +208,12 @@ async fn a_task_whose_envoy_dies_is_stopped_as_a_whole_and_disturbs_no_other() {
 #[tokio::test]
 async fn setup_wrote_the_config_entries_and_a_second_run_changes_nothing() {
     whole().await;
-    let read = async || http::get_json("http://127.0.0.1:8500/v1/config/service-defaults").await.unwrap();
+    let read = async || consul_get("/v1/config/service-defaults").await.unwrap();
     let entries = read().await;
     let names = entries.as_array().unwrap().iter().map(|entry| (entry["Name"].clone(), entry["Protocol"].clone()));
     let names = names.collect::<Vec<(Value, Value)>>();
     assert_eq!(names, [("api".into(), "http".into()), ("web".into(), "http".into())]);
-    compose::run(None, &["run", "--rm", "--no-deps", "setup", "--http-service", "web", "--http-service", "api"])
-        .await
-        .unwrap();
+    compose::run(&["run", "--rm", "--no-deps", "setup"]).await.unwrap();
     let again = read().await;
     for (entry, again) in entries.as_array().unwrap().iter().zip(again.as_array().unwrap()) {
         assert_eq!(entry["ModifyIndex"], again["ModifyIndex"]);
@@ -217,7 +235,7 @@ async fn a_second_up_starts_nothing_anew_but_what_had_ended() {
     };
     let before = running().await;
     let index = async || {
-        let nodes = http::get_json("http://127.0.0.1:8500/v1/catalog/service/api-sidecar-proxy").await.unwrap();
+        let nodes = consul_get("/v1/catalog/service/api-sidecar-proxy").await.unwrap();
         let mut indexes =
             nodes.as_array().unwrap().iter().map(|node| node["ModifyIndex"].to_string()).collect::<Vec<_>>();
         indexes.sort();
@@ -228,19 +246,4 @@ async fn a_second_up_starts_nothing_anew_but_what_had_ended() {
     assert_eq!(up.status, 200);
     assert_eq!(running().await, before);
     assert_eq!(index().await, registered, "mesh-init ran again and changed nothing");
-}
-
-/// The names in docker-compose.yml of a task's services.
-async fn services_of(task: &str) -> Vec<String> {
-    let services = compose::run(None, &["config", "--services"]).await.unwrap();
-    let of_task = |service: &&str| *service == task || service.starts_with(&format!("{task}-"));
-    services.lines().filter(of_task).map(str::to_owned).collect()
-}
-
-fn strs(words: &[String]) -> Vec<&str> {
-    words.iter().map(String::as_str).collect()
-}
-
-fn with<'a>(verb: &'a str, words: &'a [String]) -> Vec<&'a str> {
-    [&[verb], strs(words).as_slice()].concat()
 }

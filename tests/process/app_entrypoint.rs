@@ -1,7 +1,7 @@
 //! app-entrypoint from outside.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mesh_tests::binary;
 use mesh_tests::process::{Process, run};
@@ -22,10 +22,11 @@ fn entrypoint(arguments: &[&str]) -> Command {
 async fn the_app_gets_term_only_after_the_delay() {
     let mut process = Process::spawn(&mut entrypoint(&["--shutdown-delay", "1s", "sh", "-c", APP]));
     process.says("ready", BOUND).await;
+    let told = Instant::now();
     process.signal(Signal::TERM);
     process.says("TERM: the app runs on for 1s", BOUND).await;
-    assert!(!process.output().contains("app got TERM"));
     assert_eq!(process.exit_code(BOUND).await, 7);
+    assert!(told.elapsed() >= Duration::from_secs(1), "{:?}", told.elapsed());
     process.says("app got TERM", BOUND).await;
 }
 
@@ -50,6 +51,20 @@ async fn without_a_delay_term_goes_through_at_once_and_other_signals_always_do()
     process.says("ready", BOUND).await;
     process.signal(Signal::USR1);
     process.says("got USR1", BOUND).await;
+}
+
+#[tokio::test]
+async fn an_image_s_own_stop_signal_is_delayed_and_passed_on() {
+    let script = "trap 'exit 8' QUIT; echo ready; while :; do sleep 0.05; done";
+    let flags = ["--stop-signal", "SIGQUIT", "--shutdown-delay", "1s", "sh", "-c", script];
+    let mut process = Process::spawn(&mut entrypoint(&flags));
+    process.says("ready", BOUND).await;
+    let told = Instant::now();
+    process.signal(Signal::QUIT);
+    assert_eq!(process.exit_code(BOUND).await, 8);
+    assert!(told.elapsed() >= Duration::from_secs(1), "{:?}", told.elapsed());
+    let wrong = run(&mut entrypoint(&["--stop-signal", "KILL", "true"]), BOUND).await;
+    assert_eq!((wrong.code, wrong.stderr.lines().count()), (2, 1), "{}", wrong.stderr);
 }
 
 #[tokio::test]

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use consul_api::{
-    CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, Proxy, ServiceKind, ServiceRegistration,
-    Upstream, at_start,
+    AclLink, CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, NewPolicy, NewSession, Proxy,
+    ServiceIdentity, ServiceKind, ServiceRegistration, TokenGrants, Upstream, at_start,
 };
 use mesh_tests::consul::Agent;
-use mesh_tests::eventually;
+use mesh_tests::{eventually, free_port};
 use serde_json::json;
 use sidecar_kit::env::Env;
 use sidecar_kit::wait::WaitError;
@@ -233,4 +233,90 @@ async fn at_start_a_token_that_comes_to_be_known_is_waited_for_and_a_wrong_reque
     let nameless = ServiceRegistration { name: String::new(), ..service() };
     let wrong = at_start("the agent", Duration::from_secs(600), async || task.register_service(&nameless).await).await;
     assert!(matches!(wrong, Err(WaitError::Final(Error::Refused { .. }))), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn tokens_and_policies_are_made_listed_changed_and_removed() {
+    let agent = Agent::start_with_acls().await;
+    let client = client(&agent, &agent.management);
+    let rules = "service_prefix \"\" { policy = \"read\" }";
+    let policy = client.create_policy(&NewPolicy { name: "reads", description: "d", rules }).await.unwrap();
+    let changed = NewPolicy { name: "reads", description: "d", rules: "node_prefix \"\" { policy = \"read\" }" };
+    let listed = client.policies().await.unwrap().into_iter().find(|listed| listed.id == policy.id).unwrap();
+    client.update_policy(&policy.id, &changed).await.unwrap();
+    let read = client.policy(&policy.id).await.unwrap();
+    assert_eq!(read.rules, changed.rules);
+    assert!(read.modify_index > listed.modify_index);
+
+    let identity = |name: &str| ServiceIdentity { service_name: name.to_owned(), datacenters: Vec::new() };
+    let mut grants = TokenGrants {
+        description: "one\ntwo".to_owned(),
+        policies: vec![AclLink { id: String::new(), name: "reads".to_owned() }],
+        service_identities: vec![identity("web")],
+        ..TokenGrants::default()
+    };
+    let made = client.create_token(&grants).await.unwrap();
+    let accessor = made.entry.accessor_id.as_str();
+    assert!(!format!("{made:?}").contains(made.secret_id.expose()), "a token is not printed");
+    grants.service_identities = vec![identity("api")];
+    grants.policies.clear();
+    client.update_token(accessor, &grants).await.unwrap();
+    let listed = client.tokens().await.unwrap().into_iter().find(|token| token.accessor_id == accessor).unwrap();
+    assert_eq!(listed.grants, grants);
+    assert!(listed.modify_index > made.entry.modify_index && listed.create_index == made.entry.create_index);
+    let read = client.token(accessor).await.unwrap();
+    assert_eq!((read.secret_id, read.entry.grants), (made.secret_id.clone(), grants));
+    client.delete_token(accessor).await.unwrap();
+    let gone = client.token(accessor).await.unwrap_err();
+    assert!(matches!(&gone, Error::PermissionDenied { body, .. } if body.contains("ACL not found")), "{gone:?}");
+}
+
+#[tokio::test]
+async fn a_lock_is_one_session_s_until_it_ends_and_the_lock_delay_is_over() {
+    let within = Duration::from_secs(5);
+    let agent = Agent::start().await;
+    let client = client(&agent, "");
+    let key = "ecs-mesh/arn:aws:ecs:r:1:cluster/blue/leader";
+    let new = NewSession { name: "test", ttl: Duration::from_secs(10), lock_delay: Duration::from_secs(1) };
+    // A leader that has just been elected may not have its own node in the catalog yet.
+    let one = eventually("a session", within, async || {
+        client.create_session(new, within).await.map_err(|error| error.to_string())
+    })
+    .await;
+    let two = client.create_session(new, within).await.unwrap();
+    assert_eq!(client.lock_holder(key, within).await.unwrap(), None);
+    assert!(client.acquire(key, &one, "one", within).await.unwrap());
+    assert!(!client.acquire(key, &two, "two", within).await.unwrap());
+    assert!(client.renew_session(&one, within).await.unwrap());
+    assert_eq!(client.lock_holder(key, within).await.unwrap(), Some(one.clone()));
+    client.destroy_session(&one, within).await.unwrap();
+    assert!(!client.renew_session(&one, within).await.unwrap(), "it has ended");
+    let since = std::time::Instant::now();
+    assert!(!client.acquire(key, &two, "two", within).await.unwrap(), "the lock-delay");
+    eventually("the lock is free", within, async || match client.acquire(key, &two, "two", within).await {
+        Ok(true) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    assert!(since.elapsed() >= Duration::from_millis(900), "{:?}", since.elapsed());
+    assert!(client.release(key, &two, within).await.unwrap());
+    assert_eq!(client.lock_holder(key, within).await.unwrap(), None, "given back, it is free at once");
+}
+
+#[tokio::test]
+async fn of_several_servers_one_that_fails_is_left_for_the_next() {
+    let agent = Agent::start().await;
+    // The one that hangs takes the connection and never answers.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let servers = format!("127.0.0.1:{}, {} ,{}", free_port(), hangs.local_addr().unwrap(), agent.http);
+    let env = Env::from_iter([("CONSUL_HTTP_ADDR", servers.as_str())]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let short = Duration::from_millis(300);
+    let new = NewSession { name: "test", ttl: Duration::from_secs(10), lock_delay: Duration::ZERO };
+    // A write that may have arrived is not repeated elsewhere by itself.
+    let first = client.create_session(new, short).await.unwrap_err();
+    assert!(matches!(first, Error::TimedOut { .. }), "{first:?}");
+    client.create_session(new, Duration::from_secs(5)).await.unwrap();
+    assert!(client.leader().await.unwrap().is_some());
+    drop(hangs);
 }

@@ -1,19 +1,21 @@
 //! ecs-local against the real Docker engine.
 
 use std::collections::BTreeSet;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mesh_tests::http::{get_json, request};
-use mesh_tests::process::{Process, run};
+use mesh_tests::moto::aws;
+use mesh_tests::process::{Finished, Process, run};
 use mesh_tests::{binary, eventually, free_port};
 use rustix::process::Signal;
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(20);
 
 /// A Docker command; gives its output, trimmed.
-fn docker(arguments: &[&str]) -> Result<String, String> {
+pub fn docker(arguments: &[&str]) -> Result<String, String> {
     // The classic builder alone builds FROM scratch without anything else installed.
     let output = Command::new("docker").env("DOCKER_BUILDKIT", "0").args(arguments).output();
     let output = output.map_err(|error| format!("cannot run docker ({error}): install Docker and start it"))?;
@@ -26,25 +28,27 @@ fn docker(arguments: &[&str]) -> Result<String, String> {
 }
 
 /// An ecs-local for one cluster of its own, and the containers of one task; all goes with it.
-struct Cluster {
-    name: String,
+pub struct Cluster {
+    pub name: String,
     url: String,
     port: u16,
-    process: Option<Process>,
+    api_port: u16,
+    pub process: Option<Process>,
     /// The image of the next container, and those it is built from.
     images: Vec<String>,
     networks: Vec<String>,
 }
 
-const TASK_ID: &str = "0123456789abcdef0123456789abcdef";
+pub const TASK_ID: &str = "0123456789abcdef0123456789abcdef";
 
 impl Cluster {
-    async fn new(test: &str) -> Self {
+    pub async fn new(test: &str) -> Self {
         let name = format!("ecs-mesh-test-{test}-{}", std::process::id());
         let port = free_port();
         let mut cluster = Self {
             url: format!("http://127.0.0.1:{port}"),
             port,
+            api_port: free_port(),
             process: None,
             images: Vec::new(),
             networks: Vec::new(),
@@ -73,12 +77,13 @@ impl Cluster {
     async fn start(&mut self) {
         let mut command = Command::new(binary("ecs-local"));
         command.args(["serve", "--listen", &format!("127.0.0.1:{}", self.port), "--cluster", &self.name]);
+        command.args(["--api-listen", &format!("127.0.0.1:{}", self.api_port)]);
         let process = Process::spawn(&mut command);
         process.says("answering on", SOON).await;
         self.process = Some(process);
     }
 
-    fn network(&mut self, subnet: &str) -> String {
+    pub fn network(&mut self, subnet: &str) -> String {
         let network = format!("{}-{}", self.name, self.networks.len());
         let subnet = if subnet.is_empty() { vec![] } else { vec!["--subnet", subnet] };
         docker(&[&["network", "create"], &subnet[..], &[&network]].concat()).unwrap();
@@ -86,8 +91,18 @@ impl Cluster {
         network
     }
 
-    fn docker_name(&self, container: &str) -> String {
+    pub fn docker_name(&self, container: &str) -> String {
         format!("{}-{container}", self.name)
+    }
+
+    /// The ARN of a task in this cluster.
+    pub fn arn(&self, task_id: &str) -> String {
+        format!("arn:aws:ecs:eu-north-1:210987654321:task/{}/{task_id}", self.name)
+    }
+
+    /// The URL of its ECS API.
+    pub fn api(&self) -> String {
+        format!("http://127.0.0.1:{}/", self.api_port)
     }
 
     fn endpoint(&self, container: &str) -> String {
@@ -95,17 +110,27 @@ impl Cluster {
     }
 
     /// Creates a container of the task; options go before the image, the command after it.
-    fn create(&self, container: &str, options: &[&str], command: &[&str]) {
-        let arn = format!("arn:aws:ecs:eu-north-1:210987654321:task/{}/{TASK_ID}", self.name);
+    pub fn create(&self, container: &str, options: &[&str], command: &[&str]) {
+        self.create_named(&self.docker_name(container), (TASK_ID, "web"), container, options, command);
+    }
+
+    /// Creates a container, with this name for Docker, of a task of this ID and family.
+    pub fn create_named(
+        &self,
+        name: &str,
+        (task_id, family): (&str, &str),
+        container: &str,
+        options: &[&str],
+        command: &[&str],
+    ) {
         let labels = [
             format!("com.amazonaws.ecs.cluster={}", self.name),
-            format!("com.amazonaws.ecs.task-arn={arn}"),
-            "com.amazonaws.ecs.task-definition-family=web".to_owned(),
+            format!("com.amazonaws.ecs.task-arn={}", self.arn(task_id)),
+            format!("com.amazonaws.ecs.task-definition-family={family}"),
             "com.amazonaws.ecs.task-definition-version=3".to_owned(),
             format!("com.amazonaws.ecs.container-name={container}"),
         ];
-        let name = self.docker_name(container);
-        let mut arguments = vec!["create", "--name", &name];
+        let mut arguments = vec!["create", "--name", name];
         for label in &labels {
             arguments.extend(["--label", label]);
         }
@@ -118,9 +143,24 @@ impl Cluster {
     fn run(&self, container: &str, options: &[&str], command: &[&str]) {
         self.create(container, options, command);
         docker(&["start", &self.docker_name(container)]).unwrap();
+        if command.contains(&"serve") {
+            self.until_it_listens(container);
+        }
     }
 
-    fn run_pause(&self, networks: &[&str]) {
+    /// Waits until a container's demo-app listens or has exited. Before that it has no handler for TERM yet, and the kernel
+    /// drops what PID 1 doesn't handle.
+    fn until_it_listens(&self, container: &str) {
+        let mut command = Command::new("docker");
+        let follow = ["logs", "--follow", &self.docker_name(container)];
+        let mut logs = command.args(follow).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(logs.stderr.take().unwrap()).lines().map_while(Result::ok);
+        lines.take_while(|line| !line.contains(" listens on ")).for_each(drop);
+        let _ = logs.kill();
+        let _ = logs.wait();
+    }
+
+    pub fn run_pause(&self, networks: &[&str]) {
         let mut options = vec!["--label", "ecs-mesh.type=CNI_PAUSE", "--label", "ecs-mesh.stop-timeout=2"];
         options.extend(["--network", networks.first().copied().unwrap_or("none")]);
         self.create("pause", &options, &["/ecs-local", "pause"]);
@@ -131,17 +171,52 @@ impl Cluster {
     }
 
     /// Runs an app in the pause container's network namespace.
-    fn run_app(&self, container: &str, options: &[&str], command: &[&str]) {
+    pub fn run_app(&self, container: &str, options: &[&str], command: &[&str]) {
         let joined = format!("container:{}", self.docker_name("pause"));
         self.run(container, &[&["--network", &joined], options].concat(), command);
     }
 
-    async fn task(&self) -> Result<Value, String> {
+    /// Sends StopTask of this task; the status and the answer.
+    async fn stop_task(&self, cluster: &str, task: &str, order: &str) -> (u16, Value) {
+        let headers =
+            [("x-amz-target", "AmazonEC2ContainerServiceV20141113.StopTask"), ("x-ecs-local-stop-order", order)];
+        let body = serde_json::json!({ "cluster": cluster, "task": task, "reason": "a test" }).to_string();
+        let (status, body) = request("POST", &self.api(), &headers, &body).await.unwrap();
+        (status, serde_json::from_str(&body).unwrap())
+    }
+
+    /// The real AWS CLI's `ecs stop-task`.
+    async fn aws_stop_task(&self, cluster: &str, task: &str) -> Finished {
+        let stop = ["ecs", "stop-task", "--cluster", cluster, "--task", task, "--reason", "a test"];
+        aws(&self.api(), &stop).await
+    }
+
+    /// How many TERMs a container has got, by Docker's events since `since`.
+    fn terms(&self, container: &str, since: u64) -> usize {
+        let until = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 1;
+        let name = format!("container={}", self.docker_name(container));
+        let events = docker(&[
+            "events",
+            "--since",
+            &since.to_string(),
+            "--until",
+            &until.to_string(),
+            "--filter",
+            &name,
+            "--filter",
+            "event=kill",
+            "--format",
+            "{{.Actor.Attributes.signal}}",
+        ]);
+        events.unwrap().lines().filter(|signal| *signal == "15").count()
+    }
+
+    pub async fn task(&self) -> Result<Value, String> {
         // Any of its containers will do.
         get_json(&format!("{}/task", self.endpoint("pause"))).await
     }
 
-    async fn until_task(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+    pub async fn until_task(&self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
         eventually(what, SOON, async || {
             let task = self.task().await?;
             if holds(&task) { Ok(task) } else { Err(task.to_string()) }
@@ -169,7 +244,7 @@ impl Drop for Cluster {
     }
 }
 
-fn container<'a>(task: &'a Value, name: &str) -> &'a Value {
+pub fn container<'a>(task: &'a Value, name: &str) -> &'a Value {
     let containers = task["Containers"].as_array().unwrap();
     containers.iter().find(|container| container["Name"] == name).unwrap_or_else(|| panic!("no {name} in {task}"))
 }
@@ -178,7 +253,7 @@ fn container<'a>(task: &'a Value, name: &str) -> &'a Value {
 const MAPS: [&str; 3] = ["Labels", "LogOptions", "TaskTags"];
 
 /// Every key's path and JSON type, through all objects and arrays.
-fn shape(value: &Value) -> BTreeSet<(String, &'static str)> {
+pub fn shape(value: &Value) -> BTreeSet<(String, &'static str)> {
     fn walk(path: &str, value: &Value, shape: &mut BTreeSet<(String, &'static str)>) {
         let type_ = match value {
             Value::Null => "null",
@@ -209,7 +284,7 @@ fn shape(value: &Value) -> BTreeSet<(String, &'static str)> {
 /// A task with the keys and types of AWS's page "Amazon ECS task metadata v4 examples for tasks on Fargate".
 const FARGATE_TASK: &str = include_str!("../../crates/ecs-local/tests/fargate_task.json");
 
-fn documented(keys: &[(&str, &'static str)]) -> BTreeSet<(String, &'static str)> {
+pub fn documented(keys: &[(&str, &'static str)]) -> BTreeSet<(String, &'static str)> {
     keys.iter().map(|(path, type_)| ((*path).to_owned(), *type_)).collect()
 }
 
@@ -537,4 +612,127 @@ async fn ecs_local_without_docker_says_so_on_one_line_and_fails() {
         assert!(finished.stderr.starts_with(&format!("ecs-local: {says}")), "{}", finished.stderr);
         assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
     }
+}
+
+const DEPENDS_ON_PROXY: [&str; 2] = ["--label", "ecs-mesh.depends-on=proxy:HEALTHY"];
+
+fn now() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()
+}
+
+#[tokio::test]
+async fn stop_task_tells_all_at_once_and_kills_what_outlives_its_stop_timeout() {
+    let cluster = Cluster::new("stop").await;
+    cluster.run_pause(&[]);
+    cluster.run_app("quick", &[], &["/demo-app", "serve"]);
+    let stubborn = ["--label", "ecs-mesh.stop-timeout=3", "--env", "LISTEN=127.0.0.1:8081"];
+    cluster.run_app("stubborn", &stubborn, &["/demo-app", "serve", "--term-delay", "5m"]);
+    let since = now();
+    let (status, answer) = cluster.stop_task(&cluster.name, TASK_ID, "").await;
+    assert_eq!(status, 200, "{answer}");
+    let stopped = &answer["task"];
+    assert_eq!((&stopped["desiredStatus"], &stopped["lastStatus"]), (&"STOPPED".into(), &"RUNNING".into()), "{answer}");
+    assert_eq!((&stopped["stopCode"], &stopped["stoppedReason"]), (&"UserInitiated".into(), &"a test".into()));
+    assert_eq!(stopped["containers"].as_array().unwrap().len(), 2, "without the pause container: {answer}");
+    // Whoever asks now hears that all of it is to stop, though it still runs.
+    let task = cluster.task().await.unwrap();
+    assert_eq!((&task["DesiredStatus"], &task["KnownStatus"]), (&"STOPPED".into(), &"RUNNING".into()));
+    assert!(task["Containers"].as_array().unwrap().iter().all(|container| container["DesiredStatus"] == "STOPPED"));
+    let task =
+        cluster.until_task("quick has stopped", |task| container(task, "quick")["KnownStatus"] == "STOPPED").await;
+    assert_eq!(container(&task, "stubborn")["KnownStatus"], "RUNNING", "it did not wait for the other");
+    // Asked again, and an essential container has exited meanwhile: nobody is told twice.
+    assert_eq!(cluster.stop_task(&cluster.name, TASK_ID, "").await.0, 200);
+    let task = cluster.until_task("all have stopped", |task| task["KnownStatus"] == "STOPPED").await;
+    assert_eq!(container(&task, "stubborn")["ExitCode"], 137);
+    for name in ["quick", "stubborn", "pause"] {
+        assert_eq!(cluster.terms(name, since), 1, "{name}");
+    }
+    assert_eq!(cluster.stop_task(&cluster.name, TASK_ID, "").await.0, 200, "it has stopped, which is no error");
+}
+
+#[tokio::test]
+async fn in_the_order_of_depends_on_what_others_need_is_told_last() {
+    let cluster = Cluster::new("order").await;
+    cluster.run_pause(&[]);
+    let one_shot = [&["--label", "ecs-mesh.essential=false"][..], &["--label", "ecs-mesh.depends-on=agent:START"]];
+    cluster.run_app("init", &one_shot.concat(), &["/demo-app", "--version"]);
+    cluster.run_app("agent", &["--env", "LISTEN=127.0.0.1:8081"], &["/demo-app", "serve"]);
+    cluster.run_app("proxy", &["--env", "LISTEN=127.0.0.1:8082"], &["/demo-app", "serve"]);
+    cluster.run_app("app", &DEPENDS_ON_PROXY, &["/demo-app", "serve", "--term-delay", "2s"]);
+    cluster.until_task("init has exited", |task| container(task, "init")["KnownStatus"] == "STOPPED").await;
+    let since = now();
+    assert_eq!(cluster.stop_task(&cluster.name, TASK_ID, "depends-on").await.0, 200);
+    let task = cluster.until_task("all have stopped", |task| task["KnownStatus"] == "STOPPED").await;
+    let finished = |name: &str| container(&task, name)["FinishedAt"].as_str().unwrap().to_owned();
+    assert!(finished("agent") < finished("app"), "nothing that runs needs the agent: {task}");
+    assert!(finished("app") < finished("proxy"), "the app needs the proxy: {task}");
+    assert!(finished("proxy") < finished("pause"), "{task}");
+    for name in ["agent", "app", "proxy", "pause"] {
+        assert_eq!(cluster.terms(name, since), 1, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn containers_that_depend_on_each_other_in_a_circle_are_stopped_all_the_same() {
+    let cluster = Cluster::new("circle").await;
+    cluster.run_pause(&[]);
+    cluster.run_app("app", &DEPENDS_ON_PROXY, &["/demo-app", "serve"]);
+    let proxy = ["--label", "ecs-mesh.depends-on=app:START", "--env", "LISTEN=127.0.0.1:8082"];
+    cluster.run_app("proxy", &proxy, &["/demo-app", "serve"]);
+    assert_eq!(cluster.stop_task(&cluster.name, TASK_ID, "depends-on").await.0, 200);
+    cluster.until_task("all have stopped", |task| task["KnownStatus"] == "STOPPED").await;
+    cluster.process.as_ref().unwrap().says("depend on each other in a circle", SOON).await;
+}
+
+#[tokio::test]
+async fn the_aws_cli_stops_a_task_and_understands_why_not() {
+    let cluster = Cluster::new("cli").await;
+    cluster.run_pause(&[]);
+    cluster.run_app("app", &[], &["/demo-app", "serve"]);
+    let unknown = cluster.aws_stop_task(&cluster.name, "ffffffffffffffffffffffffffffffff").await;
+    assert_ne!(unknown.code, 0);
+    assert!(
+        unknown.stderr.contains(
+            "(InvalidParameterException) when calling the StopTask operation: The referenced task was not found."
+        ),
+        "{}",
+        unknown.stderr
+    );
+    let unknown = cluster.aws_stop_task("elsewhere", TASK_ID).await;
+    assert!(
+        unknown.stderr.contains("(ClusterNotFoundException) when calling the StopTask operation: Cluster not found."),
+        "{}",
+        unknown.stderr
+    );
+    let arn = cluster.arn(TASK_ID);
+    let cluster_arn = format!("arn:aws:ecs:eu-north-1:210987654321:cluster/{}", cluster.name);
+    let stopped = cluster.aws_stop_task(&cluster_arn, &arn).await;
+    assert_eq!(stopped.code, 0, "{}", stopped.stderr);
+    let stopped: Value = serde_json::from_str(&stopped.stdout).unwrap();
+    assert_eq!((&stopped["task"]["taskArn"], &stopped["task"]["clusterArn"]), (&arn.into(), &cluster_arn.into()));
+    assert_eq!(stopped["task"]["containers"][0]["name"], "app");
+    assert!(stopped["task"]["stoppingAt"].is_number(), "the CLI prints a time as it came: {stopped}");
+    cluster.until_task("all have stopped", |task| task["KnownStatus"] == "STOPPED").await;
+}
+
+#[tokio::test]
+async fn what_the_api_does_not_know_is_refused_in_its_own_words() {
+    let cluster = Cluster::new("api").await;
+    let url = cluster.api();
+    let target = |action: &'static str| [("x-amz-target", action)];
+    let stop = "AmazonEC2ContainerServiceV20141113.StopTask";
+    let rows = [
+        ("GET", stop, "", "UnknownOperationException"),
+        ("POST", "AmazonEC2ContainerServiceV20141113.RunTask", "{}", "UnknownOperationException"),
+        ("POST", stop, "{", "SerializationException"),
+        ("POST", stop, "{}", "SerializationException"),
+    ];
+    for (method, action, body, kind) in rows {
+        let (status, answer) = request(method, &url, &target(action), body).await.unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!((status, &answer["__type"]), (400, &kind.into()), "{answer}");
+    }
+    let (status, answer) = cluster.stop_task(&cluster.name, TASK_ID, "sideways").await;
+    assert_eq!((status, &answer["__type"]), (400, &"InvalidParameterException".into()), "{answer}");
 }

@@ -89,10 +89,15 @@ async fn term_right_after_the_start_is_not_lost() {
 #[tokio::test]
 async fn orphans_are_reaped() {
     // Each inner shell leaves a child behind that ends by itself soon after.
-    let script = "for i in 1 2 3 4 5; do sh -c 'sleep 0.2 &'; done; echo left; sleep 60";
+    let script = "for i in 1 2 3 4 5; do sh -c 'sleep 2 &'; done; echo left; sleep 60";
     let process = Process::spawn(&mut entrypoint(&["sh", "-c", script]));
     process.says("left", BOUND).await;
     let children = format!("/proc/{0}/task/{0}/children", process.id());
+    eventually("the orphans have come", BOUND, async || {
+        let children = std::fs::read_to_string(&children).unwrap();
+        if children.split_whitespace().count() == 6 { Ok(()) } else { Err(children) }
+    })
+    .await;
     eventually("only the child is left", BOUND, async || {
         let children = std::fs::read_to_string(&children).unwrap();
         if children.split_whitespace().count() == 1 { Ok(()) } else { Err(children) }

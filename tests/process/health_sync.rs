@@ -1,6 +1,9 @@
 //! health-sync beside a real agent.
 
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use mesh_tests::consul::Agent;
@@ -19,7 +22,9 @@ fn app(health: &str) -> Value {
 }
 
 fn command(agent: &str, metadata: &str, synced: &[&str]) -> Command {
-    let document = json!({ "bootstrapDir": "/consul", "service": { "port": 8080 }, "healthSyncContainers": synced });
+    // Without a login nobody reads the servers' authority.
+    let document = json!({ "bootstrapDir": "/consul", "consulCACertFile": "/nowhere/ca.pem", "service": { "port": 8080 },
+        "healthSyncContainers": synced });
     let mut command = Command::new(binary("health-sync"));
     command.env_clear().env("CONSUL_HTTP_ADDR", agent).env("CONSUL_ECS_CONFIG_JSON", document.to_string());
     command.env("ECS_CONTAINER_METADATA_URI_V4", metadata).env("HEALTH_SYNC_INTERVAL", "50ms");
@@ -118,6 +123,64 @@ async fn term_turns_checks_critical_and_service_and_proxy_to_maintenance_for_goo
     }
 }
 
+/// A way to the agent on which a write of `passing` takes this long, and who hears when one is on it.
+fn slow_way(agent: &str, delay: Duration) -> (String, Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, agent) = (listener.local_addr().unwrap().to_string(), agent.to_owned());
+    let (holding, held) = channel();
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let agent = TcpStream::connect(&agent).unwrap();
+            let (mut answers, mut back) = (agent.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
+            let holding = holding.clone();
+            std::thread::spawn(move || forward(client, agent, delay, &holding));
+        }
+    });
+    (address, held)
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, holding: &Sender<()>) {
+    let mut buffer = [0; 1 << 16];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if buffer[..length].windows(9).any(|word| word == b"\"passing\"") {
+            let _ = holding.send(());
+            std::thread::sleep(delay);
+        }
+        if to.write_all(&buffer[..length]).is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_write_of_passing_that_is_under_way_at_term_does_not_come_out_last() {
+    // One ends by itself in time; one would only long after, and is cut off.
+    for delay in [Duration::from_millis(60), Duration::from_secs(3)] {
+        let agent = Agent::start().await;
+        let metadata = Metadata::start("shop", app("UNHEALTHY"));
+        let (way, held) = slow_way(&agent.http, delay);
+        let mut sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
+        sync.says("check critical", BOUND).await;
+        metadata.set_containers(app("HEALTHY"));
+        eventually("a write of passing is under way", BOUND, async || held.try_recv().map_err(|e| e.to_string())).await;
+        sync.signal(Signal::TERM);
+        assert_eq!(sync.exit_code(BOUND).await, 0);
+        let all = async || {
+            let mut all = vec![status(&agent, CHECK).await];
+            for service in SERVICES {
+                all.push(status(&agent, &format!("_service_maintenance:{service}")).await);
+            }
+            all
+        };
+        let critical = vec![Some("critical".to_owned()); 3];
+        assert_eq!(all().await, critical, "{}", sync.output());
+        // What was cut off may still reach the agent: the maintenance stands whatever becomes of the check.
+        tokio::time::sleep(delay + Duration::from_millis(200)).await;
+        assert_eq!(all().await[1..], critical[1..]);
+    }
+}
+
 #[tokio::test]
 async fn it_runs_with_a_token_that_has_a_service_identity_alone() {
     let agent = Agent::start_with_acls().await;
@@ -159,12 +222,13 @@ async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
 }
 
 #[tokio::test]
-async fn term_before_anything_is_known_of_the_task_ends_it_with_0() {
+async fn term_before_anything_is_known_of_the_task_ends_it_and_it_says_that_nothing_was_told() {
     let nobody = format!("127.0.0.1:{}", free_port());
     let mut sync = Process::spawn(&mut command(&nobody, &format!("http://{nobody}/v4/x"), &["app"]));
     sync.says("waiting for the task metadata", BOUND).await;
     sync.signal(Signal::TERM);
-    assert_eq!(sync.exit_code(BOUND).await, 0);
+    assert_eq!(sync.exit_code(BOUND).await, 1);
+    sync.says("health-sync: TERM before there was any task metadata: nothing was told to Consul", BOUND).await;
 }
 
 #[tokio::test]

@@ -1,10 +1,18 @@
-//! Our binaries beside a real Consul agent, a real Envoy and a real Docker engine.
+//! Our binaries beside a real Consul agent, a real Envoy, a real Docker engine and moto.
 
+mod acl_controller;
 mod app_entrypoint;
+mod bootstrap;
 mod consul_api;
+mod document;
 mod ecs_local;
+mod ecs_local_api;
+mod ecs_local_secrets;
 mod envoy_entrypoint;
+mod envoy_lifecycle;
+mod gateways;
 mod health_sync;
+mod login;
 mod mesh_init;
 mod xds_bridge;
 mod xtask;

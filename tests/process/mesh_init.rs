@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use mesh_tests::consul::Agent;
+use mesh_tests::consul::{Agent, certificates};
 use mesh_tests::process::{Finished, Process, run};
 use mesh_tests::{binary, eventually, free_port, http, part};
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ const BOUND: Duration = Duration::from_secs(60);
 const ARN: &str = "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2";
 
 /// A loopback server that gives every connection the same bytes.
-struct Server(String);
+pub(super) struct Server(pub(super) String);
 
 impl Server {
     /// Serves the metadata of task `f1a2` of family `Web` at 127.0.0.1.
@@ -32,7 +32,7 @@ impl Server {
         Self::that_answers(&task.to_string())
     }
 
-    fn that_answers(body: &str) -> Self {
+    pub(super) fn that_answers(body: &str) -> Self {
         let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}", body.len());
         Self::that_does(move |stream| drop(stream.write_all(answer.as_bytes())))
     }
@@ -70,22 +70,21 @@ impl Server {
 }
 
 /// A task to be put into the mesh: its metadata, its volume and its variables.
-struct Task {
+pub(super) struct Task {
     metadata: Server,
     volume: TempDir,
-    document: Value,
+    pub(super) document: Value,
     variables: Vec<(&'static str, String)>,
 }
 
 impl Task {
-    fn new(consul: &str, token: &str) -> Self {
+    pub(super) fn new(consul: &str, token: &str) -> Self {
         let volume = tempfile::tempdir().unwrap();
         let document = json!({
             "bootstrapDir": volume.path(),
             "healthSyncContainers": ["app"],
             "service": {
                 "port": 9090, "tags": ["blue"], "meta": { "env": "test" }, "weights": { "passing": 3, "warning": 2 },
-                "checks": [{ "checkId": "own", "name": "own", "ttl": "10m" }],
             },
             "proxy": { "upstreams": [{ "destinationName": "api", "localBindPort": 1234 }] },
         });
@@ -94,7 +93,7 @@ impl Task {
         Self { metadata: Server::of_metadata(), volume, document, variables }
     }
 
-    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.variables.retain(|(other, _)| *other != name);
         self.variables.push((name, value.into()));
         self
@@ -109,13 +108,13 @@ impl Task {
         command
     }
 
-    async fn starts(&self) -> Finished {
+    pub(super) async fn starts(&self) -> Finished {
         let finished = run(&mut self.command(), BOUND).await;
         assert_eq!(finished.code, 0, "{}", finished.stderr);
         finished
     }
 
-    fn bootstrap(&self) -> Value {
+    pub(super) fn bootstrap(&self) -> Value {
         serde_json::from_slice(&std::fs::read(self.volume.path().join("envoy-bootstrap.json")).unwrap()).unwrap()
     }
 
@@ -124,7 +123,7 @@ impl Task {
     }
 
     /// `what` is what the message of a failure begins with.
-    async fn loads_in_envoy_with(&self, what: &str) {
+    pub(super) async fn loads_in_envoy_with(&self, what: &str) {
         let mut envoy = Command::new(part("envoy"));
         envoy.args(["--mode", "validate", "--base-id", &free_port().to_string(), "--config-path"]);
         let validated = run(envoy.arg(self.volume.path().join("envoy-bootstrap.json")), BOUND).await;
@@ -132,7 +131,7 @@ impl Task {
     }
 
     /// That it fails with one line on standard error which holds all of `texts`, and leaves nothing on the volume.
-    async fn fails_with(&self, arguments: &[&str], texts: &[&str]) {
+    pub(super) async fn fails_with(&self, arguments: &[&str], texts: &[&str]) {
         let mut command = self.command();
         let finished = run(command.env("LOG_LEVEL", "error").args(arguments), BOUND).await;
         let line = finished.stderr.trim_end();
@@ -197,7 +196,7 @@ async fn a_token_with_only_a_service_identity_puts_the_task_into_the_mesh() {
     let checks = agent.call("GET", "/v1/agent/checks", &Value::Null).await;
     let synced = &checks["web-f1a2-app-consul-ecs"];
     assert_eq!((&synced["Name"], &synced["Status"]), (&json!("consul ecs synced"), &json!("critical")));
-    assert_eq!(checks["own"]["ServiceID"], "web-f1a2");
+    assert_eq!(synced["ServiceID"], "web-f1a2");
     let of_proxy = checks.as_object().unwrap().values().filter(|check| check["ServiceID"] == proxy["ID"]);
     let names: Vec<_> = of_proxy.map(|check| check["Name"].as_str().unwrap()).collect();
     assert_eq!(names, ["Proxy Public Listener", "Destination Alias"]);
@@ -224,9 +223,7 @@ async fn run_twice_it_changes_nothing_and_keeps_what_health_sync_has_set() {
     task.document["proxy"]["publicListenerPort"] = json!(public_listener.local_addr().unwrap().port());
     task.starts().await;
     let set = json!({ "Status": "passing", "Output": "HEALTHY" });
-    for check in ["web-f1a2-app-consul-ecs", "own"] {
-        agent.call("PUT", &format!("/v1/agent/check/update/{check}"), &set).await;
-    }
+    agent.call("PUT", "/v1/agent/check/update/web-f1a2-app-consul-ecs", &set).await;
     // Consul runs the proxy's own two checks when it likes; they follow.
     eventually("all checks pass", BOUND, async || {
         let checks = agent.call("GET", "/v1/agent/checks", &Value::Null).await;
@@ -251,9 +248,12 @@ async fn run_twice_it_changes_nothing_and_keeps_what_health_sync_has_set() {
 async fn a_check_that_left_the_document_leaves_consul() {
     let agent = Agent::start().await;
     let mut task = Task::new(&agent.http, "");
+    let synced = task.document["healthSyncContainers"].take();
+    task.document["service"]["checks"] = json!([{ "checkId": "own", "name": "own", "ttl": "10m" }]);
     task.starts().await;
     assert_eq!(status(&agent, "own").await, "critical");
     task.document["service"]["checks"] = json!([]);
+    task.document["healthSyncContainers"] = synced;
     task.starts().await;
     assert_eq!(status(&agent, "own").await, Value::Null);
     assert_eq!(status(&agent, "web-f1a2-app-consul-ecs").await, "critical");
@@ -281,60 +281,6 @@ async fn proxy_defaults_and_the_agent_s_grpc_port_reach_the_bootstrap() {
     let elsewhere = Task::new(&agent.http, "").with("CONSUL_GRPC_ADDR", "unix:///run/grpc.sock");
     elsewhere.starts().await;
     assert!(elsewhere.bootstrap()["static_resources"]["clusters"][0].to_string().contains("/run/grpc.sock"));
-}
-
-#[tokio::test]
-async fn envoy_loads_the_bootstrap_with_every_kind_of_option() {
-    let directory = tempfile::tempdir().unwrap();
-    for arguments in [&["tls", "ca", "create"][..], &["tls", "cert", "create", "-server"]] {
-        let created = run(Command::new(part("consul")).args(arguments).current_dir(directory.path()), BOUND).await;
-        assert_eq!(created.code, 0, "{}", created.stderr);
-    }
-    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let authority = path("consul-agent-ca.pem");
-    let agent = Agent::start().await;
-    // The real agent's Consul has no access logs yet: this one gives the same answer to everything.
-    let newer = Server::that_answers(
-        &json!({
-            "ID": "web-f1a2-sidecar-proxy", "Service": "web-sidecar-proxy", "Datacenter": "dc1",
-            "Proxy": { "DestinationServiceName": "web" },
-            "AccessLogs": { "Enabled": true, "Type": "file", "Path": "/dev/null" },
-        })
-        .to_string(),
-    );
-    let none = json!({});
-    let scraped = json!({ "envoy_prometheus_bind_addr": "127.0.0.1:9102", "envoy_stats_bind_addr": "127.0.0.1:9103" });
-    let collected = json!({ "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry" });
-    let tls = |authority: (&'static str, &str)| {
-        vec![
-            ("MESH_INIT_PROMETHEUS_CERT_FILE", path("dc1-server-consul-0.pem")),
-            ("MESH_INIT_PROMETHEUS_KEY_FILE", path("dc1-server-consul-0-key.pem")),
-            (authority.0, authority.1.to_owned()),
-        ]
-    };
-    let with = |name: &'static str, value: &str| vec![(name, value.to_owned())];
-    let grpc_tls =
-        vec![("CONSUL_GRPC_ADDR", "https://127.0.0.1:8503".to_owned()), ("CONSUL_GRPC_CACERT", authority.clone())];
-    // What it is, the agent, the proxy's configuration, more variables, and what then stands in the bootstrap.
-    let cases = [
-        ("gRPC over TLS", &agent.http, &none, grpc_tls, "UpstreamTlsContext"),
-        ("gRPC on a socket", &agent.http, &none, with("CONSUL_GRPC_ADDR", "unix:///run/grpc.sock"), "/run/grpc.sock"),
-        ("readiness", &agent.http, &none, with("MESH_INIT_READY_BIND", "127.0.0.1:9104"), "envoy_ready_listener"),
-        ("a backend", &agent.http, &scraped, with("MESH_INIT_PROMETHEUS_BACKEND_PORT", "20100"), "prometheus_backend"),
-        ("scraping over TLS", &agent.http, &scraped, tls(("MESH_INIT_PROMETHEUS_CA_FILE", &authority)), "trustedCa"),
-        ("a collector", &agent.http, &collected, vec![], r#""stats_flush_interval":"60s""#),
-        ("an admin log", &agent.http, &none, with("MESH_INIT_ADMIN_ACCESS_LOG_PATH", "/dev/stderr"), "/dev/stderr"),
-        ("access logs", &newer.0, &none, with("CONSUL_GRPC_ADDR", "127.0.0.1:8502"), "Consul Listener Filter Log"),
-    ];
-    for (what, agent, config, variables, text) in cases {
-        let mut task = Task::new(agent, "");
-        task.document["proxy"]["config"] = config.clone();
-        let task = variables.into_iter().fold(task, |task, (name, value)| task.with(name, value));
-        task.starts().await;
-        let bootstrap = task.bootstrap().to_string();
-        assert!(bootstrap.contains(text), "{what}: {text} is not in {bootstrap}");
-        task.loads_in_envoy_with(what).await;
-    }
 }
 
 #[tokio::test]
@@ -374,9 +320,11 @@ async fn what_cannot_be_used_ends_in_one_line_and_nothing_is_registered() {
             with(&|d| d["proxy"]["upstreams"][0]["localBindPort"] = json!(20000)),
             "proxy.upstreams[0].localBindPort: expected a port that no other",
         ),
-        (with(&|d| d["service"] = Value::Null), "service: missing, expected an object with at least port"),
-        (with(&|d| d["gateway"] = json!({ "kind": "mesh-gateway" })), "gateways are not supported yet"),
-        (with(&|d| d["consulLogin"] = json!({ "enabled": true })), "logging in is not supported yet"),
+        (
+            with(&|d| drop(d.as_object_mut().unwrap().remove("service"))),
+            "service: missing, expected an object with at least port, or gateway",
+        ),
+        (with(&|d| d["consulLogin"] = json!({ "enabled": true })), "consulLogin: no AWS credentials"),
         (with(&|d| d["bootstrapDir"] = json!("/nowhere")), "bootstrapDir: cannot write to /nowhere: mount the task's"),
         (with(&|d| d["bootstrapDir"] = json!("/dev/null")), "bootstrapDir: cannot write to /dev/null: "),
         (
@@ -408,17 +356,6 @@ async fn what_cannot_be_used_ends_in_one_line_and_nothing_is_registered() {
         task.fails_with(&[], &[text]).await;
     }
     assert_eq!(agent.call("GET", "/v1/agent/services", &Value::Null).await, json!({}));
-}
-
-#[tokio::test]
-async fn a_field_that_this_consul_does_not_know_is_told_with_the_version_that_does() {
-    let agent = Agent::start().await;
-    let mut task = Task::new(&agent.http, "");
-    task.document["service"]["checks"] = json!([{ "name": "h2", "h2ping": "127.0.0.1:1", "interval": "5s" }]);
-    task.fails_with(&[], &["cannot register web-f1a2", "H2PING", "need Consul 1.10 or later"]).await;
-    task.document["service"]["checks"] = json!([]);
-    task.document["service"]["partition"] = json!("ap1");
-    task.fails_with(&[], &["Partition", "need Consul Enterprise 1.11 or later"]).await;
 }
 
 #[tokio::test]
@@ -550,11 +487,7 @@ async fn an_agent_with_the_written_configuration_joins_and_takes_the_task() {
 
 #[tokio::test]
 async fn an_agent_with_a_ca_gets_its_certificate_from_the_servers_and_keeps_grpc_in_plain_text() {
-    let directory = tempfile::tempdir().unwrap();
-    for arguments in [&["tls", "ca", "create"][..], &["tls", "cert", "create", "-server"]] {
-        let created = run(Command::new(part("consul")).args(arguments).current_dir(directory.path()), BOUND).await;
-        assert_eq!(created.code, 0, "{}", created.stderr);
-    }
+    let directory = certificates().await;
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let authority = path("consul-agent-ca.pem");
     let server = Agent::start_with(&json!({

@@ -14,16 +14,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-const BOUND: Duration = Duration::from_secs(30);
+pub(super) const BOUND: Duration = Duration::from_secs(30);
 /// Envoy gives a cluster or listener that warms 15 s; what is there sooner did not wait for nothing.
 const BEFORE_ENVOY_GIVES_UP: Duration = Duration::from_secs(8);
 const TOKEN: &str = "5ec2e7-t0ken-of-the-pr0xy";
 
 /// Consul under the bridge.
-struct Bridge {
+pub(super) struct Bridge {
     process: Process,
     port: u16,
-    http: u16,
+    pub(super) http: u16,
     directory: TempDir,
     ports: [u16; 2],
 }
@@ -39,7 +39,7 @@ impl Drop for Bridge {
 }
 
 impl Bridge {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (port, http, ports) = (free_port(), free_port(), [free_port(), free_port()]);
         let process = Self::spawn(directory.path(), port, http, ports);
@@ -88,17 +88,17 @@ impl Bridge {
         .await;
     }
 
-    async fn call(&self, method: &str, path: &str, body: &Value) {
+    pub(super) async fn call(&self, method: &str, path: &str, body: &Value) {
         let url = format!("http://127.0.0.1:{}{path}", self.http);
         let answer = http::request(method, &url, &[], &body.to_string()).await;
         assert!(matches!(answer, Ok((200, _))), "{path} {body}: {answer:?}");
     }
 
-    async fn register(&self, service: &Value) {
+    pub(super) async fn register(&self, service: &Value) {
         self.call("PUT", "/v1/agent/service/register", service).await;
     }
 
-    async fn config(&self, entry: &Value) {
+    pub(super) async fn config(&self, entry: &Value) {
         self.call("PUT", "/v1/config", entry).await;
     }
 
@@ -136,7 +136,7 @@ fn upstream(service: &str, port: u16, config: Value) -> Value {
     json!({"DestinationName": service, "LocalBindPort": port, "Config": config})
 }
 
-struct Envoy {
+pub(super) struct Envoy {
     /// Killed with it.
     _process: Process,
     admin: String,
@@ -144,10 +144,16 @@ struct Envoy {
 }
 
 impl Envoy {
-    async fn start(node: &str, agent: u16) -> Self {
+    pub(super) async fn start(node: &str, agent: u16) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let (config, admin) = (directory.path().join("envoy.json"), directory.path().join("admin"));
+        let config = directory.path().join("envoy.json");
         std::fs::write(&config, bootstrap(node, agent).to_string()).unwrap();
+        Self::with(&config, directory).await
+    }
+
+    /// With a bootstrap, and a directory that goes with it.
+    pub(super) async fn with(config: &Path, directory: TempDir) -> Self {
+        let admin = directory.path().join("admin");
         let mut command = Command::new(part("envoy"));
         command.arg("--config-path").arg(config).arg("--admin-address-path").arg(&admin);
         command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]);
@@ -181,7 +187,7 @@ impl Envoy {
     }
 
     /// Its active listener for an upstream.
-    async fn listener(&self, service: &str) -> Result<Value, String> {
+    pub(super) async fn listener(&self, service: &str) -> Result<Value, String> {
         let listeners = self.dump("dynamic_listeners").await?;
         let prefix = format!("{service}:");
         let active = listeners.iter().find(|entry| {
@@ -521,7 +527,7 @@ async fn envoy_restarting_gets_everything_again() {
 }
 
 /// Sends a line through the upstream and gives the app's answer.
-async fn ask(port: u16) -> Result<String, String> {
+pub(super) async fn ask(port: u16) -> Result<String, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.write_all(b"hello\n").await?;
@@ -536,25 +542,44 @@ async fn ask(port: u16) -> Result<String, String> {
     }
 }
 
-/// The caller's and the callee's Envoy, with an app behind the callee's that answers; the port the caller is asked at.
-async fn caller_and_callee(bridge: &Bridge) -> (Envoy, Envoy, u16, JoinHandle<()>) {
+/// An app on a port of its own that gives each connection the same answer.
+pub(super) async fn app(answer: &'static str) -> (u16, JoinHandle<()>) {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let app_port = app.local_addr().unwrap().port();
+    let port = app.local_addr().unwrap().port();
     let app = tokio::spawn(async move {
         loop {
             let (mut stream, _) = app.accept().await.unwrap();
-            let _ = stream.read(&mut [0; 64]).await;
-            let _ = stream.write_all(b"the app").await;
+            let _ = stream.read(&mut [0; 1024]).await;
+            let _ = stream.write_all(answer.as_bytes()).await;
         }
     });
-    let (port, a) = (free_port(), free_port());
-    let proxy = json!({"DestinationServiceName": "a", "LocalServicePort": app_port});
-    let callee = json!({"ID": "a-proxy", "Name": "a-proxy", "Kind": "connect-proxy", "Address": "127.0.0.1", "Port": port, "Proxy": proxy});
+    (port, app)
+}
+
+/// The Envoy of a service before an app.
+pub(super) async fn callee(bridge: &Bridge, service: &str, app_port: u16) -> Envoy {
+    let (id, port) = (format!("{service}-proxy"), free_port());
+    let proxy = json!({"DestinationServiceName": service, "LocalServicePort": app_port});
+    let callee =
+        json!({"ID": id, "Name": id, "Kind": "connect-proxy", "Address": "127.0.0.1", "Port": port, "Proxy": proxy});
     bridge.register(&callee).await;
-    bridge.register(&web(free_port(), &[upstream("a", a, json!({}))])).await;
-    let callee = Envoy::start("a-proxy", bridge.port).await;
+    let callee = Envoy::start(&id, bridge.port).await;
     eventually("the app's listener", BOUND, async || callee.listener("public_listener").await).await;
-    let caller = Envoy::start("web-proxy", bridge.port).await;
+    callee
+}
+
+/// The Envoy of `web`, which calls a service; the port it is asked at.
+pub(super) async fn caller(bridge: &Bridge, service: &str) -> (Envoy, u16) {
+    let port = free_port();
+    bridge.register(&web(free_port(), &[upstream(service, port, json!({}))])).await;
+    (Envoy::start("web-proxy", bridge.port).await, port)
+}
+
+/// The caller's and the callee's Envoy, with an app behind the callee's that answers; the port the caller is asked at.
+async fn caller_and_callee(bridge: &Bridge) -> (Envoy, Envoy, u16, JoinHandle<()>) {
+    let (app_port, app) = app("the app").await;
+    let callee = callee(bridge, "a", app_port).await;
+    let (caller, a) = caller(bridge, "a").await;
     let answer = eventually("an answer through both Envoys", BOUND, async || ask(a).await).await;
     assert_eq!(answer, "the app");
     (caller, callee, a, app)

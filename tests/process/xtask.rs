@@ -17,7 +17,15 @@ fn xtask(arguments: &[&str]) -> Command {
 
 #[tokio::test]
 async fn without_docker_every_command_that_needs_it_ends_in_one_line() {
-    for arguments in [&["up"][..], &["down"], &["images"], &["get", "web", "http://127.0.0.1/"]] {
+    for arguments in [
+        &["up"][..],
+        &["down"],
+        &["images"],
+        &["get", "web", "http://127.0.0.1/"],
+        &["stop", "web"],
+        &["start", "web"],
+        &["demo", "shutdown"],
+    ] {
         let ended = run(xtask(arguments).env("DOCKER_HOST", "unix:///nonexistent/docker.sock"), BOUND).await;
         assert_eq!((ended.code, ended.stderr.lines().count()), (1, 1), "{arguments:?}: {}", ended.stderr);
         assert!(

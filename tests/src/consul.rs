@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::process::Process;
+use crate::process::{Process, run};
 use crate::{eventually, free_port, http, part};
 
 /// A single server that is its own cluster; ended with the test.
@@ -19,6 +19,18 @@ pub struct Agent {
     pub management: String,
     process: Process,
     _data: TempDir,
+}
+
+/// A directory with an authority (`consul-agent-ca.pem`) and a server's certificate (`dc1-server-consul-0.pem`, `…-key.pem`), as
+/// `consul tls` makes them.
+pub async fn certificates() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for arguments in [&["tls", "ca", "create"][..], &["tls", "cert", "create", "-server"]] {
+        let mut command = Command::new(part("consul"));
+        let created = run(command.args(arguments).current_dir(directory.path()), Duration::from_secs(20)).await;
+        assert_eq!(created.code, 0, "{}", created.stderr);
+    }
+    directory
 }
 
 impl Agent {
@@ -64,7 +76,10 @@ impl Agent {
                        "serf_lan": free_port(), "serf_wan": -1, "server": free_port() }
         });
         for (key, value) in more.as_object().expect("configuration is an object") {
-            config[key] = value.clone();
+            match (config[key].as_object_mut(), value.as_object()) {
+                (Some(parts), Some(more)) => parts.extend(more.clone()),
+                _ => config[key] = value.clone(),
+            }
         }
         let file = data.path().join("agent.json");
         std::fs::write(&file, config.to_string()).expect("the configuration can be written");

@@ -1,19 +1,17 @@
 //! Support for the tests: real programs started, watched and ended; HTTP; and the one way to wait.
 
+pub mod aws;
 pub mod consul;
 pub mod http;
 pub mod metadata;
+pub mod moto;
 pub mod process;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
-/// The top of the source tree.
-#[must_use]
-pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests' crate lies in the workspace")
-}
+pub use local_mesh::workspace;
 
 /// A binary of this workspace, as `cargo build --workspace --bins` leaves it beside the tests.
 ///
@@ -27,14 +25,14 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A real program that `cargo xtask images` fetches: `consul` or `envoy`.
+/// A real program that `cargo xtask test` fetches: `consul`, `envoy` or the directories `awscli` and `moto`.
 ///
 /// # Panics
 /// When it has not been fetched.
 #[must_use]
 pub fn part(name: &str) -> PathBuf {
-    let path = workspace().join("target/parts").join(name);
-    assert!(path.exists(), "{} is missing: run `cargo xtask images` to fetch it", path.display());
+    let path = local_mesh::parts_dir().join(name);
+    assert!(path.exists(), "{} is missing: run `cargo xtask test process` to fetch it", path.display());
     path
 }
 

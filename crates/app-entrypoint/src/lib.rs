@@ -4,12 +4,12 @@
 //! once on TERM fails those; under this entry point it hears of TERM only after a delay.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use rustix::process::Signal;
+use supervise::entrypoint::{self, Error};
 use supervise::{Ended, Event, StartError, Supervised};
 use tokio::time::{Instant, sleep_until};
 
@@ -33,64 +33,56 @@ pub struct Arguments {
     /// The container's stop timeout in the task definition: a delay that reaches it is warned of.
     #[arg(long, env = "STOP_TIMEOUT", value_parser = sidecar_kit::exit::parse_duration)]
     stop_timeout: Option<Duration>,
+    /// The signal that tells this container to stop: the STOPSIGNAL of its image, where it is another than TERM.
+    #[arg(long, env = "STOP_SIGNAL", default_value = "TERM", value_name = "SIGNAL", value_parser = signal)]
+    stop_signal: StopSignal,
     #[command(subcommand)]
     verb: Verb,
 }
 
+/// A signal with its name.
+#[derive(Debug, Clone, Copy)]
+struct StopSignal {
+    signal: Signal,
+    name: &'static str,
+}
+
+/// The signals that images have for STOPSIGNAL, with or without SIG before them.
+fn signal(text: &str) -> Result<StopSignal, String> {
+    const KNOWN: [StopSignal; 7] = [
+        StopSignal { signal: Signal::TERM, name: "TERM" },
+        StopSignal { signal: Signal::QUIT, name: "QUIT" },
+        StopSignal { signal: Signal::INT, name: "INT" },
+        StopSignal { signal: Signal::HUP, name: "HUP" },
+        StopSignal { signal: Signal::USR1, name: "USR1" },
+        StopSignal { signal: Signal::USR2, name: "USR2" },
+        StopSignal { signal: Signal::WINCH, name: "WINCH" },
+    ];
+    let name = text.strip_prefix("SIG").unwrap_or(text);
+    let found = KNOWN.into_iter().find(|known| known.name == name);
+    found.ok_or_else(|| format!("expected one of {}", KNOWN.map(|known| known.name).join(", ")))
+}
+
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run a command in a process group of its own: TERM delayed, other signals forwarded, exit code passed through.
-    Run {
-        /// The program and its arguments.
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
-        command: Vec<OsString>,
-    },
-    /// Copy this binary into a directory.
-    Install {
-        /// The directory, on a volume that another container mounts.
-        directory: PathBuf,
-    },
+    #[command(flatten)]
+    Entrypoint(entrypoint::Verb),
     #[command(external_subcommand)]
     Command(Vec<OsString>),
-}
-
-/// Why it failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Logging could not start.
-    #[error(transparent)]
-    Log(sidecar_kit::log::LogError),
-    /// The command could not start.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// The binary could not be installed.
-    #[error(transparent)]
-    Install(#[from] sidecar_kit::file::WriteError),
-}
-
-impl Error {
-    /// The exit code for it: a shell's where a command could not start.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Start(error) => error.exit_code(),
-            _ => sidecar_kit::exit::FAILURE,
-        }
-    }
 }
 
 /// Does what the command line says; the exit code is the command's own.
 ///
 /// # Errors
-/// See [`enum@Error`].
+/// See [`Error`].
 pub async fn main(arguments: Arguments) -> Result<ExitCode, Error> {
-    let Arguments { shutdown_delay, stop_timeout, verb } = arguments;
+    let Arguments { shutdown_delay, stop_timeout, stop_signal, verb } = arguments;
     match verb {
-        Verb::Run { command } | Verb::Command(command) => {
+        Verb::Entrypoint(entrypoint::Verb::Run { command }) | Verb::Command(command) => {
             warn_of_timeout(shutdown_delay, stop_timeout);
-            Ok(run(&command, shutdown_delay).await?.into())
+            Ok(run(&command, shutdown_delay, stop_signal).await?.into())
         }
-        Verb::Install { directory } => {
+        Verb::Entrypoint(entrypoint::Verb::Install { directory }) => {
             sidecar_kit::file::install(&directory, "app-entrypoint")?;
             Ok(ExitCode::SUCCESS)
         }
@@ -116,9 +108,10 @@ enum Phase {
     Told,
 }
 
-/// Runs the command; the first TERM reaches it after `delay`, a second one at once.
-async fn run(command: &[OsString], delay: Duration) -> Result<Ended, StartError> {
-    let mut app = Supervised::start(command, &[Signal::TERM])?;
+/// Runs the command; the first stop signal reaches it after `delay`, a second one at once.
+async fn run(command: &[OsString], delay: Duration, stop: StopSignal) -> Result<Ended, StartError> {
+    let StopSignal { signal, name } = stop;
+    let mut app = Supervised::start(command, &[signal])?;
     let mut phase = if delay.is_zero() { Phase::Told } else { Phase::Running };
     loop {
         let due = async {
@@ -135,11 +128,11 @@ async fn run(command: &[OsString], delay: Duration) -> Result<Ended, StartError>
             () = due => false,
         };
         if told && matches!(phase, Phase::Running) {
-            tracing::info!("TERM: the app runs on for {}", humantime::format_duration(delay));
+            tracing::info!("{name}: the app runs on for {}", humantime::format_duration(delay));
             phase = Phase::Delayed(Instant::now() + delay);
         } else {
-            tracing::info!("TERM to the app");
-            app.send(Signal::TERM);
+            tracing::info!("{name} to the app");
+            app.send(signal);
             phase = Phase::Told;
         }
     }

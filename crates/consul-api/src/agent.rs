@@ -173,8 +173,9 @@ pub struct Proxy {
     /// The app's port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_service_port: Option<u16>,
-    /// Opaque configuration, merged with `proxy-defaults` by an agent with central configuration.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Opaque configuration, merged with `proxy-defaults` by an agent with central configuration. A `null` in it is not
+    /// sent, which means the same: Consul 1.8 ends the connection over one, without an answer (tried).
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub config: Option<Map<String, Value>>,
     /// What the app reaches through the proxy.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
@@ -211,8 +212,8 @@ pub struct Upstream {
     /// The port on which the proxy listens for it.
     #[serde(default)]
     pub local_bind_port: u16,
-    /// Opaque configuration.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Opaque configuration, without its nulls as [`Proxy::config`].
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub config: Option<Map<String, Value>>,
     /// How it is reached in another datacenter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -399,6 +400,15 @@ impl Client {
         self.execute(call.json(service)).await
     }
 
+    /// Registers a service, or brings one with the same ID to this state. Its checks of other names stay, maintenance
+    /// among them.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn register_service_keeping_checks(&self, service: &ServiceRegistration) -> Result<(), Error> {
+        self.execute(Call::new(Method::PUT, "/v1/agent/service/register").json(service)).await
+    }
+
     /// Removes a service and its checks.
     ///
     /// # Errors
@@ -457,6 +467,21 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// Leaves out what is `null`, however deep.
+fn without_nulls<S: serde::Serializer>(config: &Option<Map<String, Value>>, serializer: S) -> Result<S::Ok, S::Error> {
+    fn of(value: &Value) -> Value {
+        match value {
+            Value::Object(fields) => {
+                let kept = fields.iter().filter(|(_, value)| !value.is_null());
+                kept.map(|(key, value)| (key.clone(), of(value))).collect::<Map<_, _>>().into()
+            }
+            Value::Array(values) => values.iter().filter(|value| !value.is_null()).map(of).collect(),
+            other => other.clone(),
+        }
+    }
+    config.as_ref().map(|config| of(&Value::Object(config.clone()))).serialize(serializer)
 }
 
 /// An ordinary service's kind is the empty string.

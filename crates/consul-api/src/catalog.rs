@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use hyper::Method;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use crate::agent::{CheckStatus, null_as_empty};
 use crate::client::{Call, Client, decode};
@@ -142,6 +143,52 @@ impl Client {
         self.fetch(Call::new(Method::GET, "/v1/catalog/nodes")).await
     }
 
+    /// The names of the nodes that gossip holds for failed: their `serfHealth` is critical.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn failed_nodes(&self) -> Result<Vec<String>, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct NodeCheck {
+            node: String,
+            #[serde(rename = "CheckID")]
+            check_id: String,
+        }
+        let call = Call::new(Method::GET, "/v1/health/state/critical").query("filter", "CheckID == \"serfHealth\"");
+        let checks: Vec<NodeCheck> = self.fetch(call).await?;
+        // An older Consul ignores a filter it doesn't know.
+        Ok(checks.into_iter().filter(|check| check.check_id == "serfHealth").map(|check| check.node).collect())
+    }
+
+    /// The services of a node; none for a node that the catalog doesn't have.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn node_services(&self, node: &str) -> Result<Vec<HealthService>, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Node {
+            #[serde(default, deserialize_with = "null_as_empty")]
+            services: BTreeMap<String, HealthService>,
+        }
+        let found: Option<Node> = self.fetch(Call::new(Method::GET, "/v1/catalog/node").segment(node)).await?;
+        Ok(found.map(|node| node.services.into_values().collect()).unwrap_or_default())
+    }
+
+    /// Removes a node with its services and checks; one that isn't there is no error.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn deregister_node(&self, node: &str) -> Result<(), Error> {
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Node<'a> {
+            node: &'a str,
+        }
+        self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Node { node })).await
+    }
+
     /// The instances of a service with their checks. With `after` the server holds the answer until something has changed
     /// since, at most for `wait` (and up to a sixteenth more, as Consul spreads the ends of waits).
     ///
@@ -153,14 +200,38 @@ impl Client {
         after: Option<Index>,
         wait: Duration,
     ) -> Result<Indexed<Vec<ServiceHealth>>, Error> {
-        let mut call = Call::new(Method::GET, "/v1/health/service").segment(name);
+        self.blocking("/v1/health/service", name, after, wait).await
+    }
+
+    /// All checks of a node; none for a node that the catalog doesn't have. `after` and `wait` as for
+    /// [`Client::service_health`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn node_health(
+        &self,
+        node: &str,
+        after: Option<Index>,
+        wait: Duration,
+    ) -> Result<Indexed<Vec<HealthCheck>>, Error> {
+        self.blocking("/v1/health/node", node, after, wait).await
+    }
+
+    async fn blocking<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        name: &str,
+        after: Option<Index>,
+        wait: Duration,
+    ) -> Result<Indexed<T>, Error> {
+        let mut call = Call::new(Method::GET, path).segment(name);
         if let Some(Index(index)) = after {
             call = call.query("index", index.to_string()).query("wait", format!("{}ms", wait.as_millis()));
             call = call.blocks_for(wait + wait / 16);
         }
         let response = self.send(call).await?;
         let index = response.headers.get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
-        let request = format!("GET /v1/health/service/{name}");
+        let request = format!("GET {path}/{name}");
         Ok(Indexed { index: following(after, index), value: decode(request, &response)? })
     }
 }

@@ -1,5 +1,6 @@
 //! One request and its answer.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,26 +23,31 @@ const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 /// Everything that isn't unreserved in a URI (RFC 3986, section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A client of one agent or server.
+/// A client of one agent or server, or of several of which it uses one until that one fails it.
 #[derive(Debug)]
 pub struct Client {
     config: Config,
-    http: http::Client,
+    /// For each of the addresses.
+    http: Vec<http::Client>,
+    /// Which of the addresses is in use.
+    current: AtomicUsize,
 }
 
 /// A request to be sent: method, path with its segments encoded, query and body.
+#[derive(Clone)]
 pub(crate) struct Call {
     method: Method,
     path: String,
     query: Vec<(&'static str, String)>,
     body: Bytes,
     time: Duration,
+    token: Option<Secret>,
 }
 
 impl Call {
     /// `path` is literal; what varies is appended with [`Call::segment`].
     pub(crate) fn new(method: Method, path: &str) -> Self {
-        Self { method, path: path.to_owned(), query: Vec::new(), body: Bytes::new(), time: LIMITS.time }
+        Self { method, path: path.to_owned(), query: Vec::new(), body: Bytes::new(), time: LIMITS.time, token: None }
     }
 
     pub(crate) fn segment(mut self, segment: &str) -> Self {
@@ -57,6 +63,24 @@ impl Call {
 
     pub(crate) fn json(mut self, body: &impl Serialize) -> Self {
         self.body = serde_json::to_vec(body).expect("our own types have string keys alone").into();
+        self
+    }
+
+    /// A body that is text.
+    pub(crate) fn text(mut self, body: &str) -> Self {
+        self.body = body.to_owned().into();
+        self
+    }
+
+    /// The answer must be complete within this time.
+    pub(crate) fn within(mut self, time: Duration) -> Self {
+        self.time = time;
+        self
+    }
+
+    /// With this token instead of the client's.
+    pub(crate) fn token(mut self, token: &Secret) -> Self {
+        self.token = Some(token.clone());
         self
     }
 
@@ -77,12 +101,13 @@ impl Client {
     /// # Errors
     /// When its certificates or server name are not usable.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let http = if config.base.starts_with("https:") {
-            http::Client::with_tls(&config.tls)?
-        } else {
-            http::Client::plain()
+        let client = |base: &String| match base.split_once("://") {
+            Some(("unix", path)) => Ok(http::Client::unix(path)),
+            Some(("https", _)) => http::Client::with_tls(&config.tls),
+            _ => Ok(http::Client::plain()),
         };
-        Ok(Self { config, http })
+        let http = config.bases.iter().map(client).collect::<Result<_, _>>()?;
+        Ok(Self { config, http, current: AtomicUsize::new(0) })
     }
 
     /// Its configuration.
@@ -103,17 +128,39 @@ impl Client {
         decode(request, &response)
     }
 
-    /// Sends a call; any status but success is an error.
+    /// Sends a call; any status but success is an error. Where there are several servers, one that can't be reached, is too
+    /// slow or has no leader is left for the next; this call is repeated there if it changes nothing or did not arrive.
     pub(crate) async fn send(&self, call: Call) -> Result<Response, Error> {
+        let servers = self.config.bases.len();
+        let mut tried = 1;
+        loop {
+            let current = self.current.load(Ordering::Relaxed);
+            let error = match self.send_to(current % servers, call.clone()).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            if !error.is_of_the_server() || servers == 1 {
+                return Err(error);
+            }
+            // Unless another call has moved on already.
+            let _ = self.current.compare_exchange(current, current + 1, Ordering::Relaxed, Ordering::Relaxed);
+            if tried == servers || !(call.method == Method::GET || error.before_the_request()) {
+                return Err(error);
+            }
+            tried += 1;
+        }
+    }
+
+    async fn send_to(&self, server: usize, call: Call) -> Result<Response, Error> {
         let named = call.named();
         let limits = Limits { time: call.time, ..LIMITS };
-        let request = self.request(call)?;
-        let response = self.http.send(request, limits).await;
+        let request = self.request(server, call)?;
+        let response = self.http[server].send(request, limits).await;
         let response = response.map_err(|source| Error::from_http(named.clone(), source))?;
         if response.status.is_success() { Ok(response) } else { Err(Error::from_response(named, &response)) }
     }
 
-    fn request(&self, call: Call) -> Result<http::Request, Error> {
+    fn request(&self, server: usize, call: Call) -> Result<http::Request, Error> {
         let named = call.named();
         let scope = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
         let scope = scope.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
@@ -121,15 +168,24 @@ impl Client {
         let query = query.map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, RESERVED)));
         let query = query.collect::<Vec<_>>().join("&");
         let separator = if query.is_empty() { "" } else { "?" };
+        let base = match self.config.bases[server].as_str() {
+            socket if socket.starts_with("unix:") => "http://localhost",
+            base => base,
+        };
         let mut request = Request::builder()
             .method(call.method)
-            .uri(format!("{}{}{separator}{query}", self.config.base, call.path))
+            .uri(format!("{base}{}{separator}{query}", call.path))
             .header(CONTENT_TYPE, "application/json");
         if let Some(authorization) = &self.config.authorization {
             request = request.header(AUTHORIZATION, sensitive(&named, authorization)?);
         }
-        if let Some(token) = &self.config.token {
-            request = request.header(TOKEN, sensitive(&named, &token.read()?)?);
+        let token = match (call.token, &self.config.token) {
+            (Some(token), _) => Some(token),
+            (None, Some(source)) => Some(source.read()?),
+            (None, None) => None,
+        };
+        if let Some(token) = token {
+            request = request.header(TOKEN, sensitive(&named, &token)?);
         }
         request.body(call.body.into()).map_err(|source| Error::Undecodable { request: named, source: source.into() })
     }

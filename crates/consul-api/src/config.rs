@@ -1,19 +1,20 @@
 //! Where Consul is and how to get in: Consul's own environment variables.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Uri;
 use sidecar_kit::env::Env;
 use sidecar_kit::secret::{Secret, SecretSource};
-use sidecar_kit::tls::TlsOptions;
+use sidecar_kit::tls::{Identity, TlsOptions};
 
 /// How to reach an agent. The variables' meaning is Consul's own ("Consul Commands (CLI)", environment variables).
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// `http://` or `https://`, host, port, and a path where a proxy in between wants one; without a slash at its end.
-    pub(crate) base: String,
+    /// One or more of `http://` or `https://`, host, port, and a path where a proxy in between wants one, without a slash
+    /// at its end; or `unix://` and the path of a socket.
+    pub(crate) bases: Vec<String>,
     pub(crate) token: Option<SecretSource>,
     pub(crate) authorization: Option<Secret>,
     pub(crate) namespace: Option<String>,
@@ -29,7 +30,7 @@ pub enum ConfigError {
     Invalid {
         /// Its name.
         variable: &'static str,
-        /// What it held.
+        /// What it held; not where that may be a password or a key.
         value: String,
         /// What would do.
         expected: &'static str,
@@ -45,8 +46,19 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The certificates or the server name are not usable.
-    #[error("CONSUL_CACERT_PEM, CONSUL_CACERT, CONSUL_CAPATH or CONSUL_TLS_SERVER_NAME is not usable")]
+    #[error(
+        "CONSUL_CACERT_PEM, CONSUL_CACERT, CONSUL_CAPATH, CONSUL_TLS_SERVER_NAME, CONSUL_CLIENT_CERT or CONSUL_CLIENT_KEY is \
+         not usable"
+    )]
     Tls(#[from] sidecar_kit::tls::TlsOptionsError),
+}
+
+impl ConfigError {
+    fn invalid(variable: &'static str, value: &str, expected: &'static str) -> Self {
+        // Who writes a password into an address, or a key where its file belongs, is not to find it in the log.
+        let hidden = value.contains('@') || value.contains("-----BEGIN");
+        Self::Invalid { variable, value: if hidden { "(not shown)" } else { value }.to_owned(), expected }
+    }
 }
 
 impl Config {
@@ -54,36 +66,49 @@ impl Config {
     ///
     /// | variable | meaning | default |
     /// |---|---|---|
-    /// | `CONSUL_HTTP_ADDR` | `host:port`, `http://…` or `https://…` | `127.0.0.1:8500` |
+    /// | `CONSUL_HTTP_ADDR` | `host:port`, `http://…`, `https://…` or `unix://<path>`; or several, with commas between | `127.0.0.1:8500` |
     /// | `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_TOKEN` | the ACL token; the file wins and is read for each request | none |
     /// | `CONSUL_HTTP_AUTH` | `user:password` of basic authentication | none |
     /// | `CONSUL_HTTP_SSL` | `true`: `https`, also where the address says `http` | `false` |
     /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: any server certificate will do | `true` |
     /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | none |
+    /// | `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` | files: the certificate and key for mutual TLS | none |
     /// | `CONSUL_TLS_SERVER_NAME` | the name in the server's certificate | the address's host |
     /// | `CONSUL_NAMESPACE`, `CONSUL_PARTITION` | Consul Enterprise's | none |
     ///
     /// # Errors
     /// When one of them cannot be used; the error names it.
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
-        for variable in ["CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY"] {
-            if let Some(value) = env.get(variable) {
-                let expected = "it unset: client certificates are not supported yet";
-                return Err(ConfigError::Invalid { variable, value: value.to_owned(), expected });
-            }
-        }
         Ok(Self {
-            base: base(env)?,
+            bases: bases(env)?,
             token: env.secret("CONSUL_HTTP_TOKEN"),
             authorization: authorization(env),
             namespace: env.get("CONSUL_NAMESPACE").map(str::to_owned),
             partition: env.get("CONSUL_PARTITION").map(str::to_owned),
             tls: TlsOptions {
                 authorities: authorities(env)?,
+                public_authorities: &[],
                 server_name: env.get("CONSUL_TLS_SERVER_NAME").map(str::to_owned),
                 insecure: !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?,
+                identity: identity(env)?,
             },
         })
+    }
+
+    /// Where Consul's servers are, for a login and a logout: as [`Config::from_env`], with the given address and the file of
+    /// its authority, where there are, in the place of the environment's.
+    ///
+    /// # Errors
+    /// As for [`Config::from_env`].
+    pub fn of_servers(env: &Env, address: Option<&str>, ca_file: Option<&Path>) -> Result<Self, ConfigError> {
+        let mut env = env.clone();
+        if let Some(address) = address {
+            env = env.with("CONSUL_HTTP_ADDR", address);
+        }
+        if let Some(file) = ca_file {
+            env = env.with("CONSUL_CACERT_PEM", "").with("CONSUL_CACERT", file.to_string_lossy());
+        }
+        Self::from_env(&env)
     }
 
     /// The same, within another namespace or admin partition where one is given (Consul Enterprise).
@@ -108,29 +133,40 @@ impl Config {
         self.partition.as_deref()
     }
 
+    /// A configuration for each of the addresses alone.
+    pub fn each(&self) -> impl Iterator<Item = Self> {
+        self.bases.iter().map(|base| Self { bases: vec![base.clone()], ..self.clone() })
+    }
+
     /// Where the token comes from, if there is one.
     #[must_use]
     pub fn token(&self) -> Option<&SecretSource> {
         self.token.as_ref()
     }
 
-    /// Scheme, host and port, for messages.
+    /// Scheme, host and port, for messages; of several the first.
     #[must_use]
     pub fn address(&self) -> &str {
-        &self.base
+        self.bases.first().map_or("", String::as_str)
     }
 }
 
-fn base(env: &Env) -> Result<String, ConfigError> {
-    const EXPECTED: &str = "host:port, http://… or https://…";
+/// Each of the addresses, in their order.
+fn bases(env: &Env) -> Result<Vec<String>, ConfigError> {
+    let value = env.get("CONSUL_HTTP_ADDR").unwrap_or("127.0.0.1:8500");
+    value.split(',').map(|address| base(env, address.trim())).collect()
+}
+
+fn base(env: &Env, value: &str) -> Result<String, ConfigError> {
+    const EXPECTED: &str = "host:port, http://…, https://… or unix:///path/of/a/socket";
     let variable = "CONSUL_HTTP_ADDR";
-    let value = env.get(variable).unwrap_or("127.0.0.1:8500");
-    let invalid = |expected| ConfigError::Invalid { variable, value: value.to_owned(), expected };
+    // A password with a comma in it is cut in two before its `@`.
+    let whole = env.get(variable).filter(|whole| whole.contains('@'));
+    let invalid = |expected| ConfigError::invalid(variable, whole.unwrap_or(value), expected);
     let ssl = flag(env, "CONSUL_HTTP_SSL", false)?;
     let url = match value.split_once("://") {
-        Some(("unix", _)) => {
-            return Err(invalid("host:port, http://… or https://…: unix sockets are not supported yet"));
-        }
+        // A relative path would depend on where a container starts.
+        Some(("unix", path)) if path.starts_with('/') => return Ok(value.to_owned()),
         // As Consul does it: TLS that was asked for is never taken back by the address.
         Some(("http", rest)) if ssl => format!("https://{rest}"),
         Some(("http" | "https", _)) => value.to_owned(),
@@ -141,9 +177,7 @@ fn base(env: &Env) -> Result<String, ConfigError> {
     let uri = url.parse::<Uri>().map_err(|_| invalid(EXPECTED))?;
     let authority = uri.authority().ok_or_else(|| invalid(EXPECTED))?;
     if authority.as_str().contains('@') {
-        // A password stands there: it isn't shown.
-        let expected = "an address without user and password, which belong into CONSUL_HTTP_AUTH";
-        return Err(ConfigError::Invalid { variable, value: "(not shown)".to_owned(), expected });
+        return Err(invalid("an address without user and password, which belong into CONSUL_HTTP_AUTH"));
     }
     if authority.host().is_empty() || uri.query().is_some() {
         return Err(invalid(EXPECTED));
@@ -162,8 +196,6 @@ fn authorities(env: &Env) -> Result<Vec<Vec<u8>>, ConfigError> {
     if let Some(pem) = env.get("CONSUL_CACERT_PEM") {
         return Ok(vec![pem.as_bytes().to_vec()]);
     }
-    let read =
-        |variable, path: PathBuf| std::fs::read(&path).map_err(|source| ConfigError::File { variable, path, source });
     if let Some(path) = env.get("CONSUL_CACERT") {
         return Ok(vec![read("CONSUL_CACERT", path.into())?]);
     }
@@ -180,12 +212,35 @@ fn authorities(env: &Env) -> Result<Vec<Vec<u8>>, ConfigError> {
     Ok(authorities)
 }
 
+fn identity(env: &Env) -> Result<Option<Identity>, ConfigError> {
+    let (certificate, key) = ("CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY");
+    let given = |variable| match env.get(variable) {
+        Some(value) if value.contains("-----BEGIN") => {
+            Err(ConfigError::invalid(variable, value, "the name of a file that holds it"))
+        }
+        given => Ok(given),
+    };
+    match (given(certificate)?, given(key)?) {
+        (None, None) => Ok(None),
+        (Some(certificate_file), Some(key_file)) => {
+            let key = String::from_utf8_lossy(&read(key, key_file.into())?).into_owned();
+            Ok(Some(Identity { certificate: read(certificate, certificate_file.into())?, key: Secret::new(key) }))
+        }
+        (Some(file), None) => Err(ConfigError::invalid(certificate, file, "CONSUL_CLIENT_KEY set too")),
+        (None, Some(file)) => Err(ConfigError::invalid(key, file, "CONSUL_CLIENT_CERT set too")),
+    }
+}
+
+fn read(variable: &'static str, path: PathBuf) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(&path).map_err(|source| ConfigError::File { variable, path, source })
+}
+
 /// A variable that is true or false, in any of the spellings that Go's `strconv.ParseBool` takes.
 fn flag(env: &Env, variable: &'static str, default: bool) -> Result<bool, ConfigError> {
     match env.get(variable) {
         None => Ok(default),
         Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
-        Some(value) => Err(ConfigError::Invalid { variable, value: value.to_owned(), expected: "true or false" }),
+        Some(value) => Err(ConfigError::invalid(variable, value, "true or false")),
     }
 }

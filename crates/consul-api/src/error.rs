@@ -23,8 +23,8 @@ pub enum Error {
         /// The cause.
         source: http::Error,
     },
-    /// The TLS handshake failed: check the CA certificates and the server name.
-    #[error("{request}: check CONSUL_CACERT and CONSUL_TLS_SERVER_NAME")]
+    /// The TLS handshake failed: check the CA certificates, the server name, and the client's certificate for mutual TLS.
+    #[error("{request}: check CONSUL_CACERT, CONSUL_TLS_SERVER_NAME and, for mutual TLS, CONSUL_CLIENT_CERT")]
     Tls {
         /// Method and path.
         request: String,
@@ -96,6 +96,8 @@ impl Error {
             | Self::TimedOut { .. }
             | Self::NotJoined { .. }
             | Self::PermissionDenied { .. } => true,
+            // Consul says 500 to a check with a script, which this agent won't run later either.
+            Self::Refused { body, .. } if body.contains("Scripts are disabled") => false,
             Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound { .. }
             | Self::Tls { .. }
@@ -103,6 +105,22 @@ impl Error {
             | Self::Undecodable { .. }
             | Self::Token(_) => false,
         }
+    }
+
+    /// Whether the server does not know the token, or what else was asked of its ACLs.
+    #[must_use]
+    pub fn is_unknown_token(&self) -> bool {
+        matches!(self, Self::PermissionDenied { body, .. } if body.to_lowercase().contains("acl not found"))
+    }
+
+    /// Whether another server may do better: this one is gone, too slow, or without a leader.
+    pub(crate) fn is_of_the_server(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::NotJoined { .. })
+    }
+
+    /// Whether the server cannot have done what it was asked.
+    pub(crate) fn before_the_request(&self) -> bool {
+        matches!(self, Self::Unreachable { source: http::Error::Unreachable { .. }, .. } | Self::NotJoined { .. })
     }
 
     pub(crate) fn from_http(request: String, source: http::Error) -> Self {

@@ -4,6 +4,7 @@
 //! variables with Consul's own meaning; [`Client`] has one method an endpoint; [`Error`] is typed by status and body, so
 //! that a caller sees what may be tried again. [`at_start`] is the retry policy for a task that starts.
 
+mod acl;
 mod agent;
 mod catalog;
 mod client;
@@ -11,8 +12,11 @@ mod config;
 mod config_entry;
 mod error;
 mod intention;
+mod login;
+mod session;
 mod start;
 
+pub use acl::{AclLink, NewPolicy, Policy, ServiceIdentity, Token, TokenEntry, TokenGrants};
 pub use agent::{
     AgentCheck, AgentSelf, AgentSelfConfig, AgentService, CheckDefinition, CheckStatus, ExposeConfig, ExposePath,
     MeshGatewayConfig, Proxy, ServiceAddress, ServiceKind, ServiceRegistration, Upstream, Weights,
@@ -22,4 +26,6 @@ pub use client::Client;
 pub use config::{Config, ConfigError};
 pub use error::Error;
 pub use intention::{Intention, IntentionAction};
+pub use login::Login;
+pub use session::{NewSession, SessionId};
 pub use start::{START_BOUND, at_start};

@@ -153,19 +153,26 @@ fn a_rotated_token_file_is_read_for_the_next_request() {
 fn a_value_that_cannot_be_used_is_named_with_what_would_do() {
     let rows = [
         ("CONSUL_HTTP_ADDR", "ftp://consul", r#"CONSUL_HTTP_ADDR is "ftp://consul": expected host:port, http://"#),
-        ("CONSUL_HTTP_ADDR", "unix:///consul.sock", "unix sockets are not supported yet"),
+        ("CONSUL_HTTP_ADDR", "unix://consul.sock", "expected host:port, http://…, https://… or unix:///path"),
         ("CONSUL_HTTP_ADDR", "http://", "expected host:port"),
         ("CONSUL_HTTP_SSL", "yes", r#"CONSUL_HTTP_SSL is "yes": expected true or false"#),
         ("CONSUL_HTTP_SSL_VERIFY", "no", "expected true or false"),
         ("CONSUL_CACERT", "/does/not/exist", "CONSUL_CACERT: cannot read /does/not/exist: No such file"),
         ("CONSUL_CAPATH", "/does/not/exist", "CONSUL_CAPATH: cannot read /does/not/exist: No such file"),
-        ("CONSUL_CLIENT_CERT", "/cert.pem", "client certificates are not supported yet"),
-        ("CONSUL_CLIENT_KEY", "/key.pem", "client certificates are not supported yet"),
+        ("CONSUL_CLIENT_CERT", "/cert.pem", r#"CONSUL_CLIENT_CERT is "/cert.pem": expected CONSUL_CLIENT_KEY set too"#),
+        ("CONSUL_CLIENT_KEY", "/key.pem", r#"CONSUL_CLIENT_KEY is "/key.pem": expected CONSUL_CLIENT_CERT set too"#),
     ];
     for (variable, value, expected) in rows {
         let error = Config::from_env(&Env::from_iter([(variable, value)])).unwrap_err();
         assert!(one_line(&error).contains(expected), "{variable}={value}: {}", one_line(&error));
     }
+    for address in ["ftp://user:passw0rd@consul", "http://user:passw0rd,more@consul", "http://user:passw0rd@consul:x"] {
+        let error = Config::from_env(&Env::from_iter([("CONSUL_HTTP_ADDR", address)])).unwrap_err().to_string();
+        assert!(error.starts_with("CONSUL_HTTP_ADDR is \"(not shown)\": expected "), "{error}");
+    }
+    let key = "-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----";
+    let error = Config::from_env(&Env::from_iter([("CONSUL_CLIENT_KEY", key)])).unwrap_err().to_string();
+    assert!(error.starts_with("CONSUL_CLIENT_KEY is \"(not shown)\": expected "), "{error}");
     let with_password = Env::from_iter([("CONSUL_HTTP_ADDR", "http://user:passw0rd@consul")]);
     let error = one_line(&Config::from_env(&with_password).unwrap_err());
     assert!(error.contains("CONSUL_HTTP_AUTH") && !error.contains("passw0rd"), "{error}");

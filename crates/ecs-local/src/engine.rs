@@ -52,6 +52,7 @@ pub(crate) struct Listed {
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
     docker: Docker,
+    cluster: Option<String>,
     /// The labels a container must have.
     labels: Vec<String>,
 }
@@ -65,7 +66,13 @@ impl Engine {
         let docker = Docker::connect_with_unix(path, TIMEOUT.as_secs(), API_DEFAULT_VERSION).map_err(unreachable)?;
         let mut labels = vec![TASK_ARN.to_owned()];
         labels.extend(cluster.map(|cluster| format!("{CLUSTER}={cluster}")));
-        Ok(Self { docker: docker.negotiate_version().await.map_err(unreachable)?, labels })
+        let docker = docker.negotiate_version().await.map_err(unreachable)?;
+        Ok(Self { docker, cluster: cluster.map(str::to_owned), labels })
+    }
+
+    /// The one cluster whose tasks are seen, if not all are.
+    pub(crate) fn cluster(&self) -> Option<&str> {
+        self.cluster.as_deref()
     }
 
     pub(crate) async fn ping(&self) -> Result<(), EngineError> {

@@ -8,13 +8,20 @@ use ecs_meta::{ContainerType, TaskArn};
 /// ECS's own label with the task's ARN; a container that has it belongs to a task.
 pub const TASK_ARN: &str = "com.amazonaws.ecs.task-arn";
 pub(crate) const CLUSTER: &str = "com.amazonaws.ecs.cluster";
-pub(crate) const FAMILY: &str = "com.amazonaws.ecs.task-definition-family";
+/// ECS's own label with the task definition's family.
+pub const FAMILY: &str = "com.amazonaws.ecs.task-definition-family";
 pub(crate) const VERSION: &str = "com.amazonaws.ecs.task-definition-version";
-const CONTAINER_NAME: &str = "com.amazonaws.ecs.container-name";
+/// ECS's own label with the container's name within the task.
+pub const CONTAINER_NAME: &str = "com.amazonaws.ecs.container-name";
 const TAG: &str = "ecs-mesh.tag.";
 const STOP_TIMEOUT: &str = "ecs-mesh.stop-timeout";
-const ESSENTIAL: &str = "ecs-mesh.essential";
-const TYPE: &str = "ecs-mesh.type";
+/// `true` or `false`.
+pub const ESSENTIAL: &str = "ecs-mesh.essential";
+/// `CNI_PAUSE` for the container that holds the network namespace.
+pub const TYPE: &str = "ecs-mesh.type";
+const DEPENDS_ON: &str = "ecs-mesh.depends-on";
+/// The conditions that ECS knows ("ContainerDependency" in the API reference).
+const CONDITIONS: [&str; 4] = ["START", "COMPLETE", "SUCCESS", "HEALTHY"];
 
 /// ECS's default, `ECS_CONTAINER_STOP_TIMEOUT`.
 const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -38,6 +45,8 @@ pub struct Labels {
     pub stop_timeout: Duration,
     /// `CNI_PAUSE` for the holder of the network namespace.
     pub type_: ContainerType,
+    /// The containers it depends on, by their names in the task definition.
+    pub depends_on: Vec<String>,
     /// The task's tags.
     pub tags: BTreeMap<String, String>,
     /// The labels ECS would show: neither compose's nor ours.
@@ -82,6 +91,15 @@ impl Labels {
         if matches!(type_, ContainerType::Other(_)) {
             expect(TYPE, "NORMAL or CNI_PAUSE");
         }
+        let mut depends_on = Vec::new();
+        for dependency in get(DEPENDS_ON).into_iter().flat_map(|list| list.split(',')) {
+            match dependency.split_once(':') {
+                Some((name, condition)) if !name.is_empty() && CONDITIONS.contains(&condition) => {
+                    depends_on.push(name.to_owned());
+                }
+                _ => expect(DEPENDS_ON, "name:CONDITION,… with START, COMPLETE, SUCCESS or HEALTHY"),
+            }
+        }
         let cluster = get(CLUSTER).map(String::as_str).or(task.cluster()).unwrap_or("default").to_owned();
         let tags = labels.iter().filter_map(|(key, value)| Some((key.strip_prefix(TAG)?.to_owned(), value.clone())));
         let shown =
@@ -94,6 +112,7 @@ impl Labels {
             essential,
             stop_timeout,
             type_,
+            depends_on,
             tags: tags.collect(),
             shown: shown.map(|(key, value)| (key.clone(), value.clone())).collect(),
             task,
@@ -136,6 +155,7 @@ pub(crate) mod tests {
             ("ecs-mesh.essential", "false"),
             ("ecs-mesh.stop-timeout", "5"),
             ("ecs-mesh.type", "CNI_PAUSE"),
+            ("ecs-mesh.depends-on", "init:SUCCESS,proxy:HEALTHY"),
             ("ecs-mesh.tag.consul.hashicorp.com/mesh", "true"),
             ("com.docker.compose.project", "p"),
             ("mine", "yes"),
@@ -144,6 +164,7 @@ pub(crate) mod tests {
         assert!(!read.essential);
         assert_eq!(read.stop_timeout, Duration::from_secs(5));
         assert_eq!(read.type_, ContainerType::CniPause);
+        assert_eq!(read.depends_on, ["init", "proxy"]);
         assert_eq!(read.tags.into_iter().collect::<Vec<_>>(), [("consul.hashicorp.com/mesh".into(), "true".into())]);
         assert_eq!(read.shown.len(), 6);
         assert_eq!(read.shown["mine"], "yes");
@@ -151,13 +172,19 @@ pub(crate) mod tests {
 
     #[test]
     fn wrong_labels_are_named_with_what_they_hold_and_ecs_s_defaults_stand() {
-        let more = [("ecs-mesh.essential", "maybe"), ("ecs-mesh.stop-timeout", "soon"), ("ecs-mesh.type", "PAUSE")];
+        let more = [
+            ("ecs-mesh.essential", "maybe"),
+            ("ecs-mesh.stop-timeout", "soon"),
+            ("ecs-mesh.type", "PAUSE"),
+            ("ecs-mesh.depends-on", "init:SUCCESS,proxy:READY"),
+        ];
         let (read, problems) = Labels::read(&labels("web", &more));
         let read = read.unwrap();
         assert!(read.essential);
         assert_eq!(read.stop_timeout, Duration::from_secs(30));
         assert_eq!(problems[0], r#"label ecs-mesh.essential is "maybe": expected true or false"#);
-        assert_eq!(problems.len(), 3);
+        assert_eq!(problems.len(), 4);
+        assert_eq!(read.depends_on, ["init"]);
 
         let (read, problems) = Labels::read(&labels("", &[]));
         assert_eq!((read, problems.len()), (None, 1));

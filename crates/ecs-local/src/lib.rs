@@ -1,14 +1,19 @@
-//! ECS's task metadata endpoint for the containers of a local Docker engine.
+//! ECS's task metadata endpoint and part of its API for the containers of a local Docker engine.
 //!
 //! A container with the label `com.amazonaws.ecs.task-arn` belongs to a task. [`serve`] answers for each of them as
 //! ECS's endpoint does, from what the engine says at that moment, and stops a task when an essential container of it
-//! exits. [`pause`] is the program of a task's pause container.
+//! exits or somebody asks for it. [`pause`] is the program of a task's pause container, [`secrets`] that of one which has to
+//! end before those that need its secrets start.
 
+mod api;
 mod container;
 mod engine;
-mod labels;
+pub mod labels;
 mod live;
+mod secrets;
+pub mod secrets_manager;
 mod server;
+mod sigv4;
 mod task;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -25,6 +30,9 @@ use signal_hook_tokio::Signals;
 use tokio::net::TcpListener;
 
 pub use engine::EngineError;
+pub use secrets::{SecretError, SecretsError, SecretsOptions, TaskSecret, TaskSecretError, ValueError, secrets};
+
+pub use task::StopOrder;
 
 /// Why a program of this crate failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +43,9 @@ pub enum Error {
     /// There is no Docker engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A task's secrets could not be written.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
     /// The address is taken or not allowed.
     #[error("cannot listen on {address}")]
     Listen {
@@ -59,20 +70,38 @@ pub enum Error {
     },
 }
 
-/// Answers on `listen` for the engine at `docker_host` (`unix:///path`), until TERM or INT: for the tasks whose cluster
-/// label is `cluster`, or for all.
+/// What [`serve`] is to do.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the metadata endpoint listens.
+    pub listen: SocketAddr,
+    /// Where the ECS API listens.
+    pub api_listen: SocketAddr,
+    /// The engine: `unix:///path`.
+    pub docker_host: String,
+    /// Only the tasks whose cluster label is this, or all.
+    pub cluster: Option<String>,
+    /// The order in which containers get TERM.
+    pub stop_order: StopOrder,
+}
+
+/// Answers for the tasks of an engine, until TERM or INT.
 ///
 /// # Errors
-/// When at the start the engine is not there or the address can't be listened on. An engine that goes away later is
-/// waited for.
-pub async fn serve(listen: SocketAddr, docker_host: &str, cluster: Option<&str>) -> Result<ExitCode, Error> {
+/// When at the start the engine is not there or an address can't be listened on. An engine that goes away later is waited
+/// for.
+pub async fn serve(options: Options) -> Result<ExitCode, Error> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Signals)?;
-    let live = Arc::new(live::Live::new(engine::Engine::connect(docker_host, cluster).await?));
-    let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { address: listen, source })?;
-    tracing::info!("answering on {listen} for the tasks of {docker_host}");
+    let engine = engine::Engine::connect(&options.docker_host, options.cluster.as_deref()).await?;
+    let live = Arc::new(live::Live::new(engine, options.stop_order));
+    let bind = async |address| TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source });
+    let (metadata, api) = (bind(options.listen).await?, bind(options.api_listen).await?);
+    let Options { listen, api_listen, docker_host, .. } = options;
+    tracing::info!("answering on {listen}, and the ECS API on {api_listen}, for the tasks of {docker_host}");
     tokio::spawn(live.clone().watch());
     tokio::select! {
-        () = server::serve(listener, live) => {}
+        () = server::serve(metadata, live.clone(), server::metadata) => {}
+        () = server::serve(api, live, api::respond) => {}
         _ = signals.next() => {}
     }
     Ok(ExitCode::SUCCESS)

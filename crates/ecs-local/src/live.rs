@@ -8,6 +8,7 @@ use bollard::models::EventMessage;
 use ecs_meta::{HealthStatus, TaskArn};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use time::OffsetDateTime;
@@ -15,7 +16,7 @@ use time::OffsetDateTime;
 use crate::container::Container;
 use crate::engine::{Engine, EngineError, Listed};
 use crate::labels::Labels;
-use crate::task::Task;
+use crate::task::{StopOrder, Task};
 
 /// How often stopping what is left of a task is tried, when the engine fails to or says that it did and it still runs.
 const STOP_ATTEMPTS: usize = 10;
@@ -26,6 +27,8 @@ const STOP_ATTEMPTS: usize = 10;
 struct Seen {
     /// The tasks that are being stopped, and since when.
     stopping: BTreeMap<TaskArn, OffsetDateTime>,
+    /// Who asked last that a task stop; kept when it has, for those who ask why.
+    requests: BTreeMap<TaskArn, StopRequest>,
     /// The last change of each container's health, by Docker's ID.
     health: HashMap<String, (HealthStatus, OffsetDateTime)>,
 }
@@ -34,7 +37,30 @@ struct Seen {
 #[derive(Debug)]
 pub(crate) struct Live {
     engine: Engine,
+    order: StopOrder,
     seen: Mutex<Seen>,
+}
+
+/// Somebody's wish that a task stop, through `StopTask`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StopRequest {
+    pub(crate) at: OffsetDateTime,
+    pub(crate) reason: String,
+}
+
+/// The tasks of a cluster as one listing shows them: by name, not looked at yet.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    /// What the labels of one of its containers say, for each task.
+    pub(crate) tasks: BTreeMap<TaskArn, Labels>,
+    listed: Vec<Listed>,
+}
+
+impl Cluster {
+    /// The ARN of the task with this ID or ARN.
+    pub(crate) fn find(&self, task: &str) -> Option<&TaskArn> {
+        self.tasks.keys().find(|arn| arn.task_id() == task || arn.to_string() == task)
+    }
 }
 
 /// What an endpoint's ID stands for.
@@ -47,8 +73,9 @@ pub(crate) struct Found {
 }
 
 impl Live {
-    pub(crate) fn new(engine: Engine) -> Self {
-        Self { engine, seen: Mutex::default() }
+    /// Tasks are stopped in this order unless somebody asks for another.
+    pub(crate) fn new(engine: Engine, order: StopOrder) -> Self {
+        Self { engine, order, seen: Mutex::default() }
     }
 
     pub(crate) async fn ping(&self) -> Result<(), EngineError> {
@@ -61,7 +88,7 @@ impl Live {
         let labels =
             listed.iter().find_map(|one| Labels::read(&one.labels).0.filter(|l| l.endpoint_id() == endpoint_id));
         let Some(labels) = labels else { return Ok(None) };
-        let stopping = self.seen().stopping.get(&labels.task).copied();
+        let stopping = self.stopping(&labels.task);
         let task = self.inspect(&labels.task, &listed).await?;
         Ok(task.map(|task| Found { task, name: labels.name, stopping }))
     }
@@ -138,7 +165,9 @@ impl Live {
                 self.seen().health.insert(id, (HealthStatus::Unhealthy, at));
             }
             ("destroy", _) => {
-                self.seen().health.remove(&id);
+                let mut seen = self.seen();
+                seen.health.remove(&id);
+                labels.map(|labels| seen.requests.remove(&labels.task));
             }
             ("start" | "die", _) => {
                 if let Some(labels) = labels {
@@ -169,26 +198,72 @@ impl Live {
     fn reconcile(self: &Arc<Self>, task: Option<Task>) {
         let Some(task) = task else { return };
         let Some(exited) = task.essential_exit() else { return };
-        if !task.containers.iter().any(Container::is_running) {
-            return;
-        }
         let since = exited.finished_at.unwrap_or_else(OffsetDateTime::now_utc);
         let (name, code) = (exited.labels.name.clone(), exited.exit_code.unwrap_or_default());
-        if self.begin_stop(&task, since) {
+        if self.begin_stop(&task, since, None) {
             tracing::info!("stopping {}: its essential container {name} exited with {code}", task.arn);
         }
     }
 
-    /// Begins to stop a task, unless that has begun.
-    fn begin_stop(self: &Arc<Self>, task: &Task, since: OffsetDateTime) -> bool {
+    /// A cluster by its name; none without a task, unless it is the one that this program is for.
+    pub(crate) async fn cluster(&self, name: &str) -> Result<Option<Cluster>, EngineError> {
+        let listed = self.engine.list().await?;
+        let labels = listed.iter().filter_map(|one| Labels::read(&one.labels).0);
+        let of_cluster = labels.filter(|labels| short_name(&labels.cluster) == name);
+        let tasks: BTreeMap<_, _> = of_cluster.map(|labels| (labels.task.clone(), labels)).collect();
+        let known = !tasks.is_empty() || self.engine.cluster() == Some(name);
+        Ok(known.then_some(Cluster { tasks, listed }))
+    }
+
+    /// Looks at tasks of a cluster, in this order; without those that have been removed since they were listed.
+    pub(crate) async fn tasks(
+        &self,
+        cluster: &Cluster,
+        arns: impl IntoIterator<Item = &TaskArn>,
+    ) -> Result<Vec<Task>, EngineError> {
+        let looks = arns.into_iter().map(|arn| self.inspect(arn, &cluster.listed));
+        let mut tasks = Vec::new();
+        for task in join_all(looks).await {
+            tasks.extend(task?);
+        }
+        Ok(tasks)
+    }
+
+    /// Since when a task is being stopped.
+    pub(crate) fn stopping(&self, task: &TaskArn) -> Option<OffsetDateTime> {
+        self.seen().stopping.get(task).copied()
+    }
+
+    /// Who asked for the end of a task's present run, if somebody did.
+    pub(crate) fn stop_request(&self, task: &Task) -> Option<StopRequest> {
+        let request = self.seen().requests.get(&task.arn).cloned();
+        request.filter(|request| task.run_began().is_none_or(|began| began < request.at))
+    }
+
+    /// Begins to stop a task because somebody asked for it, as [`Live::begin_stop`] does.
+    pub(crate) fn begin_requested_stop(
+        self: &Arc<Self>,
+        task: &Task,
+        request: StopRequest,
+        order: Option<StopOrder>,
+    ) -> bool {
+        let begun = self.begin_stop(task, request.at, order);
+        if begun {
+            self.seen().requests.insert(task.arn.clone(), request);
+        }
+        begun
+    }
+
+    /// Begins to stop a task, unless that has begun or nothing of it runs.
+    pub(crate) fn begin_stop(self: &Arc<Self>, task: &Task, since: OffsetDateTime, order: Option<StopOrder>) -> bool {
         let mut seen = self.seen();
-        if seen.stopping.contains_key(&task.arn) {
+        if seen.stopping.contains_key(&task.arn) || !task.containers.iter().any(Container::is_running) {
             return false;
         }
         seen.stopping.insert(task.arn.clone(), since);
-        let (live, task) = (self.clone(), task.clone());
+        let (live, task, order) = (self.clone(), task.clone(), order.unwrap_or(self.order));
         tokio::spawn(async move {
-            match live.stop(&task).await {
+            match live.stop(&task, order).await {
                 Ok(()) => tracing::info!("stopped {}", task.arn),
                 Err(error) => tracing::error!("gave up stopping {}: {}", task.arn, one_line(&error)),
             }
@@ -197,25 +272,41 @@ impl Live {
         true
     }
 
-    /// Stops a task as ECS does: TERM to all its running containers at once, KILL to each that has not exited after its
-    /// stop timeout, and the pause container when all others have exited. A container that is started meanwhile is
-    /// stopped too; a task whose pause container is started again is left alone.
-    async fn stop(&self, task: &Task) -> Result<(), EngineError> {
+    /// Stops a task as ECS does: TERM to its running containers in this order, KILL to each that has not exited after its
+    /// stop timeout, and the pause container when all others have exited. Each is told once. A container that is started
+    /// meanwhile is stopped too; a task whose pause container is started again is left alone.
+    async fn stop(&self, task: &Task, mut order: StopOrder) -> Result<(), EngineError> {
         let began = |task: &Task| task.pause().and_then(|pause| pause.started_at);
         let mut backoff = Backoff::default();
         let mut failures = 0;
         let mut now = task.clone();
+        // Who has been told, and whose end is waited for.
+        let mut told = BTreeSet::new();
+        let mut stops = FuturesUnordered::new();
         loop {
-            let (pause, others): (Vec<_>, Vec<_>) =
-                now.containers.iter().filter(|c| c.is_running()).partition(|container| container.is_pause());
-            let next = if others.is_empty() { pause } else { others };
-            if next.is_empty() || began(&now) != began(task) {
+            let running = now.containers.iter().any(Container::is_running);
+            if !running || began(&now) != began(task) {
                 return Ok(());
             }
-            let ids: BTreeSet<String> = next.iter().map(|container| container.id.clone()).collect();
-            let stops =
-                next.into_iter().map(|container| self.engine.stop(&container.id, container.labels.stop_timeout));
-            let stopped: Result<(), EngineError> = join_all(stops).await.into_iter().collect();
+            for container in now.may_stop(order) {
+                if told.insert(container.id.clone()) {
+                    let (id, timeout) = (container.id.clone(), container.labels.stop_timeout);
+                    stops.push(async move { (self.engine.stop(&id, timeout).await, id) });
+                }
+            }
+            let (stopped, id) = match stops.next().await {
+                Some(stop) => stop,
+                None if order == StopOrder::DependsOn => {
+                    tracing::warn!("containers of {} depend on each other in a circle: all get TERM at once", task.arn);
+                    order = StopOrder::AllAtOnce;
+                    continue;
+                }
+                // One that had stopped runs again.
+                None => {
+                    told.clear();
+                    (Ok(()), String::new())
+                }
+            };
             let looked = match stopped {
                 Ok(()) => self.task(&task.arn).await,
                 Err(error) => Err(error),
@@ -223,7 +314,7 @@ impl Live {
             let failed = match looked {
                 Ok(Some(task)) => {
                     now = task;
-                    let left = now.containers.iter().find(|c| c.is_running() && ids.contains(&c.id));
+                    let left = now.containers.iter().find(|container| container.is_running() && container.id == id);
                     left.map(|container| EngineError::StillRuns(container.labels.name.clone()))
                 }
                 // All of it has been removed.
@@ -237,9 +328,15 @@ impl Live {
                 }
                 tracing::warn!("cannot stop {} yet: {}", task.arn, one_line(&error));
                 tokio::time::sleep(backoff.delay()).await;
+                told.remove(&id);
             }
         }
     }
+}
+
+/// A cluster's name, which may be given as its ARN.
+pub(crate) fn short_name(cluster: &str) -> &str {
+    cluster.rsplit('/').next().unwrap_or_default()
 }
 
 fn report(id: &str, problems: Vec<String>) {
@@ -330,7 +427,7 @@ mod tests {
         });
         let began = Instant::now();
         let engine = Engine::connect(&format!("unix://{}", socket.display()), None).await.unwrap();
-        let live = Arc::new(Live::new(engine));
+        let live = Arc::new(Live::new(engine, StopOrder::AllAtOnce));
         let watching = tokio::spawn(live.clone().watch());
         let stopped = async {
             while bad.stops.load(Ordering::SeqCst) < 3 || !live.seen().stopping.is_empty() {

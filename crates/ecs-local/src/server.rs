@@ -1,4 +1,4 @@
-//! The endpoint itself.
+//! The task metadata endpoint, and what both endpoints share.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,8 +20,11 @@ use crate::live::{Found, Live};
 /// Where `ready` asks.
 pub(crate) const READY: &str = "/ready";
 
-/// Answers without end.
-pub(crate) async fn serve(listener: TcpListener, live: Arc<Live>) {
+/// Answers without end, each request by `respond`.
+pub(crate) async fn serve<F>(listener: TcpListener, live: Arc<Live>, respond: fn(Arc<Live>, Request<Incoming>) -> F)
+where
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -34,8 +37,8 @@ pub(crate) async fn serve(listener: TcpListener, live: Arc<Live>) {
         };
         let live = live.clone();
         let service = service_fn(move |request| {
-            let live = live.clone();
-            async move { Ok::<_, Infallible>(respond(&live, &request).await) }
+            let answer = respond(live.clone(), request);
+            async move { Ok::<_, Infallible>(answer.await) }
         });
         let mut http = http1::Builder::new();
         let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
@@ -44,7 +47,8 @@ pub(crate) async fn serve(listener: TcpListener, live: Arc<Live>) {
     }
 }
 
-async fn respond(live: &Live, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+/// Answers a request to the metadata endpoint.
+pub(crate) async fn metadata(live: Arc<Live>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         let mut response = json(StatusCode::METHOD_NOT_ALLOWED, &"the metadata endpoint answers GET alone");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
@@ -60,7 +64,7 @@ async fn respond(live: &Live, request: &Request<Incoming>) -> Response<Full<Byte
     let Some((id, rest)) = path.strip_prefix("/v4/").map(|path| path.split_once('/').unwrap_or((path, ""))) else {
         return json(StatusCode::NOT_FOUND, &format!("no such path: {path}"));
     };
-    let answer: fn(&Found) -> Response<Full<Bytes>> = match rest {
+    let show: fn(&Found) -> Response<Full<Bytes>> = match rest {
         "" => |found| match found.task.metadata_of(&found.name, found.stopping) {
             Some(container) => json(StatusCode::OK, &container),
             None => json(StatusCode::NOT_FOUND, &format!("container {} has been removed", found.name)),
@@ -70,7 +74,7 @@ async fn respond(live: &Live, request: &Request<Incoming>) -> Response<Full<Byte
         _ => return json(StatusCode::NOT_FOUND, &format!("no such path: {path}")),
     };
     match live.find(id).await {
-        Ok(Some(found)) => answer(&found),
+        Ok(Some(found)) => show(&found),
         Ok(None) => json(StatusCode::NOT_FOUND, &format!("no container of a task has the ID {id}")),
         Err(error) => failed(&error),
     }
@@ -81,9 +85,14 @@ fn failed(error: &dyn std::error::Error) -> Response<Full<Bytes>> {
 }
 
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Full<Bytes>> {
+    answer(status, "application/json", value)
+}
+
+/// An answer with a value as JSON.
+pub(crate) fn answer<T: Serialize>(status: StatusCode, content_type: &'static str, value: &T) -> Response<Full<Bytes>> {
     let body = serde_json::to_vec(value).unwrap_or_default();
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

@@ -2,10 +2,35 @@
 
 use std::collections::BTreeMap;
 
+use clap::ValueEnum;
 use ecs_meta::{ContainerType, Network, Status, TaskArn};
 use time::OffsetDateTime;
 
 use crate::container::{Container, rfc3339};
+
+/// The order in which the containers of a task that stops get TERM. ECS's agents differ in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum StopOrder {
+    /// All at once.
+    #[default]
+    AllAtOnce,
+    /// Each once all that directly depend on it have stopped.
+    DependsOn,
+}
+
+impl StopOrder {
+    /// Its name on the command line and in the header of a `StopTask`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::AllAtOnce => "all-at-once",
+            Self::DependsOn => "depends-on",
+        }
+    }
+}
+
+/// How all tasks here are launched: by an agent beside a Docker engine.
+pub(crate) const LAUNCH_TYPE: &str = "EC2";
 
 /// A task as it is now: its containers, oldest first, the pause container before all others.
 #[derive(Debug, Clone)]
@@ -58,8 +83,24 @@ impl Task {
     #[must_use]
     pub fn essential_exit(&self) -> Option<&Container> {
         let began = self.run_began();
-        let exited = self.containers.iter().filter(|c| c.labels.essential && c.finished_at.is_some_and(|_| true));
+        let exited = self.containers.iter().filter(|c| c.labels.essential && c.finished_at.is_some());
         exited.filter(|c| c.finished_at > began).min_by_key(|c| c.finished_at)
+    }
+
+    /// The running containers that may get TERM now: all at once or, in the order of `dependsOn`, those that no running
+    /// container directly depends on; the pause container when it is the last. Where containers depend on each other in a
+    /// circle none may, though some run.
+    #[must_use]
+    pub fn may_stop(&self, order: StopOrder) -> Vec<&Container> {
+        let running: Vec<_> = self.containers.iter().filter(|container| container.is_running()).collect();
+        if running.iter().all(|container| container.is_pause()) {
+            return running;
+        }
+        let needed = |name: &String| running.iter().any(|container| container.labels.depends_on.contains(name));
+        let may = |container: &&Container| {
+            !container.is_pause() && (order == StopOrder::AllAtOnce || !needed(&container.labels.name))
+        };
+        running.iter().copied().filter(may).collect()
     }
 
     /// The least of what its containers are, and never more than `RUNNING` before all have stopped.
@@ -82,6 +123,18 @@ impl Task {
         asked_to.or_else(|| self.essential_exit()?.finished_at)
     }
 
+    /// `STOPPED` once it was decided that the task stops, and before that `RUNNING`.
+    #[must_use]
+    pub fn desired_status(&self, asked_to: Option<OffsetDateTime>) -> Status {
+        if self.execution_stopped_at(asked_to).is_some() { Status::Stopped } else { Status::Running }
+    }
+
+    /// The task's tags: those that any of its containers carries.
+    #[must_use]
+    pub fn tags(&self) -> BTreeMap<String, String> {
+        self.containers.iter().flat_map(|container| container.labels.tags.clone()).collect()
+    }
+
     /// What the endpoint answers for the task. `asked_to` is when the task was told to stop.
     #[must_use]
     pub fn metadata(&self, asked_to: Option<OffsetDateTime>, with_tags: bool) -> ecs_meta::Task {
@@ -89,14 +142,13 @@ impl Task {
         let labels = &self.containers[0].labels;
         // Images are there before a container is created; nothing is pulled for a task.
         let pulled_at = self.containers.iter().filter_map(|container| container.created_at).min();
-        let tags: BTreeMap<_, _> = self.containers.iter().flat_map(|container| container.labels.tags.clone()).collect();
         ecs_meta::Task {
             cluster: labels.cluster.clone(),
             task_arn: self.arn.clone(),
             family: labels.family.clone(),
             revision: labels.revision.clone(),
             service_name: None,
-            desired_status: if stopped_at.is_some() { Status::Stopped } else { Status::Running },
+            desired_status: self.desired_status(asked_to),
             known_status: self.status(),
             containers: self.containers.iter().map(|c| self.container_metadata(c, stopped_at.is_some())).collect(),
             limits: None,
@@ -104,9 +156,9 @@ impl Task {
             pull_stopped_at: rfc3339(pulled_at),
             execution_stopped_at: rfc3339(stopped_at),
             availability_zone: Some(format!("{}a", self.arn.region())),
-            launch_type: Some("EC2".to_owned()),
+            launch_type: Some(LAUNCH_TYPE.to_owned()),
             vpc_id: self.containers[0].network_id().and_then(|id| Some(format!("vpc-{}", id.get(..17)?))),
-            task_tags: Some(tags).filter(|tags| with_tags && !tags.is_empty()),
+            task_tags: Some(self.tags()).filter(|tags| with_tags && !tags.is_empty()),
             container_instance_tags: None,
             errors: Vec::new(),
             clock_drift: None,
@@ -228,6 +280,34 @@ mod tests {
         }
         assert_eq!(task.metadata_of("web", None).unwrap().private_ip(), Some("10.20.3.5"));
         assert_eq!(task.metadata_of("nobody", None), None);
+    }
+
+    #[test]
+    fn in_the_order_of_depends_on_a_container_is_held_back_by_those_that_run_and_name_it() {
+        let app = |state: Value| container("app", &[("ecs-mesh.depends-on", "proxy:HEALTHY")], state);
+        let proxy = || container("proxy", &[("ecs-mesh.depends-on", "init:SUCCESS")], json!({}));
+        let init = || {
+            let labels = [("ecs-mesh.essential", "false"), ("ecs-mesh.depends-on", "agent:START")];
+            container("init", &labels, exited("2031-01-02T03:04:07Z"))
+        };
+        let agent = || container("agent", &[], json!({}));
+        let names = |task: &Task, order| {
+            let mut names: Vec<_> = task.may_stop(order).into_iter().map(|c| c.labels.name.clone()).collect();
+            names.sort();
+            names
+        };
+        let all = task([container("pause", PAUSE, json!({})), agent(), init(), proxy(), app(json!({}))]);
+        assert_eq!(names(&all, StopOrder::AllAtOnce), ["agent", "app", "proxy"]);
+        assert_eq!(names(&all, StopOrder::DependsOn), ["agent", "app"], "init has exited and holds nothing");
+        let app_gone = task([container("pause", PAUSE, json!({})), proxy(), app(exited("2031-01-02T03:04:09Z"))]);
+        assert_eq!(names(&app_gone, StopOrder::DependsOn), ["proxy"]);
+        let pause = task([container("pause", PAUSE, json!({})), app(exited("2031-01-02T03:04:09Z"))]);
+        assert_eq!(names(&pause, StopOrder::DependsOn), ["pause"]);
+        let circle = task([
+            container("one", &[("ecs-mesh.depends-on", "two:START")], json!({})),
+            container("two", &[("ecs-mesh.depends-on", "one:START")], json!({})),
+        ]);
+        assert!(circle.may_stop(StopOrder::DependsOn).is_empty());
     }
 
     #[test]

@@ -57,6 +57,12 @@ impl TaskArn {
         &self.task_id
     }
 
+    /// The ARN of the task with this ID in the same cluster, in the same form.
+    #[must_use]
+    pub fn sibling(&self, task_id: &str) -> Self {
+        Self { task_id: task_id.to_owned(), ..self.clone() }
+    }
+
     /// The ARN of the cluster with this name in the task's partition, region and account.
     #[must_use]
     pub fn cluster_arn(&self, name: &str) -> ClusterArn {

@@ -1,14 +1,20 @@
-//! Runs Envoy under supervision as a task's sidecar proxy.
+//! Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.
 //!
 //! Three verbs: run a command as PID 1 should, install this binary into a volume for a task that keeps a stock Envoy image,
 //! and dial an address as a container health check in an image without a shell.
 
+mod apps;
+mod drain;
+mod run;
+
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use ecs_meta::MetadataClient;
+use sidecar_kit::env::Env;
+use supervise::entrypoint;
 use tokio::net::TcpStream;
 
 /// The command line.
@@ -16,31 +22,28 @@ use tokio::net::TcpStream;
 #[command(
     name = "envoy-entrypoint",
     version,
-    about = "Runs Envoy under supervision as a task's sidecar proxy.",
+    about = "Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.",
+    long_about = "Runs Envoy under supervision as a task's sidecar proxy.\n\nOn TERM Envoy runs on until the task metadata \
+                  says that every app container has stopped; then Envoy gets TERM. Apps are all containers but those that \
+                  ecs-mesh, consul-ecs or AWS adds, this one, and those of --ignore-container. A second TERM ends Envoy at \
+                  once. All other signals are forwarded.",
     after_help = "Without a verb the arguments are the command to run: `envoy-entrypoint envoy --config-path …`.\n\n\
-                  Variables: LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
+                  Variables: those of the flags; ECS_CONTAINER_METADATA_URI_V4, set by ECS (without it TERM is passed on at \
+                  once); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
                   text).\n\n\
                   Exit codes: the command's own, or 128 + n if signal n ended it; 126 if it cannot be run, 127 if there \
-                  is no such program; 1 for a failed install or dial; 2 for a wrong command line."
+                  is no such program; 1 for a wrong ECS_CONTAINER_METADATA_URI_V4 and a failed install or dial; 2 for a wrong \
+                  command line."
 )]
 pub struct Arguments {
+    #[command(flatten)]
+    options: run::Options,
     #[command(subcommand)]
     verb: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Run a command in a process group of its own: signals forwarded, orphans reaped, exit code passed through.
-    Run {
-        /// The program and its arguments.
-        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
-        command: Vec<OsString>,
-    },
-    /// Copy this binary into a directory.
-    Install {
-        /// The directory, on a volume that another container mounts.
-        directory: PathBuf,
-    },
     /// Succeed if something listens at an address: a container health check.
     Dial {
         /// The address.
@@ -50,6 +53,8 @@ enum Verb {
         #[arg(long, env = "DIAL_TIMEOUT", default_value = "1s", value_parser = sidecar_kit::exit::parse_duration)]
         timeout: Duration,
     },
+    #[command(flatten)]
+    Entrypoint(entrypoint::Verb),
     #[command(external_subcommand)]
     Command(Vec<OsString>),
 }
@@ -57,15 +62,12 @@ enum Verb {
 /// Why it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Logging could not start.
+    /// What every entry point may fail with.
     #[error(transparent)]
-    Log(sidecar_kit::log::LogError),
-    /// The command could not start.
+    Entrypoint(#[from] entrypoint::Error),
+    /// The variable that ECS sets is wrong.
     #[error(transparent)]
-    Start(#[from] supervise::StartError),
-    /// The binary could not be installed.
-    #[error(transparent)]
-    Install(#[from] sidecar_kit::file::WriteError),
+    Metadata(#[from] ecs_meta::Error),
     /// Nothing listens there.
     #[error("cannot connect to {address}")]
     Dial {
@@ -89,7 +91,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Start(error) => error.exit_code(),
+            Self::Entrypoint(error) => error.exit_code(),
             _ => sidecar_kit::exit::FAILURE,
         }
     }
@@ -99,11 +101,19 @@ impl Error {
 ///
 /// # Errors
 /// See [`enum@Error`].
-pub async fn main(arguments: Arguments) -> Result<ExitCode, Error> {
-    match arguments.verb {
-        Verb::Run { command } | Verb::Command(command) => Ok(supervise::run(&command).await?.into()),
-        Verb::Install { directory } => {
-            sidecar_kit::file::install(&directory, "envoy-entrypoint")?;
+pub async fn main(arguments: Arguments, env: &Env) -> Result<ExitCode, Error> {
+    let Arguments { options, verb } = arguments;
+    match verb {
+        Verb::Entrypoint(entrypoint::Verb::Run { command }) | Verb::Command(command) => {
+            let metadata = match MetadataClient::from_env(env) {
+                Ok(metadata) => Some(metadata),
+                Err(ecs_meta::Error::MissingVariable) => None,
+                Err(error) => return Err(error.into()),
+            };
+            Ok(run::run(&command, &options, metadata).await.map_err(entrypoint::Error::from)?.into())
+        }
+        Verb::Entrypoint(entrypoint::Verb::Install { directory }) => {
+            sidecar_kit::file::install(&directory, "envoy-entrypoint").map_err(entrypoint::Error::from)?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Dial { address, timeout } => {

@@ -4,8 +4,6 @@ use consul_api::CheckStatus;
 use ecs_meta::{HealthStatus, Task};
 use mesh_config::Names;
 
-use crate::status_of;
-
 /// The checks of the synced containers.
 #[derive(Debug)]
 pub struct Checks(Vec<Check>);
@@ -75,7 +73,7 @@ fn health(task: &Task, container: &str) -> (CheckStatus, String) {
     };
     let healthy =
         found.and_then(|found| found.health.as_ref()).is_some_and(|health| health.status == HealthStatus::Healthy);
-    (status_of(healthy), said)
+    (if healthy { CheckStatus::Passing } else { CheckStatus::Critical }, said)
 }
 
 #[cfg(test)]

@@ -1,20 +1,21 @@
 //! Carries the ECS health of a task's containers into Consul's checks, and takes the task out of the mesh on TERM.
 //!
 //! One loop is the only writer. It reads the metadata, writes what changed, and waits; TERM ends it, and only then are the
-//! critical statuses written. Nothing that was on its way before can turn one back: a write under way is waited for or cut
-//! off first, and service and proxy are in maintenance besides.
+//! critical statuses written. Nothing that was on its way before can turn one back: a write under way is waited for; what had
+//! to be cut off may still reach the agent, so the agent is then asked until the end what it has, and told again.
 
 mod health;
+mod logout;
 mod shutdown;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use consul_api::{CheckStatus, Client, Error as ConsulError, ServiceRegistration};
+use consul_api::{Client, Error as ConsulError, ServiceRegistration};
 use ecs_meta::{MetadataClient, Task};
 use futures_util::future::{LocalBoxFuture, Shared};
 use futures_util::{FutureExt, StreamExt};
-use mesh_config::{Config, Names, VARIABLE, registration};
+use mesh_config::{Config, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::log;
@@ -24,6 +25,7 @@ use signal_hook_tokio::Signals;
 use tokio::time::sleep;
 
 use crate::health::Checks;
+use crate::logout::NotLoggedOut;
 use crate::shutdown::NotSet;
 
 /// How often the agent is asked whether it still has what was registered, in rounds.
@@ -51,29 +53,42 @@ pub enum RunError {
     Config(#[source] mesh_config::ConfigError),
     #[error("cannot start logging")]
     Log(#[from] log::LogError),
-    #[error("{VARIABLE}: service: missing, expected an object with at least port")]
-    NoService,
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
     #[error("no task metadata")]
     Metadata(#[from] WaitError<ecs_meta::Error>),
     #[error("no task metadata")]
     MetadataVariable(#[from] ecs_meta::Error),
+    #[error("TERM before there was any task metadata: nothing was told to Consul")]
+    NothingTold,
     #[error("cannot use the address of Consul's agent")]
     Consul(#[from] consul_api::ConfigError),
+    #[error("{VARIABLE}: consulHTTPAddr or consulCACertFile: cannot use the address of Consul's servers")]
+    Servers(#[source] consul_api::ConfigError),
     #[error(transparent)]
     NotSet(#[from] NotSet),
+    #[error(transparent)]
+    NotLoggedOut(#[from] NotLoggedOut),
 }
 
 /// TERM has come; may be awaited by many and again.
 type Term = Shared<LocalBoxFuture<'static, ()>>;
 
+/// What became of the last write before TERM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LastWrite {
+    /// The agent has answered it, or there was none.
+    Ended,
+    /// It may still reach the agent.
+    CutOff,
+}
+
 /// What one round needs.
 struct Sync {
     consul: Client,
     metadata: MetadataClient,
-    /// Service and proxy, as mesh-init registers them.
-    registrations: [ServiceRegistration; 2],
+    /// Service and proxy, or the gateway, as mesh-init registers them.
+    registrations: Vec<ServiceRegistration>,
     checks: Checks,
     rounds: u32,
     /// What was last said of a failure, so that a lasting one is said once.
@@ -89,44 +104,74 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
     let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
     log::init(env, config.log_level.and_then(|level| level.as_str().parse().ok()))?;
-    let service = config.service.as_ref().ok_or(RunError::NoService)?;
-    let consul = consul_api::Config::from_env(env)?;
-    let consul = Client::new(consul.within(service.namespace.as_deref(), service.partition.as_deref()))?;
+    let role = Role::of(&config);
+    let login = config.consul_login.as_ref().is_some_and(|login| login.enabled);
+    let with_login;
+    let env = if login {
+        with_login =
+            env.clone().with("CONSUL_HTTP_TOKEN_FILE", config.bootstrap_dir.join(SERVICE_TOKEN_FILE).to_string_lossy());
+        &with_login
+    } else {
+        env
+    };
+    let (namespace, partition) = role.place();
+    let consul = Client::new(consul_api::Config::from_env(env)?.within(namespace, partition))?;
+    let (address, ca_file) = (config.consul_http_addr.as_deref(), config.consul_ca_cert_file.as_deref());
+    let servers = || {
+        let servers = consul_api::Config::of_servers(env, address, ca_file);
+        servers.and_then(|servers| Client::new(servers.within(namespace, partition))).map_err(RunError::Servers)
+    };
+    if login {
+        // What is wrong with them is told now, not at the end.
+        servers()?;
+    }
     let metadata = MetadataClient::from_env(env)?;
     let task = tokio::select! {
         task = metadata.task_within(options.timeout) => task?,
-        // Nothing is known of the task yet, so there is nothing to take out of the mesh.
-        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+        _ = signals.next() => return Err(RunError::NothingTold),
     };
-    let names = Names::new(service.name.as_deref(), &task.family, task.task_id());
+    let names = role.names(&task);
+    // A gateway has no check of a container: Consul dials its listener.
+    let containers = if matches!(role, Role::Gateway(_)) { &[] } else { &*config.health_sync_containers };
     let mut sync = Sync {
         consul,
         metadata,
-        registrations: [
-            registration::service(&config, service, &names, &task),
-            registration::proxy(&config, service, &names, &task),
-        ],
-        checks: Checks::new(&config.health_sync_containers, &names),
+        registrations: role.registrations(&config, &names, &task),
+        checks: Checks::new(containers, &names),
         rounds: 0,
         said: None,
     };
-    tracing::info!(containers = ?config.health_sync_containers, "syncing the health of {}", names.service_id);
+    tracing::info!(?containers, "syncing the health of {}", names.service_id);
     let term = async move {
         signals.next().await;
     };
-    sync.until(term.boxed_local().shared(), options.interval).await;
+    let last_write = sync.until(term.boxed_local().shared(), options.interval).await;
     tracing::info!("TERM: taking {} out of the mesh", names.service_id);
-    shutdown::leave_mesh(&sync.consul, sync.checks.ids(), [&names.service_id, &names.proxy_id]).await?;
+    let checks = sync.checks.ids().collect::<Vec<_>>();
+    let services = sync.registrations.iter().map(|registration| registration.id.as_str()).collect::<Vec<_>>();
+    let left = shutdown::leave_mesh(&sync.consul, &checks, &services, last_write).await;
+    let tokens = logout::files(&config.bootstrap_dir, login);
+    let instances = [(names.service.as_str(), names.service_id.as_str()), (&names.proxy, &names.proxy_id)];
+    let logged_out = match servers() {
+        _ if tokens.is_empty() => Ok(()),
+        Ok(servers) => logout::log_out(&servers, &tokens, instances).await.map_err(RunError::from),
+        Err(error) => Err(error),
+    };
+    if let (Err(_), Err(error)) = (&left, &logged_out) {
+        tracing::warn!("{}", one_line(error));
+    }
+    left?;
+    logged_out?;
     Ok(ExitCode::SUCCESS)
 }
 
 impl Sync {
     /// Round after round until `term`. A read is dropped then, a write has [`LAST_WRITE`] to end.
-    async fn until(&mut self, term: Term, interval: Duration) {
+    async fn until(&mut self, term: Term, interval: Duration) -> LastWrite {
         loop {
             let task = tokio::select! {
                 biased;
-                () = term.clone() => return,
+                () = term.clone() => return LastWrite::Ended,
                 task = self.metadata.task() => task,
             };
             let cut_off = async {
@@ -135,12 +180,12 @@ impl Sync {
             };
             tokio::select! {
                 biased;
-                () = cut_off => return,
+                () = cut_off => return LastWrite::CutOff,
                 () = self.round(task) => {}
             }
             tokio::select! {
                 biased;
-                () = term.clone() => return,
+                () = term.clone() => return LastWrite::Ended,
                 () = sleep(interval) => {}
             }
         }
@@ -192,13 +237,13 @@ impl Sync {
         let services = self.consul.agent_services().await?;
         for registration in &self.registrations {
             if !services.contains_key(&registration.id) {
-                self.consul.register_service(registration).await?;
+                self.consul.register_service_keeping_checks(registration).await?;
                 tracing::warn!("the agent had lost {}: registered it again", registration.id);
             }
         }
         let checks = self.consul.agent_checks().await?;
         for registration in &self.registrations {
-            let id = format!("_service_maintenance:{}", registration.id);
+            let id = shutdown::maintenance_check_id(&registration.id);
             if checks.get(&id).is_some_and(|check| check.notes == shutdown::REASON) {
                 self.consul.set_maintenance(&registration.id, false, "").await?;
             }
@@ -206,14 +251,8 @@ impl Sync {
         let lost = self.checks.compare(|id| checks.get(id).map(|check| check.status));
         if lost {
             // A check alone cannot be lost but by hand; the registration brings it back, critical.
-            self.consul.register_service(&self.registrations[0]).await?;
+            self.consul.register_service_keeping_checks(&self.registrations[0]).await?;
         }
         Ok(())
     }
-}
-
-/// The agent's word for a check that isn't passing.
-#[must_use]
-pub(crate) fn status_of(healthy: bool) -> CheckStatus {
-    if healthy { CheckStatus::Passing } else { CheckStatus::Critical }
 }

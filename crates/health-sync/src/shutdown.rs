@@ -1,4 +1,4 @@
-//! The task leaves the mesh: its checks critical, service and proxy in maintenance, for about a second and no longer.
+//! The task leaves the mesh: its checks critical, service and proxy (or the gateway) in maintenance, for about a second and no longer.
 
 use std::time::Duration;
 
@@ -7,6 +7,8 @@ use futures_util::future::join_all;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use tokio::time::{Instant, sleep, timeout};
+
+use crate::LastWrite;
 
 /// Why the service is in maintenance; also how a later run knows its own doing.
 pub const REASON: &str = "the ECS task is stopping";
@@ -18,27 +20,58 @@ const BOUND: Duration = Duration::from_secs(1);
 /// A write that hangs is tried again within the bound.
 const ATTEMPT: Duration = Duration::from_millis(300);
 
+/// How often the agent is asked whether something was turned back.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What could not be set, and why; the task ends all the same.
 #[derive(Debug, thiserror::Error)]
 #[error("not told to Consul within {}: {}", humantime::format_duration(BOUND), .0.join("; "))]
 pub struct NotSet(Vec<String>);
 
-/// Sets everything at once and retries each until the bound.
+/// Sets everything at once and retries each until the bound; after a write that was cut off, also what that turned back.
 ///
 /// # Errors
 /// With all that could not be set.
-pub async fn leave_mesh<'a>(
+pub async fn leave_mesh(
     consul: &Client,
-    checks: impl Iterator<Item = &'a str>,
-    services: [&str; 2],
+    checks: &[&str],
+    services: &[&str],
+    last_write: LastWrite,
 ) -> Result<(), NotSet> {
     let deadline = Instant::now() + BOUND;
-    let critical = join_all(checks.map(async |id| {
-        let set = retried(deadline, async || consul.update_check(id, CheckStatus::Critical, REASON).await).await;
+    set(consul, checks, services, deadline).await?;
+    if last_write == LastWrite::Ended {
+        return Ok(());
+    }
+    loop {
+        sleep(LOOK).await;
+        let left = deadline.saturating_duration_since(Instant::now());
+        // An agent that gives no answer is leaving, or hangs: what was set is set.
+        let Ok(Ok(agent)) = timeout(left, consul.agent_checks()).await else { return Ok(()) };
+        let critical = |id: &str| agent.get(id).is_none_or(|check| check.status == CheckStatus::Critical);
+        let back = checks.iter().copied().filter(|id| !critical(id)).collect::<Vec<_>>();
+        let maintained = |id: &&str| agent.contains_key(&maintenance_check_id(id));
+        let outside = services.iter().copied().filter(|id| !maintained(id)).collect::<Vec<_>>();
+        set(consul, &back, &outside, deadline).await?;
+    }
+}
+
+/// The ID of the check by which an agent shows that a service is in maintenance.
+pub fn maintenance_check_id(service_id: &str) -> String {
+    format!("_service_maintenance:{service_id}")
+}
+
+async fn set(consul: &Client, checks: &[&str], services: &[&str], deadline: Instant) -> Result<(), NotSet> {
+    let critical = join_all(checks.iter().map(async |id| {
+        let set = retried(deadline, ATTEMPT, async || {
+            set_or_absent(consul.update_check(id, CheckStatus::Critical, REASON).await)
+        })
+        .await;
         set.err().map(|reason| format!("check {id} critical: {reason}"))
     }));
-    let maintenance = join_all(services.map(async |id| {
-        let set = retried(deadline, async || consul.set_maintenance(id, true, REASON).await).await;
+    let maintenance = join_all(services.iter().map(async |id| {
+        let set =
+            retried(deadline, ATTEMPT, async || set_or_absent(consul.set_maintenance(id, true, REASON).await)).await;
         set.err().map(|reason| format!("maintenance of {id}: {reason}"))
     }));
     let (critical, maintenance) = tokio::join!(critical, maintenance);
@@ -46,20 +79,32 @@ pub async fn leave_mesh<'a>(
     if failed.is_empty() { Ok(()) } else { Err(NotSet(failed)) }
 }
 
-/// Until it is set or the deadline has come. What the agent doesn't have needs no setting.
-async fn retried(deadline: Instant, mut write: impl AsyncFnMut() -> Result<(), Error>) -> Result<(), String> {
+/// Until it is done or the deadline has come; an attempt that hangs is cut off after `each`.
+pub async fn retried(
+    deadline: Instant,
+    each: Duration,
+    mut attempt: impl AsyncFnMut() -> Result<(), String>,
+) -> Result<(), String> {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let reason = match timeout(ATTEMPT.min(left), write()).await {
-            Ok(Ok(()) | Err(Error::NotFound { .. })) => return Ok(()),
-            Ok(Err(error)) => one_line(&error),
-            Err(_) => "the agent does not answer".to_owned(),
+        let reason = match timeout(each.min(left), attempt()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(reason)) => reason,
+            Err(_) => "no answer".to_owned(),
         };
         let delay = backoff.delay();
         if Instant::now() + delay >= deadline {
             return Err(reason);
         }
         sleep(delay).await;
+    }
+}
+
+/// What the agent doesn't have needs no setting.
+fn set_or_absent(set: Result<(), Error>) -> Result<(), String> {
+    match set {
+        Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(one_line(&error)),
     }
 }

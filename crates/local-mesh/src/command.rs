@@ -92,7 +92,9 @@ fn shown(command: &Command) -> String {
 
 fn install(program: &str) -> &'static str {
     match program {
-        "apt-get" | "dpkg" => "the stand-ins come from Debian's packages; set CONSUL_IMAGE to a Consul image elsewhere",
+        "apt-get" | "dpkg" => {
+            "the stand-ins come from Debian's packages; elsewhere set CONSUL_IMAGE and MOTO_IMAGE to images of Consul and moto"
+        }
         "python3" => "apt-get install python3 python3-pip",
         "docker" => "apt-get install docker.io",
         "docker-compose" => "apt-get install docker-compose",

@@ -19,20 +19,94 @@ pub enum ComposeError {
     /// Docker failed.
     #[error(transparent)]
     Docker(#[from] DockerError),
+    /// docker-compose.yml has no such task.
+    #[error("there is no task {task:?} in docker-compose.yml: there are {known}")]
+    NoTask {
+        /// What was asked for.
+        task: String,
+        /// What there is.
+        known: String,
+    },
+    /// Linux gives no random number.
+    #[error("cannot make a task ID")]
+    TaskId(#[source] std::io::Error),
 }
 
-/// Runs docker-compose on the mesh's file, and on another over it where one is given; gives its standard output.
+/// One way to call docker-compose on the mesh's file.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Compose<'a> {
+    /// Another file over docker-compose.yml.
+    pub over: Option<&'a Path>,
+    /// Variables that docker-compose.yml reads, before those of the caller's environment.
+    pub settings: &'a [(&'a str, &'a str)],
+}
+
+impl Compose<'_> {
+    /// Runs docker-compose and gives its standard output. A task that runs keeps its task ID; one that has stopped gets a
+    /// new one, since a stopped task never runs again; one that never ran has what `.env` says.
+    ///
+    /// # Errors
+    /// See [`ComposeError`].
+    pub async fn run(self, arguments: &[&str]) -> Result<String, ComposeError> {
+        let mut command = program().await?;
+        // Said outright: COMPOSE_PROJECT_NAME or COMPOSE_FILE of the caller's shell would lead to another's containers.
+        command.current_dir(workspace()).args(["--project-name", PROJECT, "--file", "docker-compose.yml"]);
+        if let Some(over) = self.over {
+            command.arg("--file").arg(over);
+        }
+        // A plain `up` starts gateways only where one runs already, which it would else take for an orphan; all else knows every
+        // task there is.
+        let mut gateways = arguments.iter().filter(|argument| !argument.starts_with('-')).ne(&["up"]);
+        for (name, task) in docker::tasks(&docker::connect().await?).await? {
+            gateways |= task.running && name.ends_with("-gateway");
+            let id = if task.running { task.id } else { new_task_id()? };
+            command.env(format!("{}_TASK_ID", name.to_uppercase().replace('-', "_")), id);
+        }
+        if gateways {
+            command.env("COMPOSE_PROFILES", "gateways");
+        }
+        command.envs(self.settings.iter().copied());
+        Ok(command::run(command.args(arguments)).await?)
+    }
+}
+
+/// Runs docker-compose on the mesh's file.
 ///
 /// # Errors
 /// See [`ComposeError`].
-pub async fn run(over: Option<&Path>, arguments: &[&str]) -> Result<String, ComposeError> {
-    let mut command = program().await?;
-    // Said outright: COMPOSE_PROJECT_NAME or COMPOSE_FILE of the caller's shell would lead to another's containers.
-    command.current_dir(workspace()).args(["--project-name", PROJECT, "--file", "docker-compose.yml"]);
-    if let Some(over) = over {
-        command.arg("--file").arg(over);
+pub async fn run(arguments: &[&str]) -> Result<String, ComposeError> {
+    Compose::default().run(arguments).await
+}
+
+/// The names in docker-compose.yml of a task's services, the holder of its network namespace first.
+///
+/// # Errors
+/// See [`ComposeError`]; [`ComposeError::NoTask`] when there is no such task.
+pub async fn services(task: &str) -> Result<Vec<String>, ComposeError> {
+    let all = run(&["config", "--services"]).await?;
+    let all = all.lines().collect::<BTreeSet<_>>();
+    let is_task = |name: &str| all.contains(name) && all.contains(format!("{name}-sidecar-proxy").as_str());
+    let is_of = |service: &str, task: &str| {
+        service.strip_prefix(task).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    };
+    let of = |task: &str| {
+        // A task web-2 is none of web's services.
+        let longer =
+            |service: &str| all.iter().any(|other| other.len() > task.len() && is_task(other) && is_of(service, other));
+        let of_task = all.iter().filter(|service| is_of(service, task) && !longer(service));
+        of_task.map(|service| (*service).to_owned()).collect::<Vec<_>>()
+    };
+    if is_task(task) {
+        return Ok(of(task));
     }
-    Ok(command::run(command.args(arguments)).await?)
+    let known = all.iter().filter(|name| is_task(name)).copied().collect::<Vec<_>>().join(", ");
+    Err(ComposeError::NoTask { task: task.to_owned(), known })
+}
+
+/// 32 hexadecimal digits, as ECS's are.
+fn new_task_id() -> Result<String, ComposeError> {
+    let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(ComposeError::TaskId)?;
+    Ok(uuid.trim().replace('-', ""))
 }
 
 async fn program() -> Result<Command, ComposeError> {
@@ -50,36 +124,24 @@ async fn program() -> Result<Command, ComposeError> {
     }
 }
 
-/// Stops and removes every task of which a container's image or definition has changed since it was created. ECS
-/// replaces a task as a whole; Compose would replace container by container, and the first essential one that it stops ends
-/// the task under the others.
+/// The running tasks of which a container's image or definition has changed since it was created.
 ///
 /// # Errors
 /// See [`ComposeError`].
-pub async fn remove_outdated_tasks(docker: &Docker) -> Result<(), ComposeError> {
-    const SERVICE: &str = "com.docker.compose.service";
-    let hashes = run(None, &["config", "--hash", "*"]).await?;
+pub async fn outdated_tasks(docker: &Docker) -> Result<BTreeSet<String>, ComposeError> {
+    let hashes = run(&["config", "--hash", "*"]).await?;
     let hashes = hashes.lines().filter_map(|line| line.split_once(' ')).collect::<BTreeMap<_, _>>();
-    let existing = containers(docker, &[PROJECT_LABEL, "ecs-mesh.task"]).await?;
+    let tasks = docker::tasks(docker).await?;
     let mut outdated = BTreeSet::new();
-    for container in &existing {
-        let (Some(task), Some(service)) = (label(container, "ecs-mesh.task"), label(container, SERVICE)) else {
-            continue;
-        };
-        let same_definition = hashes.get(service).copied() == label(container, "com.docker.compose.config-hash");
-        if !same_definition || docker::image_has_changed(docker, container).await? {
-            outdated.insert(task);
+    for container in containers(docker, &[PROJECT_LABEL, docker::TASK]).await? {
+        let Some(task) = label(&container, docker::TASK) else { continue };
+        let service = label(&container, "com.docker.compose.service").unwrap_or_default();
+        let same_definition = hashes.get(service).copied() == label(&container, "com.docker.compose.config-hash");
+        if tasks.get(task).is_some_and(|task| task.running)
+            && (!same_definition || docker::image_has_changed(docker, &container).await?)
+        {
+            outdated.insert(task.to_owned());
         }
     }
-    let services = existing
-        .iter()
-        .filter(|container| label(container, "ecs-mesh.task").is_some_and(|task| outdated.contains(task)));
-    let services = services.filter_map(|container| label(container, SERVICE)).collect::<Vec<_>>();
-    if !services.is_empty() {
-        // Else it would take the first container's end for the task's and tell the others to stop too: Consul takes a second
-        // TERM as an order not to leave the cluster.
-        run(None, &["stop", "ecs-local"]).await?;
-        run(None, &[&["rm", "--stop", "--force", "-v"], services.as_slice()].concat()).await?;
-    }
-    Ok(())
+    Ok(outdated)
 }

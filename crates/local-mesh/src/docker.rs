@@ -1,17 +1,20 @@
 //! The Docker engine, as far as the local mesh needs it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bollard::Docker;
 use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::ListContainersOptionsBuilder;
+use ecs_local::labels::{CONTAINER_NAME, FAMILY, TASK_ARN, TYPE};
 
 /// The Compose project, and the label by which Compose marks its containers.
 pub const PROJECT: &str = "ecs-mesh";
 pub(crate) const PROJECT_LABEL: &str = "com.docker.compose.project=ecs-mesh";
 
-/// ECS's own label for a container's name within its task.
-const CONTAINER_NAME: &str = "com.amazonaws.ecs.container-name";
+/// The label with the name that a task has in docker-compose.yml.
+pub(crate) const TASK: &str = "ecs-mesh.task";
+/// What [`TYPE`] is on the holder of a task's network namespace.
+pub(crate) const HOLDER: &str = "CNI_PAUSE";
 
 /// The engine doesn't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -56,12 +59,12 @@ pub fn label<'a>(container: &'a ContainerSummary, name: &str) -> Option<&'a str>
     container.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-/// Kills every container of the mesh.
+/// Kills all containers that carry these labels.
 ///
 /// # Errors
 /// When the engine doesn't list them.
-pub async fn kill_all(docker: &Docker) -> Result<(), DockerError> {
-    let containers = containers(docker, &[PROJECT_LABEL]).await?;
+pub async fn kill_all(docker: &Docker, labels: &[&str]) -> Result<(), DockerError> {
+    let containers = containers(docker, labels).await?;
     let ids = containers.iter().filter_map(|container| container.id.as_deref());
     // One that has ended is not there to be killed.
     futures_util::future::join_all(ids.map(|id| docker.kill_container(id, None))).await;
@@ -84,13 +87,57 @@ pub async fn inspect(docker: &Docker, id: &str) -> Result<ContainerInspectRespon
 /// When the engine refuses.
 pub async fn task(docker: &Docker, name: &str) -> Result<HashMap<String, ContainerInspectResponse>, DockerError> {
     let mut task = HashMap::new();
-    for container in containers(docker, &[PROJECT_LABEL, &format!("ecs-mesh.task={name}")]).await? {
-        let holder = label(&container, "ecs-mesh.type") == Some("CNI_PAUSE");
+    for container in containers(docker, &[PROJECT_LABEL, &format!("{TASK}={name}")]).await? {
+        let holder = label(&container, TYPE) == Some(HOLDER);
         if let (false, Some(id), Some(name)) = (holder, &container.id, label(&container, CONTAINER_NAME)) {
             task.insert(name.to_owned(), inspect(docker, id).await?);
         }
     }
     Ok(task)
+}
+
+/// A task of the local mesh, as the holder of its network namespace tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Its ECS task ID.
+    pub id: String,
+    /// Its family, which is its service's name too.
+    pub family: String,
+    /// Whether the holder runs.
+    pub running: bool,
+    /// The holder's container ID.
+    pub holder: String,
+}
+
+impl Task {
+    /// The name of its node in Consul, as `mesh-init agent-config` makes it.
+    #[must_use]
+    pub fn node(&self) -> String {
+        format!("{}-{}", self.family, self.id)
+    }
+}
+
+/// The tasks of the local mesh that have a holder, by the names they have in docker-compose.yml; of two runs of a task the
+/// later.
+///
+/// # Errors
+/// When the engine refuses.
+pub async fn tasks(docker: &Docker) -> Result<BTreeMap<String, Task>, DockerError> {
+    let mut holders = containers(docker, &[PROJECT_LABEL, &format!("{TYPE}={HOLDER}")]).await?;
+    holders.sort_by_key(|holder| holder.created);
+    let task = |holder: &ContainerSummary| {
+        let id = label(holder, TASK_ARN)?.rsplit('/').next()?.to_owned();
+        let family = label(holder, FAMILY)?.to_owned();
+        let task = Task { id, family, running: is_running(holder), holder: holder.id.clone()? };
+        Some((label(holder, TASK)?.to_owned(), task))
+    };
+    Ok(holders.iter().filter_map(task).collect())
+}
+
+/// Whether a container runs.
+#[must_use]
+pub fn is_running(container: &ContainerSummary) -> bool {
+    container.state.as_ref().is_some_and(|state| state.to_string() == "running")
 }
 
 /// Whether the tag that a container was created from names another image now.

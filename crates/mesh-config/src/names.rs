@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 /// The name of the bootstrap in the bootstrap directory.
 pub const BOOTSTRAP_FILE: &str = "envoy-bootstrap.json";
+/// The file there with the service's token, where mesh-init logs in for it.
+pub const SERVICE_TOKEN_FILE: &str = "service-token";
+/// The file there with the agent's token, where `mesh-init agent-config` logs in for it.
+pub const CLIENT_TOKEN_FILE: &str = "client-token";
 /// The name of every check that health-sync keeps.
 pub const HEALTH_SYNC_NAME: &str = "consul ecs synced";
 /// The time to live of every check that health-sync keeps, as Consul writes durations: it never runs out, since

@@ -1,11 +1,13 @@
-//! Reads a JSON document field by field and collects what is wrong with it, each finding with its path.
+//! Reads a JSON document field by field and collects what is wrong with it, each finding with its path. What is asked for
+//! is what is known: the same reading, of an empty document, gives the document's [`Shape`].
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::ops::RangeInclusive;
 
 use serde_json::{Map, Value};
+
+use crate::shape::{Field, Kind, Shape};
 
 /// One thing that is wrong with the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,14 +18,17 @@ pub struct FieldError {
     pub got: Option<String>,
     /// What would do.
     pub expected: String,
+    /// The rule that says so; none if it is the schema.
+    pub rule: Option<&'static str>,
 }
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.got {
-            Some(got) => write!(f, "{}: expected {}, got {got}", self.path, self.expected),
-            None => write!(f, "{}: missing, expected {}", self.path, self.expected),
+            Some(got) => write!(f, "{}: expected {}, got {got}", self.path, self.expected)?,
+            None => write!(f, "{}: missing, expected {}", self.path, self.expected)?,
         }
+        self.rule.map_or(Ok(()), |rule| write!(f, " [{rule}]"))
     }
 }
 
@@ -41,8 +46,14 @@ pub enum ConfigError {
 /// What came to light while reading.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
-    errors: RefCell<Vec<FieldError>>,
-    warnings: RefCell<Vec<String>>,
+    pub(crate) errors: Vec<FieldError>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Where the findings go. While describing there is no document: each object is read as if it were there, and empty.
+struct Reading {
+    findings: RefCell<Findings>,
+    describing: bool,
 }
 
 /// What to do with a field that nothing asked for.
@@ -52,51 +63,53 @@ pub(crate) enum Unknown {
     Warned,
 }
 
-/// An object of the document. A field that is asked for is known; `null` is the same as absent.
+/// An object of the document.
 pub(crate) struct Object<'a> {
     path: String,
-    fields: &'a Map<String, Value>,
-    known: BTreeSet<&'static str>,
-    findings: &'a Findings,
+    fields: Option<&'a Map<String, Value>>,
+    shape: Shape,
+    reading: &'a Reading,
 }
 
-/// Reads the whole document with `read`; gives its value and the warnings.
-pub(crate) fn document<T>(
-    text: &str,
-    read: impl FnOnce(&mut Object<'_>) -> T,
-) -> Result<(T, Vec<String>), ConfigError> {
-    let value: Value = serde_json::from_str(text).map_err(ConfigError::NotJson)?;
-    let findings = Findings::default();
-    let value = match &value {
-        Value::Object(fields) => {
-            let mut root = Object { path: String::new(), fields, known: BTreeSet::new(), findings: &findings };
-            let value = read(&mut root);
-            root.close(Unknown::Refused);
-            Some(value)
-        }
-        other => {
-            findings.wrong("the document".to_owned(), other, "an object");
-            None
-        }
-    };
-    match value {
-        Some(value) if findings.errors.borrow().is_empty() => Ok((value, findings.warnings.into_inner())),
-        _ => Err(ConfigError::Fields(findings.errors.into_inner())),
-    }
+/// A field that is asked for: optional, and null the same as absent, unless said otherwise.
+pub(crate) struct Asked<'o, 'a> {
+    object: &'o mut Object<'a>,
+    name: &'static str,
+    about: &'static str,
+    required: bool,
+    nullable: bool,
+    private: bool,
 }
 
-impl Findings {
-    fn wrong(&self, path: String, got: &Value, expected: impl Into<String>) {
-        self.wrong_as(path, describe(got), expected);
+/// Reads the whole document with `read`. The value is worth something if there are no errors.
+pub(crate) fn document<T>(value: &Value, read: impl FnOnce(&mut Object<'_>) -> T) -> (T, Findings) {
+    let reading = Reading { findings: RefCell::default(), describing: false };
+    let mut root =
+        Object { path: String::new(), fields: value.as_object(), shape: Shape::default(), reading: &reading };
+    let read = read(&mut root);
+    root.close(Unknown::Refused);
+    let mut findings = reading.findings.into_inner();
+    if !value.is_object() {
+        findings = Findings::default();
+        findings.errors.push(wrong("the document".to_owned(), describe_value(value), "an object".to_owned()));
     }
+    (read, findings)
+}
 
-    fn wrong_as(&self, path: String, got: String, expected: impl Into<String>) {
-        self.errors.borrow_mut().push(FieldError { path, got: Some(got), expected: expected.into() });
-    }
+/// The shape of what `read` asks for.
+pub(crate) fn describe<T>(read: impl FnOnce(&mut Object<'_>) -> T) -> Shape {
+    let reading = Reading { findings: RefCell::default(), describing: true };
+    let mut root = Object { path: String::new(), fields: None, shape: Shape::default(), reading: &reading };
+    read(&mut root);
+    root.close(Unknown::Refused)
+}
+
+fn wrong(path: String, got: String, expected: String) -> FieldError {
+    FieldError { path, got: Some(got), expected, rule: None }
 }
 
 /// The value, if it is short; else what kind of value it is.
-fn describe(value: &Value) -> String {
+pub(crate) fn describe_value(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".to_owned(),
         Value::Array(_) => "an array".to_owned(),
@@ -110,202 +123,227 @@ fn kind(value: &Value) -> String {
     match value {
         Value::String(_) => "a string".to_owned(),
         Value::Number(_) => "a number".to_owned(),
-        other => describe(other),
+        other => describe_value(other),
     }
 }
 
 impl<'a> Object<'a> {
+    /// Asks for a field. `about` says in a line what it is for.
+    pub(crate) fn field<'o>(&'o mut self, name: &'static str, about: &'static str) -> Asked<'o, 'a> {
+        Asked { object: self, name, about, required: false, nullable: true, private: false }
+    }
+
+    /// The path of a field. Its name may be the user's, and a message is one line.
     fn at(&self, name: &str) -> String {
-        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
+        let name = name.replace(char::is_control, "\u{fffd}");
+        if self.path.is_empty() { name } else { format!("{}.{name}", self.path) }
     }
 
-    fn field(&mut self, name: &'static str) -> Option<&'a Value> {
-        self.known.insert(name);
-        self.fields.get(name).filter(|value| !value.is_null())
+    fn error(&self, error: FieldError) {
+        self.reading.findings.borrow_mut().errors.push(error);
     }
 
-    /// A field of which `convert` makes the value, or an error that says what was expected.
-    fn converted<T>(
-        &mut self,
-        name: &'static str,
-        expected: impl FnOnce() -> String,
-        convert: impl FnOnce(&'a Value) -> Option<T>,
-    ) -> Option<T> {
-        let value = self.field(name)?;
+    /// Finds the fields that nothing asked for.
+    fn close(mut self, unknown: Unknown) -> Shape {
+        let known = |name: &str| self.shape.fields.iter().any(|field| field.name == name);
+        for name in self.fields.into_iter().flat_map(Map::keys).filter(|name| !known(name)) {
+            let mut names = self.shape.fields.iter().map(|field| field.name).collect::<Vec<_>>();
+            names.sort_unstable();
+            let (path, names) = (self.at(name), names.join(", "));
+            match unknown {
+                Unknown::Refused => {
+                    self.error(wrong(path, "an unknown field".to_owned(), format!("one of the fields {names}")));
+                }
+                Unknown::Warned => {
+                    let warning = format!("{path}: an unknown field, ignored; known are {names}");
+                    self.reading.findings.borrow_mut().warnings.push(warning);
+                }
+            }
+        }
+        self.shape.open = unknown == Unknown::Warned;
+        self.shape
+    }
+}
+
+impl<'a> Asked<'_, 'a> {
+    /// It must be there.
+    pub(crate) fn required(self) -> Self {
+        Self { required: true, nullable: false, ..self }
+    }
+
+    /// It may be left out, but not be null.
+    pub(crate) fn not_null(self) -> Self {
+        Self { nullable: false, ..self }
+    }
+
+    /// What stands there must not be printed.
+    pub(crate) fn private(self) -> Self {
+        Self { private: true, ..self }
+    }
+
+    fn at(&self) -> String {
+        self.object.at(self.name)
+    }
+
+    fn at_key(&self, key: &str) -> String {
+        self.object.at(&format!("{}.{key}", self.name))
+    }
+
+    fn wrong(&self, path: String, value: &Value, expected: impl Into<String>) {
+        let got = if self.private { kind(value) } else { describe_value(value) };
+        self.object.error(wrong(path, got, expected.into()));
+    }
+
+    fn known_as(&mut self, kind: Kind) {
+        let Self { name, about, required, nullable, .. } = *self;
+        self.object.shape.fields.push(Field { name, about, required, nullable, kind });
+    }
+
+    /// What stands there, unless it is absent or null.
+    fn value(&self, expected: &str) -> Option<&'a Value> {
+        match self.object.fields.and_then(|fields| fields.get(self.name)) {
+            Some(Value::Null) if self.nullable => None,
+            None if self.required => {
+                let (path, expected) = (self.at(), expected.to_owned());
+                self.object.error(FieldError { path, got: None, expected, rule: None });
+                None
+            }
+            value => value,
+        }
+    }
+
+    /// What `convert` makes of what stands there, or an error that says what was expected.
+    fn converted<T>(&mut self, kind: Kind, convert: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
+        let expected = kind.expected();
+        self.known_as(kind);
+        let value = self.value(&expected)?;
         let converted = convert(value);
         if converted.is_none() {
-            self.findings.wrong(self.at(name), value, expected());
+            self.wrong(self.at(), value, expected);
         }
         converted
     }
 
-    /// Reports that a field is missing, unless something wrong stands there, which is reported already.
-    fn must<T: Default>(&mut self, name: &'static str, expected: &str, value: Option<T>) -> T {
-        if value.is_none() && self.field(name).is_none() {
-            let path = self.at(name);
-            self.findings.errors.borrow_mut().push(FieldError { path, got: None, expected: expected.to_owned() });
-        }
-        value.unwrap_or_default()
-    }
-
-    /// Reports an error about a field that could be read.
-    pub(crate) fn refuse(&self, name: &str, got: impl fmt::Display, expected: &str) {
-        self.findings.wrong_as(self.at(name), got.to_string(), expected);
-    }
-
     /// A string. The empty one is the same as absent, as it was to consul-ecs.
-    pub(crate) fn text(&mut self, name: &'static str) -> Option<String> {
-        let text = self.converted(name, || "a string".to_owned(), Value::as_str)?;
+    pub(crate) fn text(mut self) -> Option<String> {
+        let text = self.converted(Kind::Text, Value::as_str)?;
         (!text.is_empty()).then(|| text.to_owned())
     }
 
-    /// A string that must be there and hold something.
-    pub(crate) fn required_text(&mut self, name: &'static str) -> String {
-        let expected = "a string that is not empty";
-        let convert = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
-        let value = self.converted(name, || expected.to_owned(), convert);
-        self.must(name, expected, value)
+    /// A string that may not be empty.
+    pub(crate) fn filled_text(mut self) -> Option<String> {
+        self.converted(Kind::FilledText, |value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned))
     }
 
     /// A name that Consul and its service identities take. The empty string is the same as absent.
-    pub(crate) fn service_name(&mut self, name: &'static str) -> Option<String> {
-        let expected = || "lower-case letters, digits, - and _, with a letter or digit at both ends".to_owned();
-        let text = self.converted(name, expected, |value| {
-            value.as_str().filter(|text| text.is_empty() || is_service_name(text)).map(str::to_owned)
-        })?;
-        (!text.is_empty()).then_some(text)
+    pub(crate) fn service_name(mut self) -> Option<String> {
+        let is_name = |text: &&str| text.is_empty() || is_service_name(text);
+        let text = self.converted(Kind::Name, |value| value.as_str().filter(is_name))?;
+        (!text.is_empty()).then(|| text.to_owned())
     }
 
-    /// A string whose content must not be printed.
-    pub(crate) fn private_text(&mut self, name: &'static str) -> Option<String> {
-        let value = self.field(name)?;
-        if !value.is_string() {
-            self.findings.wrong_as(self.at(name), kind(value), "a string");
-        }
-        value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+    pub(crate) fn boolean(mut self) -> Option<bool> {
+        self.converted(Kind::Boolean, Value::as_bool)
     }
 
-    pub(crate) fn boolean(&mut self, name: &'static str) -> Option<bool> {
-        self.converted(name, || "true or false".to_owned(), Value::as_bool)
-    }
-
-    pub(crate) fn integer<T>(&mut self, name: &'static str, range: RangeInclusive<T>) -> Option<T>
-    where
-        T: TryFrom<i64> + PartialOrd + fmt::Display,
-    {
-        let value = self.field(name)?;
-        let Some(number) = whole_number(value) else {
-            self.findings.wrong(self.at(name), value, "an integer");
-            return None;
-        };
-        let number = T::try_from(number).ok().filter(|number| range.contains(number));
-        if number.is_none() {
-            let expected = format!("an integer from {} to {}", range.start(), range.end());
-            self.findings.wrong(self.at(name), value, expected);
-        }
-        number
-    }
-
-    pub(crate) fn required_integer<T>(&mut self, name: &'static str, range: RangeInclusive<T>) -> T
-    where
-        T: TryFrom<i64> + PartialOrd + fmt::Display + Default,
-    {
-        let value = self.integer(name, range);
-        self.must(name, "an integer", value)
+    /// An integer. One that does not fit is none: each integer has a rule that refuses those.
+    pub(crate) fn integer<T: TryFrom<i64>>(mut self) -> Option<T> {
+        self.converted(Kind::Integer, whole_number).and_then(|number| T::try_from(number).ok())
     }
 
     /// One of a few words.
-    pub(crate) fn choice<T: Copy>(&mut self, name: &'static str, choices: &[(&str, T)]) -> Option<T> {
-        let expected = || format!("one of {}", choices.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", "));
-        self.converted(name, expected, |value| {
+    pub(crate) fn choice<T: Copy>(mut self, choices: &[(&'static str, T)]) -> Option<T> {
+        let words = choices.iter().map(|(word, _)| *word).collect();
+        self.converted(Kind::Choice(words), |value| {
             let text = value.as_str()?;
             choices.iter().find(|(word, _)| *word == text).map(|(_, choice)| *choice)
         })
     }
 
-    pub(crate) fn required_choice<T: Copy>(&mut self, name: &'static str, choices: &[(&str, T)]) -> Option<T> {
-        let value = self.choice(name, choices);
-        let words = choices.iter().map(|(word, _)| *word).collect::<Vec<_>>().join(", ");
-        self.must(name, &format!("one of {words}"), value.map(Some))
-    }
-
-    pub(crate) fn texts(&mut self, name: &'static str) -> Vec<String> {
-        let values: &[Value] = self.array(name);
-        let texts = values.iter().enumerate().map(|(index, value)| {
-            value.as_str().map(str::to_owned).unwrap_or_else(|| {
-                self.findings.wrong(format!("{}[{index}]", self.at(name)), value, "a string");
-                String::new()
-            })
-        });
-        texts.collect()
+    pub(crate) fn texts(self) -> Vec<String> {
+        self.all_texts(false)
     }
 
     /// Strings none of which stands twice.
-    pub(crate) fn unique_texts(&mut self, name: &'static str) -> Vec<String> {
-        let texts = self.texts(name);
-        for (index, text) in texts.iter().enumerate() {
-            if texts[..index].contains(text) {
-                self.refuse(&format!("{name}[{index}]"), format!("{text:?} again"), "each value once");
+    pub(crate) fn unique_texts(self) -> Vec<String> {
+        self.all_texts(true)
+    }
+
+    fn all_texts(mut self, unique: bool) -> Vec<String> {
+        let values = self.converted(Kind::Texts { unique }, Value::as_array).into_iter().flatten();
+        let mut texts: Vec<String> = Vec::new();
+        for (index, value) in values.enumerate() {
+            let path = format!("{}[{index}]", self.at());
+            match value.as_str() {
+                Some(text) if unique && texts.iter().any(|other| other == text) => {
+                    self.object.error(wrong(path, format!("{text:?} again"), "each value once".to_owned()));
+                }
+                Some(text) => texts.push(text.to_owned()),
+                None => self.wrong(path, value, "a string"),
             }
         }
         texts
     }
 
-    pub(crate) fn text_map(&mut self, name: &'static str) -> BTreeMap<String, String> {
+    pub(crate) fn text_map(mut self) -> BTreeMap<String, String> {
         let mut map = BTreeMap::new();
-        for (key, value) in self.entries(name) {
+        for (key, value) in self.converted(Kind::TextMap, Value::as_object).into_iter().flatten() {
             match value.as_str() {
                 Some(text) => drop(map.insert(key.clone(), text.to_owned())),
-                None => self.findings.wrong(format!("{}.{key}", self.at(name)), value, "a string"),
+                None => self.wrong(self.at_key(key), value, "a string"),
             }
         }
         map
     }
 
-    /// Header fields: an array of strings by name. Their values may be credentials and are never printed.
-    pub(crate) fn headers(&mut self, name: &'static str) -> BTreeMap<String, Vec<String>> {
+    /// Header fields: an array of strings by name.
+    pub(crate) fn headers(mut self) -> BTreeMap<String, Vec<String>> {
         let mut map = BTreeMap::new();
-        for (key, value) in self.entries(name) {
+        for (key, value) in self.converted(Kind::Headers, Value::as_object).into_iter().flatten() {
             let texts = value.as_array().and_then(|values| {
                 values.iter().map(|value| value.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>()
             });
             match texts {
                 Some(texts) => drop(map.insert(key.clone(), texts)),
-                None => {
-                    self.findings.wrong_as(format!("{}.{key}", self.at(name)), kind(value), "an array of strings");
-                }
+                None => self.wrong(self.at_key(key), value, "an array of strings"),
             }
         }
         map
     }
 
-    /// An object that is passed on as it is.
-    pub(crate) fn opaque(&mut self, name: &'static str) -> Map<String, Value> {
-        self.converted(name, || "an object".to_owned(), Value::as_object).cloned().unwrap_or_default()
+    /// An object that is passed on as it is. It may hold anything, also credentials.
+    pub(crate) fn opaque(self) -> Map<String, Value> {
+        self.private().converted(Kind::Opaque, Value::as_object).cloned().unwrap_or_default()
     }
 
-    pub(crate) fn object<T>(
-        &mut self,
-        name: &'static str,
-        unknown: Unknown,
-        read: impl FnOnce(&mut Object<'a>) -> T,
-    ) -> Option<T> {
-        let fields = self.converted(name, || "an object".to_owned(), Value::as_object)?;
-        Some(self.inner(self.at(name), fields, unknown, read))
+    pub(crate) fn object<T>(mut self, unknown: Unknown, read: impl FnOnce(&mut Object<'a>) -> T) -> Option<T> {
+        let value = self.value(&Kind::Object(Shape::default()).expected());
+        let fields = value.and_then(Value::as_object);
+        if let (Some(value), None) = (value, fields) {
+            self.wrong(self.at(), value, "an object");
+        }
+        let (value, shape) = if fields.is_some() || self.object.reading.describing {
+            let (value, shape) = self.inner(self.at(), fields, unknown, read);
+            (Some(value), shape)
+        } else {
+            (None, Shape::default())
+        };
+        self.known_as(Kind::Object(shape));
+        value
     }
 
-    pub(crate) fn objects<T>(
-        &mut self,
-        name: &'static str,
-        unknown: Unknown,
-        mut read: impl FnMut(&mut Object<'a>) -> T,
-    ) -> Vec<T> {
+    pub(crate) fn objects<T>(mut self, unknown: Unknown, mut read: impl FnMut(&mut Object<'a>) -> T) -> Vec<T> {
         let mut objects = Vec::new();
-        for (index, value) in self.array(name).iter().enumerate() {
-            let path = format!("{}[{index}]", self.at(name));
+        let shape = match self.object.reading.describing {
+            true => self.inner(self.at(), None, unknown, &mut read).1,
+            false => Shape::default(),
+        };
+        let values = self.converted(Kind::Objects(shape), Value::as_array).into_iter().flatten();
+        for (index, value) in values.enumerate() {
+            let path = format!("{}[{index}]", self.at());
             match value.as_object() {
-                Some(fields) => objects.push(self.inner(path, fields, unknown, &mut read)),
-                None => self.findings.wrong(path, value, "an object"),
+                Some(fields) => objects.push(self.inner(path, Some(fields), unknown, &mut read).0),
+                None => self.wrong(path, value, "an object"),
             }
         }
         objects
@@ -314,47 +352,20 @@ impl<'a> Object<'a> {
     fn inner<T>(
         &self,
         path: String,
-        fields: &'a Map<String, Value>,
+        fields: Option<&'a Map<String, Value>>,
         unknown: Unknown,
         read: impl FnOnce(&mut Object<'a>) -> T,
-    ) -> T {
-        let mut object = Object { path, fields, known: BTreeSet::new(), findings: self.findings };
+    ) -> (T, Shape) {
+        let mut object = Object { path, fields, shape: Shape::default(), reading: self.object.reading };
         let value = read(&mut object);
-        object.close(unknown);
-        value
-    }
-
-    fn array(&mut self, name: &'static str) -> &'a [Value] {
-        self.converted(name, || "an array".to_owned(), Value::as_array).map_or(&[], Vec::as_slice)
-    }
-
-    fn entries(&mut self, name: &'static str) -> impl Iterator<Item = (&'a String, &'a Value)> + use<'a> {
-        self.converted(name, || "an object".to_owned(), Value::as_object).into_iter().flatten()
-    }
-
-    /// Finds the fields that nothing asked for.
-    fn close(self, unknown: Unknown) {
-        for name in self.fields.keys().filter(|name| !self.known.contains(name.as_str())) {
-            let known = self.known.iter().copied().collect::<Vec<_>>().join(", ");
-            match unknown {
-                Unknown::Refused => {
-                    let expected = format!("one of the fields {known}");
-                    self.findings.wrong_as(self.at(name), "an unknown field".to_owned(), expected);
-                }
-                Unknown::Warned => {
-                    let warning = format!("{}: an unknown field, ignored; known are {known}", self.at(name));
-                    self.findings.warnings.borrow_mut().push(warning);
-                }
-            }
-        }
+        (value, object.close(unknown))
     }
 }
 
-/// JSON schema counts `80.0` as an integer.
-#[expect(clippy::cast_possible_truncation, reason = "checked to be whole and far inside the range")]
-fn whole_number(value: &Value) -> Option<i64> {
-    let whole = |number: &f64| number.fract() == 0.0 && number.abs() < 1e15;
-    value.as_i64().or_else(|| value.as_f64().filter(whole).map(|number| number as i64))
+/// JSON schema counts `80.0` as an integer. One beyond the range becomes the range's end, which no rule allows.
+#[expect(clippy::cast_possible_truncation, reason = "saturates, as it is meant to")]
+pub(crate) fn whole_number(value: &Value) -> Option<i64> {
+    value.as_i64().or_else(|| value.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as i64))
 }
 
 fn is_service_name(text: &str) -> bool {

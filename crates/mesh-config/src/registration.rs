@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn the_proxy_copies_the_service_s_tags_weights_override_and_place() {
         let (service, proxy) = registrations(&json!({
-            "bootstrapDir": "/consul", "healthSyncContainers": ["app"],
+            "bootstrapDir": "/consul",
             "service": { "name": "web", "port": 8080, "tags": ["a"], "weights": { "passing": 3, "warning": 2 },
                 "enableTagOverride": true, "namespace": "ns", "partition": "ap", "meta": { "source": "mine" },
                 "checks": [{ "name": "own", "http": "http://localhost:8080", "interval": "5s", "status": "passing" }] },
@@ -233,11 +233,7 @@ mod tests {
         }
         assert_eq!(
             service["Checks"],
-            json!([
-                { "Name": "own", "HTTP": "http://localhost:8080", "Interval": "5s", "Status": "passing" },
-                { "CheckID": "web-f1a2-app-consul-ecs", "Name": "consul ecs synced", "TTL": "100000h", "Status": "critical",
-                  "Notes": "The ECS health of container app, kept by health-sync." },
-            ])
+            json!([{ "Name": "own", "HTTP": "http://localhost:8080", "Interval": "5s", "Status": "passing" }])
         );
         assert_eq!(proxy["Port"], 21000);
         assert_eq!(proxy["Checks"][0]["TCP"], "127.0.0.1:21000");
@@ -250,6 +246,18 @@ mod tests {
                 "Upstreams": [{ "DestinationName": "api", "LocalBindPort": 1234, "Datacenter": "dc2" }],
                 "Expose": { "Checks": true, "Paths": [{ "Path": "/p", "ListenerPort": 1, "LocalPathPort": 2 }] },
             })
+        );
+    }
+
+    #[test]
+    fn each_synced_container_has_a_check_that_is_critical_at_first() {
+        let (service, _) = registrations(&json!({
+            "bootstrapDir": "/consul", "healthSyncContainers": ["app"], "service": { "name": "web", "port": 8080 },
+        }));
+        assert_eq!(
+            service["Checks"],
+            json!([{ "CheckID": "web-f1a2-app-consul-ecs", "Name": "consul ecs synced", "TTL": "100000h",
+                "Status": "critical", "Notes": "The ECS health of container app, kept by health-sync." }])
         );
     }
 }

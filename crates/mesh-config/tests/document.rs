@@ -1,6 +1,7 @@
 //! The document as teams write it: what is read, and what is said about what cannot be.
 
-use mesh_config::{CheckStatus, Config, DestinationType, LogLevel, MeshGatewayMode};
+use mesh_config::{CheckStatus, Config, ConfigError, DestinationType, GatewayKind, LogLevel, MeshGatewayMode};
+use serde_json::{Value, json};
 
 /// The error's line.
 fn refused(text: &str) -> String {
@@ -8,11 +9,27 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
-fn the_smallest_document_is_a_bootstrap_directory() {
-    let config = Config::parse(r#"{"bootstrapDir": "/consul"}"#).unwrap();
+fn the_smallest_document_is_a_bootstrap_directory_and_a_service_s_port_or_a_gateway_s_kind() {
+    let config = Config::parse(r#"{"bootstrapDir": "/consul", "service": {"port": 0}}"#).unwrap();
     assert_eq!(config.bootstrap_dir.to_str(), Some("/consul"));
     assert_eq!(config.proxy.public_listener_port, 20000);
-    assert!(config.service.is_none() && config.gateway.is_none() && config.warnings.is_empty());
+    assert!(config.gateway.is_none() && config.warnings.is_empty());
+    let config = Config::parse(r#"{"bootstrapDir": "/consul", "gateway": {"kind": "ingress-gateway"}}"#).unwrap();
+    assert_eq!(config.gateway.unwrap().kind, GatewayKind::Ingress);
+    assert!(config.service.is_none() && config.warnings.is_empty());
+}
+
+#[test]
+fn null_is_the_same_as_absent_where_the_schema_lets_it_stand() {
+    let text = r#"{"bootstrapDir": "/consul", "logLevel": null, "proxy": null, "consulLogin": null,
+        "service": {"port": 1, "weights": null, "tags": null, "checks": [{"status": null}]}}"#;
+    let absent = r#"{"bootstrapDir": "/consul", "service": {"port": 1, "checks": [{}]}}"#;
+    assert_eq!(Config::parse(text).unwrap(), Config::parse(absent).unwrap());
+    assert_eq!(
+        refused(r#"{"bootstrapDir": null, "service": {"port": null, "checks": [{"name": null}]}, "gateway": null}"#),
+        "bootstrapDir: expected a string that is not empty, got null; service.port: expected an integer, got null; \
+         service.checks[0].name: expected a string, got null; gateway: expected an object, got null"
+    );
 }
 
 #[test]
@@ -21,7 +38,7 @@ fn all_that_is_wrong_is_told_at_once_with_path_value_and_what_would_do() {
         "logLevel": "loud",
         "service": {"port": "80", "tags": ["a", 1, "a"], "name": "Web", "checks": [{"http": 5, "ttl": "1s", "tls": true}]},
         "proxy": {"upstreams": [{"destinationName": "api", "localBindPort": "80"}, {"localBindPort": 99999}, 7]},
-        "extra": 1
+        "extra": 1, "b\nreak": 2
     }"#;
     let line = refused(text);
     for finding in [
@@ -34,35 +51,16 @@ fn all_that_is_wrong_is_told_at_once_with_path_value_and_what_would_do() {
         "service.checks[0].http: expected a string, got 5",
         "service.checks[0].tls: expected one of the fields aliasNode, ",
         r#"proxy.upstreams[0].localBindPort: expected an integer, got "80""#,
-        "proxy.upstreams[1].destinationName: missing, expected a string that is not empty",
-        "proxy.upstreams[1].localBindPort: expected an integer from 1 to 65535, got 99999",
+        "proxy.upstreams[1].destinationName: missing, expected a string",
+        "proxy.upstreams[1].localBindPort: expected an integer from 1 to 65535, got 99999 [port-range]",
         "proxy.upstreams[2]: expected an object, got 7",
         "extra: expected one of the fields bootstrapDir, ",
+        "b\u{fffd}reak: expected one of the fields bootstrapDir, ",
     ] {
         assert!(line.contains(finding), "{finding}\nis not in\n{line}");
     }
     assert_eq!(line.lines().count(), 1);
-    assert_eq!(line.split("; ").count(), 13, "{line}");
-}
-
-#[test]
-fn ports_that_two_listeners_would_share_are_refused() {
-    let document = |ports: [u16; 2], listener: u16, exposed: u16| {
-        format!(
-            r#"{{"bootstrapDir": "/consul", "service": {{"port": 1}}, "proxy": {{"publicListenerPort": {listener},
-            "upstreams": [{{"destinationName": "a", "localBindPort": {}}}, {{"destinationName": "b", "localBindPort": {}}}],
-            "expose": {{"paths": [{{"listenerPort": {exposed}}}]}}}}}}"#,
-            ports[0], ports[1]
-        )
-    };
-    assert_eq!(
-        refused(&document([1234, 1234], 20000, 20001)),
-        "proxy.upstreams[1].localBindPort: expected a port that no other upstream and not the public listener has, \
-         got 1234"
-    );
-    assert!(refused(&document([20000, 1234], 20000, 20001)).starts_with("proxy.upstreams[0].localBindPort: "));
-    assert!(refused(&document([1233, 1234], 20000, 1234)).starts_with("proxy.expose.paths[0].listenerPort: "));
-    assert!(Config::parse(&document([20000, 1234], 21000, 20001)).is_ok());
+    assert_eq!(line.split("; ").count(), 14, "{line}");
 }
 
 #[test]
@@ -80,13 +78,17 @@ fn what_is_not_json_or_no_object_is_refused() {
     assert_eq!(error.to_string(), "not JSON");
     assert!(std::error::Error::source(&error).is_some());
     assert_eq!(refused("[]"), "the document: expected an object, got an array");
-    assert_eq!(refused(r#"{"bootstrapDir": ""}"#), r#"bootstrapDir: expected a string that is not empty, got """#);
+    assert_eq!(
+        refused(r#"{"bootstrapDir": "", "service": {"port": 1}}"#),
+        r#"bootstrapDir: expected a string that is not empty, got """#
+    );
 }
 
 #[test]
-fn a_check_s_header_and_body_are_never_repeated() {
+fn what_may_be_a_credential_is_never_repeated() {
     let text = r#"{"bootstrapDir": "/consul", "service": {"port": 1, "checks": [
-        {"header": {"Authorization": "Bearer s3cr3t"}}, {"header": {"A": ["s3cr3t", 1]}}, {"body": {"pin": "s3cr3t"}}]}}"#;
+        {"header": {"Authorization": "Bearer s3cr3t"}}, {"header": {"A": ["s3cr3t", 1]}}, {"body": {"pin": "s3cr3t"}},
+        {"header": "s3cr3t"}]}, "proxy": {"config": "s3cr3t"}}"#;
     let line = refused(text);
     assert!(!line.contains("s3cr3t"), "{line}");
     assert!(line.contains("service.checks[0].header.Authorization: expected an array of strings, got a string"));
@@ -96,14 +98,14 @@ fn a_check_s_header_and_body_are_never_repeated() {
 fn every_field_is_read() {
     let text = r#"{"bootstrapDir": "/consul", "logLevel": "WARN", "consulHTTPAddr": "unix:///run/c", "consulCACertFile": "/ca",
         "consulLogin": {"enabled": true, "meta": {"a": "b"}, "region": "eu-west-1"},
-        "healthSyncContainers": ["app"],
+        "healthSyncContainers": [],
         "service": {"name": "web", "port": 80.0, "tags": ["a"], "enableTagOverride": true, "meta": {"k": "v"},
             "weights": {"passing": 3, "warning": 1}, "namespace": "ns", "partition": "",
             "checks": [{"checkId": "c", "http": "http://localhost", "header": {"H": ["1", "2"]}, "status": "passing",
                 "interval": "5s", "h2pingUseTls": false, "successBeforePassing": 2}]},
         "proxy": {"config": {"a": [1]}, "meshGateway": {"mode": "remote"},
             "upstreams": [{"destinationType": "prepared_query", "destinationName": "q", "localBindPort": 81}],
-            "expose": {"checks": true, "paths": [{"path": "/p"}]}}}"#;
+            "expose": {"checks": true, "paths": [{"path": "/p", "listenerPort": 1, "localPathPort": 2}]}}}"#;
     let config = Config::parse(text).unwrap();
     assert_eq!(config.log_level, Some(LogLevel::Warn));
     let login = config.consul_login.unwrap();
@@ -120,6 +122,91 @@ fn every_field_is_read() {
     assert_eq!(config.proxy.expose.unwrap().paths[0].path.as_deref(), Some("/p"));
 }
 
+/// The names of the rules that a change breaks in a document that is right, in the order of the rules.
+fn broken(change: impl FnOnce(&mut Value)) -> Vec<&'static str> {
+    let mut document = json!({
+        "bootstrapDir": "/consul",
+        "service": { "port": 8080, "weights": { "passing": 1, "warning": 0 }, "checks": [{ "name": "c", "ttl": "1m" }] },
+        "proxy": {
+            "upstreams": [{ "destinationName": "a", "localBindPort": 1 }, { "destinationName": "b", "localBindPort": 2 }],
+            "expose": { "paths": [{ "path": "/", "listenerPort": 3, "localPathPort": 8080 }] },
+        },
+    });
+    change(&mut document);
+    match Config::parse(&document.to_string()) {
+        Ok(config) => {
+            assert!(config.warnings.iter().all(|line| line.ends_with(" [gateway-first]")), "{:?}", config.warnings);
+            config.warnings.iter().map(|_| "gateway-first").collect()
+        }
+        Err(ConfigError::Fields(errors)) => errors.iter().map(|error| error.rule.expect("a rule's name")).collect(),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn each_rule_is_held_by_its_name() {
+    let none: [&str; 0] = [];
+    assert_eq!(broken(|_| {}), none);
+    let remove = |d: &mut Value, field: &str| drop(d.as_object_mut().unwrap().remove(field));
+    assert_eq!(broken(|d| remove(d, "service")), ["service-or-gateway"]);
+    assert_eq!(broken(|d| d["gateway"] = json!({ "kind": "mesh-gateway" })), ["gateway-first"]);
+
+    assert_eq!(broken(|d| d["healthSyncContainers"] = json!(["app"])), ["one-kind-of-checks"]);
+    assert_eq!(broken(|d| d["healthSyncContainers"] = json!([])), none);
+    let gateway_with_both = broken(|d| {
+        d["healthSyncContainers"] = json!(["app"]);
+        d["gateway"] = json!({ "kind": "mesh-gateway" });
+    });
+    assert_eq!(gateway_with_both, ["gateway-first"]);
+
+    for (pointer, zero_is_none) in [
+        ("/service/port", true),
+        ("/proxy/publicListenerPort", true),
+        ("/proxy/upstreams/0/localBindPort", false),
+        ("/proxy/expose/paths/0/listenerPort", false),
+        ("/proxy/expose/paths/0/localPathPort", false),
+    ] {
+        let set = |port: Value| {
+            broken(|d| {
+                d["proxy"]["publicListenerPort"] = json!(20000);
+                *d.pointer_mut(pointer).unwrap() = port;
+            })
+        };
+        for port in [json!(-1), json!(65536), json!(1e300), json!(u64::MAX)] {
+            assert_eq!(set(port), ["port-range"], "{pointer}");
+        }
+        assert_eq!(set(json!(65535.0)), none, "{pointer}");
+        assert_eq!(set(json!(0)).is_empty(), zero_is_none, "{pointer}");
+    }
+    let gateway_port = |port: Value| {
+        broken(|d| {
+            remove(d, "service");
+            d["gateway"] = json!({ "kind": "mesh-gateway", "wanAddress": { "port": port } });
+        })
+    };
+    assert_eq!(gateway_port(json!(65536)), ["port-range"]);
+    assert_eq!(gateway_port(json!(0)), none);
+
+    assert_eq!(broken(|d| d["proxy"]["upstreams"][1]["localBindPort"] = json!(1)), ["port-once"]);
+    assert_eq!(broken(|d| d["proxy"]["upstreams"][1]["localBindPort"] = json!(20000)), ["port-once"]);
+    assert_eq!(broken(|d| d["proxy"]["publicListenerPort"] = json!(2)), ["port-once"]);
+    assert_eq!(broken(|d| d["proxy"]["expose"]["paths"][0]["listenerPort"] = json!(2)), ["port-once"]);
+    let moved = broken(|d| {
+        d["proxy"]["publicListenerPort"] = json!(21000);
+        d["proxy"]["upstreams"][1]["localBindPort"] = json!(20000);
+    });
+    assert_eq!(moved, none);
+
+    assert_eq!(broken(|d| d["proxy"]["upstreams"][0]["destinationName"] = json!("")), ["upstream-name"]);
+    let path = |change: Value| broken(|d| d["proxy"]["expose"]["paths"][0] = change);
+    assert_eq!(path(json!({})), ["exposed-path"; 3]);
+    assert_eq!(path(json!({ "path": "x", "listenerPort": 3, "localPathPort": 4 })), ["exposed-path"]);
+    assert_eq!(broken(|d| d["service"]["weights"]["passing"] = json!(0)), ["weight-range"]);
+    assert_eq!(broken(|d| d["service"]["weights"]["warning"] = json!(65536)), ["weight-range"]);
+    assert_eq!(broken(|d| d["service"]["checks"][0]["successBeforePassing"] = json!(-1)), ["check-count"]);
+    assert_eq!(broken(|d| d["service"]["checks"][0]["failuresBeforeCritical"] = json!(65536)), ["check-count"]);
+}
+
 #[test]
 fn the_reference_documents_are_read() {
     let Some(reference) = std::env::var_os("REFERENCE_DIR") else {
@@ -131,14 +218,15 @@ fn the_reference_documents_are_read() {
         let path = reference.join(name);
         Config::parse(&std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
     };
+    // Both have a gateway and a service.
     let config = read("extensive.json").unwrap();
-    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(config.warnings.len() == 1 && config.warnings[0].ends_with("[gateway-first]"), "{:?}", config.warnings);
     assert_eq!(config.service.unwrap().checks.len(), 6);
     assert_eq!(config.gateway.unwrap().wan_address.unwrap().port, Some(443));
     assert_eq!(config.proxy.expose.unwrap().paths[0].listener_port, Some(20001));
 
     let config = read("null-nested-fields.json").unwrap();
-    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+    assert!(config.warnings.len() == 1 && config.warnings[0].ends_with("[gateway-first]"), "{:?}", config.warnings);
     assert_eq!(config.proxy.upstreams[0].local_bind_port, 2345);
     assert_eq!(
         config.service.unwrap().checks[0],

@@ -15,6 +15,7 @@ use sidecar_kit::log;
 use sidecar_kit::secret::{Secret, SecretFileError};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
+use crate::login::{self, Login, LoginError, Settings};
 use crate::xds::DEFAULT_PORT;
 
 /// The file carries the client token and the gossip key: its owner and the volume's group may read it.
@@ -33,8 +34,10 @@ pub struct Options {
     pub retry_join: Option<String>,
     /// The datacenter; else Consul's default, `dc1`.
     pub datacenter: Option<String>,
-    /// How long to wait for the metadata.
+    /// How long to wait for the metadata, and then for the login.
     pub timeout: Duration,
+    /// Log in for the client token, and the file that it goes to, where health-sync finds it to log out.
+    pub login: Option<(Settings, PathBuf)>,
 }
 
 /// Why there is no configuration.
@@ -55,6 +58,14 @@ pub enum AgentConfigError {
     GossipKey,
     #[error("CONSUL_CACERT: cannot read {}", path.display())]
     Authority { path: PathBuf, source: std::io::Error },
+    #[error("CONSUL_LOGIN and CONSUL_CLIENT_TOKEN are both set: expected one of the two")]
+    TwoTokens,
+    #[error(
+        "CONSUL_LOGIN needs CONSUL_HTTP_ADDR: expected the address of Consul's servers, since the agent is not up yet"
+    )]
+    NoAddress,
+    #[error("CONSUL_LOGIN")]
+    Login(#[from] LoginError),
     #[error("no task metadata")]
     Variable(#[from] ecs_meta::Error),
     #[error("no task metadata")]
@@ -96,7 +107,8 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
     if servers.is_empty() {
         return Err(AgentConfigError::NoServers);
     }
-    let secrets = Secrets::read(env)?;
+    let mut secrets = Secrets::read(env)?;
+    let login = options.login.as_ref().map(|login| prepare(login, &secrets, options.timeout, env)).transpose()?;
     let client = MetadataClient::from_env(env)?;
     let task = until("the task's address", options.timeout, Backoff::default(), async || match client.task().await {
         Ok(task) => match address(&task) {
@@ -108,13 +120,43 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
     });
     let (task, ip) = task.await?;
 
-    let authority_file = options.output.with_file_name(AUTHORITY_FILE);
-    if let Some(pem) = &secrets.authority {
-        write_changed(&authority_file, pem)?;
+    if let Some(login) = &login {
+        secrets.client_token = Some(login.token(&task, None).await?);
     }
+    let authority_file = options.output.with_file_name(AUTHORITY_FILE);
     let config = configuration(&options, &servers, &secrets, &task, ip, &authority_file);
-    write_changed(&options.output, &format!("{config:#}\n"))?;
+    let written = match &secrets.authority {
+        Some(pem) => write_changed(&authority_file, pem),
+        None => Ok(()),
+    };
+    let written = written.and_then(|()| write_changed(&options.output, &format!("{config:#}\n")));
+    if let (Err(_), Some(login), Some(token)) = (&written, &login, &secrets.client_token) {
+        login.give_back(token).await;
+    }
+    written?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The servers' HTTPS may have another authority than what the agent speaks to them: `CONSUL_LOGIN_CACERT`, or its text in
+/// `CONSUL_LOGIN_CACERT_PEM`.
+fn prepare(
+    (settings, file): &(Settings, PathBuf),
+    secrets: &Secrets,
+    bound: Duration,
+    env: &Env,
+) -> Result<Login, AgentConfigError> {
+    if secrets.client_token.is_some() {
+        return Err(AgentConfigError::TwoTokens);
+    }
+    if env.get("CONSUL_HTTP_ADDR").is_none() {
+        return Err(AgentConfigError::NoAddress);
+    }
+    let ca_file = env.get("CONSUL_LOGIN_CACERT").map(Path::new);
+    let servers = match env.get("CONSUL_LOGIN_CACERT_PEM") {
+        Some(pem) => login::servers(None, None, None, &env.clone().with("CONSUL_CACERT_PEM", pem)),
+        None => login::servers(None, ca_file, None, env),
+    };
+    Ok(Login::new(settings.clone(), servers.map_err(LoginError::from)?, file.clone(), bound, env)?)
 }
 
 fn address(task: &Task) -> Option<IpAddr> {
@@ -225,6 +267,7 @@ mod tests {
             retry_join: None,
             datacenter: None,
             timeout: Duration::ZERO,
+            login: None,
         };
         let task = task(ip);
         let ip = address(&task).unwrap();

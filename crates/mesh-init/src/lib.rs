@@ -1,9 +1,13 @@
 //! Registers a task's service and sidecar proxy in Consul and writes Envoy's bootstrap; writes the configuration of the
-//! task's Consul agent.
+//! task's Consul agent; validates a configuration document.
 //!
-//! [`run::run`] is `mesh-init`, [`agent_config::write`] is `mesh-init agent-config`.
+//! [`run::run`] is `mesh-init`, [`agent_config::write`] is `mesh-init agent-config`, [`validate::run`] is
+//! `mesh-init validate`.
 
 pub mod agent_config;
 pub mod bootstrap;
+pub mod login;
+mod older_consul;
 pub mod run;
+pub mod validate;
 pub mod xds;

@@ -1,4 +1,4 @@
-//! The arguments of `mesh-init` and `mesh-init agent-config`.
+//! The arguments of `mesh-init`, `mesh-init agent-config` and `mesh-init validate`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use mesh_init::bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
-use mesh_init::{agent_config, run};
+use mesh_init::login::Settings;
+use mesh_init::{agent_config, run, validate};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::{self, parse_duration};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -18,8 +19,10 @@ use signal_hook::flag;
 /// <bootstrapDir>/envoy-bootstrap.json.
 ///
 /// What to register is in CONSUL_ECS_CONFIG_JSON, the task in ECS_CONTAINER_METADATA_URI_V4, the agent in Consul's own
-/// variables: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. LOG_LEVEL and
-/// LOG_FORMAT (text, json) say how to log. An empty variable counts as not set.
+/// variables: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. Where the document
+/// enables consulLogin, the token is that of the login; CONSUL_LOGIN_BEARER_TOKEN or CONSUL_LOGIN_BEARER_TOKEN_FILE is its
+/// proof for a method that isn't AWS IAM. LOG_LEVEL and LOG_FORMAT (text, json) say how to log. An empty variable counts as
+/// not set.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-init", version)]
 struct Arguments {
@@ -35,7 +38,16 @@ enum Command {
     ///
     /// Secrets come from the environment: CONSUL_CLIENT_TOKEN turns ACLs on, CONSUL_GOSSIP_KEY gossip encryption, each
     /// also as NAME_FILE; CONSUL_CACERT (a file) or CONSUL_CACERT_PEM (the text) turns TLS with auto-encrypt on.
-    AgentConfig(AgentConfigArguments),
+    ///
+    /// With --login the client token comes from an auth method of the servers at CONSUL_HTTP_ADDR, whose HTTPS certificate
+    /// CONSUL_LOGIN_CACERT (a file) or CONSUL_LOGIN_CACERT_PEM (the text) vouches for, else CONSUL_CACERT. The proof is the
+    /// task role's, or CONSUL_LOGIN_BEARER_TOKEN (or CONSUL_LOGIN_BEARER_TOKEN_FILE) for a method of another type.
+    AgentConfig(Box<AgentConfigArguments>),
+    /// Says all that schema and rules find wrong with a configuration document, or what would be registered; touches nothing.
+    ///
+    /// Each error, and each warning, is a line on standard error; a document without errors is a line on standard output.
+    /// Exit code 0 where there is no error, else 1.
+    Validate(ValidateArguments),
 }
 
 #[derive(Debug, Args)]
@@ -96,9 +108,37 @@ struct AgentConfigArguments {
     /// The datacenter [default: Consul's, dc1].
     #[arg(long, value_name = "NAME", env = "CONSUL_DATACENTER")]
     datacenter: Option<String>,
-    /// How long to wait for the metadata.
+    /// How long to wait for the metadata, and then for the login.
     #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
     timeout: Duration,
+    /// Log in for the client token.
+    #[arg(long, env = "CONSUL_LOGIN")]
+    login: bool,
+    /// The auth method.
+    #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_METHOD", default_value = "iam-ecs-client-token")]
+    login_method: String,
+    /// Where the login's token is kept, on the volume where health-sync finds it to log out.
+    #[arg(long, value_name = "FILE", env = "CONSUL_LOGIN_TOKEN_SINK", default_value = "/consul/client-token")]
+    login_token_sink: PathBuf,
+    /// Let the AWS IAM auth method see the role's path and tags; it needs the permission iam:GetRole.
+    #[arg(long, env = "CONSUL_LOGIN_INCLUDE_ENTITY", default_value_t = true, action = clap::ArgAction::Set)]
+    login_include_entity: bool,
+    /// The AWS region of STS [default: AWS_REGION, else the task's].
+    #[arg(long, value_name = "REGION", env = "CONSUL_LOGIN_REGION")]
+    login_region: Option<String>,
+    /// The URL of STS [default: the region's].
+    #[arg(long, value_name = "URL", env = "CONSUL_LOGIN_STS_ENDPOINT")]
+    login_sts_endpoint: Option<String>,
+    /// The value of X-Consul-IAM-ServerID, where the auth method wants one.
+    #[arg(long, value_name = "VALUE", env = "CONSUL_LOGIN_SERVER_ID")]
+    login_server_id: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct ValidateArguments {
+    /// The file with the document; - is standard input [default: the document in CONSUL_ECS_CONFIG_JSON].
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
 }
 
 /// The kernel drops a signal that PID 1 doesn't handle: a container that still waits would only end by KILL.
@@ -118,14 +158,10 @@ async fn main() -> ExitCode {
     let env = Env::of_process();
     match arguments.command {
         Some(Command::AgentConfig(arguments)) => {
-            let options = agent_config::Options {
-                output: arguments.output,
-                data_dir: arguments.data_dir,
-                retry_join: arguments.retry_join,
-                datacenter: arguments.datacenter,
-                timeout: arguments.timeout,
-            };
-            exit::finish("mesh-init", agent_config::write(options, &env).await)
+            exit::finish("mesh-init", agent_config::write(agent_config_options(*arguments), &env).await)
+        }
+        Some(Command::Validate(ValidateArguments { file })) => {
+            exit::finish("mesh-init", validate::run(file.as_deref(), &env))
         }
         None => match run_options(arguments.run) {
             Ok(options) => exit::finish("mesh-init", run::run(options, &env).await),
@@ -135,6 +171,33 @@ async fn main() -> ExitCode {
             }
         },
     }
+}
+
+fn agent_config_options(arguments: AgentConfigArguments) -> agent_config::Options {
+    let AgentConfigArguments {
+        output,
+        data_dir,
+        retry_join,
+        datacenter,
+        timeout,
+        login,
+        login_method,
+        login_token_sink,
+        login_include_entity,
+        login_region,
+        login_sts_endpoint,
+        login_server_id,
+    } = arguments;
+    let settings = Settings {
+        method: login_method,
+        include_entity: login_include_entity,
+        region: login_region,
+        sts_endpoint: login_sts_endpoint,
+        server_id: login_server_id,
+        ..Settings::default()
+    };
+    let login = login.then_some((settings, login_token_sink));
+    agent_config::Options { output, data_dir, retry_join, datacenter, timeout, login }
 }
 
 fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {

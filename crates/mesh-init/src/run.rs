@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use consul_api::{AgentSelf, AgentService, Client, ServiceRegistration, at_start};
 use ecs_meta::MetadataClient;
-use mesh_config::{BOOTSTRAP_FILE, Config, Names, Service, VARIABLE, registration};
+use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, Config, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use serde_json::Map;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
@@ -21,6 +21,8 @@ use sidecar_kit::secret::{SecretFileError, SecretSource};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::bootstrap::{AccessLogs, Bootstrap, BootstrapError, Endpoint, Prometheus, XdsAddress};
+use crate::login::{self, Login, LoginError};
+use crate::older_consul;
 use crate::xds::{self, AddressError};
 
 /// The bootstrap carries the ACL token: its owner and the volume's group may read it.
@@ -66,14 +68,8 @@ pub enum RunError {
     Config(#[source] mesh_config::ConfigError),
     #[error("cannot start logging")]
     Log(#[from] log::LogError),
-    #[error("{VARIABLE}: service: missing, expected an object with at least port")]
-    NoService,
-    #[error("{VARIABLE}: gateway: gateways are not supported yet, expected none")]
-    Gateway,
-    #[error(
-        "{VARIABLE}: consulLogin.enabled: logging in is not supported yet, expected false and a token in CONSUL_HTTP_TOKEN"
-    )]
-    Login,
+    #[error("{VARIABLE}: consulLogin")]
+    Login(#[from] LoginError),
     #[error(
         "{VARIABLE}: bootstrapDir: cannot write to {}: mount the task's shared volume there, writable for this user",
         path.display()
@@ -106,14 +102,14 @@ pub enum RunError {
     Write(#[from] WriteError),
 }
 
-/// Registers the task's service and proxy and writes the bootstrap. Run again it changes nothing.
+/// Registers the task's service and proxy, or its gateway, and writes the bootstrap. Run again it changes nothing.
 ///
 /// # Errors
 /// See [`RunError`]. Before a configuration that cannot be used or a directory that cannot be written to is reported,
 /// nothing is registered; what fails later takes the registration back.
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let config = read_config(env)?;
-    let service = check(&config)?;
+    let role = Role::of(&config);
     // All that is given is looked at before anything is registered.
     let admin = options
         .admin_bind
@@ -128,11 +124,20 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
 
     // Where the document says the service is to be, there it is also looked up. The document's consulHTTPAddr is that of
     // the servers, for a login; what is registered here belongs to the agent beside the task.
-    let consul = consul_api::Config::from_env(env)?;
-    let consul = Client::new(consul.within(service.namespace.as_deref(), service.partition.as_deref()))?;
-    let token = consul.config().token().map(SecretSource::read).transpose()?;
+    let (namespace, partition) = role.place();
+    let login = login(&config, partition, options.timeout, env)?;
+    let consul = match &login {
+        Some((_, file)) => consul_api::Config::from_env(&env.clone().with("CONSUL_HTTP_TOKEN_FILE", file))?,
+        None => consul_api::Config::from_env(env)?,
+    };
+    let consul = Client::new(consul.within(namespace, partition))?;
+    let given = match &login {
+        Some(_) => None,
+        None => consul.config().token().map(SecretSource::read).transpose()?,
+    };
     let task = MetadataClient::from_env(env)?.task_within(options.timeout).await?;
-    let names = Names::new(service.name.as_deref(), &task.family, task.task_id());
+    let names = role.names(&task);
+    let ready_bind = options.ready_bind.or_else(|| role.ready_bind(&task));
 
     // A draft, so that an option in the document that cannot be used is told before anything is registered.
     let default_xds = asked_for(None, Ipv4Addr::LOCALHOST.into())?;
@@ -141,21 +146,25 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         namespace: None,
         partition: None,
         datacenter: None,
-        token: token.as_ref(),
+        token: None,
         xds: xds.as_ref().unwrap_or(&default_xds),
         admin: admin.unwrap_or((Ipv4Addr::LOCALHOST.into(), ADMIN_PORT)),
         prometheus: &options.prometheus,
-        ready_bind: options.ready_bind.as_deref(),
+        ready_bind: ready_bind.as_deref(),
         admin_access_log_path: &options.admin_access_log_path,
         access_logs: None,
-        config: &config.proxy.config,
+        config: role.proxy_config(&config),
         env,
     };
     draft.to_json()?;
+    let token = match &login {
+        Some((login, _)) => Some(login.token(&task, Some(&consul)).await?),
+        None => given,
+    };
+    let draft = Bootstrap { token: token.as_ref(), ..draft };
 
     let agent = Agent(&consul);
-    let registrations =
-        [registration::service(&config, service, &names, &task), registration::proxy(&config, service, &names, &task)];
+    let registrations = role.registrations(&config, &names, &task);
     let mut standing = 0;
     let registered = agent.register(&registrations, &names, options.timeout, &mut standing).await;
     let done = match registered {
@@ -165,6 +174,9 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     if done.is_err() {
         // The task won't start, and nobody else would do it.
         agent.deregister(&registrations[..standing]).await;
+        if let (Some((login, _)), Some(token)) = (&login, &token) {
+            login.give_back(token).await;
+        }
     }
     done.map(|()| ExitCode::SUCCESS)
 }
@@ -213,15 +225,19 @@ fn read_config(env: &Env) -> Result<Config, RunError> {
     Ok(config)
 }
 
-/// What the document may ask for but isn't here.
-fn check(config: &Config) -> Result<&Service, RunError> {
-    if config.gateway.is_some() {
-        return Err(RunError::Gateway);
-    }
-    if config.consul_login.as_ref().is_some_and(|login| login.enabled) {
-        return Err(RunError::Login);
-    }
-    config.service.as_ref().ok_or(RunError::NoService)
+/// The login that the document asks for, and the file that its token goes to.
+fn login(
+    config: &Config,
+    partition: Option<&str>,
+    bound: Duration,
+    env: &Env,
+) -> Result<Option<(Login, String)>, LoginError> {
+    let Some(settings) = config.consul_login.as_ref().filter(|login| login.enabled) else { return Ok(None) };
+    let (address, ca_file) = (config.consul_http_addr.as_deref(), config.consul_ca_cert_file.as_deref());
+    let servers = login::servers(address, ca_file, partition, env)?;
+    let file = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);
+    let path = file.to_string_lossy().into_owned();
+    Ok(Some((Login::new(settings.into(), servers, file, bound, env)?, path)))
 }
 
 /// A directory that cannot be written to is told before anything is registered. What an earlier run left there when it
@@ -239,9 +255,13 @@ fn make_sure_of(directory: &Path) -> Result<(), RunError> {
     written.map_err(|source| RunError::BootstrapDir { path: directory.to_owned(), source })
 }
 
-/// Whether it is the name of a temporary file of ours: `.envoy-bootstrap.json.<process ID>.tmp`, or `.probe`.
+/// Whether it is the name of a temporary file of ours: `.envoy-bootstrap.json.<process ID>.tmp`, or `.probe`; or that of
+/// a login's token.
 fn is_left_behind(name: &str) -> bool {
-    let middle = name.strip_prefix('.').and_then(|name| name.strip_prefix(BOOTSTRAP_FILE)?.strip_prefix('.'));
+    let hidden = name.strip_prefix('.').unwrap_or_default();
+    // agent-config, which writes the last, has ended by now.
+    let files = [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE];
+    let middle = files.iter().find_map(|file| hidden.strip_prefix(file)?.strip_prefix('.'));
     let id = middle.and_then(|rest| rest.strip_suffix(".tmp").or_else(|| rest.strip_suffix(".probe")));
     id.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
 }
@@ -250,12 +270,12 @@ fn is_left_behind(name: &str) -> bool {
 struct Agent<'a>(&'a Client);
 
 impl Agent<'_> {
-    /// Registers the service, then the proxy that refers to it, and gives the proxy as the agent has it then, with the
-    /// central configuration merged in. All three can be repeated, so that one wait holds them. `standing` is how many
-    /// of them the agent has taken, also where it fails.
+    /// Registers the service, then the proxy that refers to it, or a gateway, and gives the proxy or gateway as the agent has
+    /// it then, with the central configuration merged in. All can be repeated, so that one wait holds them. `standing` is
+    /// how many of them the agent has taken, also where it fails.
     async fn register(
         &self,
-        registrations: &[ServiceRegistration; 2],
+        registrations: &[ServiceRegistration],
         names: &Names,
         bound: Duration,
         standing: &mut usize,
@@ -268,14 +288,25 @@ impl Agent<'_> {
             }
             self.0.agent_service(&names.proxy_id).await
         });
-        let registered = registered.await.map_err(|source| match source {
-            WaitError::Final(consul_api::Error::UnknownField { field, .. }) => {
-                let cure = cure(&field);
-                RunError::OlderConsul { id: names.service_id.clone(), field, cure }
-            }
-            source => RunError::Consul { id: names.service_id.clone(), source: Box::new(source) },
+        let older = |field: String| {
+            let cure = older_consul::cure(&field);
+            RunError::OlderConsul { id: names.service_id.clone(), field, cure }
+        };
+        let registered = registered.await.map_err(|source| {
+            let refused = match &source {
+                WaitError::Final(error) => older_consul::refused(error),
+                _ => None,
+            };
+            refused.map_or_else(|| RunError::Consul { id: names.service_id.clone(), source: Box::new(source) }, older)
         })?;
-        tracing::info!("registered service {} and proxy {}", names.service_id, names.proxy_id);
+        if let Some(field) = older_consul::forgotten(self.0.config(), registrations, &registered) {
+            return Err(older(field.to_owned()));
+        }
+        if let [gateway] = registrations {
+            tracing::info!("registered gateway {}", gateway.id);
+        } else {
+            tracing::info!("registered service {} and proxy {}", names.service_id, names.proxy_id);
+        }
         Ok(registered)
     }
 
@@ -386,17 +417,6 @@ fn grpc_tls_port(itself: &AgentSelf) -> Option<u16> {
     u16::try_from(port).ok().filter(|port| *port != 0)
 }
 
-/// What to do where an agent refuses a field ("json: unknown field").
-fn cure(field: &str) -> &'static str {
-    match field {
-        "H2PING" | "H2PingUseTLS" => "h2ping checks need Consul 1.10 or later",
-        "UDP" => "UDP checks need Consul 1.13 or later",
-        "Namespace" | "DestinationNamespace" => "namespaces need Consul Enterprise 1.7 or later",
-        "Partition" | "DestinationPartition" => "admin partitions need Consul Enterprise 1.11 or later",
-        _ => "remove it from the configuration or use a later Consul",
-    }
-}
-
 fn write_bootstrap(path: &Path, bootstrap: &Bootstrap<'_>) -> Result<(), RunError> {
     let mut text = format!("{:#}", bootstrap.to_json()?);
     text.push('\n');
@@ -435,7 +455,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let others =
             ["envoy-bootstrap.json", ".envoy-bootstrap.json.tmp", ".envoy-bootstrap.json.x1.tmp", ".other.1.tmp"];
-        let ours = [".envoy-bootstrap.json.1.tmp", ".envoy-bootstrap.json.4711.probe"];
+        let ours = [".envoy-bootstrap.json.1.tmp", ".service-token.1.tmp", ".envoy-bootstrap.json.4711.probe"];
         for name in others.iter().chain(&ours) {
             File::create(directory.path().join(name)).unwrap();
         }

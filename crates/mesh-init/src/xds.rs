@@ -64,6 +64,10 @@ pub fn given(
     env: &Env,
 ) -> Result<XdsAddress, AddressError> {
     if let Some(path) = address.strip_prefix("unix://") {
+        if !path.starts_with('/') {
+            let expected = "unix:// and the socket's full path";
+            return Err(AddressError::Invalid { name: "CONSUL_GRPC_ADDR", value: address.to_owned(), expected });
+        }
         let authorities = read_authorities(GRPC, ca_file, ca_path).transpose()?;
         return Ok(XdsAddress { endpoint: Endpoint::Unix(path.to_owned()), authorities });
     }
@@ -122,7 +126,12 @@ fn read_authorities(
     directory: Option<&str>,
 ) -> Option<Result<String, AddressError>> {
     let failed = |variable, path: &Path, source| AddressError::Authority { variable, path: path.to_owned(), source };
-    let read = |variable, path: &Path| std::fs::read_to_string(path).map_err(|source| failed(variable, path, source));
+    let read = |variable, path: &Path| match std::fs::read_to_string(path) {
+        // The next certificate begins on a line of its own.
+        Ok(text) if text.ends_with('\n') => Ok(text),
+        Ok(text) => Ok(text + "\n"),
+        Err(source) => Err(failed(variable, path, source)),
+    };
     match (file, directory) {
         (Some(file), _) => Some(read(file_variable, Path::new(file))),
         (None, Some(directory)) => {
@@ -174,6 +183,7 @@ mod tests {
     fn what_is_no_address_is_named_with_what_would_do() {
         assert_eq!(endpoint("8502"), Err(r#"CONSUL_GRPC_ADDR is "8502": expected <host>:<port>"#.to_owned()));
         assert!(endpoint("ftp://localhost:1").unwrap_err().contains("unix://<path>"));
+        assert!(endpoint("unix://").unwrap_err().contains("the socket's full path"));
         assert!(endpoint("https://localhost:8503").unwrap_err().contains("CONSUL_GRPC_CACERT"));
     }
 
@@ -184,7 +194,7 @@ mod tests {
         assert_eq!(authorities(None).as_deref(), Some("http authority"));
         let file = std::env::temp_dir().join(format!("grpc-ca-{}", std::process::id()));
         std::fs::write(&file, "grpc authority").unwrap();
-        assert_eq!(authorities(file.to_str()).as_deref(), Some("grpc authority"));
+        assert_eq!(authorities(file.to_str()).as_deref(), Some("grpc authority\n"));
         std::fs::remove_file(&file).unwrap();
     }
 
@@ -192,12 +202,12 @@ mod tests {
     fn a_directory_s_authorities_are_those_of_its_subdirectories_too() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("b")).unwrap();
-        for (file, text) in [("c.pem", "third"), ("a.pem", "first "), ("b/b.pem", "second ")] {
+        for (file, text) in [("c.pem", "third"), ("a.pem", "first\n"), ("b/b.pem", "second")] {
             std::fs::write(directory.path().join(file), text).unwrap();
         }
         std::os::unix::fs::symlink(directory.path(), directory.path().join("b/loop")).unwrap();
         let given = given("https://127.0.0.1:1", None, directory.path().to_str(), &Env::default()).unwrap();
-        assert_eq!(given.authorities.as_deref(), Some("first second third"));
+        assert_eq!(given.authorities.as_deref(), Some("first\nsecond\nthird\n"));
     }
 
     #[test]

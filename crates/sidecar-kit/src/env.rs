@@ -25,6 +25,13 @@ impl Env {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// The same with one variable set, as where a flag stands for it.
+    #[must_use]
+    pub fn with(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.0.insert(name.into(), value.into());
+        self
+    }
+
     /// Where the secret `NAME` comes from: the file in `NAME_FILE` if that is set, else the value of `NAME`. That the
     /// file wins is Consul's own order for `CONSUL_HTTP_TOKEN_FILE` and `CONSUL_HTTP_TOKEN`.
     #[must_use]

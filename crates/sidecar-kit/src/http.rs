@@ -1,7 +1,9 @@
-//! The one HTTP client: HTTP/1.1, plain or TLS, every answer bounded in time and size, every failure typed.
+//! The one HTTP client: HTTP/1.1, plain, TLS or a unix socket, every answer bounded in time and size, every failure typed.
 
 use std::error::Error as StdError;
+use std::path::PathBuf;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +14,9 @@ use hyper::{StatusCode, Uri};
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::UnixStream;
+use tower_service::Service;
 
 use crate::tls::{TlsOptions, TlsOptionsError};
 
@@ -116,11 +120,34 @@ impl<C: Connect + Clone + Send + Sync + 'static> Transport for Pool<C, Full<Byte
 }
 
 /// A client with a pool of connections. Cheap to make, shared by reference.
-pub struct Client(Box<dyn Transport>);
+pub struct Client {
+    transport: Box<dyn Transport>,
+    /// What stands for the server in messages, where that isn't what the URL says.
+    socket: Option<String>,
+}
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Client")
+    }
+}
+
+/// Connects to a unix socket.
+#[derive(Clone)]
+struct Socket(PathBuf);
+
+impl Service<Uri> for Socket {
+    type Response = TokioIo<UnixStream>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = std::io::Result<TokioIo<UnixStream>>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let path = self.0.clone();
+        Box::pin(async move { UnixStream::connect(path).await.map(TokioIo::new) })
     }
 }
 
@@ -136,7 +163,18 @@ impl Client {
     /// A client for `http://` alone.
     #[must_use]
     pub fn plain() -> Self {
-        Self(Box::new(pool(HttpConnector::new())))
+        Self::over(HttpConnector::new())
+    }
+
+    fn over<C: Connect + Clone + Send + Sync + 'static>(connector: C) -> Self {
+        Self { transport: Box::new(pool(connector)), socket: None }
+    }
+
+    /// A client whose every request goes to this unix socket, whatever host the URL names.
+    #[must_use]
+    pub fn unix(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        Self { socket: Some(format!("unix://{}", path.display())), ..Self::over(Socket(path)) }
     }
 
     /// A client for `http://` and `https://`.
@@ -152,7 +190,7 @@ impl Client {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         let connector: HttpsConnector<HttpConnector> = builder.enable_http1().wrap_connector(tcp);
-        Ok(Self(Box::new(pool(connector))))
+        Ok(Self::over(connector))
     }
 
     /// Sends a request and reads the answer to its end. Any status is an answer.
@@ -160,9 +198,9 @@ impl Client {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn send(&self, request: Request, limits: Limits) -> Result<Response, Error> {
-        let server = server_of(request.uri());
+        let server = self.socket.clone().unwrap_or_else(|| server_of(request.uri()));
         let exchange = async {
-            let answer = self.0.send(request).await.map_err(|error| classify(&server, error))?;
+            let answer = self.transport.send(request).await.map_err(|error| classify(&server, error))?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, limits.bytes).collect().await.map_err(|source| {
                 if source.is::<LengthLimitError>() {

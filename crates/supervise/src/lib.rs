@@ -4,6 +4,8 @@
 //! caller keeps, orphans are reaped, and the child's end becomes an exit code. Handlers stand before the child starts, so
 //! no signal is lost in between.
 
+pub mod entrypoint;
+
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -89,6 +91,7 @@ pub enum Event {
 /// The running child. Dropping it leaves the child alone.
 #[must_use = "signals are forwarded and orphans reaped only while it is asked for events"]
 pub struct Supervised {
+    command: Vec<OsString>,
     child: Pid,
     signals: Signals,
     kept: Vec<Signal>,
@@ -101,24 +104,23 @@ impl Supervised {
     /// # Errors
     /// See [`StartError`].
     pub fn start(command: &[OsString], kept: &[Signal]) -> Result<Self, StartError> {
-        let (program, arguments) = command.split_first().ok_or(StartError::Empty)?;
         // Orphans come to us also where we aren't PID 1 (a task that shares its PID namespace).
         set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| StartError::Signals(error.into()))?;
         let signals = Signals::new(catchable().chain([SIGCHLD])).map_err(StartError::Signals)?;
-        let child = Command::new(program).args(arguments).process_group(0).spawn().map_err(|source| {
-            let program = program.to_string_lossy().into_owned();
-            match source.kind() {
-                io::ErrorKind::NotFound => StartError::NotFound { program },
-                _ => StartError::NotExecutable { program, source },
-            }
-        })?;
-        let child = Pid::from_child(&child);
-        tracing::debug!(pid = child.as_raw_nonzero().get(), program = %program.to_string_lossy(), "started");
-        Ok(Self { child, signals, kept: kept.to_vec() })
+        Ok(Self { command: command.to_vec(), child: spawn(command)?, signals, kept: kept.to_vec() })
+    }
+
+    /// Starts the command again, after the child's end. No signal is lost in between.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn restart(&mut self) -> Result<(), StartError> {
+        self.child = spawn(&self.command)?;
+        Ok(())
     }
 
     /// The next kept signal or the child's end; forwards and reaps meanwhile. May be cancelled and called again. After
-    /// the end it must not be called again.
+    /// the end only signals come, until the child is started again.
     pub async fn next(&mut self) -> Event {
         loop {
             let number = self.signals.next().await.expect("the stream of signals ends only when it is closed");
@@ -168,16 +170,22 @@ impl Supervised {
     }
 }
 
-/// Starts `command`, forwards all signals, and waits for its end.
-///
-/// # Errors
-/// See [`StartError`].
-pub async fn run(command: &[OsString]) -> Result<Ended, StartError> {
-    Ok(Supervised::start(command, &[])?.run().await)
+fn spawn(command: &[OsString]) -> Result<Pid, StartError> {
+    let (program, arguments) = command.split_first().ok_or(StartError::Empty)?;
+    let child = Command::new(program).args(arguments).process_group(0).spawn().map_err(|source| {
+        let program = program.to_string_lossy().into_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => StartError::NotFound { program },
+            _ => StartError::NotExecutable { program, source },
+        }
+    })?;
+    let child = Pid::from_child(&child);
+    tracing::debug!(pid = child.as_raw_nonzero().get(), program = %program.to_string_lossy(), "started");
+    Ok(child)
 }
 
-/// Every standard signal (1 to 31; real-time signals have no use in ECS) but those that cannot be caught, those that a fault of our own raises, and SIGCHLD, which tells of
-/// children.
+/// Every standard signal (1 to 31; real-time signals have no use in ECS) but those that cannot be caught, those that a fault
+/// of our own raises, and SIGCHLD, which tells of children.
 fn catchable() -> impl Iterator<Item = i32> {
     const FAULTS: [Signal; 7] =
         [Signal::ILL, Signal::TRAP, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV, Signal::SYS];

@@ -1,14 +1,24 @@
-//! The project's commands: the local mesh up and down, requests within a task, images, tests.
+//! The project's commands: the local mesh up and down, requests within a task, images, tests, budgets.
 
+mod bench;
 mod progress;
 mod test;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use local_mesh::{images, mesh, timeline};
+use ecs_local::secrets_manager::{CallError, SettingsError, Version};
+use local_mesh::demo::{self, CASES, Outcome, Row};
+use local_mesh::docker::{self, DockerError};
+use local_mesh::drawing::DrawError;
+use local_mesh::mesh::MeshError;
+use local_mesh::task::StopOrder;
+use local_mesh::timeline::Timeline;
+use local_mesh::{drawing, images, mesh, secrets, timeline, watch};
 use sidecar_kit::env::Env;
 use sidecar_kit::{exit, log};
+
+use local_mesh::Progress as _;
 
 use crate::progress::Reporter;
 use crate::test::Suite;
@@ -19,8 +29,8 @@ use crate::test::Suite;
     name = "xtask",
     bin_name = "cargo xtask",
     version,
-    after_help = "Variables: CONSUL_IMAGE and ENVOY_IMAGE put the vendors' images in the place of the stand-ins; LOG_LEVEL, \
-                  LOG_FORMAT.\n\nExit codes: 0 done, 1 failed, 2 wrong command line; of `get` and `test` what they ran."
+    after_help = "Variables: CONSUL_IMAGE, ENVOY_IMAGE and MOTO_IMAGE put the vendors' images in the place of the stand-ins; \
+                  LOG_LEVEL, LOG_FORMAT.\n\nExit codes: 0 done, 1 failed, 2 wrong command line; of `get` and `test` what they ran."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -35,18 +45,47 @@ enum Command {
     Down,
     /// Build and generate what docker-compose.yml needs, and start nothing.
     Images,
+    /// Start a task that was stopped, as ECS would: with a new task ID. Prints and draws its start.
+    Start {
+        /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
+        task: String,
+    },
+    /// Stop a task as ECS does, through `StopTask`, with some load through the mesh. Prints and draws its shutdown.
+    Stop {
+        /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
+        task: String,
+        /// Who gets TERM when.
+        #[arg(long, value_enum, default_value_t)]
+        order: StopOrder,
+    },
+    /// Show the mesh at work.
+    #[command(subcommand)]
+    Demo(Demo),
     /// Send a request from within a task's network namespace.
     Get {
-        /// The task: web, api-1 or api-2.
+        /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
         task: String,
         /// The URL, as a container of the task sees it.
         url: String,
+    },
+    /// Print a secret of the local mesh: consul-bootstrap-token to log in to Consul's UI, ecs-mesh-web, …
+    Secret {
+        /// Its name in Secrets Manager.
+        name: String,
     },
     /// Run the tests: format, clippy, and the suites; all of them if none is named.
     Test {
         /// The suites.
         suites: Vec<Suite>,
     },
+    /// Measure the release binaries against their budgets. Exit code 1 when one is over.
+    Bench,
+}
+
+#[derive(Debug, Subcommand)]
+enum Demo {
+    /// Stop and start api-1 under load, with and without remedies, and count what fails. Takes some seven minutes.
+    Shutdown,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +93,15 @@ enum Error {
     #[error(transparent)]
     Log(#[from] log::LogError),
     #[error(transparent)]
-    Mesh(#[from] mesh::MeshError),
+    Mesh(#[from] MeshError),
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    #[error(transparent)]
+    SecretsManager(#[from] SettingsError),
+    #[error("is there such a secret, and does the mesh run?")]
+    Secret(#[from] CallError),
+    #[error(transparent)]
+    Draw(#[from] DrawError),
     #[error(transparent)]
     Test(#[from] test::TestError),
 }
@@ -72,7 +119,9 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             let reporter = Reporter::new(mesh::UP_STEPS);
             let up = mesh::up(&reporter).await?;
             reporter.finish();
-            print!("{}", timeline::startup(&up.events));
+            for startup in timeline::startups(&up.events) {
+                show(&startup)?;
+            }
             println!("mesh ready: GET {} -> {}", mesh::FRONT, up.status);
         }
         Command::Down => {
@@ -85,11 +134,64 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             reporter.finish();
             println!("images ready: `docker-compose up` starts them");
         }
+        Command::Start { task } => {
+            let events = watch::start(&docker::connect().await?, &task).await?;
+            for startup in timeline::startups(&events) {
+                show(&startup)?;
+            }
+        }
+        Command::Stop { task, order } => {
+            let (stopped, report) = watch::stop(&docker::connect().await?, &task, order).await?;
+            if let Some(shutdown) = timeline::shutdown(&task, order, &stopped) {
+                show(&shutdown)?;
+            }
+            if let Some(report) = report {
+                let row = Row { name: "load from web to api meanwhile", report: &report, retries_refused: 0 };
+                println!("{}\n{row}", demo::head());
+            }
+        }
+        Command::Demo(Demo::Shutdown) => demo_shutdown().await?,
         Command::Get { task, url } => {
             let status = mesh::get(&task, &url).await?;
             return Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1).into());
         }
+        Command::Secret { name } => {
+            println!("{}", secrets::manager()?.get(&Version::current(&name)).await?.expose());
+        }
         Command::Test { suites } => test::run(&suites).await?,
+        Command::Bench => bench::run().await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells a timeline and draws it.
+fn show(timeline: &Timeline) -> Result<(), Error> {
+    print!("{timeline}");
+    println!("  drawn in {}", drawing::draw(timeline)?.display());
+    Ok(())
+}
+
+/// Each case as it ends, since the whole takes minutes.
+async fn demo_shutdown() -> Result<(), Error> {
+    let docker = docker::connect().await?;
+    let reporter = Reporter::new(CASES.len());
+    let mut rows = Vec::new();
+    for (number, case) in CASES.into_iter().enumerate() {
+        reporter.step(number + 1, CASES.len(), case.name);
+        match demo::run(&docker, case, &reporter).await {
+            Ok(outcome) => rows.push((case.name, outcome)),
+            Err(error) => {
+                // The error is what matters, whatever becomes of this.
+                let _ = demo::restore(&docker).await;
+                return Err(error.into());
+            }
+        }
+    }
+    demo::restore(&docker).await?;
+    reporter.finish();
+    println!("{}", demo::head());
+    for (name, Outcome { report, retries_refused }) in &rows {
+        println!("{}", Row { name, report, retries_refused: *retries_refused });
+    }
+    Ok(())
 }

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use clap::ValueEnum;
-use local_mesh::{command, mesh, parts, workspace};
+use local_mesh::{command, compose, mesh, parts, workspace};
+use sidecar_kit::exit::one_line;
 
 use crate::progress::Reporter;
 
@@ -18,7 +19,7 @@ pub enum Suite {
     Mesh,
 }
 
-/// A step of the tests that failed.
+/// A step of the tests, or of the measurements, that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TestError {
     #[error("{what} failed: `{command}`")]
@@ -47,21 +48,35 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
     if wanted(Suite::Process) {
         parts::consul().await?;
         parts::envoy().await?;
+        parts::aws_cli().await?;
+        parts::moto().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
         cargo("process", &["test", "--workspace", "--test", "process"]).await?;
     }
     if wanted(Suite::Mesh) {
-        let begun = Instant::now();
-        let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
-        println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
-        let tested = cargo("mesh", &["test", "--workspace", "--test", "mesh", "--", "--test-threads=1"]).await;
+        let tested = mesh_suite().await;
+        if tested.is_err() {
+            // All that remains of a failure on another machine.
+            match compose::run(&["logs", "--no-color", "--timestamps", "--tail=40"]).await {
+                Ok(logs) => println!("── the mesh's containers said at last:\n{logs}"),
+                Err(error) => println!("── the mesh's containers can't be asked: {}", one_line(&error)),
+            }
+        }
         mesh::down().await?;
         tested?;
     }
     Ok(())
 }
 
-async fn cargo(what: &'static str, arguments: &[&str]) -> Result<(), TestError> {
+async fn mesh_suite() -> Result<(), TestError> {
+    let begun = Instant::now();
+    let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
+    println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
+    cargo("mesh", &["test", "--workspace", "--test", "mesh", "--", "--test-threads=1"]).await
+}
+
+/// Runs cargo, and says what for and how long it took.
+pub async fn cargo(what: &'static str, arguments: &[&str]) -> Result<(), TestError> {
     let line = format!("cargo {}", arguments.join(" "));
     println!("── {what}: {line}");
     let begun = Instant::now();

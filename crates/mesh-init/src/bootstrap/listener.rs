@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::stats::split_host_port;
+use super::stats::split_ip_port;
 use super::{BootstrapError, socket_address, static_cluster};
 
 const TLS_CONTEXT: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
@@ -103,12 +103,12 @@ impl Listeners {
         let matches = json!({ "path": "/ready" });
         let name = "envoy_ready";
         let route = Route { name, matches, rewritten: "/ready", cluster: "self_admin", port: admin.1 };
-        let bind = split_host_port(bind).ok_or_else(|| BootstrapError::ReadyBind(bind.to_owned()))?;
+        let bind = split_ip_port(bind).ok_or_else(|| BootstrapError::ReadyBind(bind.to_owned()))?;
         self.add(bind, admin.0, &route, prometheus);
         Ok(())
     }
 
-    fn add(&mut self, bind: (&str, u16), admin: IpAddr, route: &Route<'_>, prometheus: &Prometheus) {
+    fn add(&mut self, bind: (IpAddr, u16), admin: IpAddr, route: &Route<'_>, prometheus: &Prometheus) {
         // Envoy refuses a second cluster of the same name.
         if self.clusters.iter().all(|cluster| cluster["name"] != route.cluster) {
             let address = socket_address((admin, route.port));
@@ -123,15 +123,15 @@ impl Listeners {
         }
         self.listeners.push(json!({
             "name": format!("{}_listener", route.name),
-            "address": { "socket_address": { "address": bind.0, "port_value": bind.1 } },
+            "address": socket_address(bind),
             "filter_chains": [chain],
         }));
     }
 }
 
-fn of_option<'a>(option: &'static str, bind: &'a str) -> Result<(&'a str, u16), BootstrapError> {
+fn of_option(option: &'static str, bind: &str) -> Result<(IpAddr, u16), BootstrapError> {
     let wrong = || BootstrapError::Option { option, expected: "<ip>:<port>", got: format!("{bind:?}") };
-    split_host_port(bind).ok_or_else(wrong)
+    split_ip_port(bind).ok_or_else(wrong)
 }
 
 fn connection_manager(route: &Route<'_>) -> Value {

@@ -5,6 +5,7 @@ mod access_log;
 mod listener;
 mod options;
 mod stats;
+mod template;
 
 use std::net::IpAddr;
 
@@ -19,6 +20,8 @@ pub use access_log::AccessLogs;
 use listener::Listeners;
 pub use listener::{Prometheus, PrometheusAuthority, PrometheusTls};
 use options::Options;
+pub use template::TemplateError;
+use template::{Datum, Fields};
 
 /// The cluster through which Envoy reaches xDS. Consul's name for it; xDS refers to it.
 const AGENT_CLUSTER: &str = "local_agent";
@@ -40,11 +43,9 @@ pub enum BootstrapError {
         /// What it held, or what kind of value.
         got: String,
     },
-    /// An option that replaces the whole bootstrap.
-    #[error(
-        "proxy configuration envoy_bootstrap_json_tpl is not supported: remove it and use the other envoy_… options"
-    )]
-    Template,
+    /// The option that replaces the whole bootstrap is a template that cannot be filled.
+    #[error("proxy configuration envoy_bootstrap_json_tpl: {0}")]
+    Template(#[from] TemplateError),
     /// The flag for the ready listener.
     #[error("--ready-bind (MESH_INIT_READY_BIND) is {0:?}: expected <ip>:<port>")]
     ReadyBind(String),
@@ -116,9 +117,8 @@ impl Bootstrap<'_> {
     /// When the proxy's configuration holds an option that cannot be used.
     pub fn to_json(&self) -> Result<Value, BootstrapError> {
         let options = Options::read(self.config)?;
-        let mut clusters = vec![self.agent_cluster()];
-        clusters.extend(options.static_clusters);
-        let mut listeners = Listeners { clusters, listeners: options.static_listeners, secrets: Vec::new() };
+        let mut listeners =
+            Listeners { clusters: options.static_clusters, listeners: options.static_listeners, secrets: Vec::new() };
         if let Some(bind) = &options.prometheus_bind_addr {
             listeners.add_prometheus(bind, self.admin, self.prometheus)?;
         }
@@ -142,8 +142,25 @@ impl Bootstrap<'_> {
             sinks.push(stats::telemetry_sink(TELEMETRY_CLUSTER));
         }
 
+        let stats_config = options.stats_config.unwrap_or_else(|| self.stats_config(&options.stats_tags));
+        if let Some(template) = &options.template {
+            let mut fields = self.fields()?;
+            let flush_interval = flush_interval.unwrap_or_default();
+            fields.extend([
+                ("StaticClustersJSON", joined(&listeners.clusters)),
+                ("StaticListenersJSON", joined(&listeners.listeners)),
+                ("StaticSecretsJSON", joined(&listeners.secrets)),
+                ("StatsSinksJSON", joined(&sinks)),
+                ("StatsConfigJSON", Datum::Text(stats_config.to_string())),
+                ("StatsFlushInterval", Datum::Text(flush_interval)),
+                ("TracingConfigJSON", joined(options.tracing.as_slice())),
+            ]);
+            return options::filled(&template::render(template, &fields)?);
+        }
+
         let mut resources = Map::new();
-        resources.insert("clusters".to_owned(), listeners.clusters.into());
+        let clusters: Vec<_> = std::iter::once(self.agent_cluster()).chain(listeners.clusters).collect();
+        resources.insert("clusters".to_owned(), clusters.into());
         if !listeners.listeners.is_empty() {
             resources.insert("listeners".to_owned(), listeners.listeners.into());
         }
@@ -161,7 +178,7 @@ impl Bootstrap<'_> {
         if !sinks.is_empty() {
             put("stats_sinks", sinks.into());
         }
-        put("stats_config", options.stats_config.unwrap_or_else(|| self.stats_config(&options.stats_tags)));
+        put("stats_config", stats_config);
         if let Some(interval) = flush_interval {
             put("stats_flush_interval", interval.into());
         }
@@ -170,6 +187,53 @@ impl Bootstrap<'_> {
         }
         put("dynamic_resources", self.dynamic_resources());
         Ok(bootstrap.into())
+    }
+
+    /// What a template can take, by the names in Consul's `BootstrapTplArgs`; the rest comes from the options.
+    fn fields(&self) -> Result<Fields, BootstrapError> {
+        let text = |text: &str| Datum::Text(text.to_owned());
+        let (address, port, socket) = match &self.xds.endpoint {
+            Endpoint::Tcp(ip, port) => (ip.to_string(), port.to_string(), String::new()),
+            Endpoint::Unix(path) => (String::new(), String::new(), path.clone()),
+        };
+        // The template sets it between quotes.
+        let authorities = self.xds.authorities.as_deref().unwrap_or_default().replace('\n', "\\n");
+        let logs = self.access_logs.map(AccessLogs::to_json).transpose()?.flatten();
+        let prometheus = self.prometheus;
+        let tls = prometheus.tls.as_ref();
+        let (ca_file, ca_path) = match tls.map(|tls| &tls.authority) {
+            Some(PrometheusAuthority::File(file)) => (file.as_str(), ""),
+            Some(PrometheusAuthority::Path(path)) => ("", path.as_str()),
+            None => ("", ""),
+        };
+        Ok(vec![
+            ("AgentAddress", Datum::Text(address)),
+            ("AgentPort", Datum::Text(port)),
+            ("AgentSocket", Datum::Text(socket)),
+            ("AgentTLS", Datum::Flag(self.xds.authorities.is_some())),
+            ("AgentCAPEM", Datum::Text(authorities)),
+            ("ProxyCluster", text(&self.names.service)),
+            ("ProxyID", text(&self.names.proxy_id)),
+            ("ProxySourceService", text(&self.names.service)),
+            // For proxies without an agent beside them.
+            ("NodeName", text("")),
+            ("NodeID", text("")),
+            ("AdminAccessLogConfig", Datum::List(logs.iter().map(Value::to_string).collect())),
+            ("AdminAccessLogPath", text(self.admin_access_log_path)),
+            ("AdminBindAddress", Datum::Text(self.admin.0.to_string())),
+            ("AdminBindPort", Datum::Text(self.admin.1.to_string())),
+            ("LocalAgentClusterName", text(AGENT_CLUSTER)),
+            ("Token", text(self.token.map_or("", Secret::expose))),
+            ("Namespace", text(self.namespace.unwrap_or_default())),
+            ("Partition", text(self.partition.unwrap_or_default())),
+            ("Datacenter", text(self.datacenter.unwrap_or_default())),
+            ("PrometheusBackendPort", Datum::Text(prometheus.backend_port.map(|p| p.to_string()).unwrap_or_default())),
+            ("PrometheusScrapePath", text(&prometheus.scrape_path)),
+            ("PrometheusCAFile", text(ca_file)),
+            ("PrometheusCAPath", text(ca_path)),
+            ("PrometheusCertFile", text(tls.map_or("", |tls| &tls.cert_file))),
+            ("PrometheusKeyFile", text(tls.map_or("", |tls| &tls.key_file))),
+        ])
     }
 
     fn admin(&self) -> Result<Value, BootstrapError> {
@@ -276,6 +340,11 @@ fn load_assignment(cluster: &str, address: Value) -> Value {
 
 fn socket_address((address, port): (IpAddr, u16)) -> Value {
     json!({ "socket_address": { "address": address.to_string(), "port_value": port } })
+}
+
+/// JSON values as a template sets them between the brackets of a list.
+fn joined(values: &[Value]) -> Datum {
+    Datum::Text(values.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
 }
 
 /// The name of the namespace or partition; one without a name is called `default`.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::BootstrapError;
 
+const TEMPLATE: &str = "envoy_bootstrap_json_tpl";
 const TEXT: &str = "a string";
 const OBJECTS: &str = "JSON objects separated by commas";
 const OBJECT: &str = "a JSON object";
@@ -12,6 +13,7 @@ const OBJECT: &str = "a JSON object";
 /// The options, parsed.
 #[derive(Debug, Default)]
 pub(super) struct Options {
+    pub(super) template: Option<String>,
     pub(super) statsd_url: Option<String>,
     pub(super) dogstatsd_url: Option<String>,
     pub(super) stats_tags: Vec<String>,
@@ -29,10 +31,8 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn read(config: &Map<String, Value>) -> Result<Self, BootstrapError> {
         let config = Config(config);
-        if config.text("envoy_bootstrap_json_tpl")?.is_some() {
-            return Err(BootstrapError::Template);
-        }
         Ok(Self {
+            template: config.text(TEMPLATE)?,
             statsd_url: config.text("envoy_statsd_url")?,
             dogstatsd_url: config.text("envoy_dogstatsd_url")?,
             stats_tags: config.texts("envoy_stats_tags")?,
@@ -96,6 +96,16 @@ impl Config<'_> {
             Some(other) => Err(wrong(option, OBJECTS, kind(other))),
             None => Ok(values),
         }
+    }
+}
+
+/// The bootstrap that a filled template is. What it holds is not told: the token stands in it.
+pub(super) fn filled(text: &str) -> Result<Value, BootstrapError> {
+    let expected = "a template that gives a JSON object";
+    match serde_json::from_str(text) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(other) => Err(wrong(TEMPLATE, expected, kind(&other))),
+        Err(error) => Err(wrong(TEMPLATE, expected, format!("text that is not JSON ({error})"))),
     }
 }
 

@@ -1,9 +1,11 @@
 //! Stats tags and sinks.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 use sidecar_kit::env::Env;
 
-use super::BootstrapError;
+use super::{BootstrapError, socket_address};
 
 /// The parts of a cluster's name in Consul, each with its separator, up to the final `consul.`: what Envoy puts into
 /// names of metrics. `S` is one segment; the parts in `(?:…)?` may be missing.
@@ -112,13 +114,15 @@ fn sink(option: &'static str, name: &str, config: &str, url: &str, env: &Env) ->
     let url = expand(url, env);
     let expected = "udp://<ip>:<port> or unix:///<path>, or $<variable> that holds one";
     let wrong = || BootstrapError::Option { option, expected, got: format!("{url:?}") };
-    let address = match url.split_once("://").ok_or_else(wrong)? {
-        ("udp", rest) => {
-            let authority = rest.split(['/', '?']).next().unwrap_or(rest);
-            let (host, port) = split_host_port(authority).ok_or_else(wrong)?;
-            json!({ "socket_address": { "address": host, "port_value": port } })
+    let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
+    let address = match scheme.to_ascii_lowercase().as_str() {
+        "udp" => {
+            let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+            socket_address(split_ip_port(authority).ok_or_else(wrong)?)
         }
-        ("unix", path) if path.starts_with('/') => json!({ "pipe": { "path": path } }),
+        "unix" if rest.starts_with('/') => {
+            json!({ "pipe": { "path": rest.split(['?', '#']).next().unwrap_or(rest) } })
+        }
         _ => return Err(wrong()),
     };
     Ok(json!({ "name": name, "typedConfig": { "@type": config, "address": address } }))
@@ -136,24 +140,29 @@ pub(super) fn telemetry_sink(cluster: &str) -> Value {
     })
 }
 
-/// `$NAME` alone is any variable; inside a URL Consul knows `HOST_IP` only.
+/// `$NAME` alone is any variable; inside a URL Consul knows `HOST_IP` only, as `$HOST_IP` or `${HOST_IP}`.
 fn expand(url: &str, env: &Env) -> String {
-    match url.strip_prefix('$') {
-        Some(name) if name.len() > 1 => env.get(name).unwrap_or_default().to_owned(),
-        _ => {
-            let address = env.get("HOST_IP").unwrap_or_default();
-            url.replace("${HOST_IP}", address).replace("$HOST_IP", address)
-        }
+    if let Some(name) = url.strip_prefix('$').filter(|name| name.len() > 1) {
+        return env.get(name).unwrap_or_default().to_owned();
     }
+    let address = env.get("HOST_IP").unwrap_or_default();
+    let url = url.replace("${HOST_IP}", address);
+    let mut parts = url.split("$HOST_IP");
+    let mut expanded = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let longer = part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_');
+        expanded.push_str(if longer { "$HOST_IP" } else { address });
+        expanded.push_str(part);
+    }
+    expanded
 }
 
-/// `host:port` or `[host]:port`.
-pub(super) fn split_host_port(text: &str) -> Option<(&str, u16)> {
+/// `ip:port` or `[ip]:port`: Envoy resolves no names there.
+pub(super) fn split_ip_port(text: &str) -> Option<(IpAddr, u16)> {
     let (host, port) = text.rsplit_once(':')?;
-    let host = match host.strip_prefix('[') {
-        Some(host) => host.strip_suffix(']')?,
-        None if host.contains(':') => return None,
-        None => host,
+    let ip = match host.strip_prefix('[') {
+        Some(host) => IpAddr::V6(host.strip_suffix(']')?.parse().ok()?),
+        None => IpAddr::V4(host.parse().ok()?),
     };
-    (!host.is_empty()).then_some((host, port.parse().ok()?))
+    Some((ip, port.parse().ok()?))
 }

@@ -300,5 +300,91 @@ fn an_option_that_cannot_be_used_is_named_with_what_would_do() {
     assert!(Case::refused(json!({ "envoy_tracing_json": "{" })).contains("text that is not JSON"));
     assert!(Case::refused(json!({ "envoy_extra_static_clusters_json": "[{}]" })).ends_with("got an array"));
     assert!(Case::refused(json!({ "envoy_statsd_url": "tcp://1.2.3.4:1" })).contains("expected udp://"));
-    assert!(Case::refused(json!({ "envoy_bootstrap_json_tpl": "{}" })).contains("is not supported"));
+    for url in ["udp://localhost:8125", "udp://$HOST_IPS:8125", "udp://::1:8125", "unix://run/x", "$UNSET"] {
+        let line = Case::refused(json!({ "envoy_dogstatsd_url": url }));
+        assert!(line.contains("envoy_dogstatsd_url: expected udp://<ip>:<port>"), "{line}");
+    }
+    let line = Case::refused(json!({ "envoy_stats_bind_addr": "localhost:9102" }));
+    assert!(line.contains("envoy_stats_bind_addr: expected <ip>:<port>"), "{line}");
+}
+
+#[test]
+fn addresses_of_ip_version_6_stand_in_brackets() {
+    let config = json!({
+        "envoy_statsd_url": "udp://[${HOST_IP}]:8125", "envoy_dogstatsd_url": "UDP://[$HOST_IP]:8126/",
+        "envoy_stats_bind_addr": "[::]:9103",
+    });
+    let case = Case {
+        config,
+        local: Ipv6Addr::LOCALHOST.into(),
+        env: Env::from_iter([("HOST_IP", "fd00::7")]),
+        ..Case::default()
+    };
+    let bootstrap = case.bootstrap().unwrap();
+    for (sink, port) in [(0, 8125), (1, 8126)] {
+        let address = &bootstrap["stats_sinks"][sink]["typedConfig"]["address"]["socket_address"];
+        assert_eq!(*address, json!({ "address": "fd00::7", "port_value": port }));
+    }
+    assert_eq!(bootstrap["admin"]["address"]["socket_address"]["address"], "::1");
+}
+
+#[test]
+fn a_template_gets_what_the_other_options_make_and_gives_the_bootstrap() {
+    let template = r#"{
+        {{- if (not .AdminAccessLogConfig) }} "log": "{{ .AdminAccessLogPath }}", {{- end }}
+        "admin": ["{{ .AdminBindAddress }}", {{ .AdminBindPort }}],
+        "id": "{{ .ProxyID }} {{ .ProxyCluster }} {{ .ProxySourceService }} {{ .Datacenter }}",
+        "namespace": "{{ if ne .Namespace "" }}{{ .Namespace }}{{ else }}default{{ end }}",
+        "agent": ["{{ .GRPC.AgentAddress }}", {{ .AgentPort }}, {{ .AgentTLS }}, "{{ .AgentCAPEM }}"],
+        "clusters": [ "{{ .LocalAgentClusterName }}" {{- if .StaticClustersJSON -}} , {{ .StaticClustersJSON }} {{- end }} ],
+        "listeners": [ {{ .StaticListenersJSON }} ], "secrets": [ {{ .StaticSecretsJSON }} ],
+        "stats_sinks": [ {{ .StatsSinksJSON }} ], "stats_config": {{ .StatsConfigJSON }},
+        {{- if .StatsFlushInterval }} "interval": "{{ .StatsFlushInterval }}", {{- end }}
+        {{- /* nothing traces */}} {{ if .TracingConfigJSON }} "tracing": {{ .TracingConfigJSON }}, {{ end }}
+        "prometheus": "{{ .PrometheusBackendPort }}{{ .PrometheusScrapePath }}{{ .PrometheusCertFile }}",
+        "token": "{{ .Token }}"
+    }"#;
+    let case = Case {
+        config: json!({ "envoy_bootstrap_json_tpl": template, "envoy_stats_config_json": "{}",
+            "envoy_extra_static_clusters_json": r#"{"name": "a"}, {"name": "b"}"#,
+            "envoy_prometheus_bind_addr": "0.0.0.0:9102", "envoy_telemetry_collector_bind_socket_dir": "/run" }),
+        token: Some(Secret::new("t0k3n")),
+        authorities: Some("a\nb\n".to_owned()),
+        ..Case::default()
+    };
+    let made = case.bootstrap().unwrap();
+    let names = made["clusters"].as_array().unwrap().iter().map(|cluster| cluster["name"].as_str().unwrap_or("agent"));
+    let names: Vec<_> = names.collect();
+    assert_eq!(names, ["agent", "a", "b", "self_admin", "consul_telemetry_collector_loopback"]);
+    assert_eq!(made["listeners"][0]["name"], "envoy_prometheus_metrics_listener");
+    assert_eq!(made["stats_sinks"][0]["name"], "envoy.stat_sinks.metrics_service");
+    let mut rest = made.clone();
+    for key in ["clusters", "listeners", "stats_sinks"] {
+        rest.as_object_mut().unwrap().remove(key);
+    }
+    assert_eq!(
+        rest,
+        json!({
+            "log": "/dev/null", "admin": ["127.0.0.1", 19000], "id": "test-proxy test test dc1", "namespace": "default",
+            "agent": ["127.0.0.1", 8502, true, "a\nb\n"], "secrets": [], "stats_config": {}, "interval": "60s",
+            "prometheus": "/metrics", "token": "t0k3n",
+        })
+    );
+}
+
+#[test]
+fn a_template_that_makes_no_json_object_is_told_without_what_it_makes() {
+    let refused = |template: &str| {
+        let config = json!({ "envoy_bootstrap_json_tpl": template });
+        Case { config, token: Some(Secret::new("t0k3n")), ..Case::default() }.bootstrap().unwrap_err().to_string()
+    };
+    let option = "proxy configuration envoy_bootstrap_json_tpl: ";
+    let expected = "expected a template that gives a JSON object, got ";
+    assert_eq!(refused("[]"), format!("{option}{expected}an array"));
+    let line = refused("{ {{ .Token }} }");
+    assert!(
+        line.starts_with(&format!("{option}{expected}text that is not JSON (")) && !line.contains("t0k3n"),
+        "{line}"
+    );
+    assert!(refused("{{ .Tokens }}").starts_with(&format!("{option}line 1, column 1: there is no field .Tokens")));
 }

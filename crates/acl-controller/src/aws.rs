@@ -1,0 +1,379 @@
+//! The calls to ECS and Secrets Manager, each counted, and each refusal with the line of IAM policy that is missing.
+
+mod http;
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use aws_config::BehaviorVersion;
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::environment::EnvironmentVariableCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::provider_config::ProviderConfig;
+use aws_sdk_ecs::config::Region;
+use aws_sdk_ecs::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_ecs::types::{DesiredStatus, TaskField};
+use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
+use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use ecs_meta::{ClusterArn, TaskArn};
+use futures_util::stream::{self, TryStreamExt};
+use sidecar_kit::exit::one_line;
+use sidecar_kit::secret::Secret;
+
+use crate::desired::Task;
+use crate::leader::{NotLeader, Term};
+use crate::metrics::Metrics;
+
+/// The most that one answer of ListTasks or ListSecrets holds, and the most that DescribeTasks takes.
+const PAGE: i32 = 100;
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// IAM forbids it.
+    #[error("{call}: {said}; the task role's policy must have {policy}")]
+    Denied {
+        /// The action, as IAM names it.
+        call: &'static str,
+        /// What AWS said.
+        said: String,
+        /// The statement that would allow it.
+        policy: String,
+    },
+    /// What was asked for isn't there.
+    #[error("{call}: {said}")]
+    NotFound {
+        /// The action.
+        call: &'static str,
+        /// What AWS said.
+        said: String,
+    },
+    /// Any other refusal.
+    #[error("{call}: {code}: {said}")]
+    Refused {
+        /// The action.
+        call: &'static str,
+        /// AWS's word for it.
+        code: String,
+        /// What AWS said.
+        said: String,
+    },
+    /// No answer: no credentials, no connection, no time.
+    #[error("{call}: no answer: {reason}")]
+    NoAnswer {
+        /// The action.
+        call: &'static str,
+        /// Why, on one line.
+        reason: String,
+    },
+    /// An answer without what AWS documents to be in it.
+    #[error("{call}: the answer has no {field}")]
+    Incomplete {
+        /// The action.
+        call: &'static str,
+        /// What is missing.
+        field: &'static str,
+    },
+    /// The lock isn't held.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
+}
+
+/// Where the controller is, for the ARNs in messages.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The partition, `aws` if it isn't known.
+    pub partition: String,
+    /// The region.
+    pub region: String,
+    /// The account, `*` if it isn't known.
+    pub account: String,
+}
+
+impl Place {
+    /// From what is known: the task's ARN, the cluster's, and the region that the environment names.
+    #[must_use]
+    pub fn new(task: Option<&TaskArn>, cluster: Option<&ClusterArn>, region: Option<&str>) -> Option<Self> {
+        let region = region.or(task.map(TaskArn::region)).or(cluster.map(ClusterArn::region))?.to_owned();
+        let partition = match (task, region.split('-').next()) {
+            (Some(task), _) => task.partition(),
+            (None, Some("cn")) => "aws-cn",
+            (None, _) if region.starts_with("us-gov-") => "aws-us-gov",
+            (None, _) => "aws",
+        };
+        let account = task.map(TaskArn::account).or(cluster.map(ClusterArn::account)).unwrap_or("*");
+        Some(Self { partition: partition.to_owned(), account: account.to_owned(), region })
+    }
+
+    /// Whether a task is in the same region, and in the same account as far as that is known.
+    #[must_use]
+    pub fn is_here(&self, task: &TaskArn) -> bool {
+        task.region() == self.region && (self.account == "*" || task.account() == self.account)
+    }
+}
+
+/// The running tasks of the cluster.
+#[derive(Debug, Default)]
+pub struct Tasks {
+    /// All whose containers run or may run: also those that are to stop and have not stopped yet.
+    pub tasks: Vec<Task>,
+    /// Whether these are all; if not, what is missing here may exist.
+    pub complete: bool,
+}
+
+/// A secret's current value.
+pub struct SecretValue {
+    /// The version's ID.
+    pub version: String,
+    /// When AWS took it.
+    pub created: SystemTime,
+    /// The text; none if it is binary.
+    pub text: Option<Secret>,
+}
+
+/// ECS and Secrets Manager.
+#[derive(Debug)]
+pub struct Aws {
+    ecs: aws_sdk_ecs::Client,
+    secrets: aws_sdk_secretsmanager::Client,
+    place: Place,
+    cluster: String,
+    prefix: String,
+    concurrency: usize,
+    /// Tasks that have stopped: ECS lists them for another hour, and they don't change any more.
+    stopped: Mutex<HashSet<String>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Aws {
+    /// Credentials come from the environment or from ECS, all else from the AWS SDK's own variables.
+    ///
+    /// # Errors
+    /// When there are no TLS roots, which is a mistake of the build.
+    pub async fn new(
+        place: Place,
+        cluster: String,
+        prefix: String,
+        concurrency: usize,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, sidecar_kit::tls::TlsOptionsError> {
+        let client = http::client()?;
+        let sleep = SharedAsyncSleep::new(TokioSleep::new());
+        let provider = ProviderConfig::without_region().with_http_client(client.clone()).with_sleep_impl(sleep.clone());
+        let credentials =
+            CredentialsProviderChain::first_try("environment", EnvironmentVariableCredentialsProvider::new())
+                .or_else("ECS", EcsCredentialsProvider::builder().configure(&provider).build());
+        let config = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(client)
+            .sleep_impl(sleep)
+            .region(Region::new(place.region.clone()))
+            .credentials_provider(credentials)
+            .load()
+            .await;
+        Ok(Self {
+            ecs: aws_sdk_ecs::Client::new(&config),
+            secrets: aws_sdk_secretsmanager::Client::new(&config),
+            place,
+            cluster,
+            prefix,
+            concurrency,
+            stopped: Mutex::default(),
+            metrics,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Counts a call and types its failure.
+    fn judge<T, E>(&self, call: &'static str, answer: Result<T, SdkError<E, HttpResponse>>) -> Result<T, Error>
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let (service, name) = call.split_once(':').unwrap_or(("aws", call));
+        let error = match answer {
+            Ok(value) => {
+                self.metrics.called(service, name, "ok");
+                return Ok(value);
+            }
+            Err(error) => error,
+        };
+        let error = match error.as_service_error() {
+            Some(refused) => {
+                let status = error.raw_response().map_or(0, |response| response.status().as_u16());
+                let code = refused.code().map_or_else(|| format!("status {status}"), str::to_owned);
+                let said = refused.message().unwrap_or("no reason given").to_owned();
+                match code.as_str() {
+                    "AccessDeniedException" | "AccessDenied" | "UnauthorizedOperation" => {
+                        Error::Denied { call, said, policy: self.statement(call) }
+                    }
+                    // What is marked for deletion is as good as gone.
+                    "ResourceNotFoundException" => Error::NotFound { call, said },
+                    "InvalidRequestException" if said.contains("deletion") => Error::NotFound { call, said },
+                    _ => Error::Refused { call, code, said },
+                }
+            }
+            None => {
+                let shown = error.to_string();
+                let reason = error.into_source().map_or(shown, |source| one_line(&*source));
+                Error::NoAnswer { call, reason }
+            }
+        };
+        let result = match &error {
+            Error::Denied { .. } => "denied",
+            Error::NoAnswer { .. } => "unreachable",
+            Error::Refused { code, .. } if code.contains("Throttl") || code.contains("TooManyRequests") => "throttled",
+            _ => "error",
+        };
+        self.metrics.called(service, name, result);
+        Err(error)
+    }
+
+    /// The statement of an IAM policy that allows a call.
+    fn statement(&self, call: &str) -> String {
+        let Place { partition, region, account, .. } = &self.place;
+        let cluster = self.cluster.rsplit('/').next().unwrap_or_default();
+        let resource = match call {
+            "ecs:DescribeTasks" => format!("arn:{partition}:ecs:{region}:{account}:task/{cluster}/*"),
+            "secretsmanager:GetSecretValue" | "secretsmanager:PutSecretValue" => {
+                format!("arn:{partition}:secretsmanager:{region}:{account}:secret:{}-*", self.prefix)
+            }
+            _ => "*".to_owned(),
+        };
+        format!(r#"{{"Effect":"Allow","Action":"{call}","Resource":"{resource}"}}"#)
+    }
+
+    /// All running tasks, also those that are to stop and still run. Lists page by page, and describes each page while the next
+    /// is listed.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn tasks(&self) -> Result<Tasks, Error> {
+        let known = self.stopped().clone();
+        let listed = Mutex::new(HashSet::new());
+        let listed = || listed.lock().unwrap_or_else(PoisonError::into_inner);
+        // RUNNING to its end before STOPPED: tasks move only that way, so none is missed between the two.
+        let pages = stream::try_unfold(Some((DesiredStatus::Running, None)), async |at| {
+            let Some((desired, token)) = at else { return Ok::<_, Error>(None) };
+            let list = self.ecs.list_tasks().cluster(&self.cluster).desired_status(desired.clone()).max_results(PAGE);
+            let page = self.judge("ecs:ListTasks", list.set_next_token(token).send().await)?;
+            let to_stop = desired == DesiredStatus::Stopped;
+            let next = match page.next_token {
+                Some(token) => Some((desired, Some(token))),
+                None => (!to_stop).then_some((DesiredStatus::Stopped, None)),
+            };
+            Ok(Some(((to_stop, page.task_arns.unwrap_or_default()), next)))
+        });
+        let described = pages
+            .map_ok(async |(to_stop, mut arns): (bool, Vec<String>)| {
+                if to_stop {
+                    let (old, new) = arns.into_iter().partition(|arn| known.contains(arn));
+                    listed().extend::<Vec<_>>(old);
+                    arns = new;
+                }
+                let (tasks, stopped) = self.describe(arns).await?;
+                if to_stop {
+                    listed().extend(stopped);
+                }
+                Ok(tasks)
+            })
+            .try_buffer_unordered(self.concurrency)
+            .try_fold(Tasks { tasks: Vec::new(), complete: true }, async |all, page| Ok(merge(all, page)))
+            .await?;
+        *self.stopped() = std::mem::take(&mut *listed());
+        Ok(described)
+    }
+
+    fn stopped(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
+        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those of the tasks that run, and the ARNs of those that have stopped. One that ECS no longer knows is neither.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn describe(&self, arns: Vec<String>) -> Result<(Tasks, Vec<String>), Error> {
+        let mut found = Tasks { tasks: Vec::new(), complete: true };
+        let mut stopped = Vec::new();
+        for batch in arns.chunks(PAGE as usize) {
+            let describe = self.ecs.describe_tasks().cluster(&self.cluster).set_tasks(Some(batch.to_vec()));
+            let answer = self.judge("ecs:DescribeTasks", describe.include(TaskField::Tags).send().await)?;
+            for failure in answer.failures() {
+                // MISSING: it has vanished since it was listed.
+                if failure.reason() != Some("MISSING") {
+                    let (arn, reason) = (failure.arn().unwrap_or_default(), failure.reason().unwrap_or_default());
+                    tracing::warn!("ecs:DescribeTasks: {arn}: {reason}: nothing is removed in this cycle");
+                    found.complete = false;
+                }
+            }
+            for task in answer.tasks() {
+                match Task::new(task) {
+                    Some(task) => found.tasks.push(task),
+                    None => stopped.extend(task.task_arn().map(str::to_owned)),
+                }
+            }
+        }
+        Ok((found, stopped))
+    }
+
+    /// The names of all secrets that begin with the prefix, with the ID of each one's current version. Secrets Manager may be up
+    /// to five minutes behind here.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn secrets(&self) -> Result<BTreeMap<String, Option<String>>, Error> {
+        let mut secrets = BTreeMap::new();
+        let mut token = None;
+        loop {
+            let begins = Filter::builder().key(FilterNameStringType::Name).values(format!("{}-", self.prefix)).build();
+            let list = self.secrets.list_secrets().filters(begins).max_results(PAGE).set_next_token(token);
+            let page = self.judge("secretsmanager:ListSecrets", list.send().await)?;
+            for secret in page.secret_list.unwrap_or_default() {
+                let stages = secret.secret_versions_to_stages.unwrap_or_default();
+                let current = |stages: &Vec<String>| stages.iter().any(|stage| stage == "AWSCURRENT");
+                let version = stages.into_iter().find(|(_, stages)| current(stages)).map(|(version, _)| version);
+                secrets.extend(secret.name.map(|name| (name, version)));
+            }
+            token = page.next_token;
+            if token.is_none() {
+                return Ok(secrets);
+            }
+        }
+    }
+
+    /// A secret's current value.
+    ///
+    /// # Errors
+    /// See [`enum@Error`]; [`Error::NotFound`] also for one that is marked for deletion, or has no value.
+    pub async fn secret_value(&self, name: &str) -> Result<SecretValue, Error> {
+        let call = "secretsmanager:GetSecretValue";
+        let value = self.judge(call, self.secrets.get_secret_value().secret_id(name).send().await)?;
+        Ok(SecretValue {
+            version: value.version_id.ok_or(Error::Incomplete { call, field: "VersionId" })?,
+            // Without a date: as late as can be, which keeps a rotated token longest.
+            created: value.created_date.and_then(|date| date.try_into().ok()).unwrap_or_else(SystemTime::now),
+            text: value.secret_string.map(Secret::new),
+        })
+    }
+
+    /// Gives a secret a new current version and returns its ID.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn put_secret_value(&self, term: &Term, name: &str, text: &Secret) -> Result<String, Error> {
+        let call = "secretsmanager:PutSecretValue";
+        let put = self.secrets.put_secret_value().secret_id(name).secret_string(text.expose());
+        let put = self.judge(call, term.hold(put.send()).await?)?;
+        put.version_id.ok_or(Error::Incomplete { call, field: "VersionId" })
+    }
+}
+
+fn merge(mut all: Tasks, page: Tasks) -> Tasks {
+    all.tasks.extend(page.tasks);
+    Tasks { complete: all.complete && page.complete, ..all }
+}

@@ -1,0 +1,52 @@
+//! The AWS SDK on the workspace's one HTTP client, with the public authorities in the binary: a scratch image has none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, SharedHttpClient, SharedHttpConnector, http_client_fn,
+};
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
+use aws_smithy_types::body::SdkBody;
+use bytes::Bytes;
+use sidecar_kit::http::{Client, Error, Limits};
+use sidecar_kit::tls::{TlsOptions, TlsOptionsError};
+
+/// What one attempt may cost; the largest answer is that of DescribeTasks for 100 tasks.
+const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 32 << 20 };
+
+/// A client for the SDK's configuration.
+pub fn client() -> Result<SharedHttpClient, TlsOptionsError> {
+    let options = TlsOptions { public_authorities: webpki_roots::TLS_SERVER_ROOTS, ..TlsOptions::default() };
+    let connector = SharedHttpConnector::new(Connector(Arc::new(Client::with_tls(&options)?)));
+    Ok(http_client_fn(move |_, _| connector.clone()))
+}
+
+#[derive(Debug)]
+struct Connector(Arc<Client>);
+
+impl HttpConnector for Connector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let client = self.0.clone();
+        HttpConnectorFuture::new(async move {
+            let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
+            // Nothing that is asked here is a stream.
+            let whole = |body: SdkBody| Bytes::copy_from_slice(body.bytes().unwrap_or_default());
+            let answer = client.send(request.map(|body| whole(body).into()), LIMITS).await.map_err(connector_error)?;
+            let mut response = hyper::Response::new(SdkBody::from(answer.body));
+            *response.status_mut() = answer.status;
+            *response.headers_mut() = answer.headers;
+            HttpResponse::try_from(response).map_err(|error| ConnectorError::other(error.into(), None))
+        })
+    }
+}
+
+/// The SDK tries again after the first two kinds.
+fn connector_error(error: Error) -> ConnectorError {
+    match error {
+        Error::TimedOut { .. } => ConnectorError::timeout(error.into()),
+        Error::Unreachable { .. } | Error::Broken { .. } => ConnectorError::io(error.into()),
+        Error::Tls { .. } | Error::TooLarge { .. } | Error::NotHttp { .. } => ConnectorError::other(error.into(), None),
+    }
+}

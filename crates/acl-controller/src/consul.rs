@@ -1,0 +1,250 @@
+//! The calls to Consul, each counted, and each refusal with the permission that is missing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consul_api::{Client, HealthService, NewPolicy, NewSession, Policy, SessionId, Token, TokenEntry, TokenGrants};
+
+use crate::leader::{NotLeader, Term};
+use crate::metrics::Metrics;
+
+const ACL: &str = "acl = \"write\"";
+/// In the place of a secret ID that may not be seen.
+const HIDDEN: &str = "<hidden>";
+const GATEWAYS: &str = "service_prefix \"\" { policy = \"read\" }";
+const SESSION: &str = "session_prefix \"\" { policy = \"write\" }";
+const KEY: &str = "key_prefix \"ecs-mesh/acl-controller/\" { policy = \"write\" }";
+const READ: &str = "node_prefix \"\" { policy = \"write\" } and service_prefix \"\" { policy = \"read\" }";
+
+/// A call that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The controller's own token is unknown.
+    #[error(
+        "Consul does not know the controller's token (CONSUL_HTTP_TOKEN): it was deleted, or never made in this cluster"
+    )]
+    UnknownToken(#[source] consul_api::Error),
+    /// The token may not do this.
+    #[error("the Consul policy of the controller's token (CONSUL_HTTP_TOKEN) must have {needs}")]
+    Denied {
+        /// The rule that would allow it.
+        needs: &'static str,
+        /// What Consul said.
+        source: consul_api::Error,
+    },
+    /// Any other failure.
+    #[error(transparent)]
+    Failed(consul_api::Error),
+    /// The lock isn't held.
+    #[error(transparent)]
+    NotLeader(#[from] NotLeader),
+}
+
+/// Consul, as the controller uses it. Whatever writes tokens, policies or nodes needs a [`Term`].
+#[derive(Debug)]
+pub struct Consul {
+    client: Client,
+    metrics: Arc<Metrics>,
+}
+
+impl Consul {
+    /// With this client.
+    #[must_use]
+    pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
+        Self { client, metrics }
+    }
+
+    async fn counted<T>(
+        &self,
+        call: &'static str,
+        needs: &'static str,
+        answer: impl Future<Output = Result<T, consul_api::Error>>,
+    ) -> Result<T, Error> {
+        let answer = answer.await;
+        let result = match &answer {
+            Ok(_) => "ok",
+            Err(consul_api::Error::PermissionDenied { .. }) => "denied",
+            Err(consul_api::Error::Unreachable { .. } | consul_api::Error::TimedOut { .. }) => "unreachable",
+            Err(consul_api::Error::Refused { status, .. }) if status.as_u16() == 429 => "throttled",
+            Err(_) => "error",
+        };
+        self.metrics.called("consul", call, result);
+        answer.map_err(|source| match source {
+            // These two name a token of their own.
+            consul_api::Error::PermissionDenied { ref body, .. }
+                if body.contains("ACL not found") && !["UpdateToken", "DeleteToken"].contains(&call) =>
+            {
+                Error::UnknownToken(source)
+            }
+            consul_api::Error::PermissionDenied { .. } => Error::Denied { needs, source },
+            source => Error::Failed(source),
+        })
+    }
+
+    /// All tokens.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn tokens(&self) -> Result<Vec<TokenEntry>, Error> {
+        self.counted("ListTokens", ACL, self.client.tokens()).await
+    }
+
+    /// A token with its secret ID; none if it is gone.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn token(&self, accessor_id: &str) -> Result<Option<Token>, Error> {
+        let read = async {
+            match self.client.token(accessor_id).await {
+                // What Consul shows to a token that may only read: stored, it would replace every good one.
+                Ok(token) if token.secret_id.expose() == HIDDEN => Err(consul_api::Error::PermissionDenied {
+                    request: format!("GET /v1/acl/token/{accessor_id}"),
+                    body: "the secret ID is hidden".to_owned(),
+                }),
+                Ok(token) => Ok(Some(token)),
+                // The list that named it was answered with our own token, so it is not that one that is unknown.
+                Err(consul_api::Error::PermissionDenied { body, .. }) if body.contains("ACL not found") => Ok(None),
+                Err(consul_api::Error::NotFound { .. }) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        self.counted("ReadToken", ACL, read).await
+    }
+
+    /// Makes a token.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn create_token(&self, term: &Term, grants: &TokenGrants) -> Result<Token, Error> {
+        term.hold(self.counted("CreateToken", ACL, self.client.create_token(grants))).await?
+    }
+
+    /// Replaces what a token may do.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn update_token(&self, term: &Term, accessor_id: &str, grants: &TokenGrants) -> Result<(), Error> {
+        term.hold(self.counted("UpdateToken", ACL, self.client.update_token(accessor_id, grants))).await?
+    }
+
+    /// Removes a token.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn delete_token(&self, term: &Term, accessor_id: &str) -> Result<(), Error> {
+        term.hold(self.counted("DeleteToken", ACL, self.client.delete_token(accessor_id))).await?
+    }
+
+    /// All policies, without their rules.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn policies(&self) -> Result<Vec<Policy>, Error> {
+        self.counted("ListPolicies", ACL, self.client.policies()).await
+    }
+
+    /// A policy with its rules.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn policy(&self, id: &str) -> Result<Policy, Error> {
+        self.counted("ReadPolicy", ACL, self.client.policy(id)).await
+    }
+
+    /// Makes a policy.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn create_policy(&self, term: &Term, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
+        term.hold(self.counted("CreatePolicy", ACL, self.client.create_policy(policy))).await?
+    }
+
+    /// Replaces a policy's text.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn update_policy(&self, term: &Term, id: &str, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
+        term.hold(self.counted("UpdatePolicy", ACL, self.client.update_policy(id, policy))).await?
+    }
+
+    /// The config entries of terminating gateways. Consul leaves out those that the token may not read.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn terminating_gateways(&self) -> Result<Vec<serde_json::Value>, Error> {
+        let entries = self.client.config_entries("terminating-gateway");
+        self.counted("ListTerminatingGateways", GATEWAYS, entries).await
+    }
+
+    /// The nodes that gossip holds for failed.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn failed_nodes(&self) -> Result<Vec<String>, Error> {
+        self.counted("ListFailedNodes", READ, self.client.failed_nodes()).await
+    }
+
+    /// A node's services.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn node_services(&self, node: &str) -> Result<Vec<HealthService>, Error> {
+        self.counted("ListNodeServices", READ, self.client.node_services(node)).await
+    }
+
+    /// Removes a node.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn deregister_node(&self, term: &Term, node: &str) -> Result<(), Error> {
+        term.hold(self.counted("DeregisterNode", READ, self.client.deregister_node(node))).await?
+    }
+
+    /// Makes a session.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn create_session(&self, session: NewSession<'_>, within: Duration) -> Result<SessionId, Error> {
+        self.counted("CreateSession", SESSION, self.client.create_session(session, within)).await
+    }
+
+    /// Renews a session; false if it has ended.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn renew_session(&self, id: &SessionId, within: Duration) -> Result<bool, Error> {
+        self.counted("RenewSession", SESSION, self.client.renew_session(id, within)).await
+    }
+
+    /// Ends a session.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn destroy_session(&self, id: &SessionId, within: Duration) -> Result<(), Error> {
+        self.counted("DestroySession", SESSION, self.client.destroy_session(id, within)).await
+    }
+
+    /// Takes a lock; false if it isn't free.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn acquire(&self, key: &str, id: &SessionId, value: &str, within: Duration) -> Result<bool, Error> {
+        self.counted("AcquireLock", KEY, self.client.acquire(key, id, value, within)).await
+    }
+
+    /// Gives a lock back.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn release(&self, key: &str, id: &SessionId, within: Duration) -> Result<bool, Error> {
+        self.counted("ReleaseLock", KEY, self.client.release(key, id, within)).await
+    }
+
+    /// Who holds a lock.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn lock_holder(&self, key: &str, within: Duration) -> Result<Option<SessionId>, Error> {
+        self.counted("ReadLock", KEY, self.client.lock_holder(key, within)).await
+    }
+}

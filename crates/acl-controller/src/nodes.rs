@@ -1,0 +1,74 @@
+//! Nodes of tasks that ECS no longer has: a task that was killed hard leaves a failed node, which Consul keeps for 72 hours.
+
+use std::collections::HashSet;
+
+use consul_api::HealthService;
+use ecs_meta::TaskArn;
+use futures_util::stream::{self, StreamExt};
+use sidecar_kit::exit::one_line;
+
+use crate::cycle::{Controller, Error};
+use crate::desired::Task;
+use crate::leader::Term;
+
+impl Controller {
+    /// Removes failed nodes whose services were all registered by tasks of this cluster that don't run. Each fails alone; false if
+    /// one did.
+    pub(crate) async fn deregister_nodes(&self, term: &Term, running: &[Task]) -> Result<bool, Error> {
+        let failed = self.consul.failed_nodes().await?;
+        let running = running.iter().map(|task| task.arn.as_str()).collect::<HashSet<_>>();
+        let candidates: Vec<_> = stream::iter(failed)
+            .map(|node| async {
+                let services = self.consul.node_services(&node).await;
+                (node, services.map(|services| self.tasks_of(&services)))
+            })
+            .buffer_unordered(self.rules.concurrency)
+            .collect()
+            .await;
+        let mut whole = true;
+        for (node, tasks) in candidates {
+            let removed = match tasks {
+                Ok(Some(tasks)) if tasks.iter().all(|arn| !running.contains(arn.as_str())) => {
+                    self.deregister(term, &node, tasks).await
+                }
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+            match removed {
+                Ok(()) => {}
+                Err(error) if error.is_not_leader() => return Err(error),
+                Err(error) => {
+                    tracing::error!("node {node}: cannot remove it: {}; trying again", one_line(&error));
+                    whole = false;
+                }
+            }
+        }
+        Ok(whole)
+    }
+
+    async fn deregister(&self, term: &Term, node: &str, tasks: Vec<String>) -> Result<(), Error> {
+        // Lists may be behind; what is asked for by name is not.
+        let (found, _) = self.aws.describe(tasks).await?;
+        if found.complete && found.tasks.is_empty() {
+            self.consul.deregister_node(term, node).await?;
+            tracing::info!("node {node}: its task is gone; removed from Consul");
+            self.metrics.deregistered();
+        }
+        Ok(())
+    }
+
+    /// The tasks that registered a node's services; none unless every one of the services is that of a task of this cluster.
+    fn tasks_of(&self, services: &[HealthService]) -> Option<Vec<String>> {
+        let cluster = self.names.cluster.rsplit('/').next();
+        let task = |service: &HealthService| {
+            if service.meta.get("source").map(String::as_str) != Some("consul-ecs") {
+                return None;
+            }
+            let arn: TaskArn = service.meta.get("task-arn")?.parse().ok()?;
+            let ours = self.aws.place().is_here(&arn) && arn.cluster() == cluster;
+            ours.then(|| arn.to_string())
+        };
+        let tasks = services.iter().map(task).collect::<Option<HashSet<_>>>()?;
+        (!tasks.is_empty()).then(|| tasks.into_iter().collect())
+    }
+}

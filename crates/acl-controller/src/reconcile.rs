@@ -1,0 +1,475 @@
+//! What is to be done for one secret: a function from what is to what should be, without a call to anything.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use aws_smithy_types::DateTime;
+use aws_smithy_types::date_time::Format;
+use consul_api::{AclLink, ServiceIdentity, TokenEntry, TokenGrants};
+
+/// What makes a token ours, before the cluster.
+const CLUSTER: &str = "consul.hashicorp.com/cluster: ";
+/// Whose token it is, so that this is known also when somebody has changed its identity.
+const SERVICE: &str = "consul.hashicorp.com/service-name: ";
+const CLIENTS: &str = "consul.hashicorp.com/consul-client: true";
+/// What a token says that rotation has replaced, before the accessor ID of the new one.
+const SUPERSEDED: &str = "consul.hashicorp.com/superseded-by: ";
+
+/// A task that was created so long after a secret's change may still have got the value before it: the clocks of ECS, Secrets
+/// Manager and this controller differ, and Secrets Manager takes a moment.
+pub const MARGIN: Duration = Duration::from_secs(60);
+
+/// Whose token and secret.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Subject {
+    /// All consul-clients.
+    Clients,
+    /// A service's tasks.
+    Service(String),
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Clients => f.write_str("client token"),
+            Self::Service(name) => write!(f, "service {name}"),
+        }
+    }
+}
+
+/// The names of what belongs to one cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    /// The cluster's name or ARN, as the tokens have it.
+    pub cluster: String,
+    /// What the secrets' and the policy's names begin with.
+    pub prefix: String,
+}
+
+impl Names {
+    /// The name of a subject's secret.
+    #[must_use]
+    pub fn secret(&self, subject: &Subject) -> String {
+        match subject {
+            Subject::Clients => format!("{}-consul-client-token", self.prefix),
+            Subject::Service(service) => format!("{}-{service}", self.prefix),
+        }
+    }
+
+    /// The name of the consul-clients' policy.
+    #[must_use]
+    pub fn policy(&self) -> String {
+        format!("{}-consul-client-policy", self.prefix)
+    }
+
+    /// Whether a token is ours.
+    #[must_use]
+    pub fn is_ours(&self, token: &TokenGrants) -> bool {
+        token.description.lines().any(|line| line.trim().strip_prefix(CLUSTER) == Some(&self.cluster))
+    }
+
+    /// Whose token this is; none if it isn't ours, or nothing says whose.
+    #[must_use]
+    pub fn subject(&self, token: &TokenGrants) -> Option<Subject> {
+        let line = |start: &str| token.description.lines().find_map(|line| line.trim().strip_prefix(start));
+        if !self.is_ours(token) {
+            return None;
+        }
+        if let Some(service) = line(SERVICE) {
+            return Some(Subject::Service(service.to_owned()));
+        }
+        if line(CLIENTS).is_some() {
+            return Some(Subject::Clients);
+        }
+        // Tokens of an earlier generation name nobody.
+        match (&token.service_identities[..], &token.policies[..]) {
+            ([identity], _) => Some(Subject::Service(identity.service_name.clone())),
+            ([], [policy]) if policy.name == self.policy() => Some(Subject::Clients),
+            _ => None,
+        }
+    }
+
+    /// What a subject's token is to be. `links` are the services that a terminating gateway speaks for besides itself.
+    #[must_use]
+    pub fn grants(&self, subject: &Subject, links: &BTreeSet<String>) -> TokenGrants {
+        let cluster = format!("{CLUSTER}{}", self.cluster);
+        match subject {
+            Subject::Clients => TokenGrants {
+                description: format!("Token of the consul-clients, kept by acl-controller\n{cluster}\n{CLIENTS}"),
+                policies: vec![AclLink { id: String::new(), name: self.policy() }],
+                ..TokenGrants::default()
+            },
+            Subject::Service(service) => TokenGrants {
+                description: format!(
+                    "Token of the service {service}, kept by acl-controller\n{cluster}\n{SERVICE}{service}"
+                ),
+                service_identities: [service]
+                    .into_iter()
+                    .chain(links.iter().filter(|link| *link != service))
+                    .map(|name| ServiceIdentity { service_name: name.clone(), datacenters: Vec::new() })
+                    .collect(),
+                ..TokenGrants::default()
+            },
+        }
+    }
+}
+
+/// The same grants, said to be replaced by another token.
+#[must_use]
+pub fn superseded(grants: &TokenGrants, by: &str) -> TokenGrants {
+    TokenGrants { description: format!("{}\n{SUPERSEDED}{by}", grants.description), ..grants.clone() }
+}
+
+fn is_superseded(token: &TokenEntry) -> bool {
+    token.grants.description.lines().any(|line| line.trim().starts_with(SUPERSEDED))
+}
+
+/// Whether a subject's tokens are needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// It has tasks, the oldest created then.
+    Since(SystemTime),
+    /// It has none that are known, but may have some, or soon get some: what there is, is kept right, and nothing is made.
+    Idle,
+    /// It has none, and had none for the whole grace.
+    Gone,
+}
+
+/// What a secret holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stored {
+    /// There is no such secret.
+    Missing,
+    /// Nothing yet, or nothing any more.
+    Nothing,
+    /// A token.
+    Token {
+        /// Its accessor ID, as the secret has it.
+        accessor: String,
+        /// Whether the secret's token is the one that Consul has under that accessor ID.
+        agrees: bool,
+        /// When the secret got its present value.
+        since: SystemTime,
+        /// Whether it is one that Consul knows and that isn't ours, such as that of a service of another cluster.
+        foreign: bool,
+    },
+}
+
+/// What is to be done, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Give this token the grants it is to have.
+    Correct(String),
+    /// Make a token, then store it.
+    Create,
+    /// Store this token.
+    Store(String),
+    /// Make a token, say of this one that it is replaced, then store the new one.
+    Rotate(String),
+    /// Store `{}`.
+    Clear,
+    /// Remove this token.
+    Delete(String),
+}
+
+/// What is to be done for a subject. `grants` is what its tokens are to have, `tokens` are all of them, `rotate_after` the age at
+/// which one is replaced.
+#[must_use]
+pub fn plan(
+    grants: &TokenGrants,
+    wanted: Wanted,
+    stored: &Stored,
+    tokens: &[&TokenEntry],
+    rotate_after: Option<Duration>,
+    now: SystemTime,
+) -> Vec<Action> {
+    // Somebody else's token is let be where nothing of ours needs the secret.
+    let clear = matches!(stored, Stored::Token { foreign: false, .. }).then_some(Action::Clear);
+    let (oldest_task, idle) = match wanted {
+        Wanted::Since(oldest) => (oldest, false),
+        Wanted::Idle if tokens.is_empty() => return clear.into_iter().collect(),
+        Wanted::Idle => (SystemTime::UNIX_EPOCH, true),
+        Wanted::Gone => {
+            // The secret first: nobody is handed a token that is about to go.
+            return clear
+                .into_iter()
+                .chain(tokens.iter().map(|token| Action::Delete(token.accessor_id.clone())))
+                .collect();
+        }
+    };
+    let mut actions = Vec::new();
+    let in_secret = match stored {
+        Stored::Token { accessor, .. } => tokens.iter().find(|token| token.accessor_id == *accessor),
+        Stored::Missing | Stored::Nothing => None,
+    };
+    let newest = tokens.iter().filter(|token| !is_superseded(token)).max_by_key(|token| token.create_index);
+    // A superseded token in the secret: a rotation was cut off before it stored the new one.
+    let current = in_secret.filter(|token| !is_superseded(token)).or(newest);
+    let stored_since = match (stored, current) {
+        (Stored::Token { accessor, agrees: true, since, .. }, Some(token)) if *accessor == token.accessor_id => {
+            Some(*since)
+        }
+        _ => None,
+    };
+    let kept = |token: &&&TokenEntry| {
+        let Some(current) = current else { return is_superseded(token) };
+        // Tasks may have got whatever was made before the one in the secret, as when somebody has put a newer one there; what was
+        // made after it nobody has been given. A duplicate of either kind goes in this cycle unless a task may use it.
+        let in_use = is_superseded(token) || token.create_index < current.create_index;
+        // A secret that is only now being written is newer than every task.
+        let in_use = in_use && stored_since.is_none_or(|since| oldest_task < since + MARGIN);
+        in_use || current.accessor_id == token.accessor_id
+    };
+    for token in tokens.iter().filter(kept) {
+        if !as_it_should_be(grants, &token.grants) {
+            actions.push(Action::Correct(token.accessor_id.clone()));
+        }
+    }
+    match current {
+        None if idle => actions.extend(clear),
+        None => actions.push(Action::Create),
+        Some(_) if idle && matches!(stored, Stored::Missing | Stored::Token { foreign: true, .. }) => {}
+        Some(token) if stored_since.is_none() => actions.push(Action::Store(token.accessor_id.clone())),
+        Some(token) => {
+            let due = |age: &Duration| made(token).is_some_and(|made| now >= made + *age);
+            if actions.is_empty() && !idle && rotate_after.as_ref().is_some_and(due) {
+                actions.push(Action::Rotate(token.accessor_id.clone()));
+            }
+        }
+    }
+    let unneeded = tokens.iter().filter(|token| !kept(token));
+    actions.extend(unneeded.map(|token| Action::Delete(token.accessor_id.clone())));
+    actions
+}
+
+/// Whether a token may do just what it is to; its description is left alone.
+fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
+    let names = |links: &[AclLink]| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
+    // Consul may give them in another order.
+    let sorted = |identities: &[ServiceIdentity]| {
+        let mut identities = identities.to_vec();
+        identities.sort_by(|a, b| a.service_name.cmp(&b.service_name));
+        identities
+    };
+    names(&wanted.policies) == names(&found.policies)
+        && sorted(&wanted.service_identities) == sorted(&found.service_identities)
+        && found.roles.is_empty()
+        && found.node_identities.is_empty()
+}
+
+/// When a token was made.
+fn made(token: &TokenEntry) -> Option<SystemTime> {
+    let made = DateTime::from_str(&token.create_time, Format::DateTimeWithOffset).ok()?;
+    SystemTime::try_from(made).ok()
+}
+
+/// The grants of a token that is put right: what it is to have, with the description it has.
+#[must_use]
+pub fn corrected(wanted: &TokenGrants, found: &TokenGrants) -> TokenGrants {
+    let mut description = found.description.clone();
+    for line in wanted.description.lines().skip(1).filter(|line| !found.description.lines().any(|l| l.trim() == *line))
+    {
+        description.push('\n');
+        description.push_str(line);
+    }
+    TokenGrants { description, local: found.local, ..wanted.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn names() -> Names {
+        Names { cluster: "blue".into(), prefix: "p".into() }
+    }
+
+    fn grants() -> TokenGrants {
+        names().grants(&web(), &BTreeSet::new())
+    }
+
+    fn web() -> Subject {
+        Subject::Service("web".into())
+    }
+
+    fn at(hours: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + HOUR * u32::try_from(hours).unwrap()
+    }
+
+    /// Made at that hour.
+    fn token(accessor: &str, hour: u64) -> TokenEntry {
+        TokenEntry {
+            accessor_id: accessor.into(),
+            grants: grants(),
+            create_time: format!("1970-01-01T{:02}:00:00.000000000+01:00", hour + 1),
+            create_index: hour,
+            modify_index: hour,
+        }
+    }
+
+    fn replaced(accessor: &str, hour: u64, by: &str) -> TokenEntry {
+        let token = token(accessor, hour);
+        TokenEntry { grants: superseded(&token.grants, by), ..token }
+    }
+
+    fn stored(accessor: &str, hour: u64) -> Stored {
+        Stored::Token { accessor: accessor.into(), agrees: true, since: at(hour), foreign: false }
+    }
+
+    /// One that Consul knows and that isn't ours.
+    fn foreign(accessor: &str) -> Stored {
+        Stored::Token { accessor: accessor.into(), agrees: false, since: at(1), foreign: true }
+    }
+
+    /// With the oldest task created at an hour, and tokens that are replaced when they are ten hours old.
+    fn planned(oldest: u64, stored: &Stored, tokens: &[TokenEntry], now: u64) -> Vec<Action> {
+        let tokens = tokens.iter().collect::<Vec<_>>();
+        plan(&grants(), Wanted::Since(at(oldest)), stored, &tokens, Some(HOUR * 10), at(now))
+    }
+
+    fn delete(accessor: &str) -> Action {
+        Action::Delete(accessor.into())
+    }
+
+    fn store(accessor: &str) -> Action {
+        Action::Store(accessor.into())
+    }
+
+    #[test]
+    fn nothing_is_done_where_all_is_well() {
+        assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 2), []);
+    }
+
+    #[test]
+    fn a_token_is_made_only_where_there_is_none() {
+        assert_eq!(planned(1, &Stored::Nothing, &[], 2), [Action::Create]);
+        assert_eq!(planned(1, &stored("deleted", 1), &[], 2), [Action::Create]);
+        // A crash between token and secret.
+        assert_eq!(planned(1, &Stored::Nothing, &[token("a", 1)], 2), [store("a")]);
+        assert_eq!(planned(1, &stored("foreign", 1), &[token("a", 1)], 2), [store("a")]);
+    }
+
+    #[test]
+    fn a_secret_that_disagrees_with_its_token_is_stored_anew() {
+        let stored = Stored::Token { accessor: "a".into(), agrees: false, since: at(1), foreign: false };
+        assert_eq!(planned(1, &stored, &[token("a", 1)], 2), [store("a")]);
+    }
+
+    #[test]
+    fn a_token_made_before_the_one_in_the_secret_lives_while_tasks_may_have_it() {
+        let tokens = [token("a", 1), token("b", 2), token("c", 3)];
+        assert_eq!(planned(1, &stored("b", 2), &tokens, 5), [delete("c")]);
+        assert_eq!(planned(4, &stored("b", 2), &tokens, 5), [delete("a"), delete("c")]);
+    }
+
+    #[test]
+    fn a_duplicate_goes_and_the_one_in_the_secret_stays_or_else_the_newest() {
+        let tokens = [token("a", 1), token("b", 2), token("c", 3)];
+        assert_eq!(planned(4, &stored("a", 1), &tokens, 5), [delete("b"), delete("c")]);
+        assert_eq!(planned(4, &stored("c", 1), &tokens, 5), [delete("a"), delete("b")]);
+        assert_eq!(planned(4, &Stored::Nothing, &tokens, 5), [store("c")]);
+    }
+
+    #[test]
+    fn whatever_a_token_may_besides_or_instead_is_taken_back() {
+        let wrong: [fn(&mut TokenGrants); 4] = [
+            |grants| grants.service_identities[0].service_name = "api".into(),
+            |grants| grants.service_identities.push(ServiceIdentity::default()),
+            |grants| grants.policies.push(AclLink { id: "1".into(), name: "global-management".into() }),
+            |grants| grants.roles.push(AclLink { id: "1".into(), name: "admin".into() }),
+        ];
+        for change in wrong {
+            let mut token = token("a", 1);
+            change(&mut token.grants);
+            assert_eq!(planned(1, &stored("a", 1), std::slice::from_ref(&token), 2), [Action::Correct("a".into())]);
+            let corrected = corrected(&grants(), &token.grants);
+            assert_eq!(corrected, grants());
+        }
+    }
+
+    #[test]
+    fn a_terminating_gateway_speaks_for_what_it_links_and_no_longer_for_what_it_linked() {
+        let names = names();
+        let linked = |links: &[&str]| names.grants(&web(), &links.iter().map(|&link| link.to_owned()).collect());
+        let planned = |wanted: &TokenGrants, found: &TokenGrants| {
+            let token = TokenEntry { grants: found.clone(), ..token("a", 1) };
+            plan(wanted, Wanted::Since(at(1)), &stored("a", 1), &[&token], None, at(2))
+        };
+        let both = linked(&["billing", "legacy", "web"]);
+        let services = both.service_identities.iter().map(|identity| identity.service_name.as_str());
+        assert_eq!(services.collect::<Vec<_>>(), ["web", "billing", "legacy"]);
+        let mut reversed = both.clone();
+        reversed.service_identities.reverse();
+        assert_eq!(planned(&both, &reversed), []);
+        for (wanted, found) in [(&both, &linked(&["legacy"])), (&linked(&[]), &both), (&both, &linked(&[]))] {
+            assert_eq!(planned(wanted, found), [Action::Correct("a".into())]);
+        }
+    }
+
+    #[test]
+    fn a_token_is_rotated_at_its_age_and_a_replaced_one_lives_until_the_tasks_before_the_change_are_gone() {
+        assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 10), []);
+        assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 11), [Action::Rotate("a".into())]);
+        let both = [replaced("a", 1, "b"), token("b", 11)];
+        assert_eq!(planned(1, &stored("b", 11), &both, 12), []);
+        assert_eq!(planned(11, &stored("b", 11), &both, 12), [], "within the margin");
+        assert_eq!(planned(12, &stored("b", 11), &both, 12), [delete("a")]);
+    }
+
+    #[test]
+    fn a_rotation_that_was_cut_off_anywhere_goes_on_without_a_second_new_token_in_use() {
+        // Before the old one was said to be replaced: the new one goes, and the rotation begins anew.
+        let both = [token("a", 1), token("b", 11)];
+        assert_eq!(planned(1, &stored("a", 1), &both, 11), [Action::Rotate("a".into()), delete("b")]);
+        // Before the new one was stored.
+        let both = [replaced("a", 1, "b"), token("b", 11)];
+        assert_eq!(planned(1, &stored("a", 1), &both, 11), [store("b")]);
+        // And the new one was deleted.
+        assert_eq!(planned(1, &stored("a", 1), &[replaced("a", 1, "b")], 11), [Action::Create]);
+    }
+
+    #[test]
+    fn a_service_that_is_gone_has_its_secret_emptied_before_its_tokens_go() {
+        let token = token("a", 1);
+        let gone = |stored: &Stored| plan(&grants(), Wanted::Gone, stored, &[&token], None, at(2));
+        assert_eq!(gone(&stored("a", 1)), [Action::Clear, delete("a")]);
+        assert_eq!(gone(&Stored::Nothing), [delete("a")]);
+        assert_eq!(gone(&Stored::Missing), [delete("a")]);
+        assert_eq!(gone(&foreign("b")), [delete("a")], "a live token of another cluster stays");
+    }
+
+    #[test]
+    fn without_tasks_and_within_the_grace_drift_is_repaired_but_nothing_is_made() {
+        let idle = |stored: &Stored, tokens: &[TokenEntry]| {
+            let tokens = tokens.iter().collect::<Vec<_>>();
+            plan(&grants(), Wanted::Idle, stored, &tokens, Some(HOUR * 10), at(20))
+        };
+        let a = [token("a", 1)];
+        assert_eq!(idle(&stored("a", 1), &a), [], "not even for its age");
+        assert_eq!(idle(&Stored::Nothing, &a), [store("a")]);
+        assert_eq!(idle(&stored("deleted", 1), &a), [store("a")]);
+        assert_eq!(idle(&Stored::Missing, &a), []);
+        assert_eq!(idle(&foreign("b"), &a), []);
+        assert_eq!(idle(&stored("deleted", 1), &[]), [Action::Clear]);
+        assert_eq!(idle(&stored("deleted", 1), &[replaced("a", 1, "deleted")]), [Action::Clear]);
+        assert_eq!(idle(&Stored::Nothing, &[]), []);
+        assert_eq!(idle(&foreign("b"), &[]), []);
+        assert_eq!(idle(&stored("b", 2), &[replaced("a", 1, "b"), token("b", 2), token("c", 3)]), [delete("c")]);
+    }
+
+    #[test]
+    fn ours_is_what_has_the_whole_line_and_a_token_keeps_its_subject_under_another_identity() {
+        let mut grants = self::grants();
+        grants.service_identities[0].service_name = "api".into();
+        assert_eq!(names().subject(&grants), Some(web()));
+        assert_eq!(names().subject(&names().grants(&Subject::Clients, &BTreeSet::new())), Some(Subject::Clients));
+        for description in ["", "consul.hashicorp.com/cluster: blue2", "see consul.hashicorp.com/cluster: blue", "blue"]
+        {
+            assert_eq!(names().subject(&TokenGrants { description: description.into(), ..grants.clone() }), None);
+        }
+        let earlier = "Token for the api service\nconsul.hashicorp.com/cluster: blue";
+        let earlier = TokenGrants { description: earlier.into(), ..grants };
+        assert_eq!(names().subject(&earlier), Some(Subject::Service("api".into())));
+    }
+}

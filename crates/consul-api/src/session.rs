@@ -1,0 +1,132 @@
+//! Sessions and the locks they hold ("Session HTTP API", "KV Store Endpoints", "Sessions and Distributed Locks").
+
+use std::time::Duration;
+
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Call, Client};
+use crate::error::Error;
+
+/// A session's ID.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionId(String);
+
+impl SessionId {
+    /// As Consul writes it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A session to be made. It depends on no check: a check of the node would end it when the agent that was asked dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewSession<'a> {
+    /// For people.
+    pub name: &'a str,
+    /// How long it lives without being renewed, at least: Consul may take twice as long. 10 s to 24 h.
+    pub ttl: Duration,
+    /// How long a lock it held stays free after its end; at most 60 s.
+    pub lock_delay: Duration,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Body<'a> {
+    name: &'a str,
+    #[serde(rename = "TTL")]
+    ttl: String,
+    lock_delay: String,
+    behavior: &'static str,
+    node_checks: [&'static str; 0],
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Id {
+    #[serde(rename = "ID")]
+    id: SessionId,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Entry {
+    #[serde(default)]
+    session: Option<SessionId>,
+}
+
+impl Client {
+    /// Makes a session whose end releases its locks.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn create_session(&self, session: NewSession<'_>, within: Duration) -> Result<SessionId, Error> {
+        let body = Body {
+            name: session.name,
+            ttl: format!("{}s", session.ttl.as_secs()),
+            lock_delay: format!("{}ms", session.lock_delay.as_millis()),
+            behavior: "release",
+            node_checks: [],
+        };
+        let call = Call::new(Method::PUT, "/v1/session/create").json(&body).within(within);
+        self.fetch::<Id>(call).await.map(|Id { id }| id)
+    }
+
+    /// Gives a session its whole TTL anew; false if it has ended.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn renew_session(&self, id: &SessionId, within: Duration) -> Result<bool, Error> {
+        let call = Call::new(Method::PUT, "/v1/session/renew").segment(id.as_str()).within(within);
+        match self.execute(call).await {
+            Ok(()) => Ok(true),
+            Err(Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends a session and releases its locks.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn destroy_session(&self, id: &SessionId, within: Duration) -> Result<(), Error> {
+        self.execute(Call::new(Method::PUT, "/v1/session/destroy").segment(id.as_str()).within(within)).await
+    }
+
+    /// Takes the lock on a key for a session; false if another has it, or had it a lock-delay ago.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn acquire(&self, key: &str, id: &SessionId, value: &str, within: Duration) -> Result<bool, Error> {
+        let call = key_call(Method::PUT, key).query("acquire", id.as_str()).text(value);
+        self.fetch(call.within(within)).await
+    }
+
+    /// Gives a lock back; false if the session doesn't have it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn release(&self, key: &str, id: &SessionId, within: Duration) -> Result<bool, Error> {
+        self.fetch(key_call(Method::PUT, key).query("release", id.as_str()).within(within)).await
+    }
+
+    /// Who holds the lock on a key, as the leader has it after it has asked its peers; none if nobody does.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lock_holder(&self, key: &str, within: Duration) -> Result<Option<SessionId>, Error> {
+        let call = key_call(Method::GET, key).query("consistent", "").within(within);
+        match self.fetch::<Vec<Entry>>(call).await {
+            Ok(entries) => Ok(entries.into_iter().find_map(|entry| entry.session)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A key's own slashes stay slashes.
+fn key_call(method: Method, key: &str) -> Call {
+    key.split('/').fold(Call::new(method, "/v1/kv"), Call::segment)
+}

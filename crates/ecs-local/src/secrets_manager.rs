@@ -1,0 +1,324 @@
+//! Secrets Manager, as far as the local mesh needs it: `GetSecretValue`, `CreateSecret` and `PutSecretValue` ("AWS Secrets
+//! Manager API Reference"; AWS JSON 1.1).
+
+use std::fmt;
+use std::time::Duration;
+
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, StatusCode, Uri};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use sidecar_kit::env::Env;
+use sidecar_kit::http::{self, Client, Limits};
+use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
+use time::OffsetDateTime;
+
+use crate::sigv4::{Credentials, Scope};
+
+const SERVICE: &str = "secretsmanager";
+const JSON: &str = "application/x-amz-json-1.1";
+const ENDPOINTS: [&str; 2] = ["AWS_ENDPOINT_URL_SECRETS_MANAGER", "AWS_ENDPOINT_URL"];
+const REGIONS: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
+/// A secret has at most 64 KiB.
+const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 1 << 20 };
+
+/// The variables that say where Secrets Manager is and who asks it can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// None of the endpoint's variables is set: the real Secrets Manager is not for this program.
+    #[error(
+        "AWS_ENDPOINT_URL_SECRETS_MANAGER and AWS_ENDPOINT_URL are not set: expected http://host:port, such as moto's"
+    )]
+    NoEndpoint,
+    /// The endpoint is no URL of the one kind that is spoken here.
+    #[error("{variable} is {value:?}: expected http://host:port")]
+    Endpoint {
+        /// The variable.
+        variable: &'static str,
+        /// What it holds; not where that may be a password.
+        value: String,
+    },
+    /// A credential's file can't be read.
+    #[error(transparent)]
+    Credential(#[from] SecretFileError),
+}
+
+/// Why Secrets Manager didn't do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// It gave no answer.
+    #[error("no answer from Secrets Manager")]
+    Unanswered(#[source] http::Error),
+    /// It refused.
+    #[error("Secrets Manager refused {action}: {status}: {kind}: {message}")]
+    Refused {
+        /// The call.
+        action: &'static str,
+        /// The HTTP status.
+        status: StatusCode,
+        /// AWS's name of the error.
+        kind: String,
+        /// What it said.
+        message: String,
+    },
+    /// IAM forbids it.
+    #[error(
+        "Secrets Manager refused {action}: {said}; the IAM policy must have \
+         {{\"Effect\":\"Allow\",\"Action\":\"secretsmanager:{action}\",\"Resource\":\"{resource}\"}}"
+    )]
+    Denied {
+        /// The call.
+        action: &'static str,
+        /// What it said.
+        said: String,
+        /// The secret's ARN, or what all ARNs of its name have.
+        resource: String,
+    },
+    /// What it answered is not what it should be. What it was is not shown: it may be the secret.
+    #[error("Secrets Manager's answer is not that of GetSecretValue")]
+    Malformed,
+    /// The secret holds bytes, which ECS doesn't take.
+    #[error("the secret holds no text")]
+    Binary,
+    /// Neither the secret's ARN nor a variable names a region.
+    #[error("AWS_REGION is not set, and the secret is not given by its ARN: expected a region such as us-east-1")]
+    NoRegion,
+}
+
+impl CallError {
+    /// Whether there is no such secret.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Refused { kind, .. } if kind == "ResourceNotFoundException")
+    }
+
+    /// Whether the same request may succeed later: the secret is not there yet, or Secrets Manager isn't.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Unanswered(_) => true,
+            Self::Refused { status, kind, .. } => {
+                status.is_server_error() || self.is_missing() || kind.starts_with("Throttling")
+            }
+            Self::Denied { .. } | Self::Malformed | Self::Binary | Self::NoRegion => false,
+        }
+    }
+}
+
+/// A version of a secret, as `GetSecretValue` names it; the current one unless stage or ID says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Version {
+    /// The secret's name or ARN.
+    pub secret_id: String,
+    /// A stage such as `AWSPREVIOUS`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_stage: Option<String>,
+    /// The version's ID.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version_id: Option<String>,
+}
+
+impl Version {
+    /// The current version of a secret.
+    #[must_use]
+    pub fn current(secret_id: &str) -> Self {
+        Self { secret_id: secret_id.to_owned(), version_stage: None, version_id: None }
+    }
+
+    /// The region in the secret's ARN, if it is given by that.
+    fn region(&self) -> Option<&str> {
+        self.secret_id.strip_prefix("arn:")?.split(':').nth(2)
+    }
+}
+
+/// A Secrets Manager and who asks it.
+pub struct SecretsManager {
+    client: Client,
+    /// Where it is.
+    pub endpoint: Uri,
+    region: Option<String>,
+    credentials: Credentials,
+}
+
+impl fmt::Debug for SecretsManager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretsManager({})", self.endpoint)
+    }
+}
+
+impl SecretsManager {
+    /// By the AWS SDKs' own variables. Without credentials it signs with made-up ones, which moto takes unless it was told to
+    /// check.
+    ///
+    /// # Errors
+    /// See [`SettingsError`].
+    pub fn from_env(env: &Env) -> Result<Self, SettingsError> {
+        let endpoint = ENDPOINTS.iter().find_map(|variable| Some((*variable, env.get(variable)?)));
+        let (variable, value) = endpoint.ok_or(SettingsError::NoEndpoint)?;
+        let shown = if value.contains('@') { "(not shown)" } else { value };
+        let wrong = || SettingsError::Endpoint { variable, value: shown.to_owned() };
+        let endpoint: Uri = value.parse().map_err(|_| wrong())?;
+        let plain = endpoint.scheme_str() == Some("http") && ["", "/"].contains(&endpoint.path());
+        if !plain || endpoint.authority().is_none_or(|authority| authority.as_str().contains('@')) {
+            return Err(wrong());
+        }
+        let read = |name: &str| env.secret(name).as_ref().map(SecretSource::read).transpose();
+        let credentials = Credentials {
+            access_key_id: env.get("AWS_ACCESS_KEY_ID").unwrap_or("ecs-local").to_owned(),
+            secret_access_key: read("AWS_SECRET_ACCESS_KEY")?.unwrap_or_else(|| Secret::new("ecs-local")),
+            session_token: read("AWS_SESSION_TOKEN")?,
+        };
+        let region = REGIONS.iter().find_map(|variable| env.get(variable)).map(str::to_owned);
+        Ok(Self { client: Client::plain(), endpoint, region, credentials })
+    }
+
+    /// A secret's text, signed for the region of its ARN or else for the variables'.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn get(&self, version: &Version) -> Result<Secret, CallError> {
+        let body = serde_json::to_vec(version).unwrap_or_default();
+        let answer = self.call("GetSecretValue", version.region(), body).await.map_err(|error| match error {
+            CallError::Refused { action, kind, message, .. }
+                if kind.starts_with("AccessDenied") || message.contains("<Code>AccessDenied</Code>") =>
+            {
+                CallError::Denied { action, said: message, resource: self.arn(version) }
+            }
+            error => error,
+        })?;
+        let value: Value = serde_json::from_slice(&answer.body).map_err(|_| CallError::Malformed)?;
+        value.secret_string.map(Secret::new).ok_or(CallError::Binary)
+    }
+
+    /// What a policy names a secret by. AWS puts a hyphen and six characters behind its name.
+    fn arn(&self, version: &Version) -> String {
+        let id = &version.secret_id;
+        let region = self.region.as_deref().unwrap_or("*");
+        if id.starts_with("arn:") {
+            id.clone()
+        } else {
+            format!("arn:aws:secretsmanager:{region}:*:secret:{id}-??????")
+        }
+    }
+
+    /// Makes a secret with this text; false if there is one of that name, which stays as it is.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn create(&self, name: &str, text: &Secret) -> Result<bool, CallError> {
+        let body = json!({ "Name": name, "SecretString": text.expose() }).to_string();
+        match self.call("CreateSecret", None, body.into()).await {
+            Ok(_) => Ok(true),
+            Err(CallError::Refused { kind, .. }) if kind == "ResourceExistsException" => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives a secret a new current version with this text.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn put(&self, secret_id: &str, text: &Secret) -> Result<(), CallError> {
+        let body = json!({ "SecretId": secret_id, "SecretString": text.expose() }).to_string();
+        self.call("PutSecretValue", None, body.into()).await.map(drop)
+    }
+
+    async fn call(
+        &self,
+        action: &'static str,
+        region: Option<&str>,
+        body: Vec<u8>,
+    ) -> Result<http::Response, CallError> {
+        let region = region.or(self.region.as_deref()).ok_or(CallError::NoRegion)?;
+        let scope = Scope { service: SERVICE, region, at: OffsetDateTime::now_utc() };
+        let request = self.request(action, scope, body);
+        let answer = self.client.send(request, LIMITS).await.map_err(CallError::Unanswered)?;
+        if answer.status == StatusCode::OK { Ok(answer) } else { Err(refused(action, &answer)) }
+    }
+
+    fn request(&self, action: &str, scope: Scope<'_>, body: Vec<u8>) -> http::Request {
+        let host = self.endpoint.authority().map_or("", |authority| authority.as_str());
+        let (timestamp, target) = (scope.timestamp(), format!("secretsmanager.{action}"));
+        let mut headers = vec![(CONTENT_TYPE.as_str(), JSON), (HOST.as_str(), host), ("x-amz-date", &timestamp)];
+        if let Some(token) = &self.credentials.session_token {
+            headers.push(("x-amz-security-token", token.expose()));
+        }
+        headers.push(("x-amz-target", &target));
+        let authorization = self.credentials.authorization(scope, &headers, &body);
+        let mut request = hyper::Request::builder().method(Method::POST).uri(&self.endpoint);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        request.header(AUTHORIZATION, authorization).body(body.into()).unwrap_or_default()
+    }
+}
+
+/// What was refused and why. moto says what IAM refuses in XML.
+fn refused(action: &'static str, answer: &http::Response) -> CallError {
+    let status = answer.status;
+    match serde_json::from_slice::<Refusal>(&answer.body) {
+        Ok(Refusal { kind, message }) => {
+            CallError::Refused { action, status, kind: kind.rsplit('#').next().unwrap_or_default().to_owned(), message }
+        }
+        Err(_) => CallError::Refused { action, status, kind: "not JSON".to_owned(), message: answer.excerpt() },
+    }
+}
+
+/// The one field of the answer that is used.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Value {
+    secret_string: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    #[serde(rename = "__type", default)]
+    kind: String,
+    #[serde(alias = "Message", default)]
+    message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use sidecar_kit::exit::one_line;
+
+    use super::*;
+
+    fn from_env(variables: &[(&str, &str)]) -> Result<SecretsManager, SettingsError> {
+        SecretsManager::from_env(&variables.iter().copied().collect())
+    }
+
+    #[test]
+    fn the_service_s_own_endpoint_goes_before_that_of_all_and_without_either_there_is_none() {
+        let both = [("AWS_ENDPOINT_URL", "http://all:1"), ("AWS_ENDPOINT_URL_SECRETS_MANAGER", "http://own:2")];
+        assert_eq!(from_env(&both).unwrap().endpoint, "http://own:2");
+        assert_eq!(from_env(&both[..1]).unwrap().endpoint, "http://all:1");
+        assert!(matches!(from_env(&[]), Err(SettingsError::NoEndpoint)));
+        let (url, password) = ("http://own/path", "http://me:pass@own");
+        for (wrong, shown) in [("own", "own"), ("https://own", "https://own"), (url, url), (password, "(not shown)")] {
+            let error = from_env(&[("AWS_ENDPOINT_URL", wrong)]).unwrap_err().to_string();
+            assert_eq!(error, format!("AWS_ENDPOINT_URL is {shown:?}: expected http://host:port"));
+        }
+    }
+
+    #[test]
+    fn debug_shows_neither_credentials_nor_what_was_read() {
+        let manager = from_env(&[
+            ("AWS_ENDPOINT_URL", "http://all:1"),
+            ("AWS_SECRET_ACCESS_KEY", "s3cr3t"),
+            ("AWS_SESSION_TOKEN", "t0k3n"),
+        ])
+        .unwrap();
+        let shown = format!("{manager:?} {:?}", manager.credentials);
+        assert!(!shown.contains("s3cr3t") && !shown.contains("t0k3n"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn a_secret_without_a_region_is_not_asked_for() {
+        let manager = from_env(&[("AWS_ENDPOINT_URL", "http://127.0.0.1:1")]).unwrap();
+        let error = manager.get(&Version::current("a")).await.unwrap_err();
+        assert!(!error.may_pass() && one_line(&error).starts_with("AWS_REGION is not set"), "{error}");
+    }
+}

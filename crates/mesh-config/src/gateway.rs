@@ -1,0 +1,261 @@
+//! A gateway's names and registration, and what a task is: a service behind its sidecar proxy, or a gateway.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+use consul_api::{CheckDefinition, Proxy, ServiceAddress, ServiceKind, ServiceRegistration};
+use ecs_meta::Task;
+use serde_json::{Map, Value};
+
+use crate::{Config, Gateway, GatewayKind, Names, Service, meta, registration};
+
+/// The port of a gateway's listener, of an ingress gateway's readiness listener, unless configured.
+pub const GATEWAY_PORT: u16 = 8443;
+
+impl GatewayKind {
+    /// Consul's name of it, as in `gateway.kind`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh-gateway",
+            Self::Ingress => "ingress-gateway",
+            Self::Terminating => "terminating-gateway",
+        }
+    }
+}
+
+/// What a task is in the mesh.
+#[derive(Debug, Clone, Copy)]
+pub enum Role<'a> {
+    /// A service with its sidecar proxy.
+    Service(&'a Service),
+    /// A gateway, whatever else the document has.
+    Gateway(&'a Gateway),
+}
+
+impl<'a> Role<'a> {
+    /// What the document says.
+    ///
+    /// # Panics
+    /// Never for a document that was read: the rule `service-or-gateway` refuses one that has neither.
+    #[must_use]
+    pub fn of(config: &'a Config) -> Self {
+        let gateway = config.gateway.as_ref().map(Self::Gateway);
+        gateway.or(config.service.as_ref().map(Self::Service)).expect("the rule service-or-gateway holds")
+    }
+
+    /// Its namespace and admin partition (Consul Enterprise).
+    #[must_use]
+    pub fn place(self) -> (Option<&'a str>, Option<&'a str>) {
+        let (namespace, partition) = match self {
+            Self::Service(service) => (&service.namespace, &service.partition),
+            Self::Gateway(gateway) => (&gateway.namespace, &gateway.partition),
+        };
+        (namespace.as_deref(), partition.as_deref())
+    }
+
+    /// Its names. A gateway is the proxy itself: it has the family's name as it is, and the service is the proxy.
+    #[must_use]
+    pub fn names(self, task: &Task) -> Names {
+        match self {
+            Self::Service(service) => Names::new(service.name.as_deref(), &task.family, task.task_id()),
+            Self::Gateway(gateway) => {
+                let service = gateway.name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&task.family);
+                let service_id = format!("{service}-{}", task.task_id());
+                let (proxy, proxy_id) = (service.to_owned(), service_id.clone());
+                Names { service: service.to_owned(), service_id, proxy, proxy_id }
+            }
+        }
+    }
+
+    /// What is registered, in this order; the last is what Envoy is the proxy of.
+    #[must_use]
+    pub fn registrations(self, config: &Config, names: &Names, task: &Task) -> Vec<ServiceRegistration> {
+        match self {
+            Self::Service(service) => vec![
+                registration::service(config, service, names, task),
+                registration::proxy(config, service, names, task),
+            ],
+            Self::Gateway(gateway) => vec![registration(gateway, names, task)],
+        }
+    }
+
+    /// `proxy.config`, of the proxy or the gateway.
+    #[must_use]
+    pub fn proxy_config(self, config: &'a Config) -> &'a Map<String, Value> {
+        match self {
+            Self::Service(_) => &config.proxy.config,
+            Self::Gateway(gateway) => &gateway.config,
+        }
+    }
+
+    /// Where Envoy has to say that it is ready, `<ip>:<port>`: an ingress gateway listens where its config entry says and
+    /// not on its own port, which the check dials. As `consul connect envoy -gateway=ingress` does it.
+    #[must_use]
+    pub fn ready_bind(self, task: &Task) -> Option<String> {
+        let Self::Gateway(gateway @ Gateway { kind: GatewayKind::Ingress, .. }) = self else { return None };
+        let any = if ip(task).is_some_and(|ip| ip.is_ipv6()) { "[::]" } else { "0.0.0.0" };
+        Some(format!("{any}:{}", port(gateway)))
+    }
+}
+
+/// The registration of a gateway: no address of its own unless the document has one, since the agent's is the task's.
+fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistration {
+    let port = port(gateway);
+    let lan = gateway.lan_address.as_ref().and_then(|lan| given(lan.address.as_deref()));
+    let wan = gateway.wan_address.as_ref();
+    let wan = wan.and_then(|wan| Some((given(wan.address.as_deref())?, wan.port.filter(|port| *port != 0))));
+    let mut tagged_addresses = BTreeMap::new();
+    if let Some(lan) = lan {
+        tagged_addresses.insert("lan".to_owned(), ServiceAddress { address: lan.to_owned(), port });
+    }
+    if let Some((address, wan_port)) = wan {
+        let port = wan_port.unwrap_or(port);
+        tagged_addresses.insert("wan".to_owned(), ServiceAddress { address: address.to_owned(), port });
+    }
+    let dialled = lan.or(task.private_ip()).unwrap_or("127.0.0.1");
+    let dialled = match dialled.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]:{port}"),
+        Err(_) => format!("{dialled}:{port}"),
+    };
+    ServiceRegistration {
+        kind: Some(match gateway.kind {
+            GatewayKind::Mesh => ServiceKind::MeshGateway,
+            GatewayKind::Ingress => ServiceKind::IngressGateway,
+            GatewayKind::Terminating => ServiceKind::TerminatingGateway,
+        }),
+        id: names.service_id.clone(),
+        name: names.service.clone(),
+        tags: gateway.tags.clone(),
+        port: Some(port),
+        address: lan.map(str::to_owned),
+        tagged_addresses,
+        meta: meta(task.task_id(), &task.task_arn.to_string(), &gateway.meta),
+        checks: vec![CheckDefinition {
+            name: format!("{} listener", gateway.kind.as_str()),
+            tcp: Some(dialled),
+            interval: Some("10s".to_owned()),
+            deregister_critical_service_after: Some("10m".to_owned()),
+            ..CheckDefinition::default()
+        }],
+        proxy: Some(gateway.config.clone())
+            .filter(|config| !config.is_empty())
+            .map(|config| Proxy { config: Some(config), ..Proxy::default() }),
+        namespace: gateway.namespace.clone(),
+        partition: gateway.partition.clone(),
+        ..ServiceRegistration::default()
+    }
+}
+
+fn port(gateway: &Gateway) -> u16 {
+    gateway.lan_address.as_ref().and_then(|lan| lan.port).filter(|port| *port != 0).unwrap_or(GATEWAY_PORT)
+}
+
+fn given(text: Option<&str>) -> Option<&str> {
+    text.filter(|text| !text.is_empty())
+}
+
+fn ip(task: &Task) -> Option<IpAddr> {
+    task.private_ip()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn task(addresses: &Value) -> Task {
+        serde_json::from_value(json!({
+            "Cluster": "blue", "Family": "Edge", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
+            "Containers": [{ "Name": "sidecar-proxy", "Networks": [addresses] }],
+        }))
+        .unwrap()
+    }
+
+    fn v4() -> Task {
+        task(&json!({ "NetworkMode": "awsvpc", "IPv4Addresses": ["10.1.2.3"] }))
+    }
+
+    fn registered(gateway: Value) -> Value {
+        let config = Config::parse(&json!({ "bootstrapDir": "/consul", "gateway": gateway }).to_string()).unwrap();
+        let role = Role::of(&config);
+        let registrations = role.registrations(&config, &role.names(&v4()), &v4());
+        serde_json::to_value(&registrations).unwrap()
+    }
+
+    #[test]
+    fn the_smallest_gateway_has_the_family_as_it_is_and_its_listener_checked_on_the_task_s_address() {
+        for kind in ["mesh-gateway", "ingress-gateway", "terminating-gateway"] {
+            let expected = json!([{
+                "Kind": kind, "ID": "Edge-f1a2", "Name": "Edge", "Port": 8443,
+                "Meta": {
+                    "source": "consul-ecs", "task-arn": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2", "task-id": "f1a2",
+                },
+                "Checks": [{
+                    "Name": format!("{kind} listener"), "TCP": "10.1.2.3:8443", "Interval": "10s",
+                    "DeregisterCriticalServiceAfter": "10m",
+                }],
+            }]);
+            assert_eq!(registered(json!({ "kind": kind })), expected);
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_gateway_is_registered() {
+        let registered = registered(json!({
+            "kind": "mesh-gateway", "name": "mgw", "tags": ["a"], "meta": { "env": "test" }, "namespace": "ns",
+            "partition": "ap", "lanAddress": { "address": "10.9.9.9", "port": 9443 },
+            "wanAddress": { "address": "gw.example.com", "port": 443 }, "proxy": { "config": { "connect_timeout_ms": 7 } },
+        }));
+        let gateway = &registered[0];
+        let place = (&gateway["ID"], &gateway["Name"], &gateway["Namespace"], &gateway["Partition"]);
+        assert_eq!(place, (&json!("mgw-f1a2"), &json!("mgw"), &json!("ns"), &json!("ap")));
+        assert_eq!((&gateway["Address"], &gateway["Port"]), (&json!("10.9.9.9"), &json!(9443)));
+        let addresses = json!({
+            "lan": { "Address": "10.9.9.9", "Port": 9443 }, "wan": { "Address": "gw.example.com", "Port": 443 },
+        });
+        assert_eq!(gateway["TaggedAddresses"], addresses);
+        assert_eq!(gateway["Checks"][0]["TCP"], "10.9.9.9:9443");
+        assert_eq!((&gateway["Tags"], &gateway["Meta"]["env"]), (&json!(["a"]), &json!("test")));
+        assert_eq!(gateway["Proxy"], json!({ "Config": { "connect_timeout_ms": 7 } }));
+    }
+
+    #[test]
+    fn an_address_without_a_port_has_the_gateway_s_and_a_port_alone_makes_no_address() {
+        let gateway = registered(json!({
+            "kind": "mesh-gateway", "lanAddress": { "port": 9443 }, "wanAddress": { "address": "198.51.100.7" },
+        }));
+        let wan = json!({ "wan": { "Address": "198.51.100.7", "Port": 9443 } });
+        assert_eq!(gateway[0]["TaggedAddresses"], wan);
+        assert_eq!((&gateway[0]["Address"], &gateway[0]["Port"]), (&Value::Null, &json!(9443)));
+        assert_eq!(gateway[0]["Checks"][0]["TCP"], "10.1.2.3:9443");
+
+        let gateway = registered(json!({ "kind": "mesh-gateway", "lanAddress": { "address": "fd00::7" } }));
+        assert_eq!(gateway[0]["TaggedAddresses"], json!({ "lan": { "Address": "fd00::7", "Port": 8443 } }));
+        assert_eq!(gateway[0]["Checks"][0]["TCP"], "[fd00::7]:8443");
+        let gateway = registered(json!({ "kind": "mesh-gateway", "wanAddress": { "port": 443 } }));
+        assert_eq!(gateway[0]["TaggedAddresses"], Value::Null);
+    }
+
+    #[test]
+    fn a_gateway_goes_before_a_service_and_an_ingress_gateway_alone_needs_a_readiness_listener() {
+        let ready = |kind: &str, task: &Task| {
+            let document = json!({
+                "bootstrapDir": "/consul", "service": { "port": 80 },
+                "gateway": { "kind": kind, "lanAddress": { "port": 9443 } },
+            });
+            let config = Config::parse(&document.to_string()).unwrap();
+            let role = Role::of(&config);
+            assert!(matches!(role, Role::Gateway(_)));
+            assert_eq!(role.registrations(&config, &role.names(task), task).len(), 1);
+            role.ready_bind(task)
+        };
+        assert_eq!(ready("ingress-gateway", &v4()).as_deref(), Some("0.0.0.0:9443"));
+        let v6 = task(&json!({ "NetworkMode": "awsvpc", "IPv6Addresses": ["fd00::1"] }));
+        assert_eq!(ready("ingress-gateway", &v6).as_deref(), Some("[::]:9443"));
+        for kind in ["mesh-gateway", "terminating-gateway"] {
+            assert_eq!(ready(kind, &v4()), None);
+        }
+    }
+}

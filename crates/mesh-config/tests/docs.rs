@@ -1,0 +1,19 @@
+//! The schema and the reference page in `docs/` are what the code makes of itself.
+
+use std::path::Path;
+
+use mesh_config::shape;
+
+#[test]
+fn the_documentation_is_that_of_the_code() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let schema = format!("{:#}\n", shape::schema());
+    for (name, made) in [("config.schema.json", schema), ("config.md", shape::reference())] {
+        let path = docs.join(name);
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            std::fs::write(&path, &made).unwrap();
+        }
+        let written = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(written == made, "docs/{name} is not what the code says: UPDATE_DOCS=1 cargo test -p mesh-config");
+    }
+}

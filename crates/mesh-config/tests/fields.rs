@@ -1,0 +1,125 @@
+//! Every field of the document, one by one, as the document's own description has them.
+
+use ecs_meta::Task;
+use mesh_config::shape::{Kind, Shape};
+use mesh_config::{Config, Role};
+use serde_json::{Value, json};
+
+/// What mesh-init itself needs; none of it is registered.
+const OWN: [&str; 5] = ["/bootstrapDir", "/logLevel", "/consulHTTPAddr", "/consulCACertFile", "/consulLogin"];
+
+/// Every field that holds no other field, as a JSON pointer, with two values that the rules allow in it.
+fn leaves(shape: &Shape, path: &str, all: &mut Vec<(String, Kind, [Value; 2])>) {
+    for field in &shape.fields {
+        let path = format!("{path}/{}", field.name);
+        let values = match &field.kind {
+            Kind::Object(shape) => {
+                leaves(shape, &path, all);
+                continue;
+            }
+            Kind::Objects(shape) => {
+                leaves(shape, &format!("{path}/0"), all);
+                continue;
+            }
+            Kind::Text | Kind::FilledText => [json!("/a"), json!("/b")],
+            Kind::Name => [json!("a"), json!("b")],
+            Kind::Boolean => [json!(true), json!(false)],
+            // A number of its own: no port stands twice.
+            Kind::Integer => [json!(1 + all.len()), json!(1001 + all.len())],
+            Kind::Choice(words) => [json!(words[0]), json!(words[1])],
+            Kind::Texts { .. } => [json!(["a"]), json!(["b"])],
+            Kind::TextMap => [json!({ "k": "a" }), json!({ "k": "b" })],
+            Kind::Headers => [json!({ "k": ["a"] }), json!({ "k": ["b"] })],
+            Kind::Opaque => [json!({ "k": 1 }), json!({ "k": [0.1, null] })],
+        };
+        all.push((path, field.kind.clone(), values));
+    }
+}
+
+fn all_leaves() -> Vec<(String, Kind, [Value; 2])> {
+    let mut all = Vec::new();
+    leaves(&Shape::of_document(), "", &mut all);
+    all
+}
+
+/// Puts a value where the pointer says, with all that leads there.
+fn set(document: &mut Value, pointer: &str, value: &Value) {
+    let at = pointer.split('/').skip(1).fold(document, |inner, step| match step {
+        "0" => {
+            if inner.is_null() {
+                *inner = json!([{}]);
+            }
+            &mut inner[0]
+        }
+        step => &mut inner[step],
+    });
+    *at = value.clone();
+}
+
+/// The document that has every field that `with` wants.
+fn filled(with: impl Fn(&str) -> bool) -> Value {
+    let mut document = json!({});
+    for (path, _, [value, _]) in all_leaves().iter().filter(|(path, ..)| with(path)) {
+        set(&mut document, path, value);
+    }
+    document
+}
+
+fn registered(document: &Value) -> Value {
+    let config = Config::parse(&document.to_string()).unwrap();
+    let arn = "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2";
+    let task: Task = serde_json::from_value(json!({ "Cluster": "blue", "Family": "shop", "TaskARN": arn })).unwrap();
+    let role = Role::of(&config);
+    serde_json::to_value(role.registrations(&config, &role.names(&task), &task)).unwrap()
+}
+
+/// That another value at the pointer makes another registration.
+fn assert_shows(document: &Value, pointer: &str, values: &[Value; 2]) {
+    let [one, other] = values.each_ref().map(|value| {
+        let mut document = document.clone();
+        set(&mut document, pointer, value);
+        registered(&document)
+    });
+    assert_ne!(one, other, "{pointer} is not registered");
+}
+
+#[test]
+fn every_field_of_a_service_shows_in_the_registration() {
+    let own = |path: &str| OWN.iter().any(|own| path.starts_with(own));
+    let mut seen = 0;
+    for (path, _, values) in all_leaves() {
+        if own(&path) || path.starts_with("/gateway") {
+            continue;
+        }
+        // The two exclude each other.
+        let others = if path == "/healthSyncContainers" { "/service/checks" } else { "/healthSyncContainers" };
+        assert_shows(&filled(|path| !path.starts_with(others) && !path.starts_with("/gateway")), &path, &values);
+        seen += 1;
+    }
+    assert!(seen > 50, "{seen} fields");
+}
+
+#[test]
+fn every_field_of_a_gateway_shows_in_the_registration() {
+    let mut seen = 0;
+    for (path, _, values) in all_leaves().iter().filter(|(path, ..)| path.starts_with("/gateway")) {
+        assert_shows(&filled(|path| path == "/bootstrapDir" || path.starts_with("/gateway")), path, values);
+        seen += 1;
+    }
+    assert!(seen > 10, "{seen} fields");
+}
+
+#[test]
+fn every_integer_has_a_rule_that_refuses_what_does_not_fit() {
+    let mut seen = 0;
+    for (path, ..) in all_leaves().iter().filter(|(_, kind, _)| *kind == Kind::Integer) {
+        for far in [json!(1e300), json!(-1e300), json!(i64::MAX), json!(70000), json!(-1)] {
+            let mut document = filled(|path| path != "/healthSyncContainers");
+            set(&mut document, path, &far);
+            let error = Config::parse(&document.to_string()).expect_err(path).to_string();
+            assert!(error.contains(": expected an integer from "), "{path}: {error}");
+        }
+        seen += 1;
+    }
+    assert!(seen > 8, "{seen} integers");
+}

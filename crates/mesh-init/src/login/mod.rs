@@ -1,0 +1,303 @@
+//! The task's ACL token from an auth method of Consul's: log in at the servers, keep the token in a file, wait until it is
+//! known wherever it will be used.
+
+mod aws;
+mod credentials;
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use consul_api::{Client, Config, ConfigError};
+use ecs_meta::Task;
+use mesh_config::ConsulLogin;
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::env::Env;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::file::{WriteError, write_atomically};
+use sidecar_kit::http;
+use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
+use sidecar_kit::tls::{TlsOptions, TlsOptionsError};
+use sidecar_kit::wait::{Attempt, WaitError, until};
+
+pub use aws::AwsError;
+pub use credentials::CredentialsError;
+use credentials::Source;
+
+/// Its owner and the volume's group may read it.
+const MODE: u32 = 0o640;
+/// How long giving a token back may keep an error from being told.
+const LOGOUT_BOUND: Duration = Duration::from_secs(5);
+const BEARER_TOKEN: &str = "CONSUL_LOGIN_BEARER_TOKEN";
+
+/// How to log in.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// The auth method's name.
+    pub method: String,
+    /// Let the auth method see the role's path and tags.
+    pub include_entity: bool,
+    /// Meta of the login, besides the task and its cluster.
+    pub meta: BTreeMap<String, String>,
+    /// The AWS region of STS; else `AWS_REGION`, else the task's.
+    pub region: Option<String>,
+    /// The URL of STS; else the region's.
+    pub sts_endpoint: Option<String>,
+    /// The value of `X-Consul-IAM-ServerID`.
+    pub server_id: Option<String>,
+}
+
+impl From<&ConsulLogin> for Settings {
+    fn from(login: &ConsulLogin) -> Self {
+        Self {
+            method: login.method.clone(),
+            include_entity: login.include_entity,
+            meta: login.meta.clone(),
+            region: login.region.clone(),
+            sts_endpoint: login.sts_endpoint.clone(),
+            server_id: login.server_id_header_value.clone(),
+        }
+    }
+}
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum LoginError {
+    #[error(
+        "cannot use the address of Consul's servers or their authority (consulHTTPAddr, consulCACertFile, or the variable)"
+    )]
+    Servers(#[from] ConfigError),
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    #[error(transparent)]
+    Aws(#[from] AwsError),
+    #[error("no TLS for AWS")]
+    Tls(#[from] TlsOptionsError),
+    #[error("{BEARER_TOKEN}_FILE")]
+    BearerToken(#[from] SecretFileError),
+    #[error("there is no auth method {method:?} at {address}: check its name")]
+    NoMethod { method: String, address: String, source: Box<consul_api::Error> },
+    #[error(
+        "the auth method {method:?} refuses this task: check its binding rules and that it trusts the task's role or issuer"
+    )]
+    Denied { method: String, source: Box<consul_api::Error> },
+    #[error("this Consul doesn't know logins or the auth method's type: AWS IAM needs Consul 1.12 or later")]
+    Old(#[source] consul_api::Error),
+    #[error(transparent)]
+    Consul(#[from] consul_api::Error),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("cannot log in")]
+    Waited(#[source] Box<WaitError<LoginError>>),
+    #[error("the token of this login is not known everywhere")]
+    Unknown(#[source] Box<WaitError<consul_api::Error>>),
+}
+
+impl LoginError {
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Credentials(error) => error.may_pass(),
+            Self::Aws(error) => error.may_pass(),
+            Self::NoMethod { .. } | Self::Denied { .. } => true,
+            Self::Consul(error) => error.may_pass_at_start(),
+            // A platform may write it after the start.
+            Self::BearerToken(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What the auth method is shown.
+#[derive(Debug)]
+enum Proof {
+    Given(SecretSource),
+    Aws { credentials: Source, region: Option<String> },
+}
+
+/// A login to be made, or made before and still good.
+#[derive(Debug)]
+pub struct Login {
+    settings: Settings,
+    proof: Proof,
+    aws: http::Client,
+    servers: Client,
+    file: PathBuf,
+    bound: Duration,
+    /// Whether a token was made; one that was there before is not given back.
+    made: Cell<bool>,
+}
+
+/// The servers for a login ([`Config::of_servers`]). Neither the agent's token nor a namespace goes with it: auth methods are
+/// in the partition's default namespace.
+///
+/// # Errors
+/// When a variable or one of the two cannot be used.
+pub fn servers(
+    address: Option<&str>,
+    ca_file: Option<&Path>,
+    partition: Option<&str>,
+    env: &Env,
+) -> Result<Client, ConfigError> {
+    let mut env = env.clone();
+    for unset in ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE", "CONSUL_NAMESPACE"] {
+        env = env.with(unset, "");
+    }
+    Client::new(Config::of_servers(&env, address, ca_file)?.within(None, partition))
+}
+
+impl Login {
+    /// Looks at all that is given; nothing is asked yet. The token goes to `file`; each wait is at most `bound`.
+    ///
+    /// # Errors
+    /// When there can be no credentials, or a variable cannot be used.
+    pub fn new(
+        settings: Settings,
+        servers: Client,
+        file: PathBuf,
+        bound: Duration,
+        env: &Env,
+    ) -> Result<Self, LoginError> {
+        let proof = match env.secret(BEARER_TOKEN) {
+            Some(source) => Proof::Given(source),
+            None => {
+                let region = settings.region.clone().or_else(|| env.get("AWS_REGION").map(str::to_owned));
+                Proof::Aws { credentials: Source::from_env(env)?, region }
+            }
+        };
+        let options = TlsOptions { public_authorities: webpki_roots::TLS_SERVER_ROOTS, ..TlsOptions::default() };
+        Ok(Self {
+            settings,
+            proof,
+            aws: http::Client::with_tls(&options)?,
+            servers,
+            file,
+            bound,
+            made: Cell::new(false),
+        })
+    }
+
+    /// The token: the one in the file if the servers still know it, else a new one, in the file by then. All servers, and
+    /// the agent if one is given, know it then.
+    ///
+    /// # Errors
+    /// See [`LoginError`]; a token that was made is given back.
+    pub async fn token(&self, task: &Task, agent: Option<&Client>) -> Result<Secret, LoginError> {
+        let what = format!("a login at Consul's servers at {}", self.servers.config().address());
+        let token = until(&what, self.bound, Backoff::default(), async || match self.reused_or_new(task).await {
+            Ok(token) => Attempt::Done(token),
+            Err(error) if error.may_pass() => Attempt::Again(error),
+            Err(error) => Attempt::Final(error),
+        });
+        let token = token.await.map_err(|error| match error {
+            WaitError::Final(error) => error,
+            waited => LoginError::Waited(Box::new(waited)),
+        })?;
+        let known = self.known_everywhere(&token, agent).await;
+        if known.is_err() {
+            self.give_back(&token).await;
+        }
+        known.map(|()| token)
+    }
+
+    async fn reused_or_new(&self, task: &Task) -> Result<Secret, LoginError> {
+        if let Ok(token) = SecretSource::File(self.file.clone()).read() {
+            match self.servers.knows_token(&token).await {
+                Ok(()) => {
+                    tracing::info!("the token in {} still works: not logging in again", self.file.display());
+                    return Ok(token);
+                }
+                Err(error) if error.is_unknown_token() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let bearer_token = self.bearer_token(task).await?;
+        // As consul-ecs has it; the document's own come last.
+        let cluster = task.cluster_arn().map_or_else(|_| task.cluster.clone(), |arn| arn.to_string());
+        let mut meta = BTreeMap::from([
+            ("consul.hashicorp.com/task-id".to_owned(), task.task_id().to_owned()),
+            ("consul.hashicorp.com/cluster".to_owned(), cluster),
+        ]);
+        meta.extend(self.settings.meta.clone());
+        let method = &self.settings.method;
+        let login = consul_api::Login { method, bearer_token: &bearer_token, meta: &meta };
+        let token = self.servers.login(login).await.map_err(|source| self.judge(source))?;
+        self.made.set(true);
+        let written = write_atomically(&self.file, token.secret_id.expose().as_bytes(), MODE);
+        if let Err(error) = written {
+            self.give_back(&token.secret_id).await;
+            return Err(error.into());
+        }
+        let accessor = &token.entry.accessor_id;
+        tracing::info!("logged in with {method}: token with accessor ID {accessor}, in {}", self.file.display());
+        Ok(token.secret_id)
+    }
+
+    async fn bearer_token(&self, task: &Task) -> Result<Secret, LoginError> {
+        match &self.proof {
+            Proof::Given(source) => Ok(source.read()?),
+            // Signed anew each time: a signature is good for some minutes.
+            Proof::Aws { credentials, region } => {
+                let credentials = credentials.get(&self.aws).await?;
+                let region = region.as_deref().unwrap_or_else(|| task.task_arn.region());
+                Ok(aws::bearer_token(&self.settings, region, &credentials, &self.aws).await?)
+            }
+        }
+    }
+
+    fn judge(&self, source: consul_api::Error) -> LoginError {
+        let method = self.settings.method.clone();
+        match &source {
+            error if error.is_unknown_token() => {
+                let address = self.servers.config().address().to_owned();
+                LoginError::NoMethod { method, address, source: source.into() }
+            }
+            consul_api::Error::PermissionDenied { .. } => LoginError::Denied { method, source: source.into() },
+            consul_api::Error::NotFound { .. } => LoginError::Old(source),
+            _ => LoginError::Consul(source),
+        }
+    }
+
+    /// Asks each server by itself, then the agent's one: an agent that meets a token before its server knows it would
+    /// refuse it for half a minute.
+    async fn known_everywhere(&self, token: &Secret, agent: Option<&Client>) -> Result<(), LoginError> {
+        for config in self.servers.config().each() {
+            let server = Client::new(config)?;
+            until("the token at the servers", self.bound, Backoff::default(), async || {
+                match server.knows_token(token).await {
+                    Ok(()) => Attempt::Done(()),
+                    Err(error) if error.is_unknown_token() => Attempt::Again(error),
+                    // It took no part in the login either, and the agent will choose another.
+                    Err(error) => {
+                        tracing::debug!("not asked for the token: {}", one_line(&error));
+                        Attempt::Done(())
+                    }
+                }
+            })
+            .await
+            .map_err(|error| LoginError::Unknown(Box::new(error)))?;
+        }
+        let Some(agent) = agent else { return Ok(()) };
+        let what = format!("the token at Consul's agent at {}", agent.config().address());
+        consul_api::at_start(&what, self.bound, async || agent.knows_token(token).await)
+            .await
+            .map_err(|error| LoginError::Unknown(Box::new(error)))
+    }
+
+    /// Logs out and removes the file: the task won't start, and nobody else would. A token that was only used again stays: it is
+    /// that of a task that runs.
+    pub async fn give_back(&self, token: &Secret) {
+        if !self.made.get() {
+            return;
+        }
+        match self.servers.logout(token, LOGOUT_BOUND).await {
+            Ok(()) => {
+                // It may not have been written.
+                let _ = fs::remove_file(&self.file);
+            }
+            Err(error) => tracing::warn!("a token of this login stays until it expires: {}", one_line(&error)),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What `mesh-init validate` says of a document. Nothing but the document is looked at, and nothing is written.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use mesh_config::{Config, ConfigError, VARIABLE};
+use sidecar_kit::env::Env;
+
+use crate::run::RunError;
+
+/// Why there is no verdict, or not a good one.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ValidateError {
+    #[error("cannot read {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    NoConfig(RunError),
+    #[error("the document")]
+    NotJson(#[source] ConfigError),
+}
+
+/// Reads the document from `file` (`-`: standard input), else from its variable. Each error is a line on standard error,
+/// each warning too; a document without errors is a line on standard output that says what would be registered.
+///
+/// # Errors
+/// See [`ValidateError`]. Errors in a document's fields are printed already: they are the exit code 1.
+pub fn run(file: Option<&Path>, env: &Env) -> Result<ExitCode, ValidateError> {
+    let text = match file {
+        Some(path) => {
+            let read = if path == Path::new("-") { from_stdin() } else { fs::read_to_string(path) };
+            read.map_err(|source| ValidateError::Read { path: path.to_owned(), source })?
+        }
+        None => env.get(VARIABLE).ok_or(ValidateError::NoConfig(RunError::NoConfig))?.to_owned(),
+    };
+    match Config::parse(&text) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            println!("valid: {}", registers(&config));
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(ConfigError::Fields(errors)) => {
+            for error in errors {
+                eprintln!("error: {error}");
+            }
+            Ok(ExitCode::FAILURE)
+        }
+        Err(error @ ConfigError::NotJson(_)) => Err(ValidateError::NotJson(error)),
+    }
+}
+
+fn from_stdin() -> io::Result<String> {
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// What mesh-init would register for this document.
+fn registers(config: &Config) -> String {
+    if let Some(gateway) = &config.gateway {
+        let name = gateway.name.as_deref().unwrap_or("named as the task family");
+        return format!("registers the {} {name}", gateway.kind.as_str());
+    }
+    let service = config.service.as_ref();
+    let name = service.and_then(|service| service.name.as_deref()).unwrap_or("named as the task family");
+    let port = service.map(|service| service.port).filter(|port| *port != 0);
+    let port = port.map_or_else(|| "without a port".to_owned(), |port| format!("on port {port}"));
+    let proxy = &config.proxy;
+    let upstreams = match proxy.upstreams.len() {
+        0 => "no upstreams".to_owned(),
+        1 => "1 upstream".to_owned(),
+        more => format!("{more} upstreams"),
+    };
+    format!(
+        "registers the service {name} {port}, and its sidecar proxy on port {} with {upstreams}",
+        proxy.public_listener_port
+    )
+}

@@ -1,0 +1,49 @@
+//! What the programs that run a command as a container's entry point have in common on their command lines.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use crate::StartError;
+
+/// The verbs; without one the arguments are the command to run.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run a command in a process group of its own: signals forwarded, orphans reaped, exit code passed through.
+    Run {
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Copy this binary into a directory.
+    Install {
+        /// The directory, on a volume that another container mounts.
+        directory: PathBuf,
+    },
+}
+
+/// Why an entry point failed before its command ran.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Logging could not start.
+    #[error(transparent)]
+    Log(#[from] sidecar_kit::log::LogError),
+    /// The command could not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The binary could not be installed.
+    #[error(transparent)]
+    Install(#[from] sidecar_kit::file::WriteError),
+}
+
+impl Error {
+    /// The exit code for it: a shell's where a command could not start.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(error) => error.exit_code(),
+            Self::Log(_) | Self::Install(_) => sidecar_kit::exit::FAILURE,
+        }
+    }
+}

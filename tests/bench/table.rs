@@ -1,0 +1,64 @@
+//! What was measured, beside what it may be.
+
+use std::fmt::Write;
+
+/// What a figure counts.
+#[derive(Debug, Clone, Copy)]
+pub enum Unit {
+    Seconds,
+    /// Of 1,000,000 bytes.
+    Megabytes,
+    Calls,
+}
+
+/// One budget and its figure.
+#[derive(Debug, Clone)]
+pub struct Row {
+    what: String,
+    unit: Unit,
+    measured: f64,
+    floor: Option<f64>,
+    budget: f64,
+}
+
+impl Row {
+    pub fn new(what: String, unit: Unit, measured: f64, budget: f64) -> Self {
+        Self { what, unit, measured, floor: None, budget }
+    }
+
+    /// With what cannot be less.
+    pub fn with_floor(self, floor: f64) -> Self {
+        Self { floor: Some(floor), ..self }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.measured > self.budget
+    }
+
+    fn shown(&self, value: f64) -> String {
+        match self.unit {
+            Unit::Seconds => format!("{value:.2} s"),
+            Unit::Megabytes => format!("{value:.2} MB"),
+            Unit::Calls => format!("{value}"),
+        }
+    }
+}
+
+/// All rows, as a table in Markdown.
+pub fn draw(rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.what.len()).max().unwrap_or_default();
+    let mut table = String::new();
+    let mut line = |what: &str, cells: [&str; 4]| {
+        let [measured, floor, budget, verdict] = cells;
+        let line = writeln!(table, "| {what:width$} | {measured:>9} | {floor:>9} | {budget:>9} | {verdict:4} |");
+        line.expect("a string takes all");
+    };
+    line("what", ["measured", "floor", "budget", ""]);
+    line(&"-".repeat(width), ["--------:", "--------:", "--------:", "----"]);
+    for row in rows {
+        let floor = row.floor.map(|floor| row.shown(floor)).unwrap_or_default();
+        let verdict = if row.is_over() { "over" } else { "ok" };
+        line(&row.what, [&row.shown(row.measured), &floor, &row.shown(row.budget), verdict]);
+    }
+    table
+}

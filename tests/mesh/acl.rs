@@ -1,0 +1,167 @@
+//! Default-deny, and every token provisioned, used, repaired and cleaned up by itself.
+
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::query_parameters::{KillContainerOptionsBuilder, RemoveVolumeOptions, RestartContainerOptions};
+use consul_api::IntentionAction;
+use ecs_local::secrets_manager::Version;
+use local_mesh::compose::Compose;
+use local_mesh::docker::{self, containers, label};
+use local_mesh::task::{self, StopOrder, consul};
+use local_mesh::{mesh, secrets, workspace};
+use mesh_tests::{eventually, http};
+use serde_json::{Value, json};
+use sidecar_kit::secret::Secret;
+
+use crate::{BOUND, answering_task, consul_get, whole};
+
+/// A cached token's life at a client agent, Consul's default, and a second.
+const TOKEN_TTL: Duration = Duration::from_secs(31);
+
+/// A controller takes over within twice the session's TTL and the lock-delay; then comes a cycle.
+const TAKEOVER: Duration = Duration::from_secs(21 + 10);
+
+/// docker-compose.yml's default, in which a task's last containers end, and some cycles.
+const GRACE: Duration = Duration::from_secs(40 + 20);
+
+/// What a service's secret holds; an error while that is no token.
+async fn secret_of(service: &str) -> Result<(String, Secret), String> {
+    let version = Version::current(&format!("{}-{service}", secrets::PREFIX));
+    let value = secrets::manager().unwrap().get(&version).await.map_err(|error| error.to_string())?;
+    let value: Value = serde_json::from_str(value.expose()).map_err(|error| error.to_string())?;
+    match (value["accessor_id"].as_str(), value["token"].as_str()) {
+        (Some(accessor), Some(token)) => Ok((accessor.to_owned(), Secret::new(token))),
+        _ => Err(format!("the secret of {service} holds no token")),
+    }
+}
+
+async fn kill(docker: &Docker, container: &str) {
+    let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+    docker.kill_container(container, Some(kill)).await.unwrap();
+}
+
+#[tokio::test]
+async fn web_may_not_call_api_without_an_intention_and_may_within_two_seconds_of_allowing_it() {
+    let docker = whole().await;
+    let consul = consul().await.unwrap();
+    let intention = consul.intentions().await.unwrap().into_iter().find(|one| one.source_name == "web").unwrap();
+    // Consul is asked when a connection is made, and those that are there stay: web begins anew. Setup, which runs again then,
+    // is to allow something else.
+    task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
+    consul.delete_intention(&intention.id).await.unwrap();
+    task::start(&docker, "web", &[("ALLOW", "web:nobody")]).await.unwrap();
+    task::in_rotation(&docker, "api-1").await.unwrap();
+    for _ in 0..20 {
+        let refused = answering_task().await.unwrap_err();
+        assert!(refused.contains("503"), "{refused}");
+    }
+    consul.create_intention("web", "api", IntentionAction::Allow).await.unwrap();
+    eventually("web may call api", Duration::from_secs(2), answering_task).await;
+    let nobody = consul.intentions().await.unwrap().into_iter().find(|one| one.destination_name == "nobody").unwrap();
+    consul.delete_intention(&nobody.id).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_third_service_gets_its_token_and_loses_it_after_its_last_task() {
+    let docker = whole().await;
+    let over = workspace().join("tests/mesh/third.yml");
+    let third = Compose { over: Some(&over), ..Compose::default() };
+    let services = ["third-mesh-init", "third-consul-client", "third-consul-config", "third-secrets", "third"];
+    // What a platform engineer does for a new service; the rest is the controller's.
+    secrets::manager().unwrap().create("ecs-mesh-third", &Secret::new("{}")).await.unwrap();
+    third.run(&["up", "--detach", "third-mesh-init"]).await.unwrap();
+    eventually("it joins", BOUND, async || {
+        let registered = consul_get("/v1/catalog/service/third-sidecar-proxy").await?;
+        if registered.as_array().is_some_and(|all| all.len() == 1) { Ok(()) } else { Err(registered.to_string()) }
+    })
+    .await;
+
+    let (accessor, token) = secret_of("third").await.unwrap();
+    let node = task::running(&docker, "third").await.unwrap().node();
+    let register = async |service: &str| {
+        let header = [("X-Consul-Token", token.expose())];
+        let body =
+            json!({ "Node": node, "Address": "127.0.0.1", "SkipNodeUpdate": true, "Service": { "Service": service } });
+        http::request("PUT", &format!("{}/v1/catalog/register", task::CONSUL), &header, &body.to_string())
+            .await
+            .unwrap()
+    };
+    let (status, said) = register("api").await;
+    assert_eq!((status, said.contains("Permission denied")), (403, true), "{said}");
+    assert_eq!(register("third").await.0, 200);
+
+    // Through another task's agent, which remembers what it has heard of a token.
+    let url = format!("http://127.0.0.1:8500/v1/agent/services?token={}", token.expose());
+    let taken = async || mesh::fetch("web", &url).await.is_ok();
+    assert!(taken().await);
+    task::stop(&docker, "third", StopOrder::AllAtOnce).await.unwrap();
+    third.run(&[&["rm", "--force", "-v"], &services[..]].concat()).await.unwrap();
+    eventually("its token is gone", GRACE, async || match consul_get(&format!("/v1/acl/token/{accessor}")).await {
+        // Asked about again and again, it is remembered by the agent at the end.
+        Ok(_) => Err(format!("it is there, taken: {}", taken().await)),
+        Err(_) => Ok(()),
+    })
+    .await;
+    secret_of("third").await.unwrap_err();
+    eventually("a copy of it is refused", TOKEN_TTL, async || match taken().await {
+        true => Err("it is taken".to_owned()),
+        false => Ok(()),
+    })
+    .await;
+    for volume in ["third-mesh", "third-config", "third-secrets"] {
+        docker.remove_volume(&format!("ecs-mesh_{volume}"), None::<RemoveVolumeOptions>).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_leading_controller_and_consul_s_leader_die_and_nothing_is_lost() {
+    let docker = whole().await;
+    let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
+    // A session names the host of who made it, which is the container's ID.
+    let sessions = consul_get("/v1/session/list").await.unwrap();
+    let names = sessions.as_array().unwrap().iter().map(|session| session["Name"].as_str().unwrap_or_default());
+    let names = names.collect::<Vec<_>>();
+    let leader = consul_get("/v1/status/leader").await.unwrap();
+    let leader = leader.as_str().unwrap().split(':').next().unwrap().to_owned();
+    let (mut controller, mut server) = (None, None);
+    for container in containers(&docker, &["com.docker.compose.project=ecs-mesh"]).await.unwrap() {
+        let id = container.id.clone().unwrap();
+        let service = label(&container, "com.docker.compose.service").unwrap_or_default();
+        let inspected = docker::inspect(&docker, &id).await.unwrap();
+        let networks = inspected.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        if service.starts_with("consul-server") && networks.values().any(|one| one.ip_address.as_ref() == Some(&leader))
+        {
+            server = Some(id.clone());
+        }
+        let holds = names.iter().any(|name| name.contains(&id[..12]));
+        if service.starts_with("acl-controller-") && holds && docker::is_running(&container) {
+            controller = Some(id);
+        }
+    }
+    kill(&docker, &controller.expect("one of the controllers holds the lock")).await;
+    secrets::manager().unwrap().put("ecs-mesh-web", &Secret::new("{}")).await.unwrap();
+    kill(&docker, &server.expect("one of the servers leads")).await;
+    // Its lock's session may have to wait for a new leader of Consul's first.
+    let repaired = eventually("the other one repairs", 2 * TAKEOVER, async || secret_of("web").await).await;
+    mesh::start_all(&docker).await.unwrap();
+    assert_eq!((repaired.0, secret_of("api").await.unwrap().0), before, "the same tokens as before");
+    whole().await;
+}
+
+#[tokio::test]
+async fn secrets_that_are_lost_come_back_with_the_same_tokens() {
+    let docker = whole().await;
+    let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
+    let of_moto = "com.docker.compose.service=moto";
+    let moto = containers(&docker, &["com.docker.compose.project=ecs-mesh", of_moto]).await.unwrap().remove(0);
+    // It keeps everything in its memory.
+    docker.restart_container(&moto.id.unwrap(), None::<RestartContainerOptions>).await.unwrap();
+    mesh::start_all(&docker).await.unwrap();
+    let after = eventually("acl-controller fills them", BOUND, async || {
+        Ok::<_, String>((secret_of("web").await?.0, secret_of("api").await?.0))
+    })
+    .await;
+    assert_eq!(after, before);
+    whole().await;
+}

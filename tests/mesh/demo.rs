@@ -1,0 +1,36 @@
+//! `cargo xtask demo shutdown`, its numbers.
+
+use std::collections::BTreeMap;
+
+use local_mesh::Quiet;
+use local_mesh::demo::{self, CASES, Outcome, Row};
+
+use crate::whole;
+
+#[tokio::test]
+async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
+    let docker = whole().await;
+    let mut failed = BTreeMap::new();
+    println!("{}", demo::head());
+    for case in CASES {
+        let Outcome { report, retries_refused } = demo::run(&docker, case, &Quiet).await.unwrap();
+        println!("{}", Row { name: case.name, report: &report, retries_refused });
+        assert_eq!(report.sent, report.succeeded + report.failed);
+        assert!(report.seconds >= 60.0 && report.sent as f64 >= 200.0 * report.seconds, "{report:?}");
+        failed.insert(case.name, report.failed);
+        let remedy = case.settings.is_empty();
+        match (remedy, case.router) {
+            (true, _) => assert_eq!(report.failed, 0, "{}: {:?}", case.name, report.failures),
+            (false, false) => assert!(report.failed > 0, "the measurement can fail"),
+            (false, true) => {
+                let without = failed[CASES[0].name];
+                assert!(report.failed < without, "{} of {without} are left: {:?}", report.failed, report.failures);
+                // Envoy doesn't try again what broke within a request, nor more than three at a time; all else it does.
+                let broke = |(reason, _): &(&String, _)| reason.ends_with("reset reason: connection termination");
+                let broken = report.failures.iter().filter(broke).map(|(_, count)| count).sum::<usize>();
+                assert_eq!(report.failed as u64, broken as u64 + retries_refused, "{:?}", report.failures);
+            }
+        }
+    }
+    demo::restore(&docker).await.unwrap();
+}

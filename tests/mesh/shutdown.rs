@@ -1,0 +1,205 @@
+//! A task that stops: nothing in, still out, nobody notices.
+
+use std::process::Command;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use local_mesh::events::What;
+use local_mesh::load::{Load, Options};
+use local_mesh::task::{self, StopOrder};
+use local_mesh::watch::{Stopped, Watch};
+use local_mesh::{docker, mesh, workspace};
+use mesh_tests::process::run;
+use mesh_tests::{binary, eventually};
+use serde_json::Value;
+
+use crate::{BOUND, consul_get, whole};
+
+const ORDERS: [StopOrder; 2] = [StopOrder::AllAtOnce, StopOrder::DependsOn];
+
+/// What two probes, each asking every 50 ms on a busy machine, may differ by, in nanoseconds.
+const RESOLUTION: i64 = 500_000_000;
+
+const LOAD: Options<'_> =
+    Options { url: "http://127.0.0.1:1234/", rate: 100, connections: 8, fresh: "0.2", shutdown_delay: "0s" };
+
+/// When a container of the stopped task exited.
+fn exited(stopped: &Stopped, container: &str) -> i64 {
+    let exit =
+        stopped.events.iter().find(|event| event.container == container && matches!(event.what, What::Exited(_)));
+    exit.unwrap_or_else(|| panic!("{container} did not exit: {:?}", stopped.events)).at
+}
+
+#[tokio::test]
+async fn no_request_comes_in_once_the_others_know_and_none_fails_before() {
+    let docker = whole().await;
+    for order in ORDERS {
+        let watch = Watch::start(&docker, "api-1").await.unwrap();
+        let load = Load::start(&docker, "web", LOAD).await.unwrap();
+        assert!(watch.flowing().await, "requests reach api-1");
+        task::stop(&docker, "api-1", order).await.unwrap();
+        let stopped = watch.end().await;
+        let report = load.end().await.unwrap();
+        assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{order:?}");
+        let critical = stopped.checks_critical.expect("the servers heard of it");
+        let removed = stopped.removed["web"].expect("web's Envoy heard of it");
+        let last = stopped.last_inbound.expect("there was load");
+        assert!(last <= removed + RESOLUTION, "{order:?}: a request {} ms after", (last - removed) / 1_000_000);
+        let app = exited(&stopped, "app");
+        assert!(critical < app && removed < app, "{order:?}: known before the app ends");
+        assert!(stopped.left.is_some(), "{order:?}: the node left the catalog");
+        // Draining, by its effect: no connection is left at the public listener, before the app ends.
+        let before = stopped.samples.iter().rev().find(|sample| sample.at < app && sample.seen.is_some()).unwrap();
+        assert_eq!(before.seen.as_ref().unwrap().connections, 0, "{order:?}");
+        assert!(exited(&stopped, "sidecar-proxy") > app, "{order:?}: Envoy outlives the app");
+        assert!(exited(&stopped, "health-sync") < app && exited(&stopped, "consul-client") > critical);
+        task::start(&docker, "api-1", &[]).await.unwrap();
+        task::in_rotation(&docker, "api-1").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_request_begun_before_term_completes() {
+    let docker = whole().await;
+    for order in ORDERS {
+        let watch = Watch::start(&docker, "api-1").await.unwrap();
+        let id = task::running(&docker, "api-1").await.unwrap().id;
+        let inbound = || watch.seen("api-1").map_or(0, |seen| seen.inbound);
+        let before = inbound();
+        // Longer than Envoy drains, shorter than the app's delay. Half of them go to api-1, half to api-2.
+        let requests = (0..4).map(|_| mesh::fetch("web", "http://127.0.0.1:1234/?delay=4s"));
+        let stopped = async {
+            eventually("a request is on its way at api-1", BOUND, async || {
+                if inbound() > before { Ok(()) } else { Err("none".to_owned()) }
+            })
+            .await;
+            task::stop(&docker, "api-1", order).await.unwrap();
+        };
+        let (answers, ()) = tokio::join!(join_all(requests), stopped);
+        let answers = answers.into_iter().map(Result::unwrap).collect::<Vec<_>>();
+        assert!(answers.iter().any(|answer| answer.contains(&id)), "{order:?}: {answers:?}");
+        drop(watch);
+        task::start(&docker, "api-1", &[]).await.unwrap();
+        task::in_rotation(&docker, "api-1").await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_takes_five_seconds_to_exit_reaches_others_to_its_last_moment() {
+    let docker = whole().await;
+    for order in ORDERS {
+        task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
+        // web's own app exits at once; the load is a container of the task that takes five seconds.
+        task::start(&docker, "web", &[("SHUTDOWN_DELAY", "0s")]).await.unwrap();
+        let watch = Watch::start(&docker, "web").await.unwrap();
+        let load = Load::start(&docker, "web", Options { shutdown_delay: "5s", ..LOAD }).await.unwrap();
+        assert!(watch.flowing().await, "requests go out of web");
+        task::stop(&docker, "web", order).await.unwrap();
+        let stopped = watch.end().await;
+        let report = load.end().await.unwrap();
+        assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{order:?}: {report:?}");
+        let term = stopped.events.iter().find(|event| event.what == What::Signalled(15)).unwrap().at;
+        let last = stopped.last_outbound.expect("there was load");
+        assert!(
+            last - term >= 4_500_000_000,
+            "{order:?}: the last request {} ms after TERM",
+            (last - term) / 1_000_000
+        );
+        assert!(exited(&stopped, "app") < last && last < exited(&stopped, "sidecar-proxy"), "{order:?}");
+        task::start(&docker, "web", &[]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn every_task_is_replaced_in_turn_and_no_request_fails_and_nothing_is_left_in_consul() {
+    let docker = whole().await;
+    for name in ["api-1", "api-2"] {
+        let load = Load::start(&docker, "web", LOAD).await.unwrap();
+        task::stop(&docker, name, StopOrder::AllAtOnce).await.unwrap();
+        task::start(&docker, name, &[]).await.unwrap();
+        task::in_rotation(&docker, name).await.unwrap();
+        let report = load.end().await.unwrap();
+        assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{name}");
+        assert!(report.sent > 0);
+    }
+    // web is where the load is; it ends with the task, as the app does, after its delay.
+    let load = Load::start(&docker, "web", Options { shutdown_delay: "6s", ..LOAD }).await.unwrap();
+    let watch = Watch::start(&docker, "web").await.unwrap();
+    assert!(watch.flowing().await);
+    task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
+    drop(watch);
+    let report = load.end().await.unwrap();
+    assert_eq!((report.failed, &report.failures), (0, &Default::default()), "web");
+    task::start(&docker, "web", &[]).await.unwrap();
+
+    // The servers reconcile the catalog with the members every minute: what was to come back has come back by then.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let tasks = docker::tasks(&docker).await.unwrap();
+    let mut nodes = tasks.values().map(docker::Task::node).collect::<Vec<_>>();
+    nodes.extend((1..=3).map(|number| format!("consul-server-{number}")));
+    nodes.sort();
+    let names = |list: &Value, key: &str| {
+        let mut names =
+            list.as_array().unwrap().iter().map(|one| one[key].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+        names.sort();
+        names
+    };
+    let get = async |path: &str| consul_get(&format!("/v1{path}")).await.unwrap();
+    assert_eq!(names(&get("/catalog/nodes").await, "Node"), nodes);
+    let mut expected = Vec::new();
+    for (service, count) in [("web", 1), ("api", 2)] {
+        for name in [service.to_owned(), format!("{service}-sidecar-proxy")] {
+            let instances = names(&get(&format!("/catalog/service/{name}")).await, "ServiceID");
+            assert_eq!(instances.len(), count, "{instances:?}");
+            let of_task = |id: &String| tasks.values().any(|task| id.contains(&task.id));
+            assert!(instances.iter().all(of_task), "{instances:?}");
+            expected.push(name);
+        }
+    }
+    expected.push("consul".to_owned());
+    expected.sort();
+    let services = get("/catalog/services").await;
+    assert_eq!(services.as_object().unwrap().keys().cloned().collect::<Vec<_>>(), expected);
+    let checks = get("/health/state/any").await;
+    for check in checks.as_array().unwrap() {
+        assert_eq!(check["Status"], "passing", "{check}");
+        assert!(nodes.contains(&check["Node"].as_str().unwrap().to_owned()), "{check}");
+    }
+}
+
+#[tokio::test]
+async fn xtask_tells_and_draws_a_stop_and_a_start() {
+    whole().await;
+    for (verb, marks, file) in
+        [("stop", &["T0", "T1", "T2", "T3"][..], "shutdown-api-1"), ("start", &["T0", "T1", "T2"], "startup-api-1")]
+    {
+        let picture = workspace().join(format!("target/timeline/{file}.svg"));
+        let _ = std::fs::remove_file(&picture);
+        let done = run(Command::new(binary("xtask")).args([verb, "api-1"]), 2 * BOUND).await;
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        let svg = std::fs::read_to_string(picture).unwrap();
+        for mark in marks {
+            let line = done.stdout.lines().find(|line| line.starts_with(&format!("  {mark} ")));
+            assert!(line.is_some_and(|line| line.contains(" ms ")), "{mark}: {}", done.stdout);
+            assert!(svg.contains(&format!(">{mark}<")), "{mark}: {svg}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stopped_task_is_not_stopped_again_and_a_running_one_not_started() {
+    let docker = whole().await;
+    let running = task::start(&docker, "api-2", &[]).await.unwrap_err().to_string();
+    assert_eq!(running, "task api-2 runs: `cargo xtask stop api-2` first");
+    task::stop(&docker, "api-2", StopOrder::DependsOn).await.unwrap();
+    let stopped = task::stop(&docker, "api-2", StopOrder::DependsOn).await.unwrap_err().to_string();
+    assert_eq!(stopped, r#"there is no running task "api-2": there are api-1, web"#);
+    let unknown = task::start(&docker, "api-9", &[]).await.unwrap_err().to_string();
+    assert_eq!(unknown, r#"there is no task "api-9" in docker-compose.yml: there are api-1, api-2, web"#);
+    task::start(&docker, "api-2", &[]).await.unwrap();
+    eventually("both answer again", BOUND, async || {
+        crate::answered_by(&docker, &["api-1", "api-2"]).await;
+        Ok::<_, String>(())
+    })
+    .await;
+}

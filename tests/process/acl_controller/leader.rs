@@ -1,0 +1,211 @@
+//! One of several controllers works, whatever becomes of it or of Consul.
+
+use super::*;
+
+#[tokio::test]
+async fn another_controller_takes_over_from_one_that_was_killed() {
+    let world = World::new(&["web"]).await;
+    let first = Process::spawn(&mut world.command("first"));
+    first.says("holding the lock", BOUND).await;
+    let mut command = world.command("second");
+    let address = listens(&command);
+    let second = Process::spawn(&mut command);
+    second.says("standing by", BOUND).await;
+    eventually("it is ready", BOUND, async || http::get(&format!("{address}/readyz")).await).await;
+    assert_eq!(metrics(&address).await["acl_controller_leader"], 0.0);
+    world.aws.run("1", "web");
+    world.settles("web").await;
+    assert!(world.aws.take_calls().iter().all(|call| call.key == "first"));
+    drop(first);
+    second.says("holding the lock", TAKEOVER).await;
+    world.aws.set_secret("p-api", "{}");
+    world.aws.run("2", "api");
+    world.settles("api").await;
+    world.settles("web").await;
+    assert_eq!(metrics(&address).await["acl_controller_leader"], 1.0);
+}
+
+#[tokio::test]
+async fn a_controller_that_ends_gives_the_lock_back_at_once() {
+    let world = World::new(&["web"]).await;
+    let mut first = world.start();
+    first.says("holding the lock", BOUND).await;
+    let second = world.start();
+    second.says("standing by", BOUND).await;
+    first.signal(Signal::TERM);
+    assert_eq!(first.exit_code(BOUND).await, 0);
+    // Well within the session's TTL.
+    second.says("holding the lock", Duration::from_secs(6)).await;
+}
+
+#[tokio::test]
+async fn one_that_was_frozen_in_the_middle_of_a_cycle_writes_nothing_when_it_wakes() {
+    let world = World::new(&["web"]).await;
+    let mut command = world.command("first");
+    let address = listens(&command);
+    let first = Process::spawn(&mut command);
+    first.says("holding the lock", BOUND).await;
+    eventually("the clients' token", BOUND, async || world.token_of("p-consul-client-token").await).await;
+    let second = Process::spawn(&mut world.command("second"));
+    second.says("standing by", BOUND).await;
+    // Frozen between reading the secret and making the token: what it has asked for is answered while it sleeps.
+    world.aws.slow("GetSecretValue p-web", Duration::from_secs(1));
+    let _ = world.aws.take_calls();
+    world.aws.run("1", "web");
+    eventually("it reads the secret", BOUND, async || {
+        let calls = world.aws.take_calls();
+        if calls.iter().any(|call| call.name == "GetSecretValue") { Ok(()) } else { Err(format!("{calls:?}")) }
+    })
+    .await;
+    let before = metrics(&address).await;
+    let ended = before["acl_controller_cycle_seconds_count"];
+    first.signal(Signal::STOP);
+    second.says("holding the lock", TAKEOVER).await;
+    world.aws.refuse_nothing();
+    let accessor = world.settles("web").await;
+    let _ = world.aws.take_calls();
+    first.signal(Signal::CONT);
+    first.says("is lost", BOUND).await;
+    first.says("standing by", BOUND).await;
+    eventually("the cycle it was in has ended", BOUND, async || {
+        let now = metrics(&address).await["acl_controller_cycle_seconds_count"];
+        if now > ended { Ok(()) } else { Err(now.to_string()) }
+    })
+    .await;
+    let writes = |calls: &[Made]| calls.iter().any(|c| c.key == "first" && c.name == "PutSecretValue");
+    assert!(!writes(&world.aws.take_calls()));
+    let after = metrics(&address).await;
+    for call in ["CreateToken", "UpdateToken", "DeleteToken", "CreatePolicy", "UpdatePolicy"] {
+        let of_call = |metrics: &BTreeMap<String, f64>| {
+            let name = format!("acl_controller_api_calls_total{{api=\"consul\",call=\"{call}\"");
+            metrics.iter().filter(|(key, _)| key.starts_with(&name)).map(|(_, value)| value).sum::<f64>()
+        };
+        assert_eq!(of_call(&after), of_call(&before), "{call}");
+        assert!(call != "CreateToken" || of_call(&before) > 0.0, "it is counted: {before:?}");
+    }
+    assert_eq!(world.settles("web").await, accessor, "and made no token");
+    // It works again when it holds the lock again.
+    drop(second);
+    eventually("it holds the lock for the second time", TAKEOVER, async || {
+        let times = first.output().matches("holding the lock").count();
+        if times == 2 { Ok(()) } else { Err(first.output()) }
+    })
+    .await;
+    world.aws.set_secret("p-api", "{}");
+    world.aws.run("2", "api");
+    world.settles("api").await;
+    assert!(writes(&world.aws.take_calls()));
+}
+
+/// A way to Consul that can be cut or frozen.
+struct Way {
+    address: String,
+    state: Arc<AtomicU8>,
+    streams: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+const OPEN: u8 = 0;
+const CUT: u8 = 1;
+const FROZEN: u8 = 2;
+
+impl Way {
+    fn start(to: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (state, streams) = (Arc::new(AtomicU8::new(OPEN)), Arc::new(Mutex::new(Vec::new())));
+        let way = Self { address, state: state.clone(), streams: streams.clone() };
+        let to = to.to_owned();
+        std::thread::spawn(move || {
+            for from in listener.incoming().flatten() {
+                if state.load(Ordering::SeqCst) == CUT {
+                    continue;
+                }
+                let server = TcpStream::connect(&to).unwrap();
+                let both = || (from.try_clone().unwrap(), server.try_clone().unwrap());
+                let (one, other) = both();
+                streams.lock().unwrap().extend([one, other]);
+                let ((from_one, to_one), (to_other, from_other)) = (both(), both());
+                for (mut from, mut to) in [(from_one, to_one), (from_other, to_other)] {
+                    let state = state.clone();
+                    std::thread::spawn(move || {
+                        let mut buffer = [0; 1 << 16];
+                        while let Ok(length @ 1..) = from.read(&mut buffer) {
+                            while state.load(Ordering::SeqCst) == FROZEN {
+                                std::thread::sleep(Duration::from_millis(20));
+                            }
+                            if to.write_all(&buffer[..length]).is_err() {
+                                return;
+                            }
+                        }
+                    });
+                }
+            }
+        });
+        way
+    }
+
+    fn is_used(&self) -> bool {
+        !self.streams.lock().unwrap().is_empty()
+    }
+
+    fn set(&self, state: u8) {
+        self.state.store(state, Ordering::SeqCst);
+        if state == CUT {
+            for stream in self.streams.lock().unwrap().drain(..) {
+                // The other end may have hung up.
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn it_goes_on_with_another_server_when_the_one_it_talked_to_dies_or_hangs() {
+    for state in [CUT, FROZEN] {
+        let world = World::new(&["web", "api"]).await;
+        let way = Way::start(&world.agent.http);
+        let mut command = world.command("key");
+        // The first is dead from the start, the second fails, the third lives.
+        let servers = format!("127.0.0.1:{},{},{}", free_port(), way.address, world.agent.http);
+        let controller = Process::spawn(command.env("CONSUL_HTTP_ADDR", servers));
+        world.aws.run("1", "web");
+        world.settles("web").await;
+        assert!(way.is_used(), "it talks to the second");
+        way.set(state);
+        world.aws.run("2", "api");
+        world.settles("api").await;
+        assert!(!controller.output().contains("is lost"), "and it still holds the lock: {}", controller.output());
+    }
+}
+
+#[tokio::test]
+async fn one_that_is_cut_off_from_consul_stops_and_another_takes_over() {
+    let world = World::new(&["web"]).await;
+    let way = Way::start(&world.agent.http);
+    let mut command = world.command("first");
+    let address = listens(&command);
+    let first = Process::spawn(command.env("CONSUL_HTTP_ADDR", &way.address));
+    first.says("holding the lock", BOUND).await;
+    let second = Process::spawn(&mut world.command("second"));
+    second.says("standing by", BOUND).await;
+    way.set(FROZEN);
+    let cut = Instant::now();
+    second.says("holding the lock", TAKEOVER).await;
+    assert!(cut.elapsed() >= Duration::from_secs(5), "not while the first may still write");
+    eventually("it is not ready", BOUND, async || {
+        match http::request("GET", &format!("{address}/readyz"), &[], "").await?.0 {
+            503 => Ok(()),
+            status => Err(status.to_string()),
+        }
+    })
+    .await;
+    let _ = world.aws.take_calls();
+    world.aws.run("1", "web");
+    world.settles("web").await;
+    way.set(OPEN);
+    first.says("is lost", BOUND).await;
+    first.says("standing by", BOUND).await;
+    let calls = world.aws.take_calls();
+    assert!(calls.iter().all(|call| call.key != "first" || call.name != "PutSecretValue"), "{calls:?}");
+    world.settles("web").await;
+}

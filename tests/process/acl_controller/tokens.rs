@@ -1,0 +1,356 @@
+//! What becomes of tokens and secrets: made, repaired, rotated, taken back.
+
+use super::*;
+
+#[tokio::test]
+async fn each_service_and_the_clients_get_one_token_with_just_what_they_need() {
+    let world = World::new(&["web", "api", "slow"]).await;
+    let now = SystemTime::now();
+    world.aws.run("1", "web");
+    world.aws.run("2", "web");
+    world.aws.put_task("3", "API", &[("consul.hashicorp.com/mesh", "true")], now);
+    world.aws.put_task("4", "outside", &[], now);
+    // One that is to stop and still runs, one that has stopped, and one that vanishes before it is described.
+    let stopping = world.aws.run("5", "slow");
+    world.aws.set_status(&stopping, "STOPPED", "DEACTIVATING");
+    let stopped = world.aws.run("6", "stopped");
+    world.aws.set_status(&stopped, "STOPPED", "STOPPED");
+    let vanished = world.aws.run("7", "vanished");
+    world.aws.vanish(&vanished);
+    let controller = world.start();
+    for service in ["web", "api", "slow"] {
+        world.settles(service).await;
+    }
+    let token = &world.tokens("web").await[0];
+    assert!(token["Description"].as_str().unwrap().lines().any(|line| line == CLUSTER_LINE), "{token}");
+    eventually("the clients' token", BOUND, async || {
+        let token = world.token_of("p-consul-client-token").await?;
+        assert!(token["ServiceIdentities"].is_null());
+        assert_eq!(token["Policies"][0]["Name"], "p-consul-client-policy");
+        Ok(())
+    })
+    .await;
+    let policy = world.agent.call("GET", "/v1/acl/policy/name/p-consul-client-policy", &Value::Null).await;
+    let policy =
+        if policy.is_null() { world.agent.call("GET", "/v1/acl/policies", &Value::Null).await } else { policy };
+    assert!(policy.to_string().contains("p-consul-client-policy"), "{policy}");
+    for service in ["outside", "stopped", "vanished"] {
+        assert!(world.tokens(service).await.is_empty(), "{service}");
+    }
+    world.silent(&controller);
+}
+
+#[tokio::test]
+async fn a_crash_between_token_and_secret_is_repaired_with_the_same_token() {
+    let world = World::new(&["web"]).await;
+    world.aws.run("1", "web");
+    world.aws.refuse("PutSecretValue p-web", "InternalServiceError");
+    let controller = world.start();
+    let accessor = eventually("the token exists", BOUND, async || match &world.tokens("web").await[..] {
+        [token] => Ok(token["AccessorID"].as_str().unwrap().to_owned()),
+        tokens => Err(format!("{tokens:?}")),
+    })
+    .await;
+    assert_eq!(world.aws.secret("p-web"), json!({}), "the token comes first");
+    drop(controller);
+    world.aws.refuse_nothing();
+    let _controller = world.start();
+    assert_eq!(world.settles("web").await, accessor);
+}
+
+#[tokio::test]
+async fn drift_of_each_kind_is_repaired() {
+    let world = World::new(&["web", "api"]).await;
+    world.aws.run("1", "web");
+    world.aws.run("2", "api");
+    // Tokens that are not ours, one of which says nearly what ours do.
+    let foreign = json!({ "Description": "consul.hashicorp.com/cluster: blue-2", "ServiceIdentities": [{ "ServiceName": "far" }] });
+    let foreign = world.agent.call("PUT", "/v1/acl/token", &foreign).await;
+    let _controller = world.start();
+    let (mut web, api) = (world.settles("web").await, world.settles("api").await);
+
+    let path = |accessor: &str| format!("/v1/acl/token/{accessor}");
+    world.agent.call("DELETE", &path(&web), &Value::Null).await;
+    let new = world.settles("web").await;
+    assert_ne!(new, web, "a deleted token is replaced");
+    web = new;
+
+    world.aws.set_secret("p-web", "{}");
+    assert_eq!(world.settles("web").await, web, "a secret that was reset gets the token again");
+
+    world.aws.set_secret("p-web", &json!({ "accessor_id": web, "token": "another" }).to_string());
+    assert_eq!(world.settles("web").await, web, "secret and token disagree");
+
+    world.aws.set_secret("p-web", &world.aws.secret("p-api").to_string());
+    assert_eq!(world.settles("web").await, web, "a secret that holds another service's token");
+
+    world.aws.set_secret(
+        "p-web",
+        &json!({ "accessor_id": foreign["AccessorID"], "token": foreign["SecretID"] }).to_string(),
+    );
+    assert_eq!(world.settles("web").await, web, "a secret that holds a token that isn't ours");
+
+    let mut changed = world.agent.call("GET", &path(&web), &Value::Null).await;
+    changed["ServiceIdentities"] = json!([{ "ServiceName": "api" }]);
+    changed["Policies"] = json!([{ "Name": "global-management" }]);
+    world.agent.call("PUT", &path(&web), &changed).await;
+    assert_eq!(world.settles("web").await, web, "a token with another identity");
+    assert_eq!(world.settles("api").await, api);
+
+    let duplicate = json!({ "Description": changed["Description"], "ServiceIdentities": [{ "ServiceName": "web" }] });
+    world.agent.call("PUT", "/v1/acl/token", &duplicate).await;
+    assert_eq!(world.settles("web").await, web, "a duplicate goes");
+
+    let policies = world.agent.call("GET", "/v1/acl/policies", &Value::Null).await;
+    let policy = policies.as_array().unwrap().iter().find(|policy| policy["Name"] == "p-consul-client-policy").unwrap();
+    let id = policy["ID"].as_str().unwrap();
+    let right = r#"node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }"#;
+    for wrong in [json!({ "Rules": "operator = \"write\"" }), json!({ "Rules": right, "Datacenters": ["elsewhere"] })] {
+        let mut wrong = wrong;
+        wrong["Name"] = "p-consul-client-policy".into();
+        world.agent.call("PUT", &format!("/v1/acl/policy/{id}"), &wrong).await;
+        eventually("the policy is repaired", BOUND, async || {
+            let policy = world.agent.call("GET", &format!("/v1/acl/policy/{id}"), &Value::Null).await;
+            if policy["Rules"] == right && policy["Datacenters"].is_null() { Ok(()) } else { Err(policy.to_string()) }
+        })
+        .await;
+    }
+
+    let clients = world.token_of("p-consul-client-token").await.unwrap();
+    world.agent.call("DELETE", &path(clients["AccessorID"].as_str().unwrap()), &Value::Null).await;
+    eventually("the client token is replaced", BOUND, async || world.token_of("p-consul-client-token").await).await;
+    assert_eq!(world.tokens("far").await[0], {
+        let mut listed = world.tokens("far").await[0].clone();
+        listed["ModifyIndex"] = foreign["ModifyIndex"].clone();
+        listed
+    });
+}
+
+#[tokio::test]
+async fn an_older_token_that_no_rotation_explains_goes_unless_a_task_may_use_it() {
+    let world = World::new(&["web"]).await;
+    let older =
+        json!({ "Description": format!("by hand\n{CLUSTER_LINE}"), "ServiceIdentities": [{ "ServiceName": "web" }] });
+    let make = async || world.agent.call("PUT", "/v1/acl/token", &older).await;
+    let store = |token: &Value| {
+        let value = json!({ "accessor_id": token["AccessorID"], "token": token["SecretID"] });
+        world.aws.set_secret("p-web", &value.to_string());
+    };
+    let (first, second) = (make().await, make().await);
+    store(&first);
+    let task = world.aws.run("1", "web");
+    // Somebody puts a newer one there: the task may have either.
+    store(&second);
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let _controller = Process::spawn(&mut command);
+    cycles(&address, 3.0).await;
+    assert_eq!(world.tokens("web").await.len(), 2);
+    world.aws.run_at("2", "web", SystemTime::now() + Duration::from_secs(120));
+    world.aws.forget(&task);
+    assert_eq!(world.settles("web").await, second["AccessorID"].as_str().unwrap());
+    // With no task from before it is like any other.
+    let (first, second) = (make().await, world.aws.secret("p-web"));
+    world.settles("web").await;
+    assert_ne!(first["AccessorID"], second["accessor_id"]);
+    assert_eq!(world.aws.secret("p-web"), second);
+}
+
+#[tokio::test]
+async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
+    let services = ["garbage", "other", "forbidden", "web"];
+    let world = World::new(&services).await;
+    world.aws.set_secret("p-garbage", "{\"accessor_id\": hunter2");
+    world.aws.set_secret("p-other", r#"{"username":"admin","password":"hunter2"}"#);
+    world.aws.refuse("GetSecretValue p-forbidden", "AccessDeniedException");
+    for (number, service) in services.iter().chain(&["missing", "consul-client-token", "a b"]).enumerate() {
+        world.aws.run(&number.to_string(), service);
+    }
+    let controller = world.start();
+    world.settles("web").await;
+    for text in [
+        "service garbage: the secret p-garbage does not hold a token",
+        "service other: the secret p-other does not hold a token",
+        "service forbidden: secretsmanager:GetSecretValue: User: arn:aws:sts::210987654321:role is refused: GetSecretValue; the \
+         task role's policy must have {\"Effect\":\"Allow\",\"Action\":\"secretsmanager:GetSecretValue\",\"Resource\":\
+         \"arn:aws:secretsmanager:eu-north-1:*:secret:p-*\"}",
+        "service missing: the secret p-missing does not exist",
+        "is the name of the client token's secret",
+        "is not a name that Consul takes",
+    ] {
+        controller.says(text, BOUND).await;
+    }
+    assert_eq!(world.aws.secret("p-other")["password"], "hunter2", "what is not ours stays");
+    assert!(!controller.output().contains("hunter2"));
+    for service in ["garbage", "other", "forbidden", "missing"] {
+        assert!(world.tokens(service).await.is_empty(), "{service}");
+    }
+    let _ = world.aws.take_calls();
+    world.aws.set_secret("p-garbage", "{}");
+    world.settles("garbage").await;
+    let calls = world.aws.take_calls();
+    let tries = calls.iter().filter(|call| call.body["SecretId"] == "p-missing").count();
+    let cycles = calls.iter().filter(|call| call.name == "ListSecrets").count();
+    assert!(tries <= cycles.div_ceil(2), "{tries} tries in {cycles} cycles: it backs off");
+    world.aws.refuse_nothing();
+    world.aws.set_secret("p-missing", "{}");
+    for service in ["forbidden", "missing"] {
+        world.settles(service).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_without_tasks_loses_its_token_after_the_grace_and_not_before() {
+    let world = World::new(&["web", "api"]).await;
+    let task = world.aws.run("1", "web");
+    let api = world.aws.run("2", "api");
+    let controller = world.start_with(&["--grace", "4s"]);
+    let web = world.settles("web").await;
+    world.settles("api").await;
+    // It still runs, though it is to stop: that counts.
+    world.aws.set_status(&api, "STOPPED", "STOPPING");
+    world.aws.set_status(&task, "STOPPED", "STOPPED");
+    controller.says("service web: has no tasks", BOUND).await;
+    let since = Instant::now();
+    // It comes back, and the grace begins anew when it goes again.
+    world.aws.set_status(&task, "RUNNING", "RUNNING");
+    assert_eq!(world.settles("web").await, web);
+    tokio::time::sleep(Duration::from_secs(5).saturating_sub(since.elapsed())).await;
+    assert_eq!(world.settles("web").await, web, "it has tasks");
+    let before = Instant::now();
+    world.aws.forget(&task);
+    world.aws.refuse("PutSecretValue p-web", "InternalServiceError");
+    controller.says("service web: secretsmanager:PutSecretValue: InternalServiceError", BOUND).await;
+    assert_eq!(world.tokens("web").await.len(), 1, "not while the secret holds it");
+    world.aws.refuse_nothing();
+    eventually("the token goes", BOUND, async || match &world.tokens("web").await[..] {
+        [] => Ok(()),
+        tokens => Err(format!("{tokens:?}")),
+    })
+    .await;
+    assert!(before.elapsed() >= Duration::from_secs(4), "{:?}", before.elapsed());
+    assert_eq!(world.aws.secret("p-web"), json!({}));
+    assert!(!controller.output().contains("service api: has no tasks"), "{}", controller.output());
+    world.settles("api").await;
+    world.silent(&controller);
+}
+
+#[tokio::test]
+async fn a_token_is_rotated_without_an_outage() {
+    let world = World::new(&["web"]).await;
+    let task = world.aws.run("1", "web");
+    let first = {
+        let _controller = world.start();
+        world.settles("web").await
+    };
+    let old = world.aws.secret("p-web")["token"].clone();
+    let known = async |token: &Value| {
+        let token = [("X-Consul-Token", token.as_str().unwrap())];
+        http::request("GET", &world.agent.url("/v1/acl/token/self"), &token, "").await.unwrap().0 == 200
+    };
+    {
+        let controller = world.start_with(&["--rotate-after", "1s"]);
+        controller.says(&format!("token {first} replaced by"), BOUND).await;
+        world.silent(&controller);
+    }
+    assert_ne!(world.token_of("p-web").await.unwrap()["AccessorID"], first.as_str());
+    assert!(known(&old).await, "the task from before the change still has it");
+    // A new controller sees from what is there that it was a rotation.
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let controller = Process::spawn(&mut command);
+    controller.says("holding the lock", TAKEOVER).await;
+    cycles(&address, 3.0).await;
+    assert!(known(&old).await);
+    world.aws.run_at("2", "web", SystemTime::now() + Duration::from_secs(120));
+    cycles(&address, 3.0).await;
+    assert!(known(&old).await, "a task from after the change changes nothing");
+    world.aws.forget(&task);
+    world.settles("web").await;
+    assert!(!known(&old).await, "the last task that had it is gone");
+}
+
+#[tokio::test]
+async fn what_ecs_does_not_tell_of_may_be_an_old_task_that_has_a_replaced_token() {
+    let world = World::new(&["web", "gone"]).await;
+    let task = world.aws.run("1", "web");
+    let last = world.aws.run("2", "gone");
+    let first = {
+        let _controller = world.start();
+        world.settles("gone").await;
+        world.settles("web").await
+    };
+    {
+        let controller = world.start_with(&["--rotate-after", "1s"]);
+        controller.says(&format!("token {first} replaced by"), TAKEOVER + BOUND).await;
+    }
+    let lives = async || world.tokens("web").await.iter().any(|token| token["AccessorID"] == first.as_str());
+    assert!(lives().await);
+    world.aws.untold(&task, true);
+    world.aws.run_at("3", "web", SystemTime::now() + Duration::from_secs(120));
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let controller = Process::spawn(&mut command);
+    controller.says("nothing is removed in this cycle", TAKEOVER + BOUND).await;
+    cycles(&address, 3.0).await;
+    assert!(lives().await, "the task that is not told of may have it");
+    // Nobody's grace begins, but drift is repaired.
+    world.aws.forget(&last);
+    world.aws.set_secret("p-gone", "{}");
+    eventually("the secret is repaired", BOUND, async || world.token_of("p-gone").await).await;
+    assert!(!controller.output().contains("service gone: has no tasks"));
+    world.aws.forget(&task);
+    world.aws.untold(&task, false);
+    world.settles("web").await;
+    controller.says("service gone: has no tasks", BOUND).await;
+}
+
+#[tokio::test]
+async fn within_the_grace_drift_is_repaired_and_after_it_a_secret_that_another_cluster_has_filled_is_let_be() {
+    let world = World::new(&["web", "api", "moved"]).await;
+    let tasks = ["web", "api", "moved"].map(|service| world.aws.run(service, service));
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let controller = Process::spawn(command.args(["--grace", "15s"]));
+    let (web, api) = (world.settles("web").await, world.settles("api").await);
+    world.settles("moved").await;
+    let foreign = json!({
+        "Description": "consul.hashicorp.com/cluster: green", "ServiceIdentities": [{ "ServiceName": "moved" }]
+    });
+    let foreign = world.agent.call("PUT", "/v1/acl/token", &foreign).await;
+    let theirs = json!({ "accessor_id": foreign["AccessorID"], "token": foreign["SecretID"] });
+    for task in &tasks {
+        world.aws.forget(task);
+    }
+    for service in ["web", "api", "moved"] {
+        controller.says(&format!("service {service}: has no tasks"), BOUND).await;
+    }
+    world.aws.set_secret("p-web", "{}");
+    world.aws.set_secret("p-moved", &theirs.to_string());
+    world.agent.call("DELETE", &format!("/v1/acl/token/{api}"), &Value::Null).await;
+    assert_eq!(world.settles("web").await, web, "a secret that was reset gets the token again");
+    let emptied = async |secret: &str| {
+        eventually(&format!("{secret} is empty"), BOUND, async || match world.aws.secret(secret) {
+            value if value == json!({}) => Ok(()),
+            value => Err(value.to_string()),
+        })
+        .await;
+    };
+    emptied("p-api").await;
+    assert!(world.tokens("api").await.is_empty(), "and no new one is made");
+    emptied("p-web").await;
+    eventually("only the other cluster's token is left", BOUND, async || {
+        match (&world.tokens("web").await[..], &world.tokens("moved").await[..]) {
+            ([], [token]) if token["AccessorID"] == foreign["AccessorID"] => Ok(()),
+            tokens => Err(format!("{tokens:?}")),
+        }
+    })
+    .await;
+    assert_eq!(world.aws.secret("p-moved"), theirs);
+    // Who is gone is not asked for again.
+    cycles(&address, 2.0).await;
+    let _ = world.aws.take_calls();
+    cycles(&address, 2.0).await;
+    let calls = world.aws.take_calls();
+    assert!(calls.iter().all(|call| call.name != "GetSecretValue" && call.name != "PutSecretValue"), "{calls:?}");
+}

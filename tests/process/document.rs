@@ -1,0 +1,191 @@
+//! The configuration document from end to end: every field that Consul 1.8.7 knows shows in a real agent, and what
+//! `mesh-init validate` says. Each field in the request's body is a test of mesh-config.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use mesh_tests::consul::Agent;
+use mesh_tests::metadata::Metadata;
+use mesh_tests::process::{Finished, run};
+use mesh_tests::{binary, free_port};
+use serde_json::{Value, json};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A loopback server that takes an HTTP check's request and hands its text on.
+fn checked() -> (String, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/health", listener.local_addr().unwrap());
+    let (send, requests) = mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = Vec::new();
+            let mut part = [0; 1024];
+            while !request.ends_with(b"the body") {
+                match stream.read(&mut part) {
+                    Ok(read) if read > 0 => request.extend_from_slice(&part[..read]),
+                    _ => break,
+                }
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let _ = send.send(String::from_utf8_lossy(&request).into_owned());
+        }
+    });
+    (url, requests)
+}
+
+#[tokio::test]
+async fn every_field_that_the_agent_knows_shows_in_it() {
+    let agent = Agent::start_with(&json!({ "enable_local_script_checks": true, "enable_script_checks": true })).await;
+    let metadata = Metadata::start("shop", json!([]));
+    let volume = tempfile::tempdir().unwrap();
+    let (url, requests) = checked();
+    let (public, upstream, exposed) = (free_port(), free_port(), free_port());
+    let quiet = json!({ "interval": "1h", "timeout": "1s", "status": "warning", "notes": "for humans" });
+    let check = |name: &str, fields: Value| {
+        let mut check = quiet.clone();
+        check["name"] = name.into();
+        check.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        check
+    };
+    let mut alias = json!({ "name": "alias", "aliasService": "shop" });
+    alias["checkId"] = "alias-id".into();
+    let document = json!({
+        "bootstrapDir": volume.path(), "logLevel": "DEBUG",
+        "service": {
+            "name": "web", "port": 8080, "tags": ["a", "b"], "enableTagOverride": true, "meta": { "k": "v" },
+            "weights": { "passing": 6, "warning": 5 },
+            "checks": [
+                { "checkId": "http-id", "name": "http", "http": url, "method": "POST", "header": { "X-Some": ["1", "2"] },
+                  "body": "the body", "interval": "1s", "timeout": "5s", "tlsSkipVerify": true, "status": "critical",
+                  "successBeforePassing": 2, "failuresBeforeCritical": 3 },
+                check("tcp", json!({ "tcp": "127.0.0.1:1" })),
+                check("grpc", json!({ "grpc": "127.0.0.1:1", "grpcUseTls": true })),
+                check("args", json!({ "args": ["/bin/true"] })),
+                { "name": "ttl", "ttl": "10m", "status": "passing" },
+                alias,
+            ],
+        },
+        "proxy": {
+            "config": { "protocol": "http", "nested": { "a": [1, 0.1] } }, "publicListenerPort": public,
+            "meshGateway": { "mode": "local" },
+            "upstreams": [{ "destinationType": "prepared_query", "destinationName": "api", "datacenter": "dc2",
+                "localBindAddress": "127.0.0.2", "localBindPort": upstream, "config": { "protocol": "grpc" },
+                "meshGateway": { "mode": "remote" } }],
+            "expose": { "checks": false, "paths": [{ "path": "/things", "listenerPort": exposed, "localPathPort": 8080,
+                "protocol": "http2" }] },
+        },
+    });
+    let mut command = Command::new(binary("mesh-init"));
+    command.env_clear().env("CONSUL_HTTP_ADDR", &agent.http).env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri);
+    let finished = run(command.env("CONSUL_ECS_CONFIG_JSON", document.to_string()), BOUND).await;
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+
+    let service = agent.call("GET", "/v1/agent/service/web-f1a2", &Value::Null).await;
+    let of_document = &document["service"];
+    assert_eq!((&service["Service"], &service["Port"]), (&of_document["name"], &of_document["port"]));
+    assert_eq!(service["Tags"], of_document["tags"]);
+    assert_eq!(service["EnableTagOverride"], true);
+    assert_eq!(service["Meta"]["k"], "v");
+    assert_eq!(service["Weights"], json!({ "Passing": 6, "Warning": 5 }));
+
+    let checks = agent.call("GET", "/v1/agent/checks", &Value::Null).await;
+    for (id, name) in [("http-id", "http"), ("alias-id", "alias")] {
+        assert_eq!(checks[id]["Name"], name, "{checks}");
+    }
+    let with_notes: Vec<_> =
+        checks.as_object().unwrap().values().filter(|check| check["Notes"] == "for humans").collect();
+    let mut kinds: Vec<_> = with_notes.iter().map(|check| check["Type"].as_str().unwrap()).collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["grpc", "script", "tcp"]);
+    let ttl = checks.as_object().unwrap().values().find(|check| check["Name"] == "ttl").unwrap();
+    assert_eq!((&ttl["Type"], &ttl["Status"]), (&json!("ttl"), &json!("passing")));
+
+    let proxy = agent.call("GET", "/v1/agent/service/web-f1a2-sidecar-proxy", &Value::Null).await;
+    let of_document = &document["proxy"];
+    assert_eq!(proxy["Port"], public);
+    assert_eq!(proxy["Proxy"]["Config"], of_document["config"]);
+    assert_eq!(proxy["Proxy"]["MeshGateway"], json!({ "Mode": "local" }));
+    assert_eq!(
+        proxy["Proxy"]["Upstreams"],
+        json!([{ "DestinationType": "prepared_query", "DestinationName": "api", "Datacenter": "dc2",
+            "LocalBindAddress": "127.0.0.2", "LocalBindPort": upstream, "Config": { "protocol": "grpc" },
+            "MeshGateway": { "Mode": "remote" } }])
+    );
+    let path = json!({ "Path": "/things", "ListenerPort": exposed, "LocalPathPort": 8080, "Protocol": "http2",
+        "ParsedFromCheck": false });
+    assert_eq!(proxy["Proxy"]["Expose"]["Paths"], json!([path]));
+
+    let request = tokio::task::spawn_blocking(move || requests.recv_timeout(BOUND)).await.unwrap().unwrap();
+    assert!(request.starts_with("POST /health HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("X-Some: 1\r\nX-Some: 2\r\n") && request.ends_with("\r\n\r\nthe body"), "{request}");
+}
+
+async fn validate(arguments: &[&str], document: Option<&str>) -> Finished {
+    let mut command = Command::new(binary("mesh-init"));
+    command.env_clear().arg("validate").args(arguments);
+    if let Some(text) = document {
+        command.env("CONSUL_ECS_CONFIG_JSON", text);
+    }
+    run(&mut command, BOUND).await
+}
+
+#[tokio::test]
+async fn validate_tells_every_error_on_a_line_or_what_would_be_registered() {
+    let wrong = r#"{"service": {"port": "80"}, "healthSyncContainers": ["a"], "proxy": {"upstreams": [
+        {"destinationName": "a", "localBindPort": 20000}]}, "x": 1}"#;
+    let told = validate(&[], Some(wrong)).await;
+    assert_eq!((told.code, told.stdout.as_str()), (1, ""));
+    assert_eq!(told.stderr.lines().count(), 4, "{}", told.stderr);
+    assert!(told.stderr.lines().all(|line| line.starts_with("error: ")), "{}", told.stderr);
+    assert!(told.stderr.contains("error: service.port: expected an integer, got \"80\"\n"));
+    assert!(told.stderr.contains(" [port-once]\n"), "{}", told.stderr);
+
+    // No volume, no metadata and no agent is there.
+    let right = r#"{"bootstrapDir": "/nowhere", "service": {"name": "web", "port": 8080, "adress": 1},
+        "proxy": {"upstreams": [{"destinationName": "api", "localBindPort": 1}]}}"#;
+    let told = validate(&[], Some(right)).await;
+    assert_eq!(told.code, 0, "{}", told.stderr);
+    let says = "valid: registers the service web on port 8080, and its sidecar proxy on port 20000 with 1 upstream\n";
+    assert_eq!(told.stdout, says);
+    assert!(
+        told.stderr.starts_with("warning: service.adress: ") && told.stderr.lines().count() == 1,
+        "{}",
+        told.stderr
+    );
+
+    let both =
+        r#"{"bootstrapDir": "/consul", "service": {"port": 1}, "gateway": {"kind": "mesh-gateway", "name": "edge"}}"#;
+    let told = validate(&[], Some(both)).await;
+    assert_eq!((told.code, told.stdout.as_str()), (0, "valid: registers the mesh-gateway edge\n"));
+    assert!(told.stderr.starts_with("warning: ") && told.stderr.ends_with(" [gateway-first]\n"), "{}", told.stderr);
+
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("config.json");
+    std::fs::write(&file, right).unwrap();
+    assert_eq!(validate(&[file.to_str().unwrap()], Some(wrong)).await.stdout, says);
+    for (arguments, document, line) in [
+        (&["/nowhere/config.json"][..], None, "mesh-init: cannot read /nowhere/config.json: "),
+        (&[], Some("{"), "mesh-init: the document: not JSON: "),
+        (&[], None, "mesh-init: CONSUL_ECS_CONFIG_JSON is not set: "),
+    ] {
+        let told = validate(arguments, document).await;
+        assert_eq!((told.code, told.stdout.as_str()), (1, ""));
+        assert!(told.stderr.starts_with(line) && told.stderr.lines().count() == 1, "{}", told.stderr);
+    }
+}
+
+#[test]
+fn validate_takes_the_document_from_standard_input() {
+    let mut command = Command::new(binary("mesh-init"));
+    command.env_clear().args(["validate", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let document = br#"{"bootstrapDir": "/consul", "service": {"port": 0}}"#;
+    child.stdin.take().unwrap().write_all(document).unwrap();
+    let told = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    let says = "valid: registers the service named as the task family without a port, and its sidecar proxy ";
+    assert!(told.starts_with(says), "{told}");
+}

@@ -1,0 +1,260 @@
+//! envoy-entrypoint in a task: Envoy runs on until the apps have stopped.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use mesh_tests::metadata::{Metadata, OWN_DOCKER_ID};
+use mesh_tests::process::Process;
+use mesh_tests::{binary, eventually};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// In Envoy's place: says when it gets TERM, and exits with 7.
+const ENVOY: &str = "trap 'echo envoy got TERM; exit 7' TERM; echo ready; while :; do sleep 0.05; done";
+
+fn container(name: &str, known: &str) -> Value {
+    json!({ "DockerId": format!("id-of-{name}"), "Name": name, "KnownStatus": known, "DesiredStatus": "RUNNING" })
+}
+
+/// Envoy's own container and health-sync besides.
+fn containers(apps: &[(&str, &str)]) -> Value {
+    let mut own = container("envoy", "RUNNING");
+    own["DockerId"] = OWN_DOCKER_ID.into();
+    let mut all = vec![own, container("health-sync", "RUNNING")];
+    all.extend(apps.iter().map(|(name, known)| container(name, known)));
+    all.into()
+}
+
+fn command(metadata: &Metadata, flags: &[&str]) -> Command {
+    let mut command = Command::new(binary("envoy-entrypoint"));
+    command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).args(flags).args(["sh", "-c", ENVOY]);
+    command
+}
+
+async fn started(metadata: &Metadata, flags: &[&str]) -> Process {
+    let process = Process::spawn(&mut command(metadata, flags));
+    process.says("ready", BOUND).await;
+    process
+}
+
+/// Waits until the metadata has been asked this often from now on: whatever the last answers meant has been understood.
+async fn asked_again(metadata: &Metadata, times: u64) {
+    let before = metadata.answered();
+    eventually("the metadata is asked again", BOUND, async || {
+        let asked = metadata.answered() - before;
+        if asked >= times { Ok(()) } else { Err(format!("{asked} times")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn envoy_gets_term_when_the_last_app_has_stopped_and_its_exit_code_is_passed_on() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING"), ("logger", "RUNNING")]));
+    let mut process = started(&metadata, &[]).await;
+    process.signal(Signal::TERM);
+    process.says("waiting for app, logger", BOUND).await;
+    metadata.set_containers(containers(&[("app", "STOPPED"), ("logger", "RUNNING")]));
+    process.says("waiting for logger", BOUND).await;
+    asked_again(&metadata, 3).await;
+    assert!(!process.output().contains("envoy got TERM"), "{}", process.output());
+    metadata.set_containers(containers(&[("app", "STOPPED"), ("logger", "STOPPED")]));
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    assert!(process.output().contains("envoy got TERM"), "{}", process.output());
+}
+
+#[tokio::test]
+async fn a_container_that_is_ignored_is_not_waited_for() {
+    let metadata = Metadata::start("shop", containers(&[("app", "STOPPED"), ("logger", "RUNNING"), ("x", "RUNNING")]));
+    let mut process = started(&metadata, &["--ignore-container", "logger,x"]).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+}
+
+#[tokio::test]
+async fn while_it_waits_the_metadata_is_asked_at_most_ten_times_a_second_and_before_once() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let process = started(&metadata, &["--drain", "--admin", "127.0.0.1:9"]).await;
+    let running = (Instant::now(), metadata.answered());
+    asked_again(&metadata, 2).await;
+    let asked = metadata.answered() - running.1;
+    assert!(asked as f64 <= 2.0 + running.0.elapsed().as_secs_f64(), "{asked} in {:?}", running.0.elapsed());
+    process.signal(Signal::TERM);
+    process.says("waiting for app", BOUND).await;
+    let waiting = (Instant::now(), metadata.answered());
+    asked_again(&metadata, 20).await;
+    let asked = metadata.answered() - waiting.1;
+    assert!(asked as f64 <= 2.0 + 10.0 * waiting.0.elapsed().as_secs_f64(), "{asked} in {:?}", waiting.0.elapsed());
+}
+
+#[tokio::test]
+async fn without_metadata_envoy_runs_on_and_ends_when_it_is_there_again() {
+    let metadata = Metadata::start("shop", containers(&[("app", "STOPPED")]));
+    metadata.set_failing(true);
+    let mut process = started(&metadata, &[]).await;
+    process.signal(Signal::TERM);
+    process.says("Envoy runs on, asking again without end", BOUND).await;
+    asked_again(&metadata, 5).await;
+    let output = process.output();
+    assert_eq!(output.matches("asking again").count(), 1, "said once: {output}");
+    assert!(!output.contains("envoy got TERM"), "{output}");
+    metadata.set_failing(false);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    assert!(process.output().contains("the task metadata is there again"));
+}
+
+#[tokio::test]
+async fn a_gateway_s_envoy_runs_on_for_its_delay_and_waits_for_no_app() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let mut process = started(&metadata, &["--gateway-delay", "700ms"]).await;
+    let begun = Instant::now();
+    process.signal(Signal::TERM);
+    process.says("this gateway runs on for 700ms", BOUND).await;
+    assert!(!process.output().contains("envoy got TERM"), "{}", process.output());
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    assert!(begun.elapsed() >= Duration::from_millis(700));
+    assert!(!process.output().contains("waiting for app"), "{}", process.output());
+}
+
+#[tokio::test]
+async fn a_second_term_or_the_end_of_the_grace_ends_envoy_whoever_needs_it() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let mut process = started(&metadata, &[]).await;
+    process.signal(Signal::TERM);
+    process.says("waiting for app", BOUND).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    assert!(process.output().contains("a second TERM"));
+
+    let mut process = started(&metadata, &["--grace", "300ms"]).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    assert!(process.output().contains("300ms are over"));
+}
+
+#[tokio::test]
+async fn an_envoy_that_ignores_term_is_killed() {
+    let metadata = Metadata::start("shop", containers(&[("app", "STOPPED")]));
+    let mut ignoring = Command::new(binary("envoy-entrypoint"));
+    ignoring.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri);
+    ignoring.args(["sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done"]);
+    let mut process = Process::spawn(&mut ignoring);
+    process.says("ready", BOUND).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 128 + 9);
+}
+
+#[tokio::test]
+async fn an_envoy_that_dies_by_itself_ends_it_with_its_code_before_term_and_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let die = dir.path().join("die");
+    let script = format!("trap '' TERM; echo ready; while [ ! -e {} ]; do sleep 0.05; done; exit 9", die.display());
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    for term in [false, true] {
+        let mut dying = Command::new(binary("envoy-entrypoint"));
+        dying.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).args(["sh", "-c", &script]);
+        let mut process = Process::spawn(&mut dying);
+        process.says("ready", BOUND).await;
+        if term {
+            process.signal(Signal::TERM);
+            process.says("waiting for app", BOUND).await;
+        }
+        std::fs::write(&die, "").unwrap();
+        assert_eq!(process.exit_code(BOUND).await, 9);
+        std::fs::remove_file(&die).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn restarts_are_as_many_as_allowed_and_term_ends_them() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let restarting = |flags: &[&str]| {
+        let mut command = Command::new(binary("envoy-entrypoint"));
+        command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri);
+        command.args(flags).args(["sh", "-c", "echo started; exit 3"]);
+        Process::spawn(&mut command)
+    };
+    let mut process = restarting(&["--restarts", "2", "--restart-delay", "20ms"]);
+    assert_eq!(process.exit_code(BOUND).await, 3);
+    eventually("its output is read", BOUND, async || {
+        let started = process.output().lines().filter(|line| *line == "started").count();
+        if started == 3 { Ok(()) } else { Err(process.output()) }
+    })
+    .await;
+    let mut process = restarting(&["--restarts", "2", "--restart-delay", "1h"]);
+    process.says("starting it again, 1 restarts left", BOUND).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 3);
+}
+
+/// Something in the place of Envoy's admin page that takes every request; gives their first lines.
+fn admin() -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOK\n");
+            sender.send(line.trim().to_owned()).unwrap();
+        }
+    });
+    (address, receiver)
+}
+
+#[tokio::test]
+async fn inbound_listeners_drain_once_at_term_or_when_ecs_wants_the_task_stopped() {
+    for by_term in [true, false] {
+        let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+        let (address, requests) = admin();
+        let mut process = started(&metadata, &["--drain", "--admin", &address]).await;
+        assert!(process.output().contains("--drain without Envoy's --drain-time-s"), "{}", process.output());
+        asked_again(&metadata, 1).await;
+        assert!(requests.try_recv().is_err(), "not before");
+        if by_term {
+            process.signal(Signal::TERM);
+        } else {
+            metadata.set_desired_status("STOPPED");
+        }
+        process.says("draining the inbound listeners", BOUND).await;
+        assert_eq!(requests.recv().unwrap(), "POST /drain_listeners?inboundonly&graceful HTTP/1.1");
+        if !by_term {
+            process.signal(Signal::TERM);
+        }
+        process.says("waiting for app", BOUND).await;
+        asked_again(&metadata, 3).await;
+        assert!(requests.try_recv().is_err(), "once");
+        metadata.set_containers(containers(&[("app", "STOPPED")]));
+        assert_eq!(process.exit_code(BOUND).await, 7);
+    }
+}
+
+#[tokio::test]
+async fn an_admin_page_that_does_not_answer_keeps_nothing_from_its_end() {
+    let metadata = Metadata::start("shop", containers(&[("app", "STOPPED")]));
+    let mut process = started(&metadata, &["--drain", "--admin", "127.0.0.1:9"]).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+}
+
+#[tokio::test]
+async fn outside_of_ecs_term_goes_through_at_once_and_a_wrong_address_of_the_metadata_is_refused() {
+    let mut outside = Command::new(binary("envoy-entrypoint"));
+    outside.env_remove("ECS_CONTAINER_METADATA_URI_V4").args(["sh", "-c", ENVOY]);
+    let mut process = Process::spawn(&mut outside);
+    process.says("ECS_CONTAINER_METADATA_URI_V4 is not set", BOUND).await;
+    process.says("ready", BOUND).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+
+    let mut wrong = Command::new(binary("envoy-entrypoint"));
+    wrong.env("ECS_CONTAINER_METADATA_URI_V4", "169.254.170.2").args(["sh", "-c", "echo ready"]);
+    let finished = mesh_tests::process::run(&mut wrong, BOUND).await;
+    assert_eq!((finished.code, finished.stdout.as_str(), finished.stderr.lines().count()), (1, "", 1));
+    assert!(finished.stderr.starts_with("envoy-entrypoint: ECS_CONTAINER_METADATA_URI_V4 is"), "{}", finished.stderr);
+}

@@ -1,0 +1,344 @@
+//! Documents of any kind, made by the document's own description, and a document written from what was read.
+
+use mesh_config::shape::{Field, Kind, Shape};
+use mesh_config::{
+    Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,
+    GatewayKind, LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
+};
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use serde_json::{Map, Value, json};
+
+/// Documents, about half of them with something that does not belong there.
+pub fn documents() -> impl Strategy<Value = Value> {
+    let changes = prop_oneof![Just(Vec::new()), vec((vec(any::<Index>(), 1..6), change()), 1..3)];
+    (object(&Shape::of_document()), changes).prop_map(|(mut document, changes)| {
+        for (way, change) in &changes {
+            make(&mut document, way, change);
+        }
+        document
+    })
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Replace(Value),
+    Remove,
+    Add(Value),
+    Repeat,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let junk = [
+        Value::Null,
+        json!(true),
+        json!(7),
+        json!(80.0),
+        json!(1.5),
+        json!(-1),
+        json!(70000),
+        json!(1e300),
+        json!(u64::MAX),
+        json!(""),
+        json!("x"),
+        json!("Web"),
+        json!("a\nb"),
+        json!([]),
+        json!(["a", "a"]),
+        json!([1]),
+        json!({}),
+        json!({ "k": null }),
+    ];
+    let junk = select(junk.to_vec());
+    prop_oneof![
+        4 => junk.clone().prop_map(Change::Replace),
+        1 => Just(Change::Remove),
+        2 => junk.prop_map(Change::Add),
+        1 => Just(Change::Repeat),
+    ]
+}
+
+/// Goes down the way as far as it leads and makes the change there.
+fn make(value: &mut Value, way: &[Index], change: &Change) {
+    let (step, rest) = way.split_first().expect("not empty");
+    match value {
+        Value::Object(fields) if !fields.is_empty() => {
+            let name = fields.keys().nth(step.index(fields.len())).expect("there").clone();
+            if !rest.is_empty() && fields[&name].is_object() | fields[&name].is_array() {
+                return make(&mut fields[&name], rest, change);
+            }
+            match change {
+                Change::Replace(junk) => drop(fields.insert(name, junk.clone())),
+                Change::Remove => drop(fields.remove(&name)),
+                Change::Add(junk) => drop(fields.insert("another".to_owned(), junk.clone())),
+                Change::Repeat => {}
+            }
+        }
+        Value::Array(values) if !values.is_empty() => {
+            let index = step.index(values.len());
+            if !rest.is_empty() && values[index].is_object() {
+                return make(&mut values[index], rest, change);
+            }
+            match change {
+                Change::Replace(junk) => values[index] = junk.clone(),
+                Change::Remove => drop(values.remove(index)),
+                Change::Add(junk) => values.push(junk.clone()),
+                Change::Repeat => values.push(values[index].clone()),
+            }
+        }
+        _ => {}
+    }
+}
+
+fn object(shape: &Shape) -> BoxedStrategy<Value> {
+    let fields = shape.fields.iter().map(field).collect::<Vec<_>>();
+    fields.prop_map(|fields| Value::Object(fields.into_iter().flatten().collect())).boxed()
+}
+
+fn field(field: &Field) -> BoxedStrategy<Option<(String, Value)>> {
+    let name = field.name.to_owned();
+    let value = value(&field.kind).prop_map(move |value| Some((name.clone(), value)));
+    if field.required {
+        return value.boxed();
+    }
+    let null = field.nullable.then(|| (field.name.to_owned(), Value::Null));
+    // `service` and `gateway` alone are neither required nor nullable among the objects: without both nothing is accepted.
+    let there = if matches!(field.kind, Kind::Object(_) | Kind::Objects(_)) && !field.nullable { 6 } else { 3 };
+    prop_oneof![there => value, 3 => Just(None), 1 => Just(null)].boxed()
+}
+
+fn value(kind: &Kind) -> BoxedStrategy<Value> {
+    let word = || prop_oneof![6 => "/[a-z ]{0,3}", 1 => Just(String::new()), 1 => any::<String>()];
+    match kind {
+        Kind::Text => word().prop_map(Value::from).boxed(),
+        Kind::FilledText => "/[a-z]{0,3}".prop_map(Value::from).boxed(),
+        // Now and then one that is none, by its first or last letter or by one between.
+        Kind::Name => {
+            prop_oneof![20 => "([a-z0-9]([a-z0-9_-]{0,3}[a-z0-9])?)?", 1 => "[a_A-]{1,3}"].prop_map(Value::from).boxed()
+        }
+        Kind::Boolean => any::<bool>().prop_map(Value::from).boxed(),
+        Kind::Integer => prop_oneof![
+            20 => (1..=65535).prop_map(|number: i32| json!(number)),
+            2 => (1..=65535).prop_map(|number: i32| json!(f64::from(number))),
+            1 => Just(json!(0)),
+        ]
+        .boxed(),
+        Kind::Choice(words) => select(words.clone()).prop_map(Value::from).boxed(),
+        Kind::Texts { .. } => vec("[a-z]{0,3}", 0..3).prop_map(Value::from).boxed(),
+        Kind::TextMap => map(word().prop_map(Value::from)).boxed(),
+        Kind::Headers => map(vec(word(), 0..3).prop_map(Value::from)).boxed(),
+        Kind::Opaque => map(anything()).boxed(),
+        Kind::Object(shape) => object(shape),
+        Kind::Objects(shape) => vec(object(shape), 0..3).prop_map(Value::from).boxed(),
+    }
+}
+
+fn map(value: impl Strategy<Value = Value>) -> impl Strategy<Value = Value> {
+    btree_map("[a-zA-Z]{1,3}", value, 0..3).prop_map(|map| Value::Object(map.into_iter().collect()))
+}
+
+fn anything() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        any::<String>().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| prop_oneof![vec(inner.clone(), 0..3).prop_map(Value::from), map(inner)])
+}
+
+/// Removes nulls from an object and all that is in it.
+pub fn drop_nulls(fields: &mut Map<String, Value>) {
+    fields.retain(|_, value| !value.is_null());
+    for value in fields.values_mut() {
+        match value {
+            Value::Object(fields) => drop_nulls(fields),
+            Value::Array(values) => values.iter_mut().filter_map(Value::as_object_mut).for_each(drop_nulls),
+            _ => {}
+        }
+    }
+}
+
+/// The document without what says nothing: null, what is empty, defaults, fields that nothing reads.
+pub fn plain(document: &Value, shape: &Shape) -> Value {
+    let fields = shape.fields.iter().filter_map(|field| {
+        let value = match (&field.kind, document.get(field.name)?) {
+            (_, Value::Null) => return None,
+            (Kind::Object(shape), value) => plain(value, shape),
+            (Kind::Objects(shape), Value::Array(values)) => values.iter().map(|value| plain(value, shape)).collect(),
+            (Kind::Integer, number) => json!(number.as_f64()),
+            (_, value) => value.clone(),
+        };
+        let default = match field.name {
+            "enabled" => json!(false),
+            "includeEntity" => json!(true),
+            "method" => json!("iam-ecs-service-token"),
+            "publicListenerPort" if value == json!(0.0) => json!(0.0),
+            "publicListenerPort" => json!(20000.0),
+            _ => Value::Null,
+        };
+        let says_nothing = value == default || value == json!({}) || value == json!([]) || value == json!("");
+        (!says_nothing).then(|| (field.name.to_owned(), value))
+    });
+    Value::Object(fields.collect())
+}
+
+/// The document that says what was read. Each type is taken apart whole, so that a new field cannot be forgotten.
+pub fn written(config: &Config) -> Value {
+    let Config {
+        bootstrap_dir,
+        log_level,
+        consul_http_addr,
+        consul_ca_cert_file,
+        consul_login,
+        health_sync_containers,
+        service,
+        proxy,
+        gateway,
+        warnings: _,
+    } = config;
+    let log_level = log_level.map(|level| match level {
+        LogLevel::Trace => "TRACE",
+        LogLevel::Debug => "DEBUG",
+        LogLevel::Info => "INFO",
+        LogLevel::Warn => "WARN",
+        LogLevel::Error => "ERROR",
+    });
+    let mut document = json!({
+        "bootstrapDir": bootstrap_dir,
+        "logLevel": log_level,
+        "consulHTTPAddr": consul_http_addr,
+        "consulCACertFile": consul_ca_cert_file,
+        "consulLogin": consul_login.as_ref().map(login),
+        "healthSyncContainers": health_sync_containers,
+        "service": service.as_ref().map(self::service),
+        "proxy": self::proxy(proxy),
+        "gateway": gateway.as_ref().map(self::gateway),
+    });
+    document.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
+    document
+}
+
+fn login(login: &ConsulLogin) -> Value {
+    let ConsulLogin { enabled, method, include_entity, meta, region, sts_endpoint, server_id_header_value } = login;
+    json!({ "enabled": enabled, "method": method, "includeEntity": include_entity, "meta": meta, "region": region,
+        "stsEndpoint": sts_endpoint, "serverIdHeaderValue": server_id_header_value })
+}
+
+fn service(service: &Service) -> Value {
+    let Service { name, tags, port, enable_tag_override, meta, weights, checks, namespace, partition } = service;
+    let weights = weights.map(|Weights { passing, warning }| json!({ "passing": passing, "warning": warning }));
+    let checks = checks.iter().map(check).collect::<Value>();
+    json!({ "name": name, "tags": tags, "port": port, "enableTagOverride": enable_tag_override, "meta": meta,
+        "weights": weights, "checks": checks, "namespace": namespace, "partition": partition })
+}
+
+fn check(check: &Check) -> Value {
+    let Check {
+        check_id,
+        name,
+        args,
+        interval,
+        timeout,
+        ttl,
+        http,
+        header,
+        method,
+        body,
+        tcp,
+        udp,
+        status,
+        notes,
+        tls_server_name,
+        tls_skip_verify,
+        grpc,
+        grpc_use_tls,
+        h2ping,
+        h2ping_use_tls,
+        alias_node,
+        alias_service,
+        success_before_passing,
+        failures_before_critical,
+    } = check;
+    let status = status.map(|status| match status {
+        CheckStatus::Passing => "passing",
+        CheckStatus::Warning => "warning",
+        CheckStatus::Critical => "critical",
+        CheckStatus::Maintenance => "maintenance",
+    });
+    json!({ "checkId": check_id, "name": name.clone().unwrap_or_default(), "args": args, "interval": interval,
+        "timeout": timeout, "ttl": ttl, "http": http, "header": header, "method": method, "body": body, "tcp": tcp,
+        "udp": udp, "status": status, "notes": notes, "tlsServerName": tls_server_name,
+        "tlsSkipVerify": tls_skip_verify, "grpc": grpc, "grpcUseTls": grpc_use_tls, "h2ping": h2ping,
+        "h2pingUseTls": h2ping_use_tls, "aliasNode": alias_node, "aliasService": alias_service,
+        "successBeforePassing": success_before_passing, "failuresBeforeCritical": failures_before_critical })
+}
+
+fn proxy(proxy: &Proxy) -> Value {
+    let Proxy { config, public_listener_port, upstreams, mesh_gateway, expose } = proxy;
+    json!({ "config": config, "publicListenerPort": public_listener_port,
+        "upstreams": upstreams.iter().map(upstream).collect::<Value>(), "meshGateway": mode(*mesh_gateway),
+        "expose": expose.as_ref().map(self::expose) })
+}
+
+fn mode(mode: Option<MeshGatewayMode>) -> Option<Value> {
+    let mode = match mode? {
+        MeshGatewayMode::None => "none",
+        MeshGatewayMode::Local => "local",
+        MeshGatewayMode::Remote => "remote",
+    };
+    Some(json!({ "mode": mode }))
+}
+
+fn upstream(upstream: &Upstream) -> Value {
+    let Upstream {
+        destination_type,
+        destination_namespace,
+        destination_partition,
+        destination_name,
+        datacenter,
+        local_bind_address,
+        local_bind_port,
+        config,
+        mesh_gateway,
+    } = upstream;
+    let destination_type = destination_type.map(|kind| match kind {
+        DestinationType::Service => "service",
+        DestinationType::PreparedQuery => "prepared_query",
+    });
+    json!({ "destinationType": destination_type, "destinationNamespace": destination_namespace,
+        "destinationPartition": destination_partition, "destinationName": destination_name, "datacenter": datacenter,
+        "localBindAddress": local_bind_address, "localBindPort": local_bind_port, "config": config,
+        "meshGateway": mode(*mesh_gateway) })
+}
+
+fn expose(expose: &Expose) -> Value {
+    let Expose { checks, paths } = expose;
+    let paths = paths.iter().map(|path| {
+        let ExposePath { listener_port, path, local_path_port, protocol } = path;
+        let protocol = protocol.map(|protocol| match protocol {
+            ExposeProtocol::Http => "http",
+            ExposeProtocol::Http2 => "http2",
+        });
+        json!({ "listenerPort": listener_port, "path": path, "localPathPort": local_path_port, "protocol": protocol })
+    });
+    json!({ "checks": checks, "paths": paths.collect::<Value>() })
+}
+
+fn gateway(gateway: &Gateway) -> Value {
+    let Gateway { kind, lan_address, wan_address, name, tags, meta, namespace, partition, config } = gateway;
+    let kind = match kind {
+        GatewayKind::Mesh => "mesh-gateway",
+        GatewayKind::Ingress => "ingress-gateway",
+        GatewayKind::Terminating => "terminating-gateway",
+    };
+    let address = |address: &Address| {
+        let Address { address, port } = address;
+        json!({ "address": address, "port": port })
+    };
+    json!({ "kind": kind, "lanAddress": lan_address.as_ref().map(address), "wanAddress": wan_address.as_ref().map(address),
+        "name": name, "tags": tags, "meta": meta, "namespace": namespace, "partition": partition,
+        "proxy": { "config": config } })
+}

@@ -1,0 +1,355 @@
+//! ECS and Secrets Manager as AWS documents them, as far as acl-controller calls them: what no stand-in gives, paging, tags,
+//! failures, states that stay, refusals on demand, and a record of every call.
+//!
+//! The protocol is AWS JSON 1.1: POST to `/`, the call in `X-Amz-Target`, errors with status 400 and their code in `__type`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+/// The cluster's name and where it is.
+pub const CLUSTER: &str = "blue";
+const ARN: &str = "arn:aws:ecs:eu-north-1:210987654321";
+
+/// One call that was made.
+#[derive(Debug, Clone)]
+pub struct Made {
+    /// Such as `ListTasks`.
+    pub name: String,
+    /// The access key that signed it.
+    pub key: String,
+    /// The request's body.
+    pub body: Value,
+}
+
+struct Secret {
+    version: String,
+    created: SystemTime,
+    text: String,
+}
+
+#[derive(Default)]
+struct State {
+    tasks: BTreeMap<String, Value>,
+    /// Listed, but gone when described.
+    vanished: BTreeSet<String>,
+    /// Listed, but not told of when described.
+    untold: BTreeSet<String>,
+    secrets: BTreeMap<String, Secret>,
+    versions: u64,
+    calls: Vec<Made>,
+    /// Refused from now on: `Call` or `Call secret`, with the error's code.
+    refused: BTreeMap<String, String>,
+    /// Answered only after this time: `Call` or `Call secret`.
+    slow: BTreeMap<String, Duration>,
+}
+
+/// One account with one cluster; ended with the test.
+pub struct Aws {
+    /// Its URL: the endpoint of both services.
+    pub url: String,
+    state: Arc<Mutex<State>>,
+}
+
+impl Aws {
+    /// Starts it, empty.
+    ///
+    /// # Panics
+    /// When loopback has no port left.
+    #[must_use]
+    pub fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let url = format!("http://{}", listener.local_addr().expect("a bound listener has an address"));
+        let state = Arc::new(Mutex::new(State::default()));
+        let shared = state.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = shared.clone();
+                std::thread::spawn(move || serve(&stream, &shared));
+            }
+        });
+        Self { url, state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no other thread panics")
+    }
+
+    /// A running task of a mesh service, created now; gives its ARN.
+    pub fn run(&self, id: &str, service: &str) -> String {
+        self.run_at(id, service, SystemTime::now())
+    }
+
+    /// The same, created at another time.
+    pub fn run_at(&self, id: &str, service: &str, created: SystemTime) -> String {
+        let tags = [("consul.hashicorp.com/mesh", "true"), ("consul.hashicorp.com/service-name", service)];
+        self.put_task(id, "family", &tags, created)
+    }
+
+    /// A running task of this family with these tags.
+    pub fn put_task(&self, id: &str, family: &str, tags: &[(&str, &str)], created: SystemTime) -> String {
+        let arn = format!("{ARN}:task/{CLUSTER}/{id}");
+        let tags = tags.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect::<Vec<_>>();
+        let task = json!({
+            "taskArn": arn, "clusterArn": format!("{ARN}:cluster/{CLUSTER}"), "tags": tags,
+            "taskDefinitionArn": format!("{ARN}:task-definition/{family}:7"), "createdAt": seconds(created),
+            "desiredStatus": "RUNNING", "lastStatus": "RUNNING"
+        });
+        self.state().tasks.insert(arn.clone(), task);
+        arn
+    }
+
+    /// Sets a task's desired and last status.
+    ///
+    /// # Panics
+    /// When there is no such task.
+    pub fn set_status(&self, arn: &str, desired: &str, last: &str) {
+        let mut state = self.state();
+        let task = state.tasks.get_mut(arn).expect("the task is there");
+        (task["desiredStatus"], task["lastStatus"]) = (desired.into(), last.into());
+    }
+
+    /// The task is no longer known.
+    pub fn forget(&self, arn: &str) {
+        self.state().tasks.remove(arn);
+    }
+
+    /// The task is listed, but gone when it is described.
+    pub fn vanish(&self, arn: &str) {
+        self.state().vanished.insert(arn.to_owned());
+    }
+
+    /// The task is listed, but DescribeTasks answers with a failure that doesn't say that it is gone; or tells of it again.
+    pub fn untold(&self, arn: &str, untold: bool) {
+        let mut state = self.state();
+        if untold {
+            state.untold.insert(arn.to_owned());
+        } else {
+            state.untold.remove(arn);
+        }
+    }
+
+    /// Gives a secret a new version.
+    pub fn set_secret(&self, name: &str, text: &str) {
+        put(&mut self.state(), name, text);
+    }
+
+    /// A secret's value as JSON; null if there is none or it isn't JSON.
+    #[must_use]
+    pub fn secret(&self, name: &str) -> Value {
+        self.state().secrets.get(name).and_then(|secret| serde_json::from_str(&secret.text).ok()).unwrap_or(Value::Null)
+    }
+
+    /// All values of secrets as they are.
+    #[must_use]
+    pub fn texts(&self) -> Vec<String> {
+        self.state().secrets.values().map(|secret| secret.text.clone()).collect()
+    }
+
+    /// Refuses a call, or a call for one secret (`PutSecretValue p-web`) or one task first of all (`DescribeTasks <ARN>`), with an
+    /// error's code from now on.
+    pub fn refuse(&self, call: &str, code: &str) {
+        self.state().refused.insert(call.to_owned(), code.to_owned());
+    }
+
+    /// Takes one refusal back.
+    pub fn allow(&self, call: &str) {
+        self.state().refused.remove(call);
+    }
+
+    /// Answers a call, or a call for one secret, only after a time from now on.
+    pub fn slow(&self, call: &str, time: Duration) {
+        self.state().slow.insert(call.to_owned(), time);
+    }
+
+    /// Takes it all back.
+    pub fn refuse_nothing(&self) {
+        let mut state = self.state();
+        state.refused.clear();
+        state.slow.clear();
+    }
+
+    /// The calls made since the last time this was asked.
+    #[must_use]
+    pub fn take_calls(&self) -> Vec<Made> {
+        std::mem::take(&mut self.state().calls)
+    }
+}
+
+fn seconds(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn put(state: &mut State, name: &str, text: &str) -> String {
+    state.versions += 1;
+    let version = format!("{:0>32}", state.versions);
+    let secret = Secret { version: version.clone(), created: SystemTime::now(), text: text.to_owned() };
+    state.secrets.insert(name.to_owned(), secret);
+    version
+}
+
+/// Answers one connection's requests, one after the other.
+fn serve(stream: &TcpStream, state: &Mutex<State>) {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut head = BTreeMap::new();
+        let mut line = String::new();
+        if reader.read_line(&mut line).is_err() || line.is_empty() {
+            return;
+        }
+        loop {
+            line.clear();
+            if reader.read_line(&mut line).is_err() {
+                return;
+            }
+            let Some((name, value)) = line.trim().split_once(':') else { break };
+            head.insert(name.to_lowercase(), value.trim().to_owned());
+        }
+        let field = |name: &str| head.get(name).map(String::as_str).unwrap_or_default();
+        let mut body = vec![0; field("content-length").parse().unwrap_or_default()];
+        if reader.read_exact(&mut body).is_err() {
+            return;
+        }
+        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let name = field("x-amz-target").rsplit('.').next().unwrap_or_default().to_owned();
+        let of_one = body["SecretId"].as_str().or(body["tasks"][0].as_str()).unwrap_or_default();
+        let of_that = format!("{name} {of_one}");
+        let key = field("authorization").split("Credential=").nth(1).and_then(|rest| rest.split('/').next());
+        let key = key.unwrap_or_default().to_owned();
+        let wait = {
+            let mut state = state.lock().expect("no other thread panics");
+            state.calls.push(Made { name: name.clone(), key, body: body.clone() });
+            state.slow.get(&name).or(state.slow.get(&of_that)).copied()
+        };
+        std::thread::sleep(wait.unwrap_or_default());
+        let answer = {
+            let mut state = state.lock().expect("no other thread panics");
+            match state.refused.get(&name).or(state.refused.get(&of_that)) {
+                Some(code) => Err((code.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}"))),
+                None if !signed(&head) => Err(("MissingAuthenticationTokenException".into(), "not signed".into())),
+                None => respond(&mut state, &name, &body),
+            }
+        };
+        let (status, answer) = match answer {
+            Ok(answer) => ("200 OK", answer),
+            Err((code, message)) => ("400 Bad Request", json!({ "__type": code, "message": message })),
+        };
+        let answer = answer.to_string();
+        let head = "Content-Type: application/x-amz-json-1.1";
+        let answer = format!("HTTP/1.1 {status}\r\n{head}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+        if (&*stream).write_all(answer.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// For this region and the service that is called.
+fn signed(head: &BTreeMap<String, String>) -> bool {
+    let service = if head["x-amz-target"].starts_with("secretsmanager.") { "secretsmanager" } else { "ecs" };
+    let scope = format!("/eu-north-1/{service}/aws4_request");
+    head.get("authorization").is_some_and(|value| value.starts_with("AWS4-HMAC-SHA256 ") && value.contains(&scope))
+}
+
+type Answer = Result<Value, (String, String)>;
+
+fn error<T>(code: &str, message: &str) -> Result<T, (String, String)> {
+    Err((code.to_owned(), message.to_owned()))
+}
+
+/// A page of at most `most`, and the token of the next.
+fn page(all: &[Value], token: &Value, most: &Value) -> Result<(Vec<Value>, Option<String>), (String, String)> {
+    let from = match token.as_str().map(|token| token.strip_prefix("page-").and_then(|at| at.parse::<usize>().ok())) {
+        None => 0,
+        Some(Some(from)) if from < all.len() => from,
+        Some(_) => return error("InvalidParameterException", "Invalid token"),
+    };
+    let most = most.as_u64().unwrap_or(100);
+    if !(1..=100).contains(&most) {
+        return error("InvalidParameterException", "maxResults must be between 1 and 100");
+    }
+    let to = all.len().min(from + usize::try_from(most).unwrap_or(100));
+    Ok((all[from..to].to_vec(), (to < all.len()).then(|| format!("page-{to}"))))
+}
+
+fn respond(state: &mut State, name: &str, body: &Value) -> Answer {
+    let of_cluster = || match body["cluster"].as_str() {
+        Some(CLUSTER) => Ok(()),
+        Some(arn) if arn == format!("{ARN}:cluster/{CLUSTER}") => Ok(()),
+        _ => error("ClusterNotFoundException", "Cluster not found."),
+    };
+    let secret = |state: &State| match state.secrets.get(body["SecretId"].as_str().unwrap_or_default()) {
+        Some(secret) => Ok((secret.version.clone(), secret.text.clone(), secret.created)),
+        None => error("ResourceNotFoundException", "Secrets Manager can't find the specified secret."),
+    };
+    match name {
+        "ListTasks" => {
+            of_cluster()?;
+            let desired = body["desiredStatus"].as_str().unwrap_or("RUNNING");
+            let tasks = state.tasks.iter().filter(|(_, task)| task["desiredStatus"] == desired);
+            let arns = tasks.map(|(arn, _)| Value::from(arn.as_str())).collect::<Vec<_>>();
+            let (arns, next) = page(&arns, &body["nextToken"], &body["maxResults"])?;
+            Ok(with_next(json!({ "taskArns": arns }), "nextToken", next))
+        }
+        "DescribeTasks" => {
+            of_cluster()?;
+            let arns = body["tasks"].as_array().cloned().unwrap_or_default();
+            if arns.is_empty() || arns.len() > 100 {
+                return error("InvalidParameterException", "Tasks must be between 1 and 100");
+            }
+            let tags = body["include"].as_array().is_some_and(|include| include.contains(&"TAGS".into()));
+            let (mut tasks, mut failures) = (Vec::new(), Vec::new());
+            for arn in arns.iter().filter_map(Value::as_str) {
+                if state.untold.contains(arn) {
+                    failures.push(json!({ "arn": arn, "reason": "ACCESS_DENIED" }));
+                    continue;
+                }
+                match state.tasks.get(arn).filter(|_| !state.vanished.contains(arn)) {
+                    Some(task) => {
+                        let mut task = task.clone();
+                        if !tags {
+                            task["tags"] = json!([]);
+                        }
+                        tasks.push(task);
+                    }
+                    None => failures.push(json!({ "arn": arn, "reason": "MISSING" })),
+                }
+            }
+            Ok(json!({ "tasks": tasks, "failures": failures }))
+        }
+        "ListSecrets" => {
+            let filter = &body["Filters"][0];
+            let prefix = filter["Values"][0].as_str().filter(|_| filter["Key"] == "name").unwrap_or_default();
+            let secrets = state.secrets.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(name, secret)| {
+                json!({ "Name": name, "SecretVersionsToStages": {
+                    secret.version.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
+                } })
+            });
+            let secrets = secrets.collect::<Vec<_>>();
+            let (secrets, next) = page(&secrets, &body["NextToken"], &body["MaxResults"])?;
+            Ok(with_next(json!({ "SecretList": secrets }), "NextToken", next))
+        }
+        "GetSecretValue" => {
+            let (version, text, created) = secret(state)?;
+            let created = seconds(created);
+            Ok(json!({ "Name": body["SecretId"], "VersionId": version, "SecretString": text, "CreatedDate": created }))
+        }
+        "PutSecretValue" => {
+            secret(state)?;
+            let name = body["SecretId"].as_str().unwrap_or_default();
+            let version = put(state, name, body["SecretString"].as_str().unwrap_or_default());
+            Ok(json!({ "Name": name, "VersionId": version, "VersionStages": ["AWSCURRENT"] }))
+        }
+        _ => error("UnknownOperationException", name),
+    }
+}
+
+fn with_next(mut answer: Value, field: &str, next: Option<String>) -> Value {
+    if let Some(next) = next {
+        answer[field] = next.into();
+    }
+    answer
+}
