@@ -7,7 +7,7 @@ use bollard::query_parameters::{KillContainerOptionsBuilder, RemoveVolumeOptions
 use consul_api::IntentionAction;
 use ecs_local::secrets_manager::Version;
 use local_mesh::compose::Compose;
-use local_mesh::docker::{self, containers, label};
+use local_mesh::docker::{self, PROJECT_LABEL, containers, label};
 use local_mesh::task::{self, StopOrder, consul};
 use local_mesh::{mesh, secrets, workspace};
 use mesh_tests::{eventually, http};
@@ -125,7 +125,7 @@ async fn the_leading_controller_and_consul_s_leader_die_and_nothing_is_lost() {
     let leader = consul_get("/v1/status/leader").await.unwrap();
     let leader = leader.as_str().unwrap().split(':').next().unwrap().to_owned();
     let (mut controller, mut server) = (None, None);
-    for container in containers(&docker, &["com.docker.compose.project=ecs-mesh"]).await.unwrap() {
+    for container in containers(&docker, &[PROJECT_LABEL]).await.unwrap() {
         let id = container.id.clone().unwrap();
         let service = label(&container, "com.docker.compose.service").unwrap_or_default();
         let inspected = docker::inspect(&docker, &id).await.unwrap();
@@ -154,7 +154,7 @@ async fn secrets_that_are_lost_come_back_with_the_same_tokens() {
     let docker = whole().await;
     let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
     let of_moto = "com.docker.compose.service=moto";
-    let moto = containers(&docker, &["com.docker.compose.project=ecs-mesh", of_moto]).await.unwrap().remove(0);
+    let moto = containers(&docker, &[PROJECT_LABEL, of_moto]).await.unwrap().remove(0);
     // It keeps everything in its memory.
     docker.restart_container(&moto.id.unwrap(), None::<RestartContainerOptions>).await.unwrap();
     mesh::start_all(&docker).await.unwrap();

@@ -6,7 +6,7 @@ use bollard::Docker;
 use bollard::query_parameters::{KillContainerOptionsBuilder, LogsOptionsBuilder};
 use futures_util::StreamExt;
 use local_mesh::command;
-use local_mesh::docker::{self, containers};
+use local_mesh::docker::{self, PROJECT_LABEL, containers};
 use local_mesh::task::{self, StopOrder};
 use mesh_tests::eventually;
 use tokio::process::Command;
@@ -43,7 +43,7 @@ async fn stops(docker: &Docker) -> Duration {
 async fn the_servers_hang() {
     let docker = whole().await;
     let mut servers = Vec::new();
-    for container in containers(&docker, &["com.docker.compose.project=ecs-mesh"]).await.unwrap() {
+    for container in containers(&docker, &[PROJECT_LABEL]).await.unwrap() {
         if docker::label(&container, "com.docker.compose.service").is_some_and(|name| name.starts_with("consul-server"))
         {
             servers.push(container.id.unwrap());

@@ -7,9 +7,10 @@ use bollard::models::{ContainerInspectResponse, ContainerSummary};
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use ecs_local::labels::{CONTAINER_NAME, FAMILY, TASK_ARN, TYPE};
 
-/// The Compose project, and the label by which Compose marks its containers.
+/// The Compose project.
 pub const PROJECT: &str = "ecs-mesh";
-pub(crate) const PROJECT_LABEL: &str = "com.docker.compose.project=ecs-mesh";
+/// The label by which Compose marks its containers.
+pub const PROJECT_LABEL: &str = "com.docker.compose.project=ecs-mesh";
 
 /// The label with the name that a task has in docker-compose.yml.
 pub(crate) const TASK: &str = "ecs-mesh.task";
