@@ -233,7 +233,8 @@ fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
     let (mut tls, mut not_http) = (false, false);
     loop {
         tls |= innermost.is::<rustls::Error>();
-        not_http |= innermost.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse);
+        not_http |=
+            innermost.downcast_ref::<hyper::Error>().is_some_and(|error| error.is_parse() || spoke_first(error));
         let held = innermost.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         match held.map(|held| held as &(dyn StdError + 'static)).or(innermost.source()) {
             Some(next) => innermost = next,
@@ -250,4 +251,10 @@ fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
     } else {
         Error::Broken { server, source }
     }
+}
+
+/// Whether the server sent something before it was asked, as one of HTTP/2 does: the one kind that hyper has no question for.
+fn spoke_first(error: &hyper::Error) -> bool {
+    let ended = error.is_closed() || error.is_canceled() || error.is_incomplete_message() || error.is_timeout();
+    !ended && !error.is_user() && error.source().is_none()
 }

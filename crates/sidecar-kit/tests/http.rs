@@ -75,6 +75,26 @@ async fn nonsense_is_not_http_and_half_an_answer_is_broken() {
     assert!(!half.to_string().contains("secret") && !nonsense.to_string().contains("secret"));
 }
 
+#[tokio::test]
+async fn a_server_that_speaks_first_is_not_one_of_http() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let mut streams = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            // An empty SETTINGS frame of HTTP/2.
+            stream.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            streams.push(stream);
+        }
+    });
+    // The request may be on its way by then, or not.
+    for _ in 0..100 {
+        let error = get(&Client::plain(), &url, LIMITS).await.unwrap_err();
+        assert!(matches!(error, Error::NotHttp { .. }), "{error:?}");
+    }
+}
+
 #[test]
 fn text_that_is_no_certificate_is_refused_with_the_reason() {
     let options = TlsOptions { authorities: vec![b"hello".to_vec()], ..TlsOptions::default() };
