@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use local_mesh::events::What;
+use local_mesh::events::{Event, What};
 use local_mesh::load::{Load, Options};
 use local_mesh::task::{self, StopOrder};
 use local_mesh::watch::{Stopped, Watch};
@@ -106,6 +106,9 @@ async fn an_app_that_takes_five_seconds_to_exit_reaches_others_to_its_last_momen
             (last - term) / 1_000_000
         );
         assert!(exited(&stopped, "app") < last && last < exited(&stopped, "sidecar-proxy"), "{order:?}");
+        let is_proxy_told = |event: &&Event| event.container == "sidecar-proxy" && event.what == What::Signalled(15);
+        let proxy_told = stopped.events.iter().find(is_proxy_told).unwrap().at;
+        assert_eq!(proxy_told > exited(&stopped, "load"), order == StopOrder::DependsOn, "{order:?}");
         task::start(&docker, "web", &[]).await.unwrap();
     }
 }

@@ -1,14 +1,14 @@
 //! envoy-entrypoint in a task: Envoy runs on until the apps have stopped.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use mesh_tests::metadata::{Metadata, OWN_DOCKER_ID};
 use mesh_tests::process::Process;
-use mesh_tests::{binary, eventually};
+use mesh_tests::{binary, eventually, free_port, http, part};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -70,7 +70,7 @@ async fn envoy_gets_term_when_the_last_app_has_stopped_and_its_exit_code_is_pass
 #[tokio::test]
 async fn a_container_that_is_ignored_is_not_waited_for() {
     let metadata = Metadata::start("shop", containers(&[("app", "STOPPED"), ("logger", "RUNNING"), ("x", "RUNNING")]));
-    let mut process = started(&metadata, &["--ignore-container", "logger,x"]).await;
+    let mut process = started(&metadata, &["--ignore-container", "logger, x"]).await;
     process.signal(Signal::TERM);
     assert_eq!(process.exit_code(BOUND).await, 7);
 }
@@ -172,20 +172,23 @@ async fn an_envoy_that_dies_by_itself_ends_it_with_its_code_before_term_and_afte
 #[tokio::test]
 async fn restarts_are_as_many_as_allowed_and_term_ends_them() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
-    let restarting = |flags: &[&str]| {
+    let restarting = |uri: &str, flags: &[&str]| {
         let mut command = Command::new(binary("envoy-entrypoint"));
-        command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri);
+        command.env("ECS_CONTAINER_METADATA_URI_V4", uri);
         command.args(flags).args(["sh", "-c", "echo started; exit 3"]);
         Process::spawn(&mut command)
     };
-    let mut process = restarting(&["--restarts", "2", "--restart-delay", "20ms"]);
-    assert_eq!(process.exit_code(BOUND).await, 3);
-    eventually("its output is read", BOUND, async || {
-        let started = process.output().lines().filter(|line| *line == "started").count();
-        if started == 3 { Ok(()) } else { Err(process.output()) }
-    })
-    .await;
-    let mut process = restarting(&["--restarts", "2", "--restart-delay", "1h"]);
+    // Empty counts as not set: outside of ECS too.
+    for uri in [metadata.uri.as_str(), ""] {
+        let mut process = restarting(uri, &["--restarts", "2", "--restart-delay", "20ms"]);
+        assert_eq!(process.exit_code(BOUND).await, 3);
+        eventually("its output is read", BOUND, async || {
+            let started = process.output().lines().filter(|line| *line == "started").count();
+            if started == 3 { Ok(()) } else { Err(process.output()) }
+        })
+        .await;
+    }
+    let mut process = restarting(&metadata.uri, &["--restarts", "2", "--restart-delay", "1h"]);
     process.says("starting it again, 1 restarts left", BOUND).await;
     process.signal(Signal::TERM);
     assert_eq!(process.exit_code(BOUND).await, 3);
@@ -231,6 +234,95 @@ async fn inbound_listeners_drain_once_at_term_or_when_ecs_wants_the_task_stopped
         assert!(requests.try_recv().is_err(), "once");
         metadata.set_containers(containers(&[("app", "STOPPED")]));
         assert_eq!(process.exit_code(BOUND).await, 7);
+    }
+}
+
+/// A bootstrap with an inbound and an outbound listener that answer by themselves.
+fn two_listeners(admin: u16, inbound: u16, outbound: u16) -> Value {
+    let address = |port: u16| json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } });
+    let listener = |direction: &str, port: u16| {
+        let router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+        let manager = json!({
+            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+            "stat_prefix": direction,
+            "http_filters": [{ "name": "router", "typed_config": { "@type": router } }],
+            "route_config": { "virtual_hosts": [{ "name": "any", "domains": ["*"], "routes": [
+                { "match": { "prefix": "/" }, "direct_response": { "status": 200 } },
+            ] }] },
+        });
+        let filters = json!([{ "name": "http", "typed_config": manager }]);
+        json!({ "name": direction, "traffic_direction": direction, "address": address(port),
+            "filter_chains": [{ "filters": filters }] })
+    };
+    json!({ "admin": { "address": address(admin) },
+        "static_resources": { "listeners": [listener("INBOUND", inbound), listener("OUTBOUND", outbound)] } })
+}
+
+/// A request on a connection that is kept; what came, nothing where the connection was closed.
+fn asked(mut connection: &TcpStream) -> String {
+    let _ = connection.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut head = String::new();
+    let lines = BufReader::new(connection).lines().map_while(Result::ok);
+    for line in lines.take_while(|line| !line.is_empty()) {
+        head.push_str(&line);
+        head.push('\n');
+    }
+    head
+}
+
+#[tokio::test]
+async fn a_real_envoy_closes_what_comes_in_and_goes_on_with_what_goes_out() {
+    for drain in [true, false] {
+        let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+        let ports = [free_port(), free_port(), free_port()];
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("envoy.json");
+        std::fs::write(&config, two_listeners(ports[0], ports[1], ports[2]).to_string()).unwrap();
+        let mut command = Command::new(binary("envoy-entrypoint"));
+        command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).env("DRAIN", drain.to_string());
+        command
+            .args(["--admin", &format!("127.0.0.1:{}", ports[0])])
+            .arg(part("envoy"))
+            .arg("--config-path")
+            .arg(config);
+        command.args(["--drain-time-s", "1", "--drain-strategy", "immediate", "--disable-hot-restart"]);
+        let mut process = Process::spawn(command.args(["--concurrency", "1", "--log-level", "warning"]));
+        let connected = async |port: u16| {
+            let connect = async || TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string());
+            eventually("the listener is open", BOUND, connect).await
+        };
+        let (inbound, outbound) = (connected(ports[1]).await, connected(ports[2]).await);
+        for connection in [&inbound, &outbound] {
+            assert!(asked(connection).starts_with("HTTP/1.1 200"), "{}", process.output());
+        }
+        process.signal(Signal::TERM);
+        process.says("waiting for app", BOUND).await;
+        if drain {
+            process.says("draining the inbound listeners", BOUND).await;
+            let last = asked(&inbound);
+            assert!(last.starts_with("HTTP/1.1 200") && last.contains("connection: close"), "{last}");
+            let stats = format!("http://127.0.0.1:{}/stats?filter=http.INBOUND.downstream_cx_active", ports[0]);
+            eventually("no inbound connection is left", BOUND, async || {
+                let (_, stats) = http::request("GET", &stats, &[], "").await?;
+                if stats == "http.INBOUND.downstream_cx_active: 0\n" { Ok(()) } else { Err(stats) }
+            })
+            .await;
+            eventually("no new connection comes in", BOUND, async || {
+                match TcpStream::connect(("127.0.0.1", ports[1])) {
+                    Ok(_) => Err("one does".to_owned()),
+                    Err(_) => Ok(()),
+                }
+            })
+            .await;
+        } else {
+            // For twice the drain time.
+            asked_again(&metadata, 20).await;
+            assert!(asked(&inbound).starts_with("HTTP/1.1 200"));
+        }
+        let kept = asked(&outbound);
+        assert!(kept.starts_with("HTTP/1.1 200") && !kept.contains("close"), "{kept}");
+        metadata.set_containers(containers(&[("app", "STOPPED")]));
+        assert_eq!(process.exit_code(BOUND).await, 0, "{}", process.output());
     }
 }
 

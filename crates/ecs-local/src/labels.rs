@@ -19,7 +19,8 @@ const STOP_TIMEOUT: &str = "ecs-mesh.stop-timeout";
 pub const ESSENTIAL: &str = "ecs-mesh.essential";
 /// `CNI_PAUSE` for the container that holds the network namespace.
 pub const TYPE: &str = "ecs-mesh.type";
-const DEPENDS_ON: &str = "ecs-mesh.depends-on";
+/// `NAME:CONDITION`, separated by commas.
+pub const DEPENDS_ON: &str = "ecs-mesh.depends-on";
 /// The conditions that ECS knows ("ContainerDependency" in the API reference).
 const CONDITIONS: [&str; 4] = ["START", "COMPLETE", "SUCCESS", "HEALTHY"];
 

@@ -28,11 +28,11 @@ use tokio::net::TcpStream;
                   ecs-mesh, consul-ecs or AWS adds, this one, and those of --ignore-container. A second TERM ends Envoy at \
                   once. All other signals are forwarded.",
     after_help = "Without a verb the arguments are the command to run: `envoy-entrypoint envoy --config-path …`.\n\n\
-                  Variables: those of the flags; ECS_CONTAINER_METADATA_URI_V4, set by ECS (without it TERM is passed on at \
-                  once); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
+                  Variables: those of the flags; ECS_CONTAINER_METADATA_URI_V4, set by ECS (without it no app is \
+                  waited for); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
                   text).\n\n\
                   Exit codes: the command's own, or 128 + n if signal n ended it; 126 if it cannot be run, 127 if there \
-                  is no such program; 1 for a wrong ECS_CONTAINER_METADATA_URI_V4 and a failed install or dial; 2 for a wrong \
+                  is no such program; 1 for a failed install or dial and a wrong ECS_CONTAINER_METADATA_URI_V4, LOG_LEVEL or LOG_FORMAT; 2 for a wrong \
                   command line."
 )]
 pub struct Arguments {

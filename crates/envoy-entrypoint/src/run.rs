@@ -24,7 +24,7 @@ const END_BOUND: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// A container that Envoy need not wait for, beside the sidecars; may be repeated, or separated by commas.
-    #[arg(long, env = "IGNORE_CONTAINERS", value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, env = "IGNORE_CONTAINERS", value_name = "NAME", value_delimiter = ',', value_parser = trimmed)]
     ignore_container: Vec<String>,
     /// How long Envoy runs on after TERM at most.
     #[arg(long, env = "GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
@@ -48,28 +48,31 @@ pub(crate) struct Options {
     restart_delay: Duration,
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "clap wants a parser that may fail")]
+fn trimmed(name: &str) -> Result<String, Infallible> {
+    Ok(name.trim().to_owned())
+}
+
 /// Runs Envoy to its end.
 pub(crate) async fn run(
     command: &[OsString],
     options: &Options,
     metadata: Option<MetadataClient>,
 ) -> Result<Ended, StartError> {
-    let Some(metadata) = metadata else {
-        let envoy = Supervised::start(command, &[])?;
-        tracing::warn!("{} is not set: TERM is passed on at once, whoever needs Envoy still", ecs_meta::VARIABLE);
-        return Ok(envoy.run().await);
-    };
+    let mut envoy = Supervised::start(command, &[Signal::TERM])?;
+    if metadata.is_none() {
+        tracing::warn!("{} is not set: no app is waited for after TERM", ecs_meta::VARIABLE);
+    }
     if options.drain {
         drain::warn_of(command);
     }
-    let mut envoy = Supervised::start(command, &[Signal::TERM])?;
     let term = Notify::new();
     let life = async {
         if let Some(ended) = until_term(&mut envoy, options).await? {
             return Ok(ended);
         }
         term.notify_one();
-        if let Some(ended) = while_needed(&mut envoy, options, &metadata).await {
+        if let Some(ended) = while_needed(&mut envoy, options, metadata.as_ref()).await {
             return Ok(ended);
         }
         Ok(end(&mut envoy).await)
@@ -80,7 +83,7 @@ pub(crate) async fn run(
         if options.drain {
             tokio::select! {
                 () = term.notified() => {}
-                () = apps::told_to_stop(&metadata) => {}
+                () = told_to_stop(metadata.as_ref()) => {}
             }
             drain::listeners(options.admin, options.gateway_delay.is_some()).await;
         }
@@ -89,6 +92,14 @@ pub(crate) async fn run(
     tokio::select! {
         ended = life => ended,
         never = draining => match never {},
+    }
+}
+
+/// Until ECS has decided that the task stops: never where nobody can be asked.
+async fn told_to_stop(metadata: Option<&MetadataClient>) {
+    match metadata {
+        Some(metadata) => apps::told_to_stop(metadata).await,
+        None => pending().await,
     }
 }
 
@@ -114,7 +125,7 @@ async fn until_term(envoy: &mut Supervised, options: &Options) -> Result<Option<
 }
 
 /// From TERM until no app needs Envoy, or somebody has lost patience. Envoy's end, if it came meanwhile.
-async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: &MetadataClient) -> Option<Ended> {
+async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: Option<&MetadataClient>) -> Option<Ended> {
     let grace = humantime::format_duration(options.grace);
     match options.gateway_delay.map(humantime::format_duration) {
         Some(delay) => tracing::info!("TERM: this gateway runs on for {delay}, at most {grace}"),
@@ -122,9 +133,10 @@ async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: &Meta
     }
     let deadline = Instant::now() + options.grace;
     let gone = async {
-        match options.gateway_delay {
-            Some(delay) => sleep(delay).await,
-            None => apps::gone(metadata, &options.ignore_container).await,
+        match (options.gateway_delay, metadata) {
+            (Some(delay), _) => sleep(delay).await,
+            (None, Some(metadata)) => apps::gone(metadata, &options.ignore_container).await,
+            (None, None) => {}
         }
     };
     tokio::select! {
@@ -134,7 +146,7 @@ async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: &Meta
         },
         () = gone => match options.gateway_delay {
             Some(_) => tracing::info!("the gateway's delay is over: ending Envoy"),
-            None => tracing::info!("every app has stopped: ending Envoy"),
+            None => tracing::info!("no app is left: ending Envoy"),
         },
         () = sleep_until(deadline) => tracing::warn!("{grace} are over: ending Envoy, whoever needs it still"),
     }

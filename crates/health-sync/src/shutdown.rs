@@ -108,3 +108,37 @@ fn set_or_absent(set: Result<(), Error>) -> Result<(), String> {
         Err(error) => Err(one_line(&error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_write_is_tried_again_until_it_is_done_or_the_deadline_has_come() {
+        let within = |time| (Instant::now() + time, Duration::from_millis(10));
+        let mut attempts = 0;
+        let (deadline, each) = within(Duration::from_secs(60));
+        let third = retried(deadline, each, async || {
+            attempts += 1;
+            match attempts {
+                1 => Err("refused".to_owned()),
+                // One that hangs is cut off.
+                2 => pending().await,
+                _ => Ok(()),
+            }
+        });
+        assert_eq!(third.await, Ok(()));
+        assert_eq!(attempts, 3);
+
+        let mut attempts = 0;
+        let (deadline, each) = within(Duration::ZERO);
+        let never = retried(deadline, each, async || {
+            attempts += 1;
+            Err("refused".to_owned())
+        });
+        assert_eq!(never.await, Err("refused".to_owned()));
+        assert_eq!(attempts, 1, "the deadline had come");
+    }
+}

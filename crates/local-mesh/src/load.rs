@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bollard::Docker;
 use bollard::query_parameters::KillContainerOptionsBuilder;
-use ecs_local::labels::{CONTAINER_NAME, ESSENTIAL, TYPE};
+use ecs_local::labels::{CONTAINER_NAME, DEPENDS_ON, ESSENTIAL, TYPE};
 use serde::Deserialize;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::wait::{Attempt, until};
@@ -93,7 +93,10 @@ impl Load {
         for (name, value) in of_task {
             command.args(["--label", &format!("{name}={value}")]);
         }
-        command.args(["--label", &format!("{CONTAINER_NAME}=load"), "--label", &format!("{ESSENTIAL}=false")]);
+        // As the app does, it depends on the proxy: in the order of `dependsOn` the proxy hears of TERM after its end.
+        for (name, value) in [(CONTAINER_NAME, "load"), (ESSENTIAL, "false"), (DEPENDS_ON, "sidecar-proxy:HEALTHY")] {
+            command.args(["--label", &format!("{name}={value}")]);
+        }
         command.args(["--entrypoint", "/app-entrypoint", "ecs-mesh/demo-app:dev"]);
         command.args(["--shutdown-delay", options.shutdown_delay, "/demo-app", "load", options.url, "--json"]);
         command.args(["--duration", "15m", "--rate", &options.rate.to_string(), "--fresh", options.fresh]);

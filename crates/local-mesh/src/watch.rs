@@ -1,12 +1,13 @@
 //! A task that stops, watched from all sides: Docker's events, Consul's catalog, its own Envoy and those that send to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bollard::Docker;
 use consul_api::{CheckStatus, HealthCheck};
 use sidecar_kit::backoff::Backoff;
+use sidecar_kit::exit::one_line;
 use sidecar_kit::wait::{Attempt, until};
 use tokio::task::JoinHandle;
 
@@ -26,9 +27,9 @@ const FLOW_BOUND: Duration = Duration::from_secs(15);
 /// What Consul's servers say of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// Service or proxy has no critical check.
+    /// A service of it, which the proxy is too, has no critical check.
     Passing,
-    /// Both have one: nobody is sent there any more.
+    /// Each has one: nobody is sent there any more.
     Critical,
     /// The catalog has no such node.
     Gone,
@@ -172,15 +173,12 @@ async fn ask(consul: consul_api::Client, node: String, standings: Arc<Mutex<Vec<
 }
 
 fn standing(checks: &[HealthCheck]) -> Standing {
-    let critical = |proxy: bool| {
-        let mut of_kind = checks
-            .iter()
-            .filter(|check| !check.service_id.is_empty() && check.service_id.ends_with("-sidecar-proxy") == proxy);
-        of_kind.any(|check| check.status == CheckStatus::Critical)
-    };
+    let services = checks.iter().map(|check| &check.service_id).filter(|id| !id.is_empty()).collect::<BTreeSet<_>>();
+    let critical =
+        |id: &&String| checks.iter().any(|check| check.service_id == **id && check.status == CheckStatus::Critical);
     if checks.is_empty() {
         Standing::Gone
-    } else if critical(false) && critical(true) {
+    } else if !services.is_empty() && services.iter().all(critical) {
         Standing::Critical
     } else {
         Standing::Passing
@@ -192,7 +190,7 @@ const LIGHT: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 50, connections: 4, fresh: "0.2", shutdown_delay: "5s" };
 
 /// Stops a task as ECS does, under light load from web to `api`, and watches it. The load is a container of task web: its
-/// report is none if web doesn't run.
+/// report is none if web doesn't run, or if it gave none.
 ///
 /// # Errors
 /// See [`MeshError`].
@@ -205,12 +203,15 @@ pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(Stop
     if load.is_some() && !watch.flowing().await {
         tracing::warn!("no request reaches {task} or goes out of it");
     }
-    task::stop(docker, task, order).await?;
+    let done = task::stop(docker, task, order).await;
     let stopped = watch.end().await;
     let report = match load {
-        Some(load) => Some(load.end().await?),
+        Some(load) => Some(load.end().await),
         None => None,
     };
+    done?;
+    // What happened to the task is worth telling without it.
+    let report = report.and_then(|report| report.inspect_err(|error| tracing::warn!("{}", one_line(error))).ok());
     Ok((stopped, report))
 }
 
@@ -224,4 +225,33 @@ pub async fn start(docker: &Docker, task: &str) -> Result<Vec<Event>, MeshError>
     let mut events = recorder.events();
     events.retain(|event| event.task == task);
     Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_critical_when_each_of_its_services_is_and_gone_with_its_node() {
+        let check = |service: &str, status| HealthCheck {
+            check_id: String::new(),
+            name: String::new(),
+            status,
+            output: String::new(),
+            service_id: service.to_owned(),
+        };
+        let (passing, critical) = (CheckStatus::Passing, CheckStatus::Critical);
+        let rows = [
+            (vec![], Standing::Gone),
+            (vec![("", passing)], Standing::Passing),
+            (vec![("", passing), ("api", critical), ("api-sidecar-proxy", passing)], Standing::Passing),
+            (vec![("", passing), ("api", critical), ("api-sidecar-proxy", critical)], Standing::Critical),
+            (vec![("", passing), ("gateway", passing)], Standing::Passing),
+            (vec![("", passing), ("gateway", passing), ("gateway", critical)], Standing::Critical),
+        ];
+        for (checks, expected) in rows {
+            let checks = checks.into_iter().map(|(service, status)| check(service, status)).collect::<Vec<_>>();
+            assert_eq!(standing(&checks), expected, "{checks:?}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Command, Parser};
 
 /// The work failed.
@@ -30,7 +31,9 @@ pub fn parse_arguments<A: Parser>() -> A {
         let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
         let what = lines.collect::<Vec<_>>().join(" ");
         let what = what.strip_prefix("error: ").unwrap_or(&what);
-        eprintln!("{}: {what} (see --help)", A::command().get_name());
+        let variable =
+            variable_behind(&A::command(), &error).map_or(String::new(), |name| format!("the variable {name}; "));
+        eprintln!("{}: {what} ({variable}see --help)", A::command().get_name());
         std::process::exit(USAGE.into())
     })
 }
@@ -63,6 +66,18 @@ fn without_empty_variables(command: Command) -> Command {
             if empty { argument.env(None::<&str>) } else { argument }
         })
         .mut_subcommands(without_empty_variables)
+}
+
+/// The variable that a refused value came from: the one that stands for the flag, where the flag was not given.
+fn variable_behind(command: &Command, error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
+    let flag = named.split(' ').next()?;
+    if std::env::args().any(|word| word.split('=').next() == Some(flag)) {
+        return None;
+    }
+    let commands = std::iter::once(command).chain(command.get_subcommands());
+    let argument = commands.flat_map(Command::get_arguments).find(|one| one.get_long() == flag.strip_prefix("--"))?;
+    argument.get_env().map(|name| name.to_string_lossy().into_owned())
 }
 
 /// Turns the result of a program's one library call into its exit code, with the error on one line of standard error.

@@ -184,11 +184,10 @@ fn spawn(command: &[OsString]) -> Result<Pid, StartError> {
     Ok(child)
 }
 
-/// Every standard signal (1 to 31; real-time signals have no use in ECS) but those that cannot be caught, those that a fault
-/// of our own raises, and SIGCHLD, which tells of children.
+/// Every standard signal (1 to 31; real-time signals have no use in ECS) but those that cannot be caught, those of a fault of
+/// our own, to which a handler would return without end, and SIGCHLD, which tells of children.
 fn catchable() -> impl Iterator<Item = i32> {
-    const FAULTS: [Signal; 7] =
-        [Signal::ILL, Signal::TRAP, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV, Signal::SYS];
+    const FAULTS: [Signal; 4] = [Signal::ILL, Signal::BUS, Signal::FPE, Signal::SEGV];
     let never = [Signal::KILL, Signal::STOP, Signal::CHILD].into_iter().chain(FAULTS).map(Signal::as_raw);
     let never = never.collect::<Vec<_>>();
     (1..32).filter(move |number| !never.contains(number))

@@ -51,7 +51,8 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         parts::aws_cli().await?;
         parts::moto().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
-        cargo("process", &["test", "--workspace", "--test", "process"]).await?;
+        // More at a time than there are cores: they wait more than they compute.
+        cargo("process", &["test", "--workspace", "--test", "process", "--", "--test-threads=6"]).await?;
     }
     if wanted(Suite::Mesh) {
         let tested = mesh_suite().await;
