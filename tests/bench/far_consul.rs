@@ -66,7 +66,7 @@ fn carry(near: TcpStream, far: TcpStream, away: Duration, requests: Arc<Mutex<Ve
 }
 
 /// Carries bytes one way until either end is closed, and looks at each piece before it goes on.
-fn copy(mut from: TcpStream, mut to: TcpStream, look: impl Fn(&[u8])) {
+pub fn copy(mut from: TcpStream, mut to: TcpStream, look: impl Fn(&[u8])) {
     let mut buffer = [0; 1 << 16];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
         look(&buffer[..length]);

@@ -1,10 +1,11 @@
-//! The budgets of acl-controller, and of the size of each binary that is shipped, measured: `cargo xtask bench`.
+//! The budgets of what is shipped, measured: `cargo xtask bench`.
 //!
 //! The release binary works beside a real Consul and an AWS of the tests, both some milliseconds away. What the same calls take
 //! without it, the floor, is measured in the same run: a figure says little about a machine that nobody knows.
 
 mod far_consul;
 mod floor;
+mod sidecars;
 mod table;
 
 use std::collections::BTreeMap;
@@ -46,7 +47,9 @@ const SIZES: [(&str, f64); 5] = [
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let mut rows = SIZES.map(|(name, budget)| size(name, budget)).to_vec();
-    eprintln!("measuring the floor …");
+    eprintln!("measuring a task's containers, for some minutes …");
+    rows.extend(sidecars::measure().await);
+    eprintln!("measuring acl-controller's floor …");
     let floor = floor::measure(&World::new().await).await;
     eprintln!("measuring acl-controller, {} cycles of 10 s …", CYCLES + 2);
     rows.extend(acl_controller(floor).await);

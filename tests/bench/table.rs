@@ -37,7 +37,7 @@ impl Row {
 
     fn shown(&self, value: f64) -> String {
         match self.unit {
-            Unit::Seconds => format!("{value:.2} s"),
+            Unit::Seconds => format!("{value:.3} s"),
             Unit::Megabytes => format!("{value:.2} MB"),
             Unit::Calls => format!("{value}"),
         }
