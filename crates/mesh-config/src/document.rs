@@ -294,7 +294,7 @@ impl Config {
     /// Reads the document and holds the rules to it.
     ///
     /// # Errors
-    /// All that is wrong with it at once, each with its path, what stood there and what would do. What may be a
+    /// All that is wrong with it at once, each with its path, what stood there and what would do, and the warnings. What may be a
     /// credential (a check's header and body, opaque configuration) is not repeated.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let value: Value = serde_json::from_str(text).map_err(ConfigError::NotJson)?;
@@ -309,7 +309,7 @@ impl Config {
         if findings.errors.is_empty() {
             Ok(Self { warnings: findings.warnings, ..config })
         } else {
-            Err(ConfigError::Fields(findings.errors))
+            Err(ConfigError::Fields { errors: findings.errors, warnings: findings.warnings })
         }
     }
 
@@ -568,19 +568,25 @@ impl Expose {
 
 impl Gateway {
     fn read(gateway: &mut Object<'_>) -> Self {
-        let address = |address: &mut Object<'_>| Address {
-            address: address.field("address", "An IP address or a name; default the task's.").text(),
-            port: address.field("port", "The port.").integer(),
-        };
         Self {
             // What is missing or wrong is reported.
             kind: gateway.field("kind", "The kind of gateway.").required().choice(&GATEWAY_KINDS).unwrap_or_default(),
-            lan_address: gateway
-                .field("lanAddress", "Its address inside the datacenter.")
-                .object(Unknown::Refused, address),
-            wan_address: gateway
-                .field("wanAddress", "Its address for other datacenters.")
-                .object(Unknown::Refused, address),
+            lan_address: gateway.field("lanAddress", "Its address inside the datacenter.").object(
+                Unknown::Refused,
+                |lan| Address {
+                    address: lan.field("address", "An IP address or a name; default the task's.").text(),
+                    port: lan.field("port", "The gateway's port; default 8443.").integer(),
+                },
+            ),
+            wan_address: gateway.field("wanAddress", "Its address for other datacenters.").object(
+                Unknown::Refused,
+                |wan| Address {
+                    address: wan
+                        .field("address", "An IP address or a name; without one there is no WAN address.")
+                        .text(),
+                    port: wan.field("port", "The port; default the gateway's.").integer(),
+                },
+            ),
             name: gateway.field("name", "Its name in Consul; default the task family as it is.").service_name(),
             tags: gateway.field("tags", "Its tags.").unique_texts(),
             meta: gateway.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
