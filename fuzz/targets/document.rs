@@ -11,7 +11,7 @@ fuzz_target!(|text: &str| {
             assert!(config.proxy.upstreams.iter().all(|upstream| upstream.local_bind_port != 0));
             assert!(config.warnings.iter().all(|line| !line.contains('\n')));
         }
-        Err(ConfigError::Fields(errors)) => {
+        Err(ConfigError::Fields { errors, .. }) => {
             assert!(!errors.is_empty() && errors.iter().all(|error| !error.to_string().contains('\n')));
         }
         Err(ConfigError::NotJson(_)) => {}

@@ -10,7 +10,7 @@ use std::time::Duration;
 use mesh_tests::consul::Agent;
 use mesh_tests::metadata::Metadata;
 use mesh_tests::process::{Finished, run};
-use mesh_tests::{binary, free_port};
+use mesh_tests::{binary, eventually, free_port};
 use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -124,6 +124,43 @@ async fn every_field_that_the_agent_knows_shows_in_it() {
     assert!(request.contains("X-Some: 1\r\nX-Some: 2\r\n") && request.ends_with("\r\n\r\nthe body"), "{request}");
 }
 
+#[tokio::test]
+async fn every_field_of_a_gateway_shows_in_the_agent_and_its_check_dials_the_lan_address() {
+    let agent = Agent::start().await;
+    let networks = json!([{ "NetworkMode": "awsvpc", "IPv4Addresses": ["127.0.0.3"] }]);
+    let metadata = Metadata::start("family", json!([{ "Name": "sidecar-proxy", "Networks": networks }]));
+    let volume = tempfile::tempdir().unwrap();
+    // There, and not at the task's address.
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let gateway = json!({
+        "kind": "mesh-gateway", "name": "edge", "tags": ["a", "b"], "meta": { "k": "v" },
+        "lanAddress": { "address": "127.0.0.2", "port": port },
+        "wanAddress": { "address": "gw.example.com", "port": 443 },
+        "proxy": { "config": { "connect_timeout_ms": 7, "nested": { "a": [1, 0.1] } } },
+    });
+    let document = json!({ "bootstrapDir": volume.path(), "gateway": gateway });
+    let mut command = Command::new(binary("mesh-init"));
+    command.env_clear().env("CONSUL_HTTP_ADDR", &agent.http).env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri);
+    let finished = run(command.env("CONSUL_ECS_CONFIG_JSON", document.to_string()), BOUND).await;
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+
+    let registered = agent.call("GET", "/v1/agent/service/edge-f1a2", &Value::Null).await;
+    assert_eq!((&registered["Kind"], &registered["Service"]), (&gateway["kind"], &gateway["name"]));
+    assert_eq!((&registered["Tags"], &registered["Meta"]["k"]), (&gateway["tags"], &json!("v")));
+    assert_eq!((&registered["Address"], &registered["Port"]), (&json!("127.0.0.2"), &json!(port)));
+    let tagged = &registered["TaggedAddresses"];
+    assert_eq!(tagged["lan"], json!({ "Address": "127.0.0.2", "Port": port }));
+    assert_eq!(tagged["wan"], json!({ "Address": "gw.example.com", "Port": 443 }));
+    assert_eq!(registered["Proxy"]["Config"], gateway["proxy"]["config"]);
+    eventually("the check has dialled the listener", BOUND, async || {
+        let checks = agent.call("GET", "/v1/agent/checks", &Value::Null).await;
+        let check = checks.as_object().unwrap().values().find(|check| check["Name"] == "mesh-gateway listener");
+        if check.is_some_and(|check| check["Status"] == "passing") { Ok(()) } else { Err(checks.to_string()) }
+    })
+    .await;
+}
+
 async fn validate(arguments: &[&str], document: Option<&str>) -> Finished {
     let mut command = Command::new(binary("mesh-init"));
     command.env_clear().arg("validate").args(arguments);
@@ -135,12 +172,13 @@ async fn validate(arguments: &[&str], document: Option<&str>) -> Finished {
 
 #[tokio::test]
 async fn validate_tells_every_error_on_a_line_or_what_would_be_registered() {
-    let wrong = r#"{"service": {"port": "80"}, "healthSyncContainers": ["a"], "proxy": {"upstreams": [
+    let wrong = r#"{"service": {"port": "80", "adress": 1}, "healthSyncContainers": ["a"], "proxy": {"upstreams": [
         {"destinationName": "a", "localBindPort": 20000}]}, "x": 1}"#;
     let told = validate(&[], Some(wrong)).await;
     assert_eq!((told.code, told.stdout.as_str()), (1, ""));
-    assert_eq!(told.stderr.lines().count(), 4, "{}", told.stderr);
-    assert!(told.stderr.lines().all(|line| line.starts_with("error: ")), "{}", told.stderr);
+    let lines = |kind: &str| told.stderr.lines().filter(|line| line.starts_with(kind)).count();
+    assert_eq!((lines("error: "), lines("warning: service.adress: ")), (4, 1), "{}", told.stderr);
+    assert_eq!(told.stderr.lines().count(), 5, "{}", told.stderr);
     assert!(told.stderr.contains("error: service.port: expected an integer, got \"80\"\n"));
     assert!(told.stderr.contains(" [port-once]\n"), "{}", told.stderr);
 

@@ -326,6 +326,12 @@ async fn a_login_that_fails_says_why_in_one_line_and_leaves_no_token() {
     let mut wrong = Task::that_logs_in(&agent.http);
     wrong.document["consulLogin"]["method"] = "other".into();
     wrong.fails_with(&[agent_at, (bearer, &proof)], &[r#"there is no auth method "other" at http://127"#]).await;
+    // With the default method, which is AWS's and which this Consul can't have.
+    let mut aws = Task::that_logs_in(&agent.http);
+    aws.document["consulLogin"] = json!({ "enabled": true, "includeEntity": false });
+    let key = [agent_at, ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")];
+    let needs = [r#"there is no auth method "iam-ecs-service-token""#, "aws-iam needs Consul 1.12 or later"];
+    aws.fails_with(&key, &needs).await;
     let nowhere = Task::that_logs_in(&format!("127.0.0.1:{}", free_port()));
     nowhere.fails_with(&[agent_at, (bearer, &proof)], &["Consul is not reachable", "Connection refused"]).await;
     let mut authority = Task::that_logs_in(&agent.http);
@@ -341,40 +347,78 @@ async fn a_login_that_fails_says_why_in_one_line_and_leaves_no_token() {
     assert_eq!(logins(&agent).await, Vec::<Value>::new());
 }
 
-/// A request that was made: its first line, its header fields in lower case and its body.
+/// A request that was made: to which address, its first line, its header fields in lower case and its body.
 #[derive(Debug, Clone)]
 struct Made {
+    to: String,
     line: String,
     headers: BTreeMap<String, String>,
     body: String,
 }
 
-/// ECS's endpoint for credentials and, at another path, a Consul that lets anybody log in; both record.
+impl Made {
+    fn path(&self) -> &str {
+        self.line.split([' ', '?']).nth(1).unwrap_or_default()
+    }
+}
+
+/// What was asked of several, in order.
+type Record = Arc<Mutex<Vec<Made>>>;
+
+/// Stands in another's place and records what is asked of it.
 struct Recorder {
     address: String,
-    made: Arc<Mutex<Vec<Made>>>,
+    made: Record,
 }
 
 impl Recorder {
+    /// ECS's endpoint for credentials and, at another path, a Consul that lets anybody log in.
     fn start(credentials: Value, token: &str) -> Self {
+        let login = login_answer(token);
+        Self::answering(Record::default(), move |request| match request.path() {
+            "/credentials" => response("200 OK", &credentials.to_string()),
+            "/v1/acl/login" => response("200 OK", &login),
+            _ => response("200 OK", "null"),
+        })
+    }
+
+    /// A Consul server: it hangs up on the first `lost` logins, and says of the token `unknown` times that it doesn't know it.
+    fn server(made: &Record, token: &str, mut lost: u32, mut unknown: u32) -> Self {
+        let login = login_answer(token);
+        let passed = |left: &mut u32| left.checked_sub(1).map(|fewer| *left = fewer).is_none();
+        Self::answering(made.clone(), move |request| match request.path() {
+            "/v1/acl/login" if passed(&mut lost) => response("200 OK", &login),
+            "/v1/acl/login" => Vec::new(),
+            "/v1/acl/token/self" if passed(&mut unknown) => response("200 OK", "null"),
+            _ => response("403 Forbidden", "ACL not found"),
+        })
+    }
+
+    /// A way to a real agent.
+    fn relay(made: &Record, agent: &str) -> Self {
+        let agent = agent.to_owned();
+        Self::answering(made.clone(), move |request| {
+            let headers = request.headers.iter().filter(|(name, _)| *name != "connection");
+            let headers = headers.map(|(name, value)| format!("{name}: {value}\r\n")).collect::<String>();
+            let text = format!("{}{headers}connection: close\r\n\r\n{}", request.line, request.body);
+            let mut stream = TcpStream::connect(&agent).unwrap();
+            stream.write_all(text.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            answer
+        })
+    }
+
+    fn answering(made: Record, mut answer: impl FnMut(&Made) -> Vec<u8> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let made = Arc::new(Mutex::new(Vec::new()));
-        let recorded = made.clone();
-        let login = json!({ "AccessorID": "a", "SecretID": token, "Description": "" });
+        let (recorded, to) = (made.clone(), address.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let Some(request) = read(&stream) else { continue };
-                let answer = match request.line.split(' ').nth(1).unwrap_or_default() {
-                    "/credentials" => &credentials,
-                    "/v1/acl/login" => &login,
-                    _ => &Value::Null,
-                };
-                recorded.lock().unwrap().push(request);
-                let answer = answer.to_string();
-                let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}", answer.len());
+                let Some(request) = read(&stream, &to) else { continue };
+                recorded.lock().unwrap().push(request.clone());
                 // Who asked may have gone.
-                let _ = (&stream).write_all(format!("{head}\r\n\r\n{answer}").as_bytes());
+                let _ = (&stream).write_all(&answer(&request));
             }
         });
         Self { address, made }
@@ -386,7 +430,15 @@ impl Recorder {
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Made> {
+fn login_answer(token: &str) -> String {
+    json!({ "AccessorID": "a", "SecretID": token, "Description": "" }).to_string()
+}
+
+fn response(status: &str, body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into()
+}
+
+fn read(stream: &TcpStream, to: &str) -> Option<Made> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
@@ -399,7 +451,71 @@ fn read(stream: &TcpStream) -> Option<Made> {
     }
     let mut body = vec![0; headers.get("content-length").map_or(0, |length| length.parse().unwrap())];
     reader.read_exact(&mut body).ok()?;
-    Some(Made { line, headers, body: String::from_utf8(body).unwrap() })
+    Some(Made { to: to.to_owned(), line, headers, body: String::from_utf8(body).unwrap() })
+}
+
+#[tokio::test]
+async fn each_server_knows_the_token_before_the_agent_meets_it() {
+    let agent = Agent::start_with_acls().await;
+    let token = agent.service_token("web").await;
+    let made = Record::default();
+    let one = Recorder::server(&made, &token, 0, 2);
+    let other = Recorder::server(&made, &token, 0, 2);
+    let relay = Recorder::relay(&made, &agent.http);
+    let task = Task::that_logs_in(&format!("{},{}", one.address, other.address));
+    task.starts(&[("CONSUL_HTTP_ADDR", &relay.address), ("CONSUL_LOGIN_BEARER_TOKEN", "proof")]).await;
+
+    let made = made.lock().unwrap();
+    let made = made.iter().map(|made| (made.to.as_str(), made.path())).collect::<Vec<_>>();
+    let (one, other, relay) = (one.address.as_str(), other.address.as_str(), relay.address.as_str());
+    let asks = |server| [(server, "/v1/acl/token/self"); 3];
+    let expected = [
+        &[(one, "/v1/acl/login")],
+        &asks(one)[..],
+        &asks(other),
+        &asks(relay)[..1],
+        &[(relay, "/v1/agent/service/register")],
+    ];
+    assert_eq!(made[..9], expected.concat(), "{made:?}");
+}
+
+#[tokio::test]
+async fn a_login_that_may_have_left_a_token_is_told_once() {
+    let agent = Agent::start_with_acls().await;
+    let token = agent.service_token("web").await;
+    let made = Record::default();
+    let server = Recorder::server(&made, &token, 2, 0);
+    let task = Task::that_logs_in(&server.address);
+    let variables = [("CONSUL_HTTP_ADDR", agent.http.as_str()), ("CONSUL_LOGIN_BEARER_TOKEN", "proof")];
+    let finished = task.starts(&variables).await;
+    assert_eq!(made.lock().unwrap().iter().filter(|made| made.path() == "/v1/acl/login").count(), 3);
+    let told = finished.stderr.matches("if it made a token, that stays until the auth method's MaxTokenTTL").count();
+    assert_eq!(told, 1, "{}", finished.stderr);
+}
+
+#[tokio::test]
+async fn term_before_there_is_any_task_metadata_logs_out_all_the_same() {
+    let agent = Agent::start_with_acls().await;
+    let platform = Platform::trusted_by(&agent, "${value.service}").await;
+    let proof = platform.proof("web");
+    let task = Task::that_logs_in(&agent.http);
+    let variables = [("CONSUL_HTTP_ADDR", agent.http.as_str()), ("CONSUL_LOGIN_BEARER_TOKEN_FILE", path(proof.path()))];
+    task.starts(&variables).await;
+    assert_eq!(logins(&agent).await.len(), 1);
+    let nobody = format!("http://127.0.0.1:{}/v4/x", free_port());
+    let no_metadata = [variables[0], ("ECS_CONTAINER_METADATA_URI_V4", &nobody)];
+
+    // Without TERM the task may run on.
+    let mut sync = Process::spawn(task.command("health-sync", &no_metadata).env("HEALTH_SYNC_TIMEOUT", "1s"));
+    assert_eq!(sync.exit_code(BOUND).await, 1);
+    assert_eq!(logins(&agent).await.len(), 1, "{}", sync.output());
+
+    let mut sync = Process::spawn(&mut task.command("health-sync", &no_metadata));
+    sync.says("waiting for the task metadata", BOUND).await;
+    sync.signal(Signal::TERM);
+    assert_eq!(sync.exit_code(BOUND).await, 1);
+    sync.says("health-sync: TERM before there was any task metadata: nothing was told to Consul", BOUND).await;
+    assert_eq!(logins(&agent).await, Vec::<Value>::new(), "{}", sync.output());
 }
 
 /// A signed request as the auth method finds it in a login.

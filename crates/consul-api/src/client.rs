@@ -144,7 +144,7 @@ impl Client {
             }
             // Unless another call has moved on already.
             let _ = self.current.compare_exchange(current, current + 1, Ordering::Relaxed, Ordering::Relaxed);
-            if tried == servers || !(call.method == Method::GET || error.before_the_request()) {
+            if tried == servers || (call.method != Method::GET && error.may_have_arrived()) {
                 return Err(error);
             }
             tried += 1;

@@ -118,9 +118,13 @@ impl Error {
         matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::NotJoined { .. })
     }
 
-    /// Whether the server cannot have done what it was asked.
-    pub(crate) fn before_the_request(&self) -> bool {
-        matches!(self, Self::Unreachable { source: http::Error::Unreachable { .. }, .. } | Self::NotJoined { .. })
+    /// Whether the server may have done what it was asked, although it gave no answer.
+    #[must_use]
+    pub fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Unreachable { source, .. } => !matches!(source, http::Error::Unreachable { .. }),
+            other => matches!(other, Self::TimedOut { .. }),
+        }
     }
 
     pub(crate) fn from_http(request: String, source: http::Error) -> Self {

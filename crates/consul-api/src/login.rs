@@ -11,6 +11,10 @@ use crate::acl::Token;
 use crate::client::{Call, Client};
 use crate::error::Error;
 
+/// Longer than other calls: Consul's server may itself ask another (STS, an issuer) first, and a second login would make a
+/// second token.
+const LOGIN_TIME: Duration = Duration::from_secs(30);
+
 /// Who asks for a token.
 #[derive(Debug, Clone, Copy)]
 pub struct Login<'a> {
@@ -23,7 +27,8 @@ pub struct Login<'a> {
 }
 
 impl Client {
-    /// Trades the proof for a token. Not repeated by itself where it may have arrived: each login makes a token.
+    /// Trades the proof for a token, within 30 s. Not repeated by itself where it may have arrived
+    /// ([`Error::may_have_arrived`]): each login makes a token.
     ///
     /// # Errors
     /// See [`Error`]; [`Error::PermissionDenied`] with `ACL not found` means that there is no such auth method, with
@@ -39,7 +44,7 @@ impl Client {
         }
         let Login { method, bearer_token, meta } = login;
         let body = Body { auth_method: method, bearer_token: bearer_token.expose(), meta };
-        self.fetch(Call::new(Method::POST, "/v1/acl/login").json(&body)).await
+        self.fetch(Call::new(Method::POST, "/v1/acl/login").json(&body).within(LOGIN_TIME)).await
     }
 
     /// Destroys a token that a login made. One that is gone already is as good.
@@ -61,5 +66,42 @@ impl Client {
     /// See [`Error`]; [`Error::is_unknown_token`] where it doesn't.
     pub async fn knows_token(&self, token: &Secret) -> Result<(), Error> {
         self.execute(Call::new(Method::GET, "/v1/acl/token/self").query("stale", "").token(token)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sidecar_kit::env::Env;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::Config;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_login_has_more_time_than_another_call() {
+        let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = server.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let mut request = [0; 4096];
+                    let _ = stream.read(&mut request).await;
+                    sleep(Duration::from_secs(25)).await;
+                    let token = r#"{"AccessorID":"a","SecretID":"s","Description":""}"#;
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}", token.len());
+                    let _ = stream.write_all(format!("{head}\r\n\r\n{token}").as_bytes()).await;
+                });
+            }
+        });
+        let env = Env::from_iter([("CONSUL_HTTP_ADDR", address.as_str())]);
+        let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+        let (proof, meta) = (Secret::new("proof"), BTreeMap::new());
+        let login = Login { method: "m", bearer_token: &proof, meta: &meta };
+        assert_eq!(client.login(login).await.unwrap().secret_id.expose(), "s");
+        let error = client.knows_token(&proof).await.unwrap_err();
+        assert!(matches!(error, Error::TimedOut { .. }) && error.may_have_arrived(), "{error}");
     }
 }

@@ -125,10 +125,24 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         // What is wrong with them is told now, not at the end.
         servers()?;
     }
+    let log_out = async |instances: &[(&str, &str)]| {
+        let tokens = logout::files(&config.bootstrap_dir, login);
+        match servers() {
+            _ if tokens.is_empty() => Ok(()),
+            Ok(servers) => logout::log_out(&servers, &tokens, instances).await.map_err(RunError::from),
+            Err(error) => Err(error),
+        }
+    };
     let metadata = MetadataClient::from_env(env)?;
     let task = tokio::select! {
         task = metadata.task_within(options.timeout) => task?,
-        _ = signals.next() => return Err(RunError::NothingTold),
+        _ = signals.next() => {
+            // Nothing was written: no status is on its way to the servers.
+            if let Err(error) = log_out(&[]).await {
+                tracing::warn!("{}", one_line(&error));
+            }
+            return Err(RunError::NothingTold);
+        }
     };
     let names = role.names(&task);
     // A gateway has no check of a container: Consul dials its listener.
@@ -150,13 +164,8 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let checks = sync.checks.ids().collect::<Vec<_>>();
     let services = sync.registrations.iter().map(|registration| registration.id.as_str()).collect::<Vec<_>>();
     let left = shutdown::leave_mesh(&sync.consul, &checks, &services, last_write).await;
-    let tokens = logout::files(&config.bootstrap_dir, login);
     let instances = [(names.service.as_str(), names.service_id.as_str()), (&names.proxy, &names.proxy_id)];
-    let logged_out = match servers() {
-        _ if tokens.is_empty() => Ok(()),
-        Ok(servers) => logout::log_out(&servers, &tokens, instances).await.map_err(RunError::from),
-        Err(error) => Err(error),
-    };
+    let logged_out = log_out(&instances).await;
     if let (Err(_), Err(error)) = (&left, &logged_out) {
         tracing::warn!("{}", one_line(error));
     }

@@ -41,18 +41,18 @@ pub fn files(bootstrap_dir: &Path, login: bool) -> Vec<PathBuf> {
 }
 
 /// Waits until the servers have the instances as critical, or no longer, and destroys the tokens. `instances` are names and
-/// IDs of service and proxy.
+/// IDs of service and proxy; none where nothing was told to the agent.
 ///
 /// # Errors
 /// With what is left.
-pub async fn log_out(servers: &Client, files: &[PathBuf], instances: [(&str, &str); 2]) -> Result<(), NotLoggedOut> {
+pub async fn log_out(servers: &Client, files: &[PathBuf], instances: &[(&str, &str)]) -> Result<(), NotLoggedOut> {
     // A file that isn't there was never written, or is somebody else's doing: nothing to destroy.
     let tokens = files.iter().filter_map(|file| Some((file, SecretSource::File(file.clone()).read().ok()?)));
     let tokens = tokens.collect::<Vec<_>>();
     if tokens.is_empty() {
         return Ok(());
     }
-    retried(Instant::now() + ARRIVAL, ATTEMPT, async || out_of_the_mesh(servers, &instances).await)
+    retried(Instant::now() + ARRIVAL, ATTEMPT, async || out_of_the_mesh(servers, instances).await)
         .await
         .map_err(|reason| NotLoggedOut::NotArrived { reason })?;
     let failed = join_all(tokens.iter().map(async |(file, token)| {
@@ -71,7 +71,7 @@ async fn log_out_of(servers: &Client, token: &Secret) -> Result<(), String> {
     servers.logout(token, ATTEMPT).await.map_err(|error| one_line(&error))
 }
 
-async fn out_of_the_mesh(servers: &Client, instances: &[(&str, &str); 2]) -> Result<(), String> {
+async fn out_of_the_mesh(servers: &Client, instances: &[(&str, &str)]) -> Result<(), String> {
     for (name, id) in instances {
         match servers.service_health(name, None, Duration::ZERO).await {
             Ok(found) if found.value.iter().any(|instance| instance.service.id == *id && is_routed_to(instance)) => {

@@ -294,7 +294,7 @@ impl Config {
     /// Reads the document and holds the rules to it.
     ///
     /// # Errors
-    /// All that is wrong with it at once, each with its path, what stood there and what would do. What may be a
+    /// All that is wrong with it at once, each with its path, what stood there and what would do, and the warnings. What may be a
     /// credential (a check's header and body, opaque configuration) is not repeated.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let value: Value = serde_json::from_str(text).map_err(ConfigError::NotJson)?;
@@ -309,7 +309,7 @@ impl Config {
         if findings.errors.is_empty() {
             Ok(Self { warnings: findings.warnings, ..config })
         } else {
-            Err(ConfigError::Fields(findings.errors))
+            Err(ConfigError::Fields { errors: findings.errors, warnings: findings.warnings })
         }
     }
 
@@ -448,8 +448,8 @@ impl Service {
             checks: service
                 .field("checks", "Its checks, which Consul's agent runs.")
                 .objects(Unknown::Refused, Check::read),
-            namespace: service.field("namespace", "Its namespace (Consul Enterprise).").text(),
-            partition: service.field("partition", "Its admin partition (Consul Enterprise).").text(),
+            namespace: service.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
+            partition: service.field("partition", "Its admin partition (Consul Enterprise 1.11).").text(),
         }
     }
 }
@@ -471,12 +471,12 @@ impl Check {
             udp: check.field("udp", "The `host:port` of a UDP check (Consul 1.13).").text(),
             status: check.field("status", "The status it starts with.").choice(&CHECK_STATUSES),
             notes: check.field("notes", "For humans.").text(),
-            tls_server_name: check.field("tlsServerName", "The name to ask for over TLS (Consul 1.9).").text(),
+            tls_server_name: check.field("tlsServerName", "The name to ask for over TLS (Consul 1.10).").text(),
             tls_skip_verify: check.field("tlsSkipVerify", "Don't verify the certificate.").boolean(),
             grpc: check.field("grpc", "The `host:port[/service]` of a gRPC check.").text(),
             grpc_use_tls: check.field("grpcUseTls", "Use TLS for the gRPC check.").boolean(),
             h2ping: check.field("h2ping", "The `host:port` of an HTTP/2 ping check (Consul 1.10).").text(),
-            h2ping_use_tls: check.field("h2pingUseTls", "Use TLS for the HTTP/2 ping check (Consul 1.10).").boolean(),
+            h2ping_use_tls: check.field("h2pingUseTls", "Use TLS for the HTTP/2 ping check (Consul 1.11).").boolean(),
             alias_node: check.field("aliasNode", "The node of an alias check.").text(),
             alias_service: check.field("aliasService", "The service ID of an alias check.").text(),
             success_before_passing: check
@@ -527,10 +527,10 @@ impl Upstream {
                 .field("destinationType", "A service or a prepared query; default a service.")
                 .choice(&DESTINATION_TYPES),
             destination_namespace: upstream
-                .field("destinationNamespace", "The upstream's namespace (Consul Enterprise).")
+                .field("destinationNamespace", "The upstream's namespace (Consul Enterprise 1.7).")
                 .text(),
             destination_partition: upstream
-                .field("destinationPartition", "The upstream's admin partition (Consul Enterprise).")
+                .field("destinationPartition", "The upstream's admin partition (Consul Enterprise 1.11).")
                 .text(),
             destination_name: upstream
                 .field("destinationName", "The name of the service or of the prepared query.")
@@ -568,24 +568,30 @@ impl Expose {
 
 impl Gateway {
     fn read(gateway: &mut Object<'_>) -> Self {
-        let address = |address: &mut Object<'_>| Address {
-            address: address.field("address", "An IP address or a name; default the task's.").text(),
-            port: address.field("port", "The port.").integer(),
-        };
         Self {
             // What is missing or wrong is reported.
             kind: gateway.field("kind", "The kind of gateway.").required().choice(&GATEWAY_KINDS).unwrap_or_default(),
-            lan_address: gateway
-                .field("lanAddress", "Its address inside the datacenter.")
-                .object(Unknown::Refused, address),
-            wan_address: gateway
-                .field("wanAddress", "Its address for other datacenters.")
-                .object(Unknown::Refused, address),
+            lan_address: gateway.field("lanAddress", "Its address inside the datacenter.").object(
+                Unknown::Refused,
+                |lan| Address {
+                    address: lan.field("address", "An IP address or a name; default the task's.").text(),
+                    port: lan.field("port", "The gateway's port; default 8443.").integer(),
+                },
+            ),
+            wan_address: gateway.field("wanAddress", "Its address for other datacenters.").object(
+                Unknown::Refused,
+                |wan| Address {
+                    address: wan
+                        .field("address", "An IP address or a name; without one there is no WAN address.")
+                        .text(),
+                    port: wan.field("port", "The port; default the gateway's.").integer(),
+                },
+            ),
             name: gateway.field("name", "Its name in Consul; default the task family as it is.").service_name(),
             tags: gateway.field("tags", "Its tags.").unique_texts(),
             meta: gateway.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
-            namespace: gateway.field("namespace", "Its namespace (Consul Enterprise).").text(),
-            partition: gateway.field("partition", "Its admin partition (Consul Enterprise).").text(),
+            namespace: gateway.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
+            partition: gateway.field("partition", "Its admin partition (Consul Enterprise 1.11).").text(),
             config: gateway
                 .field("proxy", "The gateway's proxy.")
                 .object(Unknown::Warned, |proxy| {

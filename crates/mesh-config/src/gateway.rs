@@ -94,7 +94,9 @@ impl<'a> Role<'a> {
     #[must_use]
     pub fn ready_bind(self, task: &Task) -> Option<String> {
         let Self::Gateway(gateway @ Gateway { kind: GatewayKind::Ingress, .. }) = self else { return None };
-        let any = if ip(task).is_some_and(|ip| ip.is_ipv6()) { "[::]" } else { "0.0.0.0" };
+        // Of a name the family is not known: it is taken for the task's.
+        let ip = dialled(gateway, task).parse::<IpAddr>().ok().or_else(|| task.private_ip()?.parse().ok());
+        let any = if ip.is_some_and(|ip| ip.is_ipv6()) { "[::]" } else { "0.0.0.0" };
         Some(format!("{any}:{}", port(gateway)))
     }
 }
@@ -102,7 +104,7 @@ impl<'a> Role<'a> {
 /// The registration of a gateway: no address of its own unless the document has one, since the agent's is the task's.
 fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistration {
     let port = port(gateway);
-    let lan = gateway.lan_address.as_ref().and_then(|lan| given(lan.address.as_deref()));
+    let lan = lan(gateway);
     let wan = gateway.wan_address.as_ref();
     let wan = wan.and_then(|wan| Some((given(wan.address.as_deref())?, wan.port.filter(|port| *port != 0))));
     let mut tagged_addresses = BTreeMap::new();
@@ -113,7 +115,7 @@ fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistr
         let port = wan_port.unwrap_or(port);
         tagged_addresses.insert("wan".to_owned(), ServiceAddress { address: address.to_owned(), port });
     }
-    let dialled = lan.or(task.private_ip()).unwrap_or("127.0.0.1");
+    let dialled = dialled(gateway, task);
     let dialled = match dialled.parse::<Ipv6Addr>() {
         Ok(ip) => format!("[{ip}]:{port}"),
         Err(_) => format!("{dialled}:{port}"),
@@ -155,8 +157,13 @@ fn given(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
 }
 
-fn ip(task: &Task) -> Option<IpAddr> {
-    task.private_ip()?.parse().ok()
+fn lan(gateway: &Gateway) -> Option<&str> {
+    given(gateway.lan_address.as_ref()?.address.as_deref())
+}
+
+/// The IP address or name that the check dials.
+fn dialled<'a>(gateway: &'a Gateway, task: &'a Task) -> &'a str {
+    lan(gateway).or(task.private_ip()).unwrap_or("127.0.0.1")
 }
 
 #[cfg(test)]
@@ -240,10 +247,10 @@ mod tests {
 
     #[test]
     fn a_gateway_goes_before_a_service_and_an_ingress_gateway_alone_needs_a_readiness_listener() {
-        let ready = |kind: &str, task: &Task| {
+        let ready_at = |kind: &str, address: &str, task: &Task| {
             let document = json!({
                 "bootstrapDir": "/consul", "service": { "port": 80 },
-                "gateway": { "kind": kind, "lanAddress": { "port": 9443 } },
+                "gateway": { "kind": kind, "lanAddress": { "address": address, "port": 9443 } },
             });
             let config = Config::parse(&document.to_string()).unwrap();
             let role = Role::of(&config);
@@ -251,9 +258,16 @@ mod tests {
             assert_eq!(role.registrations(&config, &role.names(task), task).len(), 1);
             role.ready_bind(task)
         };
+        let ready = |kind: &str, task: &Task| ready_at(kind, "", task);
         assert_eq!(ready("ingress-gateway", &v4()).as_deref(), Some("0.0.0.0:9443"));
         let v6 = task(&json!({ "NetworkMode": "awsvpc", "IPv6Addresses": ["fd00::1"] }));
         assert_eq!(ready("ingress-gateway", &v6).as_deref(), Some("[::]:9443"));
+        // On the family that the check dials.
+        for (address, task, any) in
+            [("fd00::7", v4(), "[::]"), ("10.9.9.9", v6.clone(), "0.0.0.0"), ("gw.example.com", v6, "[::]")]
+        {
+            assert_eq!(ready_at("ingress-gateway", address, &task), Some(format!("{any}:9443")), "{address}");
+        }
         for kind in ["mesh-gateway", "terminating-gateway"] {
             assert_eq!(ready(kind, &v4()), None);
         }

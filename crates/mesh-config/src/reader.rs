@@ -39,8 +39,24 @@ pub enum ConfigError {
     #[error("not JSON")]
     NotJson(#[source] serde_json::Error),
     /// The document has fields that are missing, unknown or hold what they may not: all of them.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Fields(Vec<FieldError>),
+    #[error("{}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Fields {
+        /// What is wrong.
+        errors: Vec<FieldError>,
+        /// What would only warn.
+        warnings: Vec<String>,
+    },
+}
+
+impl ConfigError {
+    /// What would only warn, were there no errors.
+    #[must_use]
+    pub fn warnings(&self) -> &[String] {
+        match self {
+            Self::NotJson(_) => &[],
+            Self::Fields { warnings, .. } => warnings,
+        }
+    }
 }
 
 /// What came to light while reading.

@@ -29,10 +29,16 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "gateway-first",
-        about: "With both `service` and `gateway` the gateway is registered; `service`, `proxy` and `healthSyncContainers` \
-                are not used.",
+        about: "Beside `gateway` nothing of `service`, `proxy` and `healthSyncContainers` is used: the gateway is \
+                registered, with `gateway.proxy`.",
         warns: true,
         check: gateway_first,
+    },
+    Rule {
+        name: "wan-address",
+        about: "`gateway.wanAddress` has an `address`: a port without one is not used.",
+        warns: true,
+        check: wan_address,
     },
     Rule {
         name: "one-kind-of-checks",
@@ -139,13 +145,32 @@ fn service_or_gateway(document: &Value, broken: &mut Broken) {
 }
 
 fn gateway_first(document: &Value, broken: &mut Broken) {
-    if document["service"].is_object() && document["gateway"].is_object() {
-        broken.got("gateway", "both", "no service beside it; the gateway is registered, the service is not");
+    let unused = [
+        ("service", document["service"].is_object()),
+        ("proxy", !document["proxy"].is_null()),
+        ("healthSyncContainers", filled(&document["healthSyncContainers"])),
+    ];
+    let unused = unused.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect::<Vec<_>>();
+    if document["gateway"].is_object() && !unused.is_empty() {
+        let expected =
+            "no service, proxy or healthSyncContainers beside it; the gateway is registered, with gateway.proxy";
+        broken.got("gateway", unused.join(", "), expected);
     }
 }
 
+fn wan_address(document: &Value, broken: &mut Broken) {
+    let wan = &document["gateway"]["wanAddress"];
+    let port = whole_number(&wan["port"]).is_some_and(|port| port != 0);
+    if port && (wan["address"].is_null() || wan["address"] == "") {
+        broken.missing("gateway.wanAddress.address", "an IP address or a name; the port alone is not used");
+    }
+}
+
+fn filled(array: &Value) -> bool {
+    array.as_array().is_some_and(|array| !array.is_empty())
+}
+
 fn one_kind_of_checks(document: &Value, broken: &mut Broken) {
-    let filled = |array: &Value| array.as_array().is_some_and(|array| !array.is_empty());
     let both = filled(&document["service"]["checks"]) && filled(&document["healthSyncContainers"]);
     if both && document.get("gateway").is_none() {
         broken.got("service.checks", "both", "checks here or healthSyncContainers");

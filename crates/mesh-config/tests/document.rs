@@ -1,6 +1,6 @@
 //! The document as teams write it: what is read, and what is said about what cannot be.
 
-use mesh_config::{CheckStatus, Config, ConfigError, DestinationType, GatewayKind, LogLevel, MeshGatewayMode};
+use mesh_config::{CheckStatus, Config, ConfigError, DestinationType, GatewayKind, LogLevel, MeshGatewayMode, rules};
 use serde_json::{Value, json};
 
 /// The error's line.
@@ -61,6 +61,10 @@ fn all_that_is_wrong_is_told_at_once_with_path_value_and_what_would_do() {
     }
     assert_eq!(line.lines().count(), 1);
     assert_eq!(line.split("; ").count(), 14, "{line}");
+    // What would only warn is not lost.
+    let warnings = Config::parse(&text.replace(r#""port": "80""#, r#""port": "80", "adress": 1"#));
+    let warnings = warnings.unwrap_err().warnings().to_vec();
+    assert!(warnings.len() == 1 && warnings[0].starts_with("service.adress: "), "{warnings:?}");
 }
 
 #[test]
@@ -135,10 +139,15 @@ fn broken(change: impl FnOnce(&mut Value)) -> Vec<&'static str> {
     change(&mut document);
     match Config::parse(&document.to_string()) {
         Ok(config) => {
-            assert!(config.warnings.iter().all(|line| line.ends_with(" [gateway-first]")), "{:?}", config.warnings);
-            config.warnings.iter().map(|_| "gateway-first").collect()
+            let of = |line: &String| {
+                let rule = rules::RULES.iter().find(|rule| rule.warns && line.ends_with(&format!(" [{}]", rule.name)));
+                rule.unwrap_or_else(|| panic!("no rule in {line}")).name
+            };
+            config.warnings.iter().map(of).collect()
         }
-        Err(ConfigError::Fields(errors)) => errors.iter().map(|error| error.rule.expect("a rule's name")).collect(),
+        Err(ConfigError::Fields { errors, .. }) => {
+            errors.iter().map(|error| error.rule.expect("a rule's name")).collect()
+        }
         Err(error) => panic!("{error}"),
     }
 }
@@ -158,6 +167,23 @@ fn each_rule_is_held_by_its_name() {
         d["gateway"] = json!({ "kind": "mesh-gateway" });
     });
     assert_eq!(gateway_with_both, ["gateway-first"]);
+    let gateway_beside = |name: &str, value: Value| {
+        broken(|d| {
+            *d = json!({ "bootstrapDir": "/consul", "gateway": { "kind": "mesh-gateway" } });
+            d[name] = value;
+        })
+    };
+    let config = json!({ "config": { "protocol": "http" } });
+    for (name, value) in
+        [("service", json!({ "port": 1 })), ("proxy", config), ("healthSyncContainers", json!(["app"]))]
+    {
+        assert_eq!(gateway_beside(name, value), ["gateway-first"], "{name}");
+    }
+    for (name, value) in
+        [("proxy", json!(null)), ("healthSyncContainers", json!(null)), ("healthSyncContainers", json!([]))]
+    {
+        assert_eq!(gateway_beside(name, value), none, "{name}");
+    }
 
     for (pointer, zero_is_none) in [
         ("/service/port", true),
@@ -178,14 +204,19 @@ fn each_rule_is_held_by_its_name() {
         assert_eq!(set(json!(65535.0)), none, "{pointer}");
         assert_eq!(set(json!(0)).is_empty(), zero_is_none, "{pointer}");
     }
-    let gateway_port = |port: Value| {
+    let gateway_port = |address: Value, port: Value| {
         broken(|d| {
             remove(d, "service");
-            d["gateway"] = json!({ "kind": "mesh-gateway", "wanAddress": { "port": port } });
+            remove(d, "proxy");
+            d["gateway"] = json!({ "kind": "mesh-gateway", "wanAddress": { "address": address, "port": port } });
         })
     };
-    assert_eq!(gateway_port(json!(65536)), ["port-range"]);
-    assert_eq!(gateway_port(json!(0)), none);
+    assert_eq!(gateway_port(json!("a"), json!(65536)), ["port-range"]);
+    assert_eq!(gateway_port(json!("a"), json!(443)), none);
+    for no_address in [json!(null), json!("")] {
+        assert_eq!(gateway_port(no_address.clone(), json!(0)), none);
+        assert_eq!(gateway_port(no_address, json!(443)), ["wan-address"]);
+    }
 
     assert_eq!(broken(|d| d["proxy"]["upstreams"][1]["localBindPort"] = json!(1)), ["port-once"]);
     assert_eq!(broken(|d| d["proxy"]["upstreams"][1]["localBindPort"] = json!(20000)), ["port-once"]);

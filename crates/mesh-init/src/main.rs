@@ -59,10 +59,12 @@ struct RunArguments {
     /// tells, else 8502, on the loopback address].
     #[arg(long, value_name = "ADDRESS", env = "CONSUL_GRPC_ADDR")]
     grpc_addr: Option<String>,
-    /// The file with the CA certificate of the agent's gRPC [default: CONSUL_CACERT].
+    /// The file with the CA certificate of the agent's gRPC [default: for https:// CONSUL_CACERT_PEM or
+    /// CONSUL_CACERT; for unix:// none, plain text].
     #[arg(long, value_name = "FILE", env = "CONSUL_GRPC_CACERT")]
     grpc_ca_file: Option<String>,
-    /// The directory with the CA certificates of the agent's gRPC [default: CONSUL_CAPATH].
+    /// The directory with the CA certificates of the agent's gRPC [default: for https:// CONSUL_CAPATH; for
+    /// unix:// none, plain text].
     #[arg(long, value_name = "DIRECTORY", env = "CONSUL_GRPC_CAPATH")]
     grpc_ca_path: Option<String>,
     /// The address of Envoy's admin interface [default: the loopback address, port 19000].

@@ -22,40 +22,50 @@ pub(crate) fn refused(error: &Error) -> Option<String> {
 }
 
 /// The field that an agent has taken and forgotten. One without namespaces answers without a namespace: it would connect
-/// an upstream of another namespace to the service of that name in its own (tried, 1.8). One before Consul 1.11 ignores
-/// the query parameter `partition` (tried, 1.8).
+/// an upstream of another namespace to the service of that name in its own (tried, 1.8), and since Consul 1.11 one of another
+/// partition too. One before Consul 1.11 ignores the query parameter `partition` (tried, 1.8).
 pub(crate) fn forgotten(
     asked: &Config,
     registrations: &[ServiceRegistration],
     registered: &AgentService,
 ) -> Option<&'static str> {
     let given = |name: Option<&str>| name.is_some_and(|name| !name.is_empty() && !name.eq_ignore_ascii_case("default"));
-    let mut upstreams =
-        registrations.iter().filter_map(|service| service.proxy.as_ref()).flat_map(|proxy| &proxy.upstreams);
+    let upstreams =
+        || registrations.iter().filter_map(|service| service.proxy.as_ref()).flat_map(|proxy| &proxy.upstreams);
     if given(asked.namespace()) && registered.namespace.is_none() {
         Some(NAMESPACE)
     } else if given(asked.partition()) && registered.partition.is_none() {
         Some(PARTITION)
     } else if registered.namespace.is_none()
-        && upstreams.any(|upstream| given(upstream.destination_namespace.as_deref()))
+        && upstreams().any(|upstream| given(upstream.destination_namespace.as_deref()))
     {
         Some("DestinationNamespace")
+    } else if registered.partition.is_none()
+        && upstreams().any(|upstream| given(upstream.destination_partition.as_deref()))
+    {
+        Some("DestinationPartition")
     } else {
         None
     }
 }
 
-/// What to do where an agent does not know a field. docs/compatibility.md has the same table.
+/// The fields that not every Consul knows, and what they need. The document's own description and docs/compatibility.md have
+/// the same versions.
+const CURES: [(&str, &str); 8] = [
+    ("TLSServerName", "the TLS server name of a check needs Consul 1.10 or later"),
+    ("H2PING", "h2ping checks need Consul 1.10 or later"),
+    ("H2PingUseTLS", "h2ping checks with a choice of TLS need Consul 1.11 or later"),
+    ("UDP", "UDP checks need Consul 1.13 or later"),
+    (NAMESPACE, "namespaces need Consul Enterprise 1.7 or later"),
+    ("DestinationNamespace", "namespaces need Consul Enterprise 1.7 or later"),
+    (PARTITION, "admin partitions need Consul Enterprise 1.11 or later"),
+    ("DestinationPartition", "admin partitions need Consul Enterprise 1.11 or later"),
+];
+
+/// What to do where an agent does not know a field.
 pub(crate) fn cure(field: &str) -> &'static str {
-    match field {
-        "TLSServerName" => "the TLS server name of a check needs Consul 1.10 or later",
-        "H2PING" => "h2ping checks need Consul 1.10 or later",
-        "H2PingUseTLS" => "h2ping checks with a choice of TLS need Consul 1.11 or later",
-        "UDP" => "UDP checks need Consul 1.13 or later",
-        "Namespace" | "DestinationNamespace" => "namespaces need Consul Enterprise 1.7 or later",
-        "Partition" | "DestinationPartition" => "admin partitions need Consul Enterprise 1.11 or later",
-        _ => "remove it from the configuration or use a later Consul",
-    }
+    let known = CURES.iter().find(|(name, _)| *name == field);
+    known.map_or("remove it from the configuration or use a later Consul", |(_, cure)| cure)
 }
 
 #[cfg(test)]
@@ -66,13 +76,8 @@ mod tests {
 
     use super::*;
 
-    fn forgets(
-        variables: &[(&'static str, &'static str)],
-        destination: Option<&str>,
-        answer: &str,
-    ) -> Option<&'static str> {
+    fn forgets(variables: &[(&'static str, &'static str)], upstream: Upstream, answer: &str) -> Option<&'static str> {
         let asked = Config::from_env(&Env::from_iter(variables.iter().copied())).unwrap();
-        let upstream = Upstream { destination_namespace: destination.map(str::to_owned), ..Upstream::default() };
         let proxy = Proxy { upstreams: vec![upstream], ..Proxy::default() };
         let proxy = ServiceRegistration { proxy: Some(proxy), ..ServiceRegistration::default() };
         let mut service = json!({ "ID": "p", "Service": "p" });
@@ -82,14 +87,40 @@ mod tests {
 
     #[test]
     fn an_answer_without_the_place_that_was_asked_for_has_forgotten_it() {
-        let partition = [("CONSUL_PARTITION", "ap1")];
-        assert_eq!(forgets(&partition, None, "{}"), Some("Partition"));
-        assert_eq!(forgets(&partition, None, r#"{"Partition":"ap1","Namespace":"default"}"#), None);
-        assert_eq!(forgets(&[("CONSUL_NAMESPACE", "a")], None, "{}"), Some("Namespace"));
-        assert_eq!(forgets(&[], Some("a"), "{}"), Some("DestinationNamespace"));
-        assert_eq!(forgets(&[], Some("a"), r#"{"Namespace":"default"}"#), None);
-        for harmless in [None, Some(""), Some("default")] {
-            assert_eq!(forgets(&[("CONSUL_PARTITION", "default")], harmless, "{}"), None, "{harmless:?}");
+        let local = Upstream::default;
+        let namespace = |name: &str| Upstream { destination_namespace: Some(name.to_owned()), ..local() };
+        let partition = |name: &str| Upstream { destination_partition: Some(name.to_owned()), ..local() };
+        let enterprise = r#"{"Partition":"default","Namespace":"default"}"#;
+
+        assert_eq!(forgets(&[("CONSUL_PARTITION", "ap1")], local(), "{}"), Some("Partition"));
+        assert_eq!(forgets(&[("CONSUL_PARTITION", "ap1")], local(), r#"{"Partition":"ap1"}"#), None);
+        assert_eq!(forgets(&[("CONSUL_NAMESPACE", "a")], local(), "{}"), Some("Namespace"));
+        assert_eq!(forgets(&[], namespace("a"), "{}"), Some("DestinationNamespace"));
+        assert_eq!(forgets(&[], namespace("a"), enterprise), None);
+        assert_eq!(forgets(&[], partition("a"), "{}"), Some("DestinationPartition"));
+        assert_eq!(forgets(&[], partition("a"), enterprise), None);
+        for harmless in [local(), namespace(""), namespace("default"), partition("Default")] {
+            assert_eq!(forgets(&[("CONSUL_PARTITION", "default")], harmless.clone(), "{}"), None, "{harmless:?}");
+        }
+    }
+
+    #[test]
+    fn a_field_needs_the_same_version_here_in_its_description_and_in_the_table_of_versions() {
+        let table = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
+        let table = std::fs::read_to_string(table).unwrap();
+        let reference = mesh_config::shape::reference();
+        for (field, cure) in CURES {
+            let version = cure.split_once("Consul ").unwrap().1.strip_suffix(" or later").unwrap();
+            let row =
+                table.lines().find(|row| row.contains(&format!("| `{field}`"))).unwrap_or_else(|| panic!("{field}"));
+            assert!(row.contains(&format!("| {version} |")), "{version} is not in {row}");
+            let start = format!("| `{field}` |").to_lowercase();
+            let described =
+                reference.lines().filter(|line| line.to_lowercase().starts_with(&start)).collect::<Vec<_>>();
+            assert!(!described.is_empty(), "{field}");
+            for line in described {
+                assert!(line.ends_with(&format!("(Consul {version}). |")), "{version} is not in {line}");
+            }
         }
     }
 }

@@ -216,13 +216,16 @@ async fn finish(
 
 /// Reads the document and starts logging with its level.
 fn read_config(env: &Env) -> Result<Config, RunError> {
-    let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
-    let level = config.log_level.and_then(|level| level.as_str().parse().ok());
+    let read = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?);
+    let (level, warnings) = match &read {
+        Ok(config) => (config.log_level.and_then(|level| level.as_str().parse().ok()), &*config.warnings),
+        Err(error) => (None, error.warnings()),
+    };
     log::init(env, level)?;
-    for warning in &config.warnings {
+    for warning in warnings {
         tracing::warn!("{VARIABLE}: {warning}");
     }
-    Ok(config)
+    read.map_err(RunError::Config)
 }
 
 /// The login that the document asks for, and the file that its token goes to.

@@ -35,15 +35,20 @@ pub fn run(file: Option<&Path>, env: &Env) -> Result<ExitCode, ValidateError> {
         }
         None => env.get(VARIABLE).ok_or(ValidateError::NoConfig(RunError::NoConfig))?.to_owned(),
     };
-    match Config::parse(&text) {
+    let read = Config::parse(&text);
+    let warnings = match &read {
+        Ok(config) => &config.warnings,
+        Err(error) => error.warnings(),
+    };
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
+    match read {
         Ok(config) => {
-            for warning in &config.warnings {
-                eprintln!("warning: {warning}");
-            }
             println!("valid: {}", registers(&config));
             Ok(ExitCode::SUCCESS)
         }
-        Err(ConfigError::Fields(errors)) => {
+        Err(ConfigError::Fields { errors, .. }) => {
             for error in errors {
                 eprintln!("error: {error}");
             }

@@ -78,14 +78,12 @@ pub enum LoginError {
     Tls(#[from] TlsOptionsError),
     #[error("{BEARER_TOKEN}_FILE")]
     BearerToken(#[from] SecretFileError),
-    #[error("there is no auth method {method:?} at {address}: check its name")]
-    NoMethod { method: String, address: String, source: Box<consul_api::Error> },
+    #[error("there is no auth method {method:?} at {address}: check its name{needs}")]
+    NoMethod { method: String, address: String, needs: &'static str, source: Box<consul_api::Error> },
     #[error(
         "the auth method {method:?} refuses this task: check its binding rules and that it trusts the task's role or issuer"
     )]
     Denied { method: String, source: Box<consul_api::Error> },
-    #[error("this Consul doesn't know logins or the auth method's type: AWS IAM needs Consul 1.12 or later")]
-    Old(#[source] consul_api::Error),
     #[error(transparent)]
     Consul(#[from] consul_api::Error),
     #[error(transparent)]
@@ -128,6 +126,8 @@ pub struct Login {
     bound: Duration,
     /// Whether a token was made; one that was there before is not given back.
     made: Cell<bool>,
+    /// Whether a login may have made a token that nobody was told.
+    lost: Cell<bool>,
 }
 
 /// The servers for a login ([`Config::of_servers`]). Neither the agent's token nor a namespace goes with it: auth methods are
@@ -176,6 +176,7 @@ impl Login {
             file,
             bound,
             made: Cell::new(false),
+            lost: Cell::new(false),
         })
     }
 
@@ -249,13 +250,22 @@ impl Login {
 
     fn judge(&self, source: consul_api::Error) -> LoginError {
         let method = self.settings.method.clone();
+        if source.may_have_arrived() && !self.lost.replace(true) {
+            tracing::warn!(
+                "a login had no answer ({}): if it made a token, that stays until the auth method's MaxTokenTTL",
+                one_line(&source)
+            );
+        }
         match &source {
             error if error.is_unknown_token() => {
                 let address = self.servers.config().address().to_owned();
-                LoginError::NoMethod { method, address, source: source.into() }
+                let needs = match self.proof {
+                    Proof::Aws { .. } => "; one of type aws-iam needs Consul 1.12 or later",
+                    Proof::Given(_) => "",
+                };
+                LoginError::NoMethod { method, address, needs, source: source.into() }
             }
             consul_api::Error::PermissionDenied { .. } => LoginError::Denied { method, source: source.into() },
-            consul_api::Error::NotFound { .. } => LoginError::Old(source),
             _ => LoginError::Consul(source),
         }
     }
