@@ -138,6 +138,11 @@ impl Aws {
         put(&mut self.state(), name, text);
     }
 
+    /// The secret is no longer there.
+    pub fn remove_secret(&self, name: &str) {
+        self.state().secrets.remove(name);
+    }
+
     /// A secret's value as JSON; null if there is none or it isn't JSON.
     #[must_use]
     pub fn secret(&self, name: &str) -> Value {

@@ -200,6 +200,47 @@ async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
 }
 
 #[tokio::test]
+async fn the_token_of_a_secret_that_became_unusable_is_kept_right_and_goes_after_the_grace() {
+    let services = ["garbage", "forbidden", "missing"];
+    let world = World::new(&services).await;
+    let tasks = services.map(|service| world.aws.run(service, service));
+    let controller = world.start_with(&["--grace", "3s"]);
+    for service in services {
+        world.settles(service).await;
+    }
+    world.aws.refuse("GetSecretValue p-forbidden", "AccessDeniedException");
+    world.aws.set_secret("p-garbage", "no token");
+    world.aws.set_secret("p-forbidden", "{}");
+    world.aws.remove_secret("p-missing");
+    for (service, says) in services.into_iter().zip(["does not hold a token", "is refused", "does not exist"]) {
+        controller.says(&format!("service {service}: "), BOUND).await;
+        controller.says(says, BOUND).await;
+        let mut token = world.tokens(service).await.remove(0);
+        token["Policies"] = json!([{ "Name": "global-management" }]);
+        world.agent.call("PUT", &format!("/v1/acl/token/{}", token["AccessorID"].as_str().unwrap()), &token).await;
+    }
+    for service in services {
+        eventually(&format!("what the token of {service} may besides is taken back"), 2 * BOUND, async || {
+            let token = world.tokens(service).await.remove(0);
+            if token["Policies"].is_null() { Ok(()) } else { Err(token.to_string()) }
+        })
+        .await;
+    }
+    for task in &tasks {
+        world.aws.forget(task);
+    }
+    for service in services {
+        eventually(&format!("the token of {service} goes"), 3 * BOUND, async || {
+            let tokens = world.tokens(service).await;
+            if tokens.is_empty() { Ok(()) } else { Err(format!("{tokens:?}")) }
+        })
+        .await;
+    }
+    assert!(world.aws.texts().contains(&"no token".to_owned()), "what is not ours stays");
+    assert_eq!(world.aws.secret("p-forbidden"), json!({}));
+}
+
+#[tokio::test]
 async fn a_service_without_tasks_loses_its_token_after_the_grace_and_not_before() {
     let world = World::new(&["web", "api"]).await;
     let task = world.aws.run("1", "web");
