@@ -156,7 +156,7 @@ impl Aws {
     }
 
     /// Refuses a call, or a call for one secret (`PutSecretValue p-web`) or one task first of all (`DescribeTasks <ARN>`), with an
-    /// error's code from now on.
+    /// error's code from now on; `Code: message` for another message than that the role is refused.
     pub fn refuse(&self, call: &str, code: &str) {
         self.state().refused.insert(call.to_owned(), code.to_owned());
     }
@@ -234,7 +234,10 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
         let answer = {
             let mut state = state.lock().expect("no other thread panics");
             match state.refused.get(&name).or(state.refused.get(&of_that)) {
-                Some(code) => Err((code.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}"))),
+                Some(refusal) => Err(match refusal.split_once(": ") {
+                    Some((code, message)) => (code.to_owned(), message.to_owned()),
+                    None => (refusal.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}")),
+                }),
                 None if !signed(&head) => Err(("MissingAuthenticationTokenException".into(), "not signed".into())),
                 None => respond(&mut state, &name, &body),
             }

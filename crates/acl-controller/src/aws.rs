@@ -210,7 +210,8 @@ impl Aws {
                 let said = refused.message().unwrap_or("no reason given").to_owned();
                 match code.as_str() {
                     "AccessDeniedException" | "AccessDenied" | "UnauthorizedOperation" => {
-                        Error::Denied { call, said, policy: self.statement(call) }
+                        let policy = if said.contains("KMS") { self.key_statement(call) } else { self.statement(call) };
+                        Error::Denied { call, said, policy }
                     }
                     // What is marked for deletion is as good as gone.
                     "ResourceNotFoundException" => Error::NotFound { call, said },
@@ -246,6 +247,16 @@ impl Aws {
             _ => "*".to_owned(),
         };
         format!(r#"{{"Effect":"Allow","Action":"{call}","Resource":"{resource}"}}"#)
+    }
+
+    /// The statement that allows a call to use the key of its secret, where that is not AWS's own.
+    fn key_statement(&self, call: &str) -> String {
+        let Place { partition, region, account, .. } = &self.place;
+        let action = match call {
+            "secretsmanager:PutSecretValue" => r#"["kms:Decrypt","kms:GenerateDataKey"]"#,
+            _ => r#""kms:Decrypt""#,
+        };
+        format!(r#"{{"Effect":"Allow","Action":{action},"Resource":"arn:{partition}:kms:{region}:{account}:key/KEY"}}"#)
     }
 
     /// All running tasks, also those that are to stop and still run. Lists page by page, and describes each page while the next

@@ -81,6 +81,20 @@ async fn a_call_that_is_not_allowed_is_named_with_the_policy_that_allows_it() {
         controller.says(&policy, BOUND).await;
         world.aws.refuse_nothing();
     }
+    // With a key of the account's own.
+    let rows = [
+        ("GetSecretValue", r#""kms:Decrypt""#),
+        ("PutSecretValue", r#"["kms:Decrypt","kms:GenerateDataKey"]"#),
+    ];
+    for (call, actions) in rows {
+        world.aws.refuse(call, "AccessDeniedException: Access to KMS is not allowed");
+        world.aws.set_secret("p-consul-client-token", "{}");
+        let policy =
+            format!(r#"{{"Effect":"Allow","Action":{actions},"Resource":"arn:aws:kms:eu-north-1:*:key/KEY"}}"#);
+        controller.says(&format!("secretsmanager:{call}: Access to KMS is not allowed; the task"), BOUND).await;
+        controller.says(&policy, BOUND).await;
+        world.aws.refuse_nothing();
+    }
     let rows = [
         (
             "session_prefix \"\" { policy = \"write\" }\nkey_prefix \"\" { policy = \"write\" }",
