@@ -186,11 +186,24 @@ async fn one_that_is_cut_off_from_consul_stops_and_another_takes_over() {
     let address = listens(&command);
     let first = Process::spawn(command.env("CONSUL_HTTP_ADDR", &way.address));
     first.says("holding the lock", BOUND).await;
+    let leads = async |leads: f64| {
+        eventually(&format!("its gauge is {leads}"), BOUND, async || {
+            let gauge = metrics(&address).await["acl_controller_leader"];
+            if gauge == leads { Ok(()) } else { Err(gauge.to_string()) }
+        })
+        .await;
+    };
+    // For less than the session's TTL at first.
+    way.set(FROZEN);
+    leads(0.0).await;
+    way.set(OPEN);
+    leads(1.0).await;
     let second = Process::spawn(&mut world.command("second"));
     second.says("standing by", BOUND).await;
     way.set(FROZEN);
     let cut = Instant::now();
     second.says("holding the lock", TAKEOVER).await;
+    leads(0.0).await;
     assert!(cut.elapsed() >= Duration::from_secs(5), "not while the first may still write");
     eventually("it is not ready", BOUND, async || {
         match http::request("GET", &format!("{address}/readyz"), &[], "").await?.0 {
