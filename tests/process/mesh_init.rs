@@ -412,7 +412,11 @@ async fn a_token_that_consul_does_not_know_is_waited_for_until_the_bound_and_nev
     let agent = Agent::start_with_acls().await;
     let token = "11111111-2222-3333-4444-555555555555";
     let task = Task::new(&agent.http, token);
-    task.fails_with(&["--timeout", "1s"], &["after 1s", "the ACL token is unknown"]).await;
+    task.fails_with(
+        &["--timeout", "1s"],
+        &["expected a token with the service identity web", "after 1s", "the ACL token is unknown"],
+    )
+    .await;
     let traced = run(task.command().args(["--timeout", "1s"]), BOUND).await;
     assert!(!traced.stderr.contains(token), "{}", traced.stderr);
 }
