@@ -466,6 +466,12 @@ async fn an_agent_with_the_written_configuration_joins_and_takes_the_task() {
     assert_eq!(std::fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o640);
     let again = run(&mut agent_config(&task, &output, &data), BOUND).await;
     assert!(again.stderr.contains("is as it should be"), "{}", again.stderr);
+    // As ECS gives it, in a variable, it comes to the same.
+    let mut by_variable = agent_config(&task, &output, &data);
+    by_variable.env_remove("CONSUL_CLIENT_TOKEN_FILE").env("CONSUL_CLIENT_TOKEN", &token);
+    let by_variable = run(&mut by_variable, BOUND).await;
+    assert!(by_variable.stderr.contains("is as it should be"), "{}", by_variable.stderr);
+    assert_eq!(by_variable.code, 0);
 
     let validated = run(Command::new(part("consul")).arg("validate").arg(&output), BOUND).await;
     assert_eq!(validated.code, 0, "{}{}", validated.stdout, validated.stderr);
