@@ -7,6 +7,11 @@ async fn another_controller_takes_over_from_one_that_was_killed() {
     let world = World::new(&["web"]).await;
     let first = Process::spawn(&mut world.command("first"));
     first.says("holding the lock", BOUND).await;
+    let sessions = world.agent.call("GET", "/v1/session/list", &Value::Null).await;
+    let session = &sessions[0];
+    // By the node's health it would be lost with the server that was asked; the lock-delay is in nanoseconds.
+    let held = json!({ "NodeChecks": session["NodeChecks"], "TTL": session["TTL"], "LockDelay": session["LockDelay"] });
+    assert_eq!(held, json!({ "NodeChecks": [], "TTL": "10s", "LockDelay": 1_000_000_000 }), "{sessions}");
     let mut command = world.command("second");
     let address = listens(&command);
     let second = Process::spawn(&mut command);
