@@ -28,6 +28,8 @@ pub struct Made {
 
 struct Secret {
     version: String,
+    /// The version before; none of a secret that was only made.
+    previous: Option<String>,
     created: SystemTime,
     text: String,
 }
@@ -44,6 +46,8 @@ struct State {
     calls: Vec<Made>,
     /// Refused from now on: `Call` or `Call secret`, with the error's code.
     refused: BTreeMap<String, String>,
+    /// Whether ListSecrets is behind.
+    lags: bool,
     /// Answered only after this time: `Call` or `Call secret`.
     slow: BTreeMap<String, Duration>,
 }
@@ -138,6 +142,11 @@ impl Aws {
         put(&mut self.state(), name, text);
     }
 
+    /// Whether ListSecrets tells of the version before the current one, from now on.
+    pub fn lag(&self, lags: bool) {
+        self.state().lags = lags;
+    }
+
     /// The secret is no longer there.
     pub fn remove_secret(&self, name: &str) {
         self.state().secrets.remove(name);
@@ -192,7 +201,8 @@ fn seconds(at: SystemTime) -> f64 {
 fn put(state: &mut State, name: &str, text: &str) -> String {
     state.versions += 1;
     let version = format!("{:0>32}", state.versions);
-    let secret = Secret { version: version.clone(), created: SystemTime::now(), text: text.to_owned() };
+    let previous = state.secrets.get(name).map(|secret| secret.version.clone());
+    let secret = Secret { version: version.clone(), previous, created: SystemTime::now(), text: text.to_owned() };
     state.secrets.insert(name.to_owned(), secret);
     version
 }
@@ -332,8 +342,9 @@ fn respond(state: &mut State, name: &str, body: &Value) -> Answer {
             let filter = &body["Filters"][0];
             let prefix = filter["Values"][0].as_str().filter(|_| filter["Key"] == "name").unwrap_or_default();
             let secrets = state.secrets.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(name, secret)| {
+                let current = secret.previous.as_ref().filter(|_| state.lags).unwrap_or(&secret.version);
                 json!({ "Name": name, "SecretVersionsToStages": {
-                    secret.version.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
+                    current.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
                 } })
             });
             let secrets = secrets.collect::<Vec<_>>();

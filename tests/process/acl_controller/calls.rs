@@ -82,10 +82,7 @@ async fn a_call_that_is_not_allowed_is_named_with_the_policy_that_allows_it() {
         world.aws.refuse_nothing();
     }
     // With a key of the account's own.
-    let rows = [
-        ("GetSecretValue", r#""kms:Decrypt""#),
-        ("PutSecretValue", r#"["kms:Decrypt","kms:GenerateDataKey"]"#),
-    ];
+    let rows = [("GetSecretValue", r#""kms:Decrypt""#), ("PutSecretValue", r#"["kms:Decrypt","kms:GenerateDataKey"]"#)];
     for (call, actions) in rows {
         world.aws.refuse(call, "AccessDeniedException: Access to KMS is not allowed");
         world.aws.set_secret("p-consul-client-token", "{}");
@@ -164,6 +161,40 @@ async fn throttling_is_counted_and_passes() {
     throttled("PutSecretValue").await;
     world.aws.refuse_nothing();
     world.settles("web").await;
+}
+
+#[tokio::test]
+async fn while_the_list_of_secrets_is_behind_nothing_is_read_again_and_drift_of_tokens_is_repaired() {
+    let world = World::new(&["web"]).await;
+    world.aws.run("1", "web");
+    world.aws.lag(true);
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let _controller = Process::spawn(&mut command);
+    let first = world.settles("web").await;
+    eventually("the clients' token", BOUND, async || world.token_of("p-consul-client-token").await).await;
+    let reads = async || {
+        let of = |metrics: &BTreeMap<String, f64>, call: &str| {
+            let name = format!("call=\"{call}\"");
+            metrics.iter().filter(|(key, _)| key.contains(&name)).map(|(_, value)| value).sum::<f64>()
+        };
+        let metrics = metrics(&address).await;
+        ["GetSecretValue", "PutSecretValue", "ReadToken"].map(|call| of(&metrics, call))
+    };
+    let nothing_is_read = async || {
+        // The cycle under way may be the one that wrote.
+        cycles(&address, 2.0).await;
+        let before = reads().await;
+        cycles(&address, 5.0).await;
+        assert_eq!(reads().await, before);
+    };
+    nothing_is_read().await;
+    // Two changes behind: the list tells of a version that is neither what was read first nor what was written last.
+    world.agent.call("DELETE", &format!("/v1/acl/token/{first}"), &Value::Null).await;
+    assert_ne!(world.settles("web").await, first);
+    nothing_is_read().await;
+    world.aws.lag(false);
+    nothing_is_read().await;
 }
 
 #[tokio::test]

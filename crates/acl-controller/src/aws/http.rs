@@ -61,7 +61,8 @@ mod tests {
     #[test]
     fn the_authorities_of_aws_s_own_certificates_are_trusted() {
         // "Amazon Trust Services" names these five.
-        let subjects = tls().public_authorities.iter().map(|anchor| String::from_utf8_lossy(&anchor.subject).into_owned());
+        let subjects =
+            tls().public_authorities.iter().map(|anchor| String::from_utf8_lossy(&anchor.subject).into_owned());
         let subjects = subjects.collect::<Vec<_>>();
         for name in [1, 2, 3, 4].map(|number| format!("Amazon Root CA {number}")) {
             assert!(subjects.iter().any(|subject| subject.contains(&name)), "{name}");
