@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mesh_tests::consul::{Agent, certificates};
 use mesh_tests::process::{Finished, Process, run};
-use mesh_tests::{binary, eventually, free_port, http, part};
+use mesh_tests::{binary, eventually, free_port, http, part, readme};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -429,7 +429,7 @@ async fn closed_cluster() -> (Agent, &'static str) {
 
 /// A client token as the acl-controller makes it.
 async fn client_token(agent: &Agent) -> String {
-    let rules = r#"node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }"#;
+    let rules = readme("acl-controller", "hcl", 3);
     agent.call("PUT", "/v1/acl/policy", &json!({ "Name": "client", "Rules": rules })).await;
     let token = json!({ "Policies": [{ "Name": "client" }] });
     agent.call("PUT", "/v1/acl/token", &token).await["SecretID"].as_str().unwrap().to_owned()

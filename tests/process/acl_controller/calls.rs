@@ -327,7 +327,6 @@ async fn every_call_is_one_that_moto_takes_with_the_policy_in_the_readme() {
         "key=consul.hashicorp.com/mesh,value=true",
     ])
     .await;
-    aws(&["iam", "create-user", "--user-name", "controller"]).await;
     let policy = readme("json", 0).replace("REGION", "eu-north-1").replace("ACCOUNT", "123456789012");
     let policy = policy.replace("CLUSTER", "blue").replace("PREFIX", "p");
     // moto knows of no call's resource; what is checked is that these actions are all that are needed.
@@ -336,17 +335,12 @@ async fn every_call_is_one_that_moto_takes_with_the_policy_in_the_readme() {
         statement["Resource"] = "*".into();
         statement.as_object_mut().unwrap().remove("Condition");
     }
-    let policy = policy.to_string();
-    let put =
-        ["iam", "put-user-policy", "--user-name", "controller", "--policy-name", "p", "--policy-document", &policy];
-    aws(&put).await;
-    let key = aws(&["iam", "create-access-key", "--user-name", "controller"]).await;
+    let [id, secret] = moto.user("controller", Some(&policy.to_string())).await;
     moto.require_authorization().await;
     let token = limited(&agent, "controller", &readme("hcl", 0)).await;
     let mut command = Command::new(binary("acl-controller"));
     command.env_clear().env("AWS_REGION", "eu-north-1").env("AWS_ENDPOINT_URL", &moto.url);
-    command.env("AWS_ACCESS_KEY_ID", key["AccessKey"]["AccessKeyId"].as_str().unwrap());
-    command.env("AWS_SECRET_ACCESS_KEY", key["AccessKey"]["SecretAccessKey"].as_str().unwrap());
+    command.env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
     command.env("CONSUL_HTTP_ADDR", &agent.http).env("CONSUL_HTTP_TOKEN", token);
     command.args(["--cluster", "blue", "--secret-name-prefix", "p", "--poll-interval", "200ms"]);
     command.args(["--listen", &format!("127.0.0.1:{}", free_port())]);

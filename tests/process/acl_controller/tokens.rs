@@ -104,7 +104,8 @@ async fn drift_of_each_kind_is_repaired() {
     let policies = world.agent.call("GET", "/v1/acl/policies", &Value::Null).await;
     let policy = policies.as_array().unwrap().iter().find(|policy| policy["Name"] == "p-consul-client-policy").unwrap();
     let id = policy["ID"].as_str().unwrap();
-    let right = r#"node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }"#;
+    let right = readme("hcl", 3);
+    let right = right.trim_end();
     for wrong in [json!({ "Rules": "operator = \"write\"" }), json!({ "Rules": right, "Datacenters": ["elsewhere"] })] {
         let mut wrong = wrong;
         wrong["Name"] = "p-consul-client-policy".into();
