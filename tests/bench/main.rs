@@ -168,6 +168,7 @@ async fn acl_controller(floor: Duration) -> Vec<Row> {
         ("ListSecrets", (SERVICES + 1).div_ceil(PAGE)),
         ("GET /v1/acl/tokens", 1),
         ("GET /v1/acl/policies", 1),
+        ("GET /v1/config/terminating-gateway", 1),
     ] {
         let most = calls.remove(call).unwrap_or_default();
         rows.push(Row::new(idle(call), Unit::Calls, most as f64, budget as f64));

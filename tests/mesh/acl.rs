@@ -63,6 +63,46 @@ async fn web_may_not_call_api_without_an_intention_and_may_within_two_seconds_of
 }
 
 #[tokio::test]
+async fn each_token_may_do_just_its_own_and_the_servers_take_nothing_in_plain_text() {
+    whole().await;
+    // What Consul says of a token.
+    let itself = async |token: &Secret| {
+        let token = [("X-Consul-Token", token.expose())];
+        let (status, body) =
+            http::request("GET", &format!("{}/v1/acl/token/self", task::CONSUL), &token, "").await.unwrap();
+        assert_eq!(status, 200, "{body}");
+        let token = serde_json::from_str::<Value>(&body).unwrap();
+        for other in ["Roles", "NodeIdentities"] {
+            assert!(token[other].is_null(), "{other}: {token}");
+        }
+        token
+    };
+    for service in ["web", "api"] {
+        let token = itself(&secret_of(service).await.unwrap().1).await;
+        assert_eq!(token["ServiceIdentities"], json!([{ "ServiceName": service }]), "{token}");
+        assert!(token["Policies"].is_null(), "{token}");
+    }
+    let controller = Version::current(secrets::ACL_CONTROLLER_TOKEN);
+    let controller = secrets::token_in(&secrets::manager().unwrap().get(&controller).await.unwrap()).unwrap();
+    let clients = secret_of("consul-client-token").await.unwrap().1;
+    for (token, policy) in [(controller, "acl-controller"), (clients, "ecs-mesh-consul-client-policy")] {
+        let token = itself(&token).await;
+        let policies = token["Policies"].as_array().unwrap().iter().map(|policy| policy["Name"].as_str().unwrap());
+        assert_eq!(policies.collect::<Vec<_>>(), [policy], "{token}");
+        assert!(token["ServiceIdentities"].is_null(), "{token}");
+    }
+    // Consul shows every key as "hidden", also where there is none; gossip itself says whether it is encrypted.
+    let itself = consul_get("/v1/agent/self").await.unwrap();
+    assert_eq!(itself["Stats"]["serf_lan"]["encrypted"], "true");
+    for setting in ["VerifyIncomingRPC", "VerifyOutgoing", "VerifyServerHostname", "AutoEncryptAllowTLS", "ACLsEnabled"]
+    {
+        assert_eq!(itself["DebugConfig"][setting], true, "{setting}");
+    }
+    let nodes = http::get_json(&format!("{}/v1/catalog/nodes", task::CONSUL)).await.unwrap();
+    assert_eq!(nodes, json!([]), "who has no token sees nothing");
+}
+
+#[tokio::test]
 async fn a_third_service_gets_its_token_and_loses_it_after_its_last_task() {
     let docker = whole().await;
     let over = workspace().join("tests/mesh/third.yml");

@@ -8,18 +8,12 @@ use std::time::Duration;
 
 use mesh_tests::moto::Moto;
 use mesh_tests::process::{Finished, Process, run};
-use mesh_tests::{binary, free_port};
+use mesh_tests::{binary, free_port, readme};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
 const BOUND: Duration = Duration::from_secs(20);
-
-/// What an ECS task's execution role needs, and what the crate's README gives.
-const POLICY: &str = r#"{
-    "Version": "2012-10-17",
-    "Statement": [{ "Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": "*" }]
-}"#;
 
 fn secrets(endpoint: &str, dir: &Path, secrets: &[&str]) -> Command {
     let mut command = Command::new(binary("ecs-local"));
@@ -181,14 +175,7 @@ async fn what_will_not_pass_ends_in_one_line_without_the_secret() {
 async fn its_signature_is_right_and_one_action_is_all_it_needs() {
     let moto = Moto::start().await;
     create(&moto, "mesh-web", r#"{"token":"tok"}"#).await;
-    let mut keys = Vec::new();
-    for user in ["reader", "nobody"] {
-        answered(&moto, &["iam", "create-user", "--user-name", user]).await;
-        let key = answered(&moto, &["iam", "create-access-key", "--user-name", user]).await["AccessKey"].clone();
-        keys.push(["AccessKeyId", "SecretAccessKey"].map(|field| key[field].as_str().unwrap().to_owned()));
-    }
-    let put = ["iam", "put-user-policy", "--user-name", "reader", "--policy-name", "p", "--policy-document", POLICY];
-    answered(&moto, &put).await;
+    let keys = [moto.user("reader", Some(&readme("ecs-local", "json", 0))).await, moto.user("nobody", None).await];
     moto.require_authorization().await;
 
     let dir = tempfile::tempdir().unwrap();

@@ -206,6 +206,16 @@ async fn it_runs_with_a_token_that_has_a_service_identity_alone() {
 }
 
 #[tokio::test]
+async fn a_token_that_may_not_is_told_with_the_call_and_what_is_expected() {
+    let agent = Agent::start_with_acls().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let token = agent.service_token("other").await;
+    let sync = Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("CONSUL_HTTP_TOKEN", &token));
+    sync.says("PUT /v1/agent/service/register: the ACL token is unknown or lacks the permission", BOUND).await;
+    sync.says("; expected a token with the service identity shop; trying again", BOUND).await;
+}
+
+#[tokio::test]
 async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let frozen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

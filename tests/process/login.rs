@@ -343,7 +343,8 @@ async fn a_login_that_fails_says_why_in_one_line_and_leaves_no_token() {
     task.fails_with(&[("CONSUL_HTTP_ADDR", &no_agent), (bearer, &proof)], &["not known everywhere"]).await;
     let mut other = Task::that_logs_in(&agent.http);
     other.document["service"]["name"] = "other".into();
-    other.fails_with(&[agent_at, (bearer, &proof)], &["cannot register other-f1a2", "Permission denied"]).await;
+    let denied = "cannot register other-f1a2: expected a token with the service identity other";
+    other.fails_with(&[agent_at, (bearer, &proof)], &[denied, "Permission denied"]).await;
     assert_eq!(logins(&agent).await, Vec::<Value>::new());
 }
 

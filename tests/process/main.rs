@@ -14,5 +14,6 @@ mod gateways;
 mod health_sync;
 mod login;
 mod mesh_init;
+mod setup;
 mod xds_bridge;
 mod xtask;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mesh_tests::consul::{Agent, certificates};
 use mesh_tests::process::{Finished, Process, run};
-use mesh_tests::{binary, eventually, free_port, http, part};
+use mesh_tests::{binary, eventually, free_port, http, part, readme};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -412,7 +412,11 @@ async fn a_token_that_consul_does_not_know_is_waited_for_until_the_bound_and_nev
     let agent = Agent::start_with_acls().await;
     let token = "11111111-2222-3333-4444-555555555555";
     let task = Task::new(&agent.http, token);
-    task.fails_with(&["--timeout", "1s"], &["after 1s", "the ACL token is unknown"]).await;
+    task.fails_with(
+        &["--timeout", "1s"],
+        &["expected a token with the service identity web", "after 1s", "the ACL token is unknown"],
+    )
+    .await;
     let traced = run(task.command().args(["--timeout", "1s"]), BOUND).await;
     assert!(!traced.stderr.contains(token), "{}", traced.stderr);
 }
@@ -425,7 +429,7 @@ async fn closed_cluster() -> (Agent, &'static str) {
 
 /// A client token as the acl-controller makes it.
 async fn client_token(agent: &Agent) -> String {
-    let rules = r#"node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }"#;
+    let rules = readme("acl-controller", "hcl", 3);
     agent.call("PUT", "/v1/acl/policy", &json!({ "Name": "client", "Rules": rules })).await;
     let token = json!({ "Policies": [{ "Name": "client" }] });
     agent.call("PUT", "/v1/acl/token", &token).await["SecretID"].as_str().unwrap().to_owned()
@@ -462,6 +466,12 @@ async fn an_agent_with_the_written_configuration_joins_and_takes_the_task() {
     assert_eq!(std::fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o640);
     let again = run(&mut agent_config(&task, &output, &data), BOUND).await;
     assert!(again.stderr.contains("is as it should be"), "{}", again.stderr);
+    // As ECS gives it, in a variable, it comes to the same.
+    let mut by_variable = agent_config(&task, &output, &data);
+    by_variable.env_remove("CONSUL_CLIENT_TOKEN_FILE").env("CONSUL_CLIENT_TOKEN", &token);
+    let by_variable = run(&mut by_variable, BOUND).await;
+    assert!(by_variable.stderr.contains("is as it should be"), "{}", by_variable.stderr);
+    assert_eq!(by_variable.code, 0);
 
     let validated = run(Command::new(part("consul")).arg("validate").arg(&output), BOUND).await;
     assert_eq!(validated.code, 0, "{}{}", validated.stdout, validated.stderr);

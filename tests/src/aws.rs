@@ -28,6 +28,8 @@ pub struct Made {
 
 struct Secret {
     version: String,
+    /// The version before; none of a secret that was only made.
+    previous: Option<String>,
     created: SystemTime,
     text: String,
 }
@@ -44,6 +46,8 @@ struct State {
     calls: Vec<Made>,
     /// Refused from now on: `Call` or `Call secret`, with the error's code.
     refused: BTreeMap<String, String>,
+    /// Whether ListSecrets is behind.
+    lags: bool,
     /// Answered only after this time: `Call` or `Call secret`.
     slow: BTreeMap<String, Duration>,
 }
@@ -138,6 +142,16 @@ impl Aws {
         put(&mut self.state(), name, text);
     }
 
+    /// Whether ListSecrets tells of the version before the current one, from now on.
+    pub fn lag(&self, lags: bool) {
+        self.state().lags = lags;
+    }
+
+    /// The secret is no longer there.
+    pub fn remove_secret(&self, name: &str) {
+        self.state().secrets.remove(name);
+    }
+
     /// A secret's value as JSON; null if there is none or it isn't JSON.
     #[must_use]
     pub fn secret(&self, name: &str) -> Value {
@@ -151,7 +165,7 @@ impl Aws {
     }
 
     /// Refuses a call, or a call for one secret (`PutSecretValue p-web`) or one task first of all (`DescribeTasks <ARN>`), with an
-    /// error's code from now on.
+    /// error's code from now on; `Code: message` for another message than that the role is refused.
     pub fn refuse(&self, call: &str, code: &str) {
         self.state().refused.insert(call.to_owned(), code.to_owned());
     }
@@ -187,7 +201,8 @@ fn seconds(at: SystemTime) -> f64 {
 fn put(state: &mut State, name: &str, text: &str) -> String {
     state.versions += 1;
     let version = format!("{:0>32}", state.versions);
-    let secret = Secret { version: version.clone(), created: SystemTime::now(), text: text.to_owned() };
+    let previous = state.secrets.get(name).map(|secret| secret.version.clone());
+    let secret = Secret { version: version.clone(), previous, created: SystemTime::now(), text: text.to_owned() };
     state.secrets.insert(name.to_owned(), secret);
     version
 }
@@ -229,7 +244,10 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
         let answer = {
             let mut state = state.lock().expect("no other thread panics");
             match state.refused.get(&name).or(state.refused.get(&of_that)) {
-                Some(code) => Err((code.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}"))),
+                Some(refusal) => Err(match refusal.split_once(": ") {
+                    Some((code, message)) => (code.to_owned(), message.to_owned()),
+                    None => (refusal.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}")),
+                }),
                 None if !signed(&head) => Err(("MissingAuthenticationTokenException".into(), "not signed".into())),
                 None => respond(&mut state, &name, &body),
             }
@@ -324,8 +342,9 @@ fn respond(state: &mut State, name: &str, body: &Value) -> Answer {
             let filter = &body["Filters"][0];
             let prefix = filter["Values"][0].as_str().filter(|_| filter["Key"] == "name").unwrap_or_default();
             let secrets = state.secrets.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(name, secret)| {
+                let current = secret.previous.as_ref().filter(|_| state.lags).unwrap_or(&secret.version);
                 json!({ "Name": name, "SecretVersionsToStages": {
-                    secret.version.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
+                    current.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
                 } })
             });
             let secrets = secrets.collect::<Vec<_>>();

@@ -36,6 +36,18 @@ pub fn part(name: &str) -> PathBuf {
     path
 }
 
+/// A code block of a crate's README, by its number among those of its language: what stands there is what the tests run with.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn readme(name: &str, language: &str, number: usize) -> String {
+    let path = workspace().join("crates").join(name).join("README.md");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let block = text.split(&format!("```{language}\n")).nth(number + 1).and_then(|rest| rest.split("```").next());
+    block.unwrap_or_else(|| panic!("{} has no {language} block {number}", path.display())).to_owned()
+}
+
 /// A TCP port on 127.0.0.1 that nothing uses now, and that neither another test of this process nor the kernel (whose own
 /// choice begins at 32768) will take.
 ///

@@ -3,6 +3,8 @@
 use std::process::Command;
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::process::{Finished, Process, run};
 use crate::{eventually, free_port, http, part};
 
@@ -27,6 +29,25 @@ impl Moto {
         })
         .await;
         moto
+    }
+
+    /// A new user's access key and its secret; with this IAM policy, if any.
+    ///
+    /// # Panics
+    /// When moto refuses.
+    pub async fn user(&self, name: &str, policy: Option<&str>) -> [String; 2] {
+        let iam = async |arguments: &[&str]| {
+            let ended = self.aws(&[&["iam"], arguments].concat()).await;
+            assert_eq!(ended.code, 0, "{arguments:?}: {}", ended.stderr);
+            serde_json::from_str::<Value>(&ended.stdout).unwrap_or_default()
+        };
+        iam(&["create-user", "--user-name", name]).await;
+        if let Some(policy) = policy {
+            let put = ["put-user-policy", "--user-name", name, "--policy-name", "p", "--policy-document", policy];
+            iam(&put).await;
+        }
+        let key = iam(&["create-access-key", "--user-name", name]).await["AccessKey"].take();
+        ["AccessKeyId", "SecretAccessKey"].map(|field| key[field].as_str().expect("moto makes keys").to_owned())
     }
 
     /// From now on it takes only requests whose signature is right and whose credentials' IAM policies allow them.

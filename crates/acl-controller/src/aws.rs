@@ -16,6 +16,7 @@ use aws_sdk_ecs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecs::types::{DesiredStatus, TaskField};
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use ecs_meta::{ClusterArn, TaskArn};
 use futures_util::stream::{self, TryStreamExt};
@@ -161,15 +162,11 @@ impl Aws {
     ) -> Result<Self, sidecar_kit::tls::TlsOptionsError> {
         let client = http::client()?;
         let sleep = SharedAsyncSleep::new(TokioSleep::new());
-        let provider = ProviderConfig::without_region().with_http_client(client.clone()).with_sleep_impl(sleep.clone());
-        let credentials =
-            CredentialsProviderChain::first_try("environment", EnvironmentVariableCredentialsProvider::new())
-                .or_else("ECS", EcsCredentialsProvider::builder().configure(&provider).build());
         let config = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(client)
-            .sleep_impl(sleep)
+            .http_client(client.clone())
+            .sleep_impl(sleep.clone())
             .region(Region::new(place.region.clone()))
-            .credentials_provider(credentials)
+            .credentials_provider(credentials(client, sleep))
             .load()
             .await;
         Ok(Self {
@@ -210,7 +207,8 @@ impl Aws {
                 let said = refused.message().unwrap_or("no reason given").to_owned();
                 match code.as_str() {
                     "AccessDeniedException" | "AccessDenied" | "UnauthorizedOperation" => {
-                        Error::Denied { call, said, policy: self.statement(call) }
+                        let policy = if said.contains("KMS") { self.key_statement(call) } else { self.statement(call) };
+                        Error::Denied { call, said, policy }
                     }
                     // What is marked for deletion is as good as gone.
                     "ResourceNotFoundException" => Error::NotFound { call, said },
@@ -246,6 +244,16 @@ impl Aws {
             _ => "*".to_owned(),
         };
         format!(r#"{{"Effect":"Allow","Action":"{call}","Resource":"{resource}"}}"#)
+    }
+
+    /// The statement that allows a call to use the key of its secret, where that is not AWS's own.
+    fn key_statement(&self, call: &str) -> String {
+        let Place { partition, region, account, .. } = &self.place;
+        let action = match call {
+            "secretsmanager:PutSecretValue" => r#"["kms:Decrypt","kms:GenerateDataKey"]"#,
+            _ => r#""kms:Decrypt""#,
+        };
+        format!(r#"{{"Effect":"Allow","Action":{action},"Resource":"arn:{partition}:kms:{region}:{account}:key/KEY"}}"#)
     }
 
     /// All running tasks, also those that are to stop and still run. Lists page by page, and describes each page while the next
@@ -373,7 +381,64 @@ impl Aws {
     }
 }
 
+/// The environment's, else those of the task role.
+fn credentials(client: SharedHttpClient, sleep: SharedAsyncSleep) -> CredentialsProviderChain {
+    let provider = ProviderConfig::without_region().with_http_client(client).with_sleep_impl(sleep);
+    CredentialsProviderChain::first_try("environment", EnvironmentVariableCredentialsProvider::new())
+        .or_else("ECS", EcsCredentialsProvider::builder().configure(&provider).build())
+}
+
 fn merge(mut all: Tasks, page: Tasks) -> Tasks {
     all.tasks.extend(page.tasks);
     Tasks { complete: all.complete && page.complete, ..all }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use aws_sdk_ecs::config::ProvideCredentials;
+    use aws_smithy_runtime_api::client::http::{
+        HttpConnector, HttpConnectorFuture, SharedHttpConnector, http_client_fn,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+    use aws_smithy_types::body::SdkBody;
+    use serde_json::json;
+
+    use super::*;
+
+    /// Gives whoever asks credentials whose key is the URI that was asked.
+    #[derive(Debug)]
+    struct Echo;
+
+    impl HttpConnector for Echo {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            let body = json!({
+                "AccessKeyId": request.uri(), "SecretAccessKey": "s", "Token": "t", "Expiration": "2099-01-01T00:00:00Z"
+            });
+            let answer = hyper::Response::new(SdkBody::from(body.to_string()));
+            HttpConnectorFuture::ready(Ok(answer.try_into().expect("an answer without headers")))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_role_s_credentials_are_asked_for_where_ecs_has_them() {
+        const VARIABLE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
+        const OF_THIS_TEST: &str = "/of-this-test";
+        if std::env::var(VARIABLE).as_deref() != Ok(OF_THIS_TEST) {
+            // The SDK reads the variables of its process: this test runs once more, in one that has just this.
+            let name = format!("{}::a_task_role_s_credentials_are_asked_for_where_ecs_has_them", module_path!());
+            let name = name.split_once("::").expect("a path in this crate").1;
+            let mut again = Command::new(std::env::current_exe().unwrap());
+            let ended = again.env_clear().env(VARIABLE, OF_THIS_TEST).args(["--exact", name]).output().unwrap();
+            let said = String::from_utf8_lossy(&ended.stdout);
+            assert!(ended.status.success() && said.contains("1 passed"), "{said}");
+            return;
+        }
+        let connector = SharedHttpConnector::new(Echo);
+        let client = http_client_fn(move |_, _| connector.clone());
+        let credentials = credentials(client, SharedAsyncSleep::new(TokioSleep::new()));
+        let credentials = credentials.provide_credentials().await.unwrap();
+        assert_eq!(credentials.access_key_id(), "http://169.254.170.2/of-this-test");
+    }
 }

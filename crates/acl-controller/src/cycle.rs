@@ -143,6 +143,10 @@ struct Known {
 }
 
 impl Known {
+    fn new(listed: Option<&String>, stored: Stored) -> Self {
+        Self { listed: listed.cloned(), version: None, stored, index: None }
+    }
+
     /// Whether the lists say nothing that isn't known.
     fn covers(&self, listed: Option<&String>, tokens: &[&TokenEntry]) -> bool {
         let Stored::Token { accessor, .. } = &self.stored else { return self.is_version(listed) };
@@ -391,9 +395,18 @@ impl Controller {
             return Err(Error::Refused(why));
         }
         let name = self.names.secret(&subject);
+        let mut unusable = None;
         let mut known = match known {
             Some(known) if known.covers(listed, &tokens) => known,
-            _ => self.look(&name, listed, &tokens).await?,
+            _ => match self.look(&name, listed, &tokens).await {
+                Ok(known) => known,
+                // It won't pass by itself, and what the tokens may do is kept right all the same.
+                Err(error @ (Error::NotOurs { .. } | Error::Aws(aws::Error::Denied { .. }))) => {
+                    unusable = Some(error);
+                    Known::new(listed, Stored::Unusable)
+                }
+                Err(error) => return Err(error),
+            },
         };
         // The list has caught up: what it says from now on is news again.
         if listed == known.version.as_ref() {
@@ -403,19 +416,23 @@ impl Controller {
             *is_foreign = foreign.contains(accessor.as_str());
         }
         if known.stored == Stored::Missing && matches!(wanted, Wanted::Since(_)) {
-            return Err(Error::NoSecret { name });
+            known.stored = Stored::Unusable;
+            unusable = Some(Error::NoSecret { name: name.clone() });
         }
         let now = SystemTime::now();
         let rotate_after = self.rules.rotate_after.filter(|_| subject != Subject::Clients);
         for action in plan(&grants, wanted, &known.stored, &tokens, rotate_after, now) {
             self.carry_out(term, (&subject, &grants), &name, action, &tokens, &mut known).await?;
         }
-        Ok((wanted != Wanted::Gone).then_some(known))
+        match unusable {
+            Some(error) => Err(error),
+            None => Ok((wanted != Wanted::Gone).then_some(known)),
+        }
     }
 
     /// Reads a secret, and the token that it names.
     async fn look(&self, name: &str, listed: Option<&String>, tokens: &[&TokenEntry]) -> Result<Known, Error> {
-        let mut known = Known { listed: listed.cloned(), version: None, stored: Stored::Missing, index: None };
+        let mut known = Known::new(listed, Stored::Missing);
         let secret = match self.aws.secret_value(name).await {
             Ok(secret) => secret,
             Err(aws::Error::NotFound { .. }) => return Ok(known),

@@ -165,8 +165,10 @@ impl Campaign {
         let term = Term::new(asked);
         tracing::info!("holding the lock {}", self.key);
         publish.send_replace(Some(term.clone()));
+        self.metrics.leading(true);
         self.keep(&session, &term, asked).await;
         term.end();
+        self.metrics.leading(false);
         tracing::warn!("the lock {} is lost", self.key);
         Ok(())
     }
@@ -183,12 +185,16 @@ impl Campaign {
                         tracing::info!("the lock {} is held again", self.key);
                     }
                     term.renewed(asked);
+                    self.metrics.leading(true);
                     good = asked;
                     backoff.reset();
                 }
                 Ok(false) => return,
                 Err(error) => {
                     tracing::warn!("cannot renew the lock {}: {}; trying again", self.key, one_line(&error));
+                    if !term.holds() {
+                        self.metrics.leading(false);
+                    }
                     sleep(backoff.delay()).await;
                 }
             }

@@ -161,7 +161,6 @@ fn name(env: &Env) -> String {
 async fn work(controller: &Controller, poll_interval: Duration, mut terms: watch::Receiver<Option<Term>>) {
     loop {
         let term = terms.borrow_and_update().clone();
-        controller.metrics.leading(term.is_some());
         match term {
             None => {
                 controller.metrics.alive(SIGN_OF_LIFE);

@@ -123,7 +123,7 @@ impl Metrics {
         (numbers.services, numbers.failing) = (services, failing);
     }
 
-    /// Whether this controller holds the lock.
+    /// Whether this controller holds the lock, as far as it is sure of it.
     pub fn leading(&self, leader: bool) {
         let mut numbers = self.numbers();
         numbers.leader = leader;
@@ -160,7 +160,7 @@ impl Metrics {
         let head = |text: &mut String, name: &str, kind: &str, help: &str| {
             let _ = writeln!(text, "# HELP acl_controller_{name} {help}\n# TYPE acl_controller_{name} {kind}");
         };
-        head(&mut text, "leader", "gauge", "1 while this controller holds the lock.");
+        head(&mut text, "leader", "gauge", "1 while this controller holds the lock and has lately proved it.");
         let _ = writeln!(text, "acl_controller_leader {}", u8::from(numbers.leader));
         head(&mut text, "services", "gauge", "Services that have tasks.");
         let _ = writeln!(text, "acl_controller_services {}", numbers.services);

@@ -140,6 +140,9 @@ pub enum Wanted {
 pub enum Stored {
     /// There is no such secret.
     Missing,
+    /// What can't be read or isn't ours to overwrite, or nothing where a secret is needed: nothing can be stored, and any of the
+    /// tokens may be in it.
+    Unusable,
     /// Nothing yet, or nothing any more.
     Nothing,
     /// A token.
@@ -200,7 +203,7 @@ pub fn plan(
     let mut actions = Vec::new();
     let in_secret = match stored {
         Stored::Token { accessor, .. } => tokens.iter().find(|token| token.accessor_id == *accessor),
-        Stored::Missing | Stored::Nothing => None,
+        Stored::Missing | Stored::Unusable | Stored::Nothing => None,
     };
     let newest = tokens.iter().filter(|token| !is_superseded(token)).max_by_key(|token| token.create_index);
     // A superseded token in the secret: a rotation was cut off before it stored the new one.
@@ -226,6 +229,7 @@ pub fn plan(
         }
     }
     match current {
+        _ if *stored == Stored::Unusable => {}
         None if idle => actions.extend(clear),
         None => actions.push(Action::Create),
         Some(_) if idle && matches!(stored, Stored::Missing | Stored::Token { foreign: true, .. }) => {}
@@ -456,6 +460,22 @@ mod tests {
         assert_eq!(idle(&Stored::Nothing, &[]), []);
         assert_eq!(idle(&foreign("b"), &[]), []);
         assert_eq!(idle(&stored("b", 2), &[replaced("a", 1, "b"), token("b", 2), token("c", 3)]), [delete("c")]);
+    }
+
+    #[test]
+    fn with_a_secret_that_cannot_be_used_tokens_are_kept_right_and_taken_back_and_nothing_is_made_or_stored() {
+        let planned = |wanted, tokens: &[TokenEntry]| {
+            let tokens = tokens.iter().collect::<Vec<_>>();
+            plan(&grants(), wanted, &Stored::Unusable, &tokens, Some(HOUR), at(20))
+        };
+        let mut wrong = token("b", 2);
+        wrong.grants.policies.push(AclLink { id: "1".into(), name: "global-management".into() });
+        let both = [token("a", 1), wrong];
+        for wanted in [Wanted::Since(at(3)), Wanted::Idle] {
+            assert_eq!(planned(wanted, &[]), []);
+            assert_eq!(planned(wanted, &both), [Action::Correct("b".into())], "either may be in it");
+        }
+        assert_eq!(planned(Wanted::Gone, &both), [delete("a"), delete("b")]);
     }
 
     #[test]

@@ -203,7 +203,7 @@ impl Sync {
     /// Restores what the agent lost and writes what changed.
     async fn round(&mut self, task: Result<Task, ecs_meta::Error>) {
         let outcome = match task {
-            Ok(task) => self.write(&task).await.map_err(|error| one_line(&error)),
+            Ok(task) => self.write(&task).await.map_err(|error| self.told(&error)),
             // No word is no news: the checks stay as they are.
             Err(error) => Err(format!("no task metadata: {}", one_line(&error))),
         };
@@ -215,6 +215,18 @@ impl Sync {
                 tracing::warn!("{error}; trying again");
                 self.said = Some(error);
             }
+        }
+    }
+
+    /// What failed, on one line; where the token is refused, with one that would do.
+    fn told(&self, error: &ConsulError) -> String {
+        let told = one_line(error);
+        let service = &self.registrations[0].name;
+        match error {
+            ConsulError::PermissionDenied { .. } => {
+                format!("{told}; expected a token with the service identity {service}")
+            }
+            _ => told,
         }
     }
 

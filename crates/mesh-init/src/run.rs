@@ -83,6 +83,8 @@ pub enum RunError {
     ConsulConfig(#[from] consul_api::ConfigError),
     #[error("cannot register {id}")]
     Consul { id: String, source: Box<WaitError<consul_api::Error>> },
+    #[error("cannot register {id}: expected a token with the service identity {service}")]
+    Denied { id: String, service: String, source: Box<WaitError<consul_api::Error>> },
     #[error("cannot register {id}: the agent's Consul does not know the field {field}: {cure}")]
     OlderConsul { id: String, field: String, cure: &'static str },
     #[error("the agent answered without the proxy's configuration for {0}: something else has registered that ID")]
@@ -300,7 +302,17 @@ impl Agent<'_> {
                 WaitError::Final(error) => older_consul::refused(error),
                 _ => None,
             };
-            refused.map_or_else(|| RunError::Consul { id: names.service_id.clone(), source: Box::new(source) }, older)
+            if let Some(field) = refused {
+                return older(field);
+            }
+            let denied =
+                matches!(source, WaitError::TimedOut { last: Some(consul_api::Error::PermissionDenied { .. }), .. });
+            let (id, source) = (names.service_id.clone(), Box::new(source));
+            if denied {
+                RunError::Denied { id, service: names.service.clone(), source }
+            } else {
+                RunError::Consul { id, source }
+            }
         })?;
         if let Some(field) = older_consul::forgotten(self.0.config(), registrations, &registered) {
             return Err(older(field.to_owned()));

@@ -81,6 +81,17 @@ async fn a_call_that_is_not_allowed_is_named_with_the_policy_that_allows_it() {
         controller.says(&policy, BOUND).await;
         world.aws.refuse_nothing();
     }
+    // With a key of the account's own.
+    let rows = [("GetSecretValue", r#""kms:Decrypt""#), ("PutSecretValue", r#"["kms:Decrypt","kms:GenerateDataKey"]"#)];
+    for (call, actions) in rows {
+        world.aws.refuse(call, "AccessDeniedException: Access to KMS is not allowed");
+        world.aws.set_secret("p-consul-client-token", "{}");
+        let policy =
+            format!(r#"{{"Effect":"Allow","Action":{actions},"Resource":"arn:aws:kms:eu-north-1:*:key/KEY"}}"#);
+        controller.says(&format!("secretsmanager:{call}: Access to KMS is not allowed; the task"), BOUND).await;
+        controller.says(&policy, BOUND).await;
+        world.aws.refuse_nothing();
+    }
     let rows = [
         (
             "session_prefix \"\" { policy = \"write\" }\nkey_prefix \"\" { policy = \"write\" }",
@@ -150,6 +161,40 @@ async fn throttling_is_counted_and_passes() {
     throttled("PutSecretValue").await;
     world.aws.refuse_nothing();
     world.settles("web").await;
+}
+
+#[tokio::test]
+async fn while_the_list_of_secrets_is_behind_nothing_is_read_again_and_drift_of_tokens_is_repaired() {
+    let world = World::new(&["web"]).await;
+    world.aws.run("1", "web");
+    world.aws.lag(true);
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let _controller = Process::spawn(&mut command);
+    let first = world.settles("web").await;
+    eventually("the clients' token", BOUND, async || world.token_of("p-consul-client-token").await).await;
+    let reads = async || {
+        let of = |metrics: &BTreeMap<String, f64>, call: &str| {
+            let name = format!("call=\"{call}\"");
+            metrics.iter().filter(|(key, _)| key.contains(&name)).map(|(_, value)| value).sum::<f64>()
+        };
+        let metrics = metrics(&address).await;
+        ["GetSecretValue", "PutSecretValue", "ReadToken"].map(|call| of(&metrics, call))
+    };
+    let nothing_is_read = async || {
+        // The cycle under way may be the one that wrote.
+        cycles(&address, 2.0).await;
+        let before = reads().await;
+        cycles(&address, 5.0).await;
+        assert_eq!(reads().await, before);
+    };
+    nothing_is_read().await;
+    // Two changes behind: the list tells of a version that is neither what was read first nor what was written last.
+    world.agent.call("DELETE", &format!("/v1/acl/token/{first}"), &Value::Null).await;
+    assert_ne!(world.settles("web").await, first);
+    nothing_is_read().await;
+    world.aws.lag(false);
+    nothing_is_read().await;
 }
 
 #[tokio::test]
@@ -282,7 +327,6 @@ async fn every_call_is_one_that_moto_takes_with_the_policy_in_the_readme() {
         "key=consul.hashicorp.com/mesh,value=true",
     ])
     .await;
-    aws(&["iam", "create-user", "--user-name", "controller"]).await;
     let policy = readme("json", 0).replace("REGION", "eu-north-1").replace("ACCOUNT", "123456789012");
     let policy = policy.replace("CLUSTER", "blue").replace("PREFIX", "p");
     // moto knows of no call's resource; what is checked is that these actions are all that are needed.
@@ -291,17 +335,12 @@ async fn every_call_is_one_that_moto_takes_with_the_policy_in_the_readme() {
         statement["Resource"] = "*".into();
         statement.as_object_mut().unwrap().remove("Condition");
     }
-    let policy = policy.to_string();
-    let put =
-        ["iam", "put-user-policy", "--user-name", "controller", "--policy-name", "p", "--policy-document", &policy];
-    aws(&put).await;
-    let key = aws(&["iam", "create-access-key", "--user-name", "controller"]).await;
+    let [id, secret] = moto.user("controller", Some(&policy.to_string())).await;
     moto.require_authorization().await;
     let token = limited(&agent, "controller", &readme("hcl", 0)).await;
     let mut command = Command::new(binary("acl-controller"));
     command.env_clear().env("AWS_REGION", "eu-north-1").env("AWS_ENDPOINT_URL", &moto.url);
-    command.env("AWS_ACCESS_KEY_ID", key["AccessKey"]["AccessKeyId"].as_str().unwrap());
-    command.env("AWS_SECRET_ACCESS_KEY", key["AccessKey"]["SecretAccessKey"].as_str().unwrap());
+    command.env("AWS_ACCESS_KEY_ID", id).env("AWS_SECRET_ACCESS_KEY", secret);
     command.env("CONSUL_HTTP_ADDR", &agent.http).env("CONSUL_HTTP_TOKEN", token);
     command.args(["--cluster", "blue", "--secret-name-prefix", "p", "--poll-interval", "200ms"]);
     command.args(["--listen", &format!("127.0.0.1:{}", free_port())]);

@@ -15,7 +15,7 @@ use mesh_tests::consul::Agent;
 use mesh_tests::metadata::Metadata;
 use mesh_tests::moto::Moto;
 use mesh_tests::process::{Process, run};
-use mesh_tests::{binary, eventually, free_port, http, workspace};
+use mesh_tests::{binary, eventually, free_port, http};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -31,9 +31,7 @@ const CLUSTER_LINE: &str = "consul.hashicorp.com/cluster: blue";
 
 /// A code block of the controller's README.
 fn readme(language: &str, number: usize) -> String {
-    let readme = std::fs::read_to_string(workspace().join("crates/acl-controller/README.md")).unwrap();
-    let start = format!("```{language}\n");
-    readme.split(&start).nth(number + 1).and_then(|rest| rest.split("```").next()).expect("the block").to_owned()
+    mesh_tests::readme("acl-controller", language, number)
 }
 
 struct World {

@@ -104,7 +104,8 @@ async fn drift_of_each_kind_is_repaired() {
     let policies = world.agent.call("GET", "/v1/acl/policies", &Value::Null).await;
     let policy = policies.as_array().unwrap().iter().find(|policy| policy["Name"] == "p-consul-client-policy").unwrap();
     let id = policy["ID"].as_str().unwrap();
-    let right = r#"node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }"#;
+    let right = readme("hcl", 3);
+    let right = right.trim_end();
     for wrong in [json!({ "Rules": "operator = \"write\"" }), json!({ "Rules": right, "Datacenters": ["elsewhere"] })] {
         let mut wrong = wrong;
         wrong["Name"] = "p-consul-client-policy".into();
@@ -197,6 +198,47 @@ async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
     for service in ["forbidden", "missing"] {
         world.settles(service).await;
     }
+}
+
+#[tokio::test]
+async fn the_token_of_a_secret_that_became_unusable_is_kept_right_and_goes_after_the_grace() {
+    let services = ["garbage", "forbidden", "missing"];
+    let world = World::new(&services).await;
+    let tasks = services.map(|service| world.aws.run(service, service));
+    let controller = world.start_with(&["--grace", "3s"]);
+    for service in services {
+        world.settles(service).await;
+    }
+    world.aws.refuse("GetSecretValue p-forbidden", "AccessDeniedException");
+    world.aws.set_secret("p-garbage", "no token");
+    world.aws.set_secret("p-forbidden", "{}");
+    world.aws.remove_secret("p-missing");
+    for (service, says) in services.into_iter().zip(["does not hold a token", "is refused", "does not exist"]) {
+        controller.says(&format!("service {service}: "), BOUND).await;
+        controller.says(says, BOUND).await;
+        let mut token = world.tokens(service).await.remove(0);
+        token["Policies"] = json!([{ "Name": "global-management" }]);
+        world.agent.call("PUT", &format!("/v1/acl/token/{}", token["AccessorID"].as_str().unwrap()), &token).await;
+    }
+    for service in services {
+        eventually(&format!("what the token of {service} may besides is taken back"), 2 * BOUND, async || {
+            let token = world.tokens(service).await.remove(0);
+            if token["Policies"].is_null() { Ok(()) } else { Err(token.to_string()) }
+        })
+        .await;
+    }
+    for task in &tasks {
+        world.aws.forget(task);
+    }
+    for service in services {
+        eventually(&format!("the token of {service} goes"), 3 * BOUND, async || {
+            let tokens = world.tokens(service).await;
+            if tokens.is_empty() { Ok(()) } else { Err(format!("{tokens:?}")) }
+        })
+        .await;
+    }
+    assert!(world.aws.texts().contains(&"no token".to_owned()), "what is not ours stays");
+    assert_eq!(world.aws.secret("p-forbidden"), json!({}));
 }
 
 #[tokio::test]

@@ -18,9 +18,12 @@ const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 32 << 20 }
 
 /// A client for the SDK's configuration.
 pub fn client() -> Result<SharedHttpClient, TlsOptionsError> {
-    let options = TlsOptions { public_authorities: webpki_roots::TLS_SERVER_ROOTS, ..TlsOptions::default() };
-    let connector = SharedHttpConnector::new(Connector(Arc::new(Client::with_tls(&options)?)));
+    let connector = SharedHttpConnector::new(Connector(Arc::new(Client::with_tls(&tls())?)));
     Ok(http_client_fn(move |_, _| connector.clone()))
+}
+
+fn tls() -> TlsOptions {
+    TlsOptions { public_authorities: webpki_roots::TLS_SERVER_ROOTS, ..TlsOptions::default() }
 }
 
 #[derive(Debug)]
@@ -48,5 +51,23 @@ fn connector_error(error: Error) -> ConnectorError {
         Error::TimedOut { .. } => ConnectorError::timeout(error.into()),
         Error::Unreachable { .. } | Error::Broken { .. } => ConnectorError::io(error.into()),
         Error::Tls { .. } | Error::TooLarge { .. } | Error::NotHttp { .. } => ConnectorError::other(error.into(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_authorities_of_aws_s_own_certificates_are_trusted() {
+        // "Amazon Trust Services" names these five.
+        let subjects =
+            tls().public_authorities.iter().map(|anchor| String::from_utf8_lossy(&anchor.subject).into_owned());
+        let subjects = subjects.collect::<Vec<_>>();
+        for name in [1, 2, 3, 4].map(|number| format!("Amazon Root CA {number}")) {
+            assert!(subjects.iter().any(|subject| subject.contains(&name)), "{name}");
+        }
+        let starfield = "Starfield Services Root Certificate Authority - G2";
+        assert!(subjects.iter().any(|subject| subject.contains(starfield)));
     }
 }

@@ -254,7 +254,15 @@ async fn make_controller_s_token(consul: &Client, secrets: &SecretsManager) -> R
         node_prefix "" { policy = "write" }
         service_prefix "" { policy = "read" }"#;
     let token = token(consul, "acl-controller", RULES, "acl-controller").await?;
-    secrets.create(ACL_CONTROLLER_TOKEN, &token_value(&token)).await?;
+    let value = token_value(&token);
+    if !secrets.create(ACL_CONTROLLER_TOKEN, &value).await? {
+        // It may hold one that was deleted in Consul.
+        let kept = secrets.get(&Version::current(ACL_CONTROLLER_TOKEN)).await?;
+        if kept != value {
+            secrets.put(ACL_CONTROLLER_TOKEN, &value).await?;
+            tracing::warn!("the secret {ACL_CONTROLLER_TOKEN} did not hold acl-controller's token; repaired");
+        }
+    }
     Ok(())
 }
 
