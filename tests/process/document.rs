@@ -182,6 +182,12 @@ async fn validate_tells_every_error_on_a_line_or_what_would_be_registered() {
     assert!(told.stderr.contains("error: service.port: expected an integer, got \"80\"\n"));
     assert!(told.stderr.contains(" [port-once]\n"), "{}", told.stderr);
 
+    // mesh-init itself warns in its log, and has the errors in one line.
+    let mut mesh_init = Command::new(binary("mesh-init"));
+    let told = run(mesh_init.env_clear().env("CONSUL_ECS_CONFIG_JSON", wrong), BOUND).await;
+    assert_eq!((told.code, told.stderr.lines().count()), (1, 2), "{}", told.stderr);
+    assert!(told.stderr.contains(" WARN CONSUL_ECS_CONFIG_JSON: service.adress: "), "{}", told.stderr);
+
     // No volume, no metadata and no agent is there.
     let right = r#"{"bootstrapDir": "/nowhere", "service": {"name": "web", "port": 8080, "adress": 1},
         "proxy": {"upstreams": [{"destinationName": "api", "localBindPort": 1}]}}"#;
