@@ -25,6 +25,7 @@ pub async fn measure(world: &World) -> Duration {
         plain.secrets(),
         plain.consul("GET", "/v1/acl/tokens", &Value::Null),
         plain.consul("GET", "/v1/acl/policies", &Value::Null),
+        plain.consul("GET", "/v1/config/terminating-gateway", &Value::Null),
     );
     let filled = stream::iter(secrets()).map(async |name| plain.fill(&name).await).buffer_unordered(CONCURRENCY);
     filled.collect::<()>().await;
