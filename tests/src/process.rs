@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::eventually;
 
-/// A running program. Dropping it kills its process group.
+/// A running program. Dropping it kills its process group and all that it started.
 pub struct Process {
     name: String,
     child: Child,
@@ -85,13 +85,25 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Either may be gone already.
+        // What it runs may have a process group of its own. Any may be gone already.
+        let below = descendants(self.pid());
         let _ = kill_process_group(self.pid(), Signal::KILL);
+        for process in below {
+            let _ = kill_process(process, Signal::KILL);
+        }
         let _ = self.child.wait();
         if std::thread::panicking() {
             eprintln!("--- {} said:\n{}", self.name, self.output());
         }
     }
+}
+
+/// The processes below one.
+fn descendants(process: Pid) -> Vec<Pid> {
+    let id = process.as_raw_nonzero();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+    let children = children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?));
+    children.flat_map(|child| std::iter::once(child).chain(descendants(child))).collect()
 }
 
 fn keep(stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bollard::Docker;
 use tokio::process::Command;
+use tokio::sync::OnceCell;
 
 use crate::command::{self, CommandError};
 use crate::docker::{self, DockerError, PROJECT, PROJECT_LABEL, containers, label};
@@ -109,19 +110,19 @@ fn new_task_id() -> Result<String, ComposeError> {
     Ok(uuid.trim().replace('-', ""))
 }
 
+/// docker-compose or Docker's plugin. Asked for once: Compose 1.29 takes a second to say its version.
 async fn program() -> Result<Command, ComposeError> {
+    static IS_PLUGIN: OnceCell<bool> = OnceCell::const_new();
     let plugin = || {
         let mut command = Command::new("docker");
         command.arg("compose");
         command
     };
-    match command::run(Command::new("docker-compose").arg("version")).await {
-        Ok(_) => Ok(Command::new("docker-compose")),
-        Err(missing) => match command::run(plugin().arg("version")).await {
-            Ok(_) => Ok(plugin()),
-            Err(_) => Err(missing.into()),
-        },
-    }
+    let is_plugin = async || match command::run(Command::new("docker-compose").arg("version")).await {
+        Ok(_) => Ok(false),
+        Err(missing) => command::run(plugin().arg("version")).await.map(|_| true).map_err(|_| missing),
+    };
+    Ok(if *IS_PLUGIN.get_or_try_init(is_plugin).await? { plugin() } else { Command::new("docker-compose") })
 }
 
 /// The running tasks of which a container's image or definition has changed since it was created.
