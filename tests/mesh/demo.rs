@@ -25,10 +25,16 @@ async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
             (false, true) => {
                 let without = failed[CASES[0].name];
                 assert!(report.failed < without, "{} of {without} are left: {:?}", report.failed, report.failures);
-                // Envoy doesn't try again what broke within a request, nor more than three at a time; all else it does.
+                // Envoy doesn't try again what broke within a request, nor more than three at a time, whatever it is; all else
+                // it does.
                 let broke = |(reason, _): &(&String, _)| reason.ends_with("reset reason: connection termination");
                 let broken = report.failures.iter().filter(broke).map(|(_, count)| count).sum::<usize>();
-                assert_eq!(report.failed as u64, broken as u64 + retries_refused, "{:?}", report.failures);
+                let refused = retries_refused as usize;
+                assert!(
+                    report.failed - broken <= refused && refused <= report.failed,
+                    "{refused}: {:?}",
+                    report.failures
+                );
             }
         }
     }

@@ -108,7 +108,7 @@ async fn an_app_that_takes_five_seconds_to_exit_reaches_others_to_its_last_momen
         assert!(exited(&stopped, "app") < last && last < exited(&stopped, "sidecar-proxy"), "{order:?}");
         let is_proxy_told = |event: &&Event| event.container == "sidecar-proxy" && event.what == What::Signalled(15);
         let proxy_told = stopped.events.iter().find(is_proxy_told).unwrap().at;
-        assert_eq!(proxy_told > exited(&stopped, "load"), order == StopOrder::DependsOn, "{order:?}");
+        assert_eq!(proxy_told > last, order == StopOrder::DependsOn, "{order:?}");
         task::start(&docker, "web", &[]).await.unwrap();
     }
 }
