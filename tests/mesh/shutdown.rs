@@ -40,7 +40,10 @@ async fn no_request_comes_in_once_the_others_know_and_none_fails_before() {
         task::stop(&docker, "api-1", order).await.unwrap();
         let stopped = watch.end().await;
         let report = load.end().await.unwrap();
-        assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{order:?}");
+        let Stopped { checks_critical, removed, last_inbound, events, .. } = &stopped;
+        let said =
+            format!("{order:?}: critical {checks_critical:?}, {removed:?}, last in {last_inbound:?}, {events:?}");
+        assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{said}");
         let critical = stopped.checks_critical.expect("the servers heard of it");
         let removed = stopped.removed["web"].expect("web's Envoy heard of it");
         let last = stopped.last_inbound.expect("there was load");
