@@ -54,6 +54,8 @@ async fn ecs_health_becomes_the_check_s_status_with_one_write_a_change() {
     metadata.set_containers(app("HEALTHY"));
     becomes(&agent, CHECK, "passing").await;
     let writes = || sync.output().matches("check passing").count() + sync.output().matches("check critical").count();
+    // It says so after the write.
+    sync.says("check passing", BOUND).await;
     assert_eq!(writes(), 2, "{}", sync.output());
     let answered = metadata.answered();
     eventually("ten more rounds", BOUND, async || {
