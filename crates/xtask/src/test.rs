@@ -52,7 +52,7 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         parts::moto().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
         // More at a time than there are cores: they wait more than they compute.
-        cargo("process", &["test", "--workspace", "--test", "process", "--", "--test-threads=6"]).await?;
+        cargo("process", &["test", "--workspace", "--test", "process", "--", "--test-threads=4"]).await?;
     }
     if wanted(Suite::Mesh) {
         let tested = mesh_suite().await;
