@@ -566,27 +566,26 @@ impl Expose {
     }
 }
 
+/// What is said of address and port.
+const LAN_ADDRESS: [&str; 2] = ["An IP address or a name; default the task's.", "The gateway's port; default 8443."];
+const WAN_ADDRESS: [&str; 2] =
+    ["An IP address or a name; without one there is no WAN address.", "The port; default the gateway's."];
+
+fn address(object: &mut Object<'_>, about: [&'static str; 2]) -> Address {
+    Address { address: object.field("address", about[0]).text(), port: object.field("port", about[1]).integer() }
+}
+
 impl Gateway {
     fn read(gateway: &mut Object<'_>) -> Self {
         Self {
             // What is missing or wrong is reported.
             kind: gateway.field("kind", "The kind of gateway.").required().choice(&GATEWAY_KINDS).unwrap_or_default(),
-            lan_address: gateway.field("lanAddress", "Its address inside the datacenter.").object(
-                Unknown::Refused,
-                |lan| Address {
-                    address: lan.field("address", "An IP address or a name; default the task's.").text(),
-                    port: lan.field("port", "The gateway's port; default 8443.").integer(),
-                },
-            ),
-            wan_address: gateway.field("wanAddress", "Its address for other datacenters.").object(
-                Unknown::Refused,
-                |wan| Address {
-                    address: wan
-                        .field("address", "An IP address or a name; without one there is no WAN address.")
-                        .text(),
-                    port: wan.field("port", "The port; default the gateway's.").integer(),
-                },
-            ),
+            lan_address: gateway
+                .field("lanAddress", "Its address inside the datacenter.")
+                .object(Unknown::Refused, |lan| address(lan, LAN_ADDRESS)),
+            wan_address: gateway
+                .field("wanAddress", "Its address for other datacenters.")
+                .object(Unknown::Refused, |wan| address(wan, WAN_ADDRESS)),
             name: gateway.field("name", "Its name in Consul; default the task family as it is.").service_name(),
             tags: gateway.field("tags", "Its tags.").unique_texts(),
             meta: gateway.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
