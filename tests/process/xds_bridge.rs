@@ -602,6 +602,24 @@ async fn inbound_connections_are_authorised_by_consuls_intentions() {
     assert_eq!(callee.stat("ext_authz.connect_authz.error").await, 0);
 }
 
+/// Envoy's own patience is 200 ms, less than a busy agent now and then takes.
+#[tokio::test]
+async fn a_connection_waits_for_an_agent_that_is_held_up() {
+    let bridge = Bridge::start().await;
+    let (_caller, callee, a, _app) = caller_and_callee(&bridge).await;
+    let consul = std::fs::read_to_string(bridge.directory.path().join("pid")).unwrap();
+    let consul = Pid::from_raw(consul.trim().parse().unwrap()).unwrap();
+
+    kill_process(consul, Signal::STOP).unwrap();
+    let goes_on = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        kill_process(consul, Signal::CONT).unwrap();
+    };
+    let (answer, ()) = tokio::join!(ask(a), goes_on);
+    assert_eq!(answer, Ok("the app".to_owned()));
+    assert_eq!(callee.stat("ext_authz.connect_authz.error").await, 0);
+}
+
 /// Consul tells Envoy to authorise connections with the token that its stream came with.
 #[tokio::test]
 async fn the_token_of_the_stream_reaches_consul() {

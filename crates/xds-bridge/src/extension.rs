@@ -208,10 +208,18 @@ fn transport_api_version(v3: &str) -> Option<u32> {
     }
 }
 
+/// How long Envoy waits for the agent's word on a connection. Consul 1.8 leaves it at Envoy's 200 ms, and Envoy closes
+/// what it hears nothing of: an agent held up for half a second fails every new connection of that time. Later ones hand
+/// their intentions to Envoy, which then asks nobody.
+const AUTHORIZATION_TIMEOUT: &str = "5s";
+
 /// Turns the Struct of an extension into what JSON of its v3 type would be.
 fn typed_struct(v3: &str, object: &mut Object, routes: &mut Vec<String>) {
     if transport_api_version(v3).is_some() {
         object.insert("transport_api_version".into(), Value::text("V3"));
+        if let Some(Value::Object(service)) = structs::entry(object, "grpc_service") {
+            service.entry("timeout".into()).or_insert_with(|| Value::text(AUTHORIZATION_TIMEOUT));
+        }
     }
     if v3 == HTTP_CONNECTION_MANAGER {
         if let Some(Value::List(filters)) = structs::entry(object, "http_filters") {

@@ -164,6 +164,7 @@ fn inbound_connections_are_authorised_by_v3_with_the_streams_token() {
         let (url, authz) = &structs(&public)[0];
         assert!(url.ends_with("ExtAuthz"), "it comes first");
         assert_eq!(get(authz, &["transport_api_version"]), Some(&Value::text("V3")));
+        assert_eq!(get(authz, &["grpc_service", "timeout"]), Some(&Value::text("5s")));
         let Some(Value::List(metadata)) = get(authz, &["grpc_service", "initial_metadata"]) else {
             panic!("no metadata")
         };
