@@ -121,8 +121,7 @@ async fn retries_refused() -> Result<u64, MeshError> {
 
 async fn stop_under_load(docker: &Docker, case: Case, progress: &dyn Progress) -> Result<Report, MeshError> {
     progress.detail("starting api-1 with the case's settings");
-    task::stop(docker, STOPPED, StopOrder::AllAtOnce).await?;
-    task::start(docker, STOPPED, case.settings).await?;
+    start_anew(docker, case.settings).await?;
     task::in_rotation(docker, STOPPED).await?;
     let load = Load::start(docker, "web", LOAD).await?;
     let least = Instant::now() + LEAST;
@@ -146,10 +145,15 @@ async fn stop_under_load(docker: &Docker, case: Case, progress: &dyn Progress) -
 /// # Errors
 /// See [`MeshError`].
 pub async fn restore(docker: &Docker) -> Result<(), MeshError> {
+    start_anew(docker, &[]).await
+}
+
+/// Starts the task with these settings; it need not run, as after a demo that was cut off.
+async fn start_anew(docker: &Docker, settings: &[(&str, &str)]) -> Result<(), MeshError> {
     if task::running(docker, STOPPED).await.is_ok() {
         task::stop(docker, STOPPED, StopOrder::AllAtOnce).await?;
     }
-    task::start(docker, STOPPED, &[]).await
+    task::start(docker, STOPPED, settings).await
 }
 
 /// A line of the table, and one more for each reason of failures and for the retries that were refused.
