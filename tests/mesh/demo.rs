@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use local_mesh::Quiet;
-use local_mesh::demo::{self, CASES, Outcome, Row};
+use local_mesh::demo::{self, CASES, Demo, Outcome, Row};
 
 use crate::whole;
 
 #[tokio::test]
 async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
-    let docker = whole().await;
+    let mut demo = Demo::new(whole().await);
     let mut failed = BTreeMap::new();
     println!("{}", demo::head());
     for case in CASES {
-        let Outcome { report, retries_refused } = demo::run(&docker, case, &Quiet).await.unwrap();
+        let Outcome { report, retries_refused } = demo.run(case, &Quiet).await.unwrap();
         println!("{}", Row { name: case.name, report: &report, retries_refused });
         assert_eq!(report.sent, report.succeeded + report.failed);
         assert!(report.seconds >= 60.0 && report.sent as f64 >= 200.0 * report.seconds, "{report:?}");
@@ -38,5 +38,5 @@ async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
             }
         }
     }
-    demo::restore(&docker).await.unwrap();
+    demo.end().await.unwrap();
 }

@@ -6,12 +6,15 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use bollard::Docker;
+use bollard::query_parameters::RemoveVolumeOptions;
+
 mod acl;
 mod consul_gone;
 mod demo;
 mod gateways;
 mod shutdown;
 
+use local_mesh::command;
 use local_mesh::compose::{self, Compose};
 use local_mesh::docker::{self, PROJECT_LABEL, containers, is_running, label};
 use local_mesh::events::{Recorder, What};
@@ -19,6 +22,7 @@ use local_mesh::task::{self, StopOrder, start, stop};
 use local_mesh::{mesh, secrets, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::Value;
+use tokio::process::Command;
 
 /// How long the mesh may take to follow a change: a task that comes or goes, and the word of it.
 const BOUND: Duration = Duration::from_secs(90);
@@ -163,6 +167,24 @@ async fn each_container_starts_after_what_it_depends_on() {
         ("app", What::Started),
     ];
     assert_eq!(order, expected);
+}
+
+#[tokio::test]
+async fn an_entry_point_installs_itself_into_a_fresh_volume_that_an_app_can_use() {
+    let docker = docker::connect().await.unwrap();
+    let volume = "ecs-mesh_installed";
+    for program in ["app-entrypoint", "envoy-entrypoint"] {
+        let run = async |options: &[&str], image: &str, arguments: &[&str]| {
+            let mut command = Command::new("docker");
+            command.args(["run", "--rm", "--pull", "never", "--read-only", "--cap-drop", "ALL"]).args(options);
+            command::run(command.arg(format!("ecs-mesh/{image}:dev")).args(arguments)).await.unwrap()
+        };
+        run(&["--volume", &format!("{volume}:/shared")], program, &["install", "/shared"]).await;
+        let installed = format!("/shared/{program}");
+        let as_another = ["--user", "12345", "--volume", &format!("{volume}:/shared:ro"), "--entrypoint", &installed];
+        assert!(run(&as_another, "demo-app", &["--version"]).await.starts_with(program));
+        docker.remove_volume(volume, None::<RemoveVolumeOptions>).await.unwrap();
+    }
 }
 
 #[tokio::test]

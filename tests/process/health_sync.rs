@@ -233,6 +233,26 @@ async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
     }
 }
 
+/// consul-client's agent, which has lost its servers: the mesh's own test is of servers that hang.
+#[tokio::test]
+async fn servers_that_are_down_hold_neither_its_end_nor_the_agent_s() {
+    let serf = free_port();
+    let server = Agent::start_with(&json!({ "ports": { "serf_lan": serf } })).await;
+    let client = json!({ "server": false, "bootstrap": false, "node_name": "client", "leave_on_terminate": true,
+        "retry_join": [format!("127.0.0.1:{serf}")] });
+    let mut client = Agent::start_with(&client).await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let mut sync = Process::spawn(&mut command(&client.http, &metadata.uri, &["app"]));
+    becomes(&client, CHECK, "passing").await;
+
+    drop(server);
+    sync.signal(Signal::TERM);
+    // The agent takes what it can't hand on.
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    assert_eq!(status(&client, CHECK).await.unwrap(), "critical");
+    assert_eq!(client.stop(BOUND).await, 0, "{}", client.output());
+}
+
 #[tokio::test]
 async fn term_before_anything_is_known_of_the_task_ends_it_and_it_says_that_nothing_was_told() {
     let nobody = format!("127.0.0.1:{}", free_port());

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -118,6 +119,12 @@ impl Agent {
         let token = json!({ "ServiceIdentities": [{ "ServiceName": service }] });
         let created = self.call("PUT", "/v1/acl/token", &token).await;
         created["SecretID"].as_str().expect("a new token has a secret ID").to_owned()
+    }
+
+    /// Ends it with TERM, as ECS does; gives its exit code.
+    pub async fn stop(&mut self, bound: Duration) -> i32 {
+        self.process.signal(Signal::TERM);
+        self.process.exit_code(bound).await
     }
 
     /// What it has logged.

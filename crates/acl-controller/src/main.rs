@@ -61,13 +61,14 @@ struct Arguments {
     listen: SocketAddr,
 }
 
-/// What a secret's name may have in it ("CreateSecret", Secrets Manager), with room for a service's name.
+/// What the name of a policy may have in it, of which Consul takes 128 characters ("ACL Policies HTTP API"): secrets may be named
+/// more freely.
 fn prefix(text: &str) -> Result<String, String> {
-    let good = |c: char| c.is_ascii_alphanumeric() || "/_+=.@-".contains(c);
-    if !text.is_empty() && text.len() <= 200 && text.chars().all(good) {
+    let good = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
+    if !text.is_empty() && text.len() <= 100 && text.chars().all(good) {
         Ok(text.to_owned())
     } else {
-        Err("expected letters, digits and /_+=.@-, at most 200".to_owned())
+        Err("expected letters, digits, _ and -, at most 100, since Consul's policy is named so too".to_owned())
     }
 }
 

@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Uri;
 use sidecar_kit::env::Env;
-use sidecar_kit::secret::{Secret, SecretSource};
+use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
 use sidecar_kit::tls::{Identity, TlsOptions};
 
 /// How to reach an agent. The variables' meaning is Consul's own ("Consul Commands (CLI)", environment variables).
@@ -45,6 +45,9 @@ pub enum ConfigError {
         /// The cause.
         source: std::io::Error,
     },
+    /// `CONSUL_HTTP_AUTH_FILE` names a file that cannot be read.
+    #[error("CONSUL_HTTP_AUTH_FILE")]
+    Auth(#[from] SecretFileError),
     /// The certificates or the server name are not usable.
     #[error(
         "CONSUL_CACERT_PEM, CONSUL_CACERT, CONSUL_CAPATH, CONSUL_TLS_SERVER_NAME, CONSUL_CLIENT_CERT or CONSUL_CLIENT_KEY is \
@@ -68,7 +71,7 @@ impl Config {
     /// |---|---|---|
     /// | `CONSUL_HTTP_ADDR` | `host:port`, `http://…`, `https://…` or `unix://<path>`; or several, with commas between | `127.0.0.1:8500` |
     /// | `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_TOKEN` | the ACL token; the file wins and is read for each request | none |
-    /// | `CONSUL_HTTP_AUTH` | `user:password` of basic authentication | none |
+    /// | `CONSUL_HTTP_AUTH_FILE`, `CONSUL_HTTP_AUTH` | `user:password` of basic authentication; the file wins | none |
     /// | `CONSUL_HTTP_SSL` | `true`: `https`, also where the address says `http` | `false` |
     /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: any server certificate will do | `true` |
     /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | none |
@@ -82,7 +85,7 @@ impl Config {
         Ok(Self {
             bases: bases(env)?,
             token: env.secret("CONSUL_HTTP_TOKEN"),
-            authorization: authorization(env),
+            authorization: authorization(env)?,
             namespace: env.get("CONSUL_NAMESPACE").map(str::to_owned),
             partition: env.get("CONSUL_PARTITION").map(str::to_owned),
             tls: TlsOptions {
@@ -186,10 +189,12 @@ fn base(env: &Env, value: &str) -> Result<String, ConfigError> {
 }
 
 /// `user:password`, or the user alone.
-fn authorization(env: &Env) -> Option<Secret> {
-    let value = env.get("CONSUL_HTTP_AUTH")?;
+fn authorization(env: &Env) -> Result<Option<Secret>, ConfigError> {
+    let Some(source) = env.secret("CONSUL_HTTP_AUTH") else { return Ok(None) };
+    let secret = source.read()?;
+    let value = secret.expose();
     let credentials = if value.contains(':') { value.to_owned() } else { format!("{value}:") };
-    Some(Secret::new(format!("Basic {}", BASE64_STANDARD.encode(credentials))))
+    Ok(Some(Secret::new(format!("Basic {}", BASE64_STANDARD.encode(credentials)))))
 }
 
 fn authorities(env: &Env) -> Result<Vec<Vec<u8>>, ConfigError> {

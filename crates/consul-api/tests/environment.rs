@@ -102,6 +102,7 @@ fn each_variable_changes_a_real_request() {
     let without_scheme = [("CONSUL_HTTP_ADDR", tls), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
     let http = format!("http://{tls}");
     let with_http_scheme = [("CONSUL_HTTP_ADDR", http.as_str()), ("CONSUL_CACERT_PEM", servers.authority.as_str())];
+    let with_auth = [("CONSUL_HTTP_ADDR", plain), ("CONSUL_HTTP_AUTH", "user:password")];
     let with_token = [("CONSUL_HTTP_ADDR", plain), ("CONSUL_HTTP_TOKEN", "from-the-variable")];
 
     let rows: &[Row] = &[
@@ -112,6 +113,7 @@ fn each_variable_changes_a_real_request() {
         ("CONSUL_HTTP_TOKEN_FILE", &token_file, &with_token, "x-consul-token: from-the-file\r\n"),
         ("CONSUL_HTTP_AUTH", "user:password", &at_plain, "authorization: Basic dXNlcjpwYXNzd29yZA==\r\n"),
         ("CONSUL_HTTP_AUTH", "user", &at_plain, "authorization: Basic dXNlcjo=\r\n"),
+        ("CONSUL_HTTP_AUTH_FILE", &token_file, &with_auth, "authorization: Basic ZnJvbS10aGUtZmlsZTo=\r\n"),
         ("CONSUL_HTTP_SSL", "true", &without_scheme, "tls() GET /v1"),
         ("CONSUL_HTTP_SSL", "true", &with_http_scheme, "tls() GET /v1"),
         ("CONSUL_HTTP_SSL_VERIFY", "false", &at_tls, "tls() GET /v1"),

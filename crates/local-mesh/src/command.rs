@@ -65,6 +65,9 @@ pub async fn run(command: &mut Command) -> Result<String, CommandError> {
         return Ok(stdout);
     }
     let stderr = String::from_utf8_lossy(&output.stderr);
+    if stderr.trim_end().ends_with("No module named pip") {
+        return Err(CommandError::Missing { install: install("pip"), program: "pip".to_owned() });
+    }
     let said = if stderr.trim().is_empty() { stdout.as_str() } else { &stderr };
     let mut lines = said.lines().rev().filter(|line| !line.trim().is_empty()).take(6).collect::<Vec<_>>();
     lines.reverse();
@@ -95,7 +98,7 @@ fn install(program: &str) -> &'static str {
         "apt-get" | "dpkg" => {
             "the stand-ins come from Debian's packages; elsewhere set CONSUL_IMAGE and MOTO_IMAGE to images of Consul and moto"
         }
-        "python3" => "apt-get install python3 python3-pip",
+        "python3" | "pip" => "apt-get install python3 python3-pip",
         "docker" => "apt-get install docker.io",
         "docker-compose" => "apt-get install docker-compose",
         _ => "install it and have it in PATH",

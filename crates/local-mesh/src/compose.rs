@@ -84,7 +84,9 @@ pub async fn run(arguments: &[&str]) -> Result<String, ComposeError> {
 /// # Errors
 /// See [`ComposeError`]; [`ComposeError::NoTask`] when there is no such task.
 pub async fn services(task: &str) -> Result<Vec<String>, ComposeError> {
-    let all = run(&["config", "--services"]).await?;
+    // Asked for once: Compose 1.29 takes more than a second to read its file.
+    static ALL: OnceCell<String> = OnceCell::const_new();
+    let all = ALL.get_or_try_init(async || run(&["config", "--services"]).await).await?;
     let all = all.lines().collect::<BTreeSet<_>>();
     let is_task = |name: &str| all.contains(name) && all.contains(format!("{name}-sidecar-proxy").as_str());
     let is_of = |service: &str, task: &str| {

@@ -28,6 +28,7 @@ const LOAD: Options<'_> =
 
 /// What the app and the proxy of the stopped task do for requests that still come.
 const NO_REMEDY: [(&str, &str); 2] = [("SHUTDOWN_DELAY", "0s"), ("DRAIN", "false")];
+/// What docker-compose.yml has.
 const REMEDY: [(&str, &str); 0] = [];
 
 /// One case.
@@ -43,12 +44,12 @@ pub struct Case {
     pub router: bool,
 }
 
-/// All cases of the demo.
+/// All cases of the demo; those with the same settings follow one another, so that the task is started anew only once for them.
 pub const CASES: [Case; 5] = [
     Case { name: "(a) no remedy, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: false },
+    Case { name: "(c) retries, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: true },
     Case { name: "(b) delay and draining, all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: false },
     Case { name: "(b) delay and draining, depends-on", settings: &REMEDY, order: StopOrder::DependsOn, router: false },
-    Case { name: "(c) retries, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: true },
     Case { name: "(b) + (c), all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: true },
 ];
 
@@ -93,59 +94,73 @@ pub struct Outcome {
     pub retries_refused: u64,
 }
 
-/// Runs one case on the running mesh: load, and meanwhile the task stopped and started [`STOPS`] times.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn run(docker: &Docker, case: Case, progress: &dyn Progress) -> Result<Outcome, MeshError> {
-    let consul = consul().await?;
-    match case.router {
-        true => consul.put_config_entry(&read(&router_file())?).await?,
-        // A run that was cut off may have left one behind.
-        false => consul.delete_config_entry("service-router", "api").await?,
-    }
-    let refused = retries_refused().await?;
-    let report = stop_under_load(docker, case, progress).await;
-    if case.router {
-        consul.delete_config_entry("service-router", "api").await?;
-    }
-    Ok(Outcome { report: report?, retries_refused: retries_refused().await?.saturating_sub(refused) })
+/// The demo on the running mesh.
+#[derive(Debug)]
+pub struct Demo {
+    docker: Docker,
+    /// What the task was started with; unknown before the first case and after one that failed.
+    settings: Option<&'static [(&'static str, &'static str)]>,
 }
 
-/// The sum of web's Envoy's counters `upstream_rq_retry_overflow` and `upstream_rq_retry_limit_exceeded`.
-async fn retries_refused() -> Result<u64, MeshError> {
-    let stats = "http://127.0.0.1:19000/stats?filter=upstream_rq_retry_(overflow|limit_exceeded)";
-    let stats = fetch("web", &stats.replace('|', "%7C")).await?;
-    Ok(stats.lines().filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
-}
+impl Demo {
+    /// A demo on the mesh of this Docker.
+    #[must_use]
+    pub fn new(docker: Docker) -> Self {
+        Self { docker, settings: None }
+    }
 
-async fn stop_under_load(docker: &Docker, case: Case, progress: &dyn Progress) -> Result<Report, MeshError> {
-    progress.detail("starting api-1 with the case's settings");
-    start_anew(docker, case.settings).await?;
-    task::in_rotation(docker, STOPPED).await?;
-    let load = Load::start(docker, "web", LOAD).await?;
-    let least = Instant::now() + LEAST;
-    let stopped = async {
-        for number in 1..=STOPS {
-            progress.detail(&format!("load on; stopping and starting api-1, {number} of {STOPS}"));
-            task::stop(docker, STOPPED, case.order).await?;
-            task::start(docker, STOPPED, case.settings).await?;
-            task::in_rotation(docker, STOPPED).await?;
+    /// Runs one case: load, and meanwhile the task stopped and started [`STOPS`] times.
+    ///
+    /// # Errors
+    /// See [`MeshError`].
+    pub async fn run(&mut self, case: Case, progress: &dyn Progress) -> Result<Outcome, MeshError> {
+        let consul = consul().await?;
+        match case.router {
+            true => consul.put_config_entry(&read(&router_file())?).await?,
+            // A run that was cut off may have left one behind.
+            false => consul.delete_config_entry("service-router", "api").await?,
         }
-        sleep_until(least).await;
-        Ok(())
-    };
-    let stopped = stopped.await;
-    let report = load.end().await;
-    stopped.and(report)
-}
+        let refused = retries_refused().await?;
+        let report = self.stop_under_load(case, progress).await;
+        if case.router {
+            consul.delete_config_entry("service-router", "api").await?;
+        }
+        Ok(Outcome { report: report?, retries_refused: retries_refused().await?.saturating_sub(refused) })
+    }
 
-/// Brings the task back as docker-compose.yml has it.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn restore(docker: &Docker) -> Result<(), MeshError> {
-    start_anew(docker, &[]).await
+    async fn stop_under_load(&mut self, case: Case, progress: &dyn Progress) -> Result<Report, MeshError> {
+        if self.settings.take() != Some(case.settings) {
+            progress.detail("starting api-1 with the case's settings");
+            start_anew(&self.docker, case.settings).await?;
+        }
+        task::in_rotation(&self.docker, STOPPED).await?;
+        let load = Load::start(&self.docker, "web", LOAD).await?;
+        let least = Instant::now() + LEAST;
+        let stopped = async {
+            for number in 1..=STOPS {
+                progress.detail(&format!("load on; stopping and starting api-1, {number} of {STOPS}"));
+                task::stop(&self.docker, STOPPED, case.order).await?;
+                task::start(&self.docker, STOPPED, case.settings).await?;
+                task::in_rotation(&self.docker, STOPPED).await?;
+            }
+            sleep_until(least).await;
+            Ok(())
+        };
+        let stopped = stopped.await;
+        let report = load.end().await;
+        stopped.and(report).inspect(|_| self.settings = Some(case.settings))
+    }
+
+    /// Brings the task back as docker-compose.yml has it.
+    ///
+    /// # Errors
+    /// See [`MeshError`].
+    pub async fn end(self) -> Result<(), MeshError> {
+        match self.settings {
+            Some([]) => Ok(()),
+            _ => start_anew(&self.docker, &REMEDY).await,
+        }
+    }
 }
 
 /// Starts the task with these settings; it need not run, as after a demo that was cut off.
@@ -154,6 +169,13 @@ async fn start_anew(docker: &Docker, settings: &[(&str, &str)]) -> Result<(), Me
         task::stop(docker, STOPPED, StopOrder::AllAtOnce).await?;
     }
     task::start(docker, STOPPED, settings).await
+}
+
+/// The sum of web's Envoy's counters `upstream_rq_retry_overflow` and `upstream_rq_retry_limit_exceeded`.
+async fn retries_refused() -> Result<u64, MeshError> {
+    let stats = "http://127.0.0.1:19000/stats?filter=upstream_rq_retry_(overflow|limit_exceeded)";
+    let stats = fetch("web", &stats.replace('|', "%7C")).await?;
+    Ok(stats.lines().filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
 }
 
 /// A line of the table, and one more for each reason of failures and for the retries that were refused.

@@ -100,6 +100,9 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
             context.dir("empty/consul", 0o2770)?;
             context.dir("empty/consul/config", 0o2770)?;
         }
+        if ["app-entrypoint", "envoy-entrypoint"].contains(&image) {
+            context.dir("empty/shared", 0o755)?;
+        }
         if image == "setup" {
             context.dir("empty/state", 0o700)?;
         }

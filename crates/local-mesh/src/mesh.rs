@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +33,9 @@ pub const FRONT: &str = "http://127.0.0.1:9090/";
 /// Published on the host, and for what.
 const PORTS: [(u16, &str); 4] =
     [(9090, "web's app"), (8500, "Consul's HTTP API"), (51678, "the ECS API"), (5000, "Secrets Manager")];
+
+/// How long the end of a connection keeps its port, and some.
+const PORT_BOUND: Duration = Duration::from_secs(70);
 
 /// How long the mesh may take from its last container's start to its first answer.
 const READY_BOUND: Duration = Duration::from_secs(90);
@@ -124,6 +127,8 @@ pub async fn up(progress: &dyn Progress) -> Result<Up, MeshError> {
     remove_another_s(&docker).await?;
     images::build(progress, UP_STEPS).await?;
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
+    // Images take minutes.
+    check_ports(&docker).await?;
     let mut recorder = Recorder::start(&docker);
     start_all(&docker).await?;
     progress.step(images::STEPS + 2, UP_STEPS, "waiting for the first answer");
@@ -251,11 +256,29 @@ async fn check_ports(docker: &Docker) -> Result<(), MeshError> {
         ports.any(|published| published.public_port == Some(port))
     };
     for (port, what) in PORTS {
-        if !published(port) && TcpListener::bind(("127.0.0.1", port)).is_err() {
-            return Err(MeshError::PortTaken { port, what });
+        if !published(port) {
+            free(port, what).await?;
         }
     }
     Ok(())
+}
+
+/// Waits until a port can be published on, unless somebody listens there. One that nobody listens on belongs to the near end of a
+/// connection, which has it for a minute more after its end (TIME_WAIT): 51678 is among those that Linux hands out.
+async fn free(port: u16, what: &'static str) -> Result<(), MeshError> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let free = until(&format!("port {port}"), PORT_BOUND, Backoff::default(), async || {
+        if TcpListener::bind(address).is_ok() {
+            return Attempt::Done(());
+        }
+        let taken = MeshError::PortTaken { port, what };
+        match TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Attempt::Again(taken),
+            _ => Attempt::Final(taken),
+        }
+    })
+    .await;
+    free.map_err(|_| MeshError::PortTaken { port, what })
 }
 
 /// The first of the mesh's containers that exited with an error since `begun` (RFC 3339, UTC, as Docker's times are), with
@@ -305,4 +328,26 @@ async fn first_answer() -> Result<u16, MeshError> {
     })
     .await
     .map_err(|error| MeshError::NotReady(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_is_waited_for_unless_somebody_listens_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        {
+            let mut free = std::pin::pin!(free(near.local_addr().unwrap().port(), "x"));
+            let early = tokio::time::timeout(Duration::from_millis(300), &mut free).await;
+            assert!(early.is_err(), "a connection has it: {early:?}");
+            // Who closes first has TIME_WAIT.
+            drop(listener.accept().unwrap());
+            drop(near);
+            free.await.unwrap();
+        }
+        let listens = free(listener.local_addr().unwrap().port(), "x").await;
+        assert!(matches!(listens, Err(MeshError::PortTaken { .. })));
+    }
 }

@@ -86,8 +86,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Log(_) => sidecar_kit::exit::USAGE,
-            Self::Listen { .. } => sidecar_kit::exit::FAILURE,
+            Self::Log(_) | Self::Listen { .. } => sidecar_kit::exit::FAILURE,
             Self::Start(error) => error.exit_code(),
         }
     }

@@ -173,21 +173,21 @@ fn show(timeline: &Timeline) -> Result<(), Error> {
 
 /// Each case as it ends, since the whole takes minutes.
 async fn demo_shutdown() -> Result<(), Error> {
-    let docker = docker::connect().await?;
+    let mut demo = demo::Demo::new(docker::connect().await?);
     let reporter = Reporter::new(CASES.len());
     let mut rows = Vec::new();
     for (number, case) in CASES.into_iter().enumerate() {
         reporter.step(number + 1, CASES.len(), case.name);
-        match demo::run(&docker, case, &reporter).await {
+        match demo.run(case, &reporter).await {
             Ok(outcome) => rows.push((case.name, outcome)),
             Err(error) => {
                 // The error is what matters, whatever becomes of this.
-                let _ = demo::restore(&docker).await;
+                let _ = demo.end().await;
                 return Err(error.into());
             }
         }
     }
-    demo::restore(&docker).await?;
+    demo.end().await?;
     reporter.finish();
     println!("{}", demo::head());
     for (name, Outcome { report, retries_refused }) in &rows {

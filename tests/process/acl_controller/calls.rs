@@ -395,7 +395,7 @@ async fn bad_input_ends_in_one_line() {
     type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
     let rows: [Row; 7] = [
         (&[], &[], 2, "--secret-name-prefix"),
-        (&["--secret-name-prefix", "a b"], &[], 2, "expected letters, digits and /_+=.@-"),
+        (&["--secret-name-prefix", "prod/mesh"], &[], 2, "expected letters, digits, _ and -"),
         (&["--secret-name-prefix", "p", "--rotate-after", "soon"], &[], 2, "expected a duration such as 12h or 30days"),
         (
             &["--secret-name-prefix", "p"],
