@@ -13,24 +13,42 @@ use crate::keys::{self, KeysError};
 use crate::parts::{self, PartsError};
 use crate::{Progress, mesh_dir, workspace};
 
-/// On every image that is built here, so that `down` finds them.
+/// On every image of the local mesh, so that `down` finds them.
 pub const LABEL: &str = "ecs-mesh.built-by=xtask";
 
 /// On moto's image: what it was made of.
 const MADE_OF: &str = "ecs-mesh.made-of";
 
-/// The images that carry the binary of their name, and nothing of others but where [`build`] says so.
-const OURS: [&str; 9] = [
-    "mesh-init",
-    "envoy-entrypoint",
-    "health-sync",
-    "app-entrypoint",
-    "acl-controller",
-    "ecs-local",
-    "demo-app",
-    "setup",
-    "probe",
-];
+/// What production runs: a binary and an image of its name each.
+const SHIPPED: [&str; 5] = ["mesh-init", "envoy-entrypoint", "health-sync", "app-entrypoint", "acl-controller"];
+
+/// What the local mesh has besides.
+const LOCAL: [&str; 4] = ["ecs-local", "demo-app", "setup", "probe"];
+
+/// Which binaries images carry, and so their tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Profile {
+    /// Those of the tests: `dev`.
+    Dev,
+    /// Those that are shipped: the version.
+    Release,
+}
+
+impl Profile {
+    fn tag(self, image: &str) -> String {
+        let tag = if self == Self::Dev { "dev" } else { env!("CARGO_PKG_VERSION") };
+        format!("ecs-mesh/{image}:{tag}")
+    }
+
+    /// A binary of ours; cargo's directories of the two are beside one another.
+    fn binary(self, name: &str) -> PathBuf {
+        let dev = binary(name);
+        match self {
+            Self::Dev => dev,
+            Self::Release => dev.ancestors().nth(2).unwrap_or(&dev).join("release").join(name),
+        }
+    }
+}
 
 /// Images that could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -58,12 +76,8 @@ pub enum ImagesError {
 fn stand_in(variable: &str, name: &str) -> (String, bool) {
     match std::env::var(variable) {
         Ok(image) if !image.is_empty() => (image, false),
-        _ => (tag(name), true),
+        _ => (Profile::Dev.tag(name), true),
     }
-}
-
-fn tag(image: &str) -> String {
-    format!("ecs-mesh/{image}:dev")
 }
 
 /// How many steps [`build`] reports.
@@ -89,49 +103,92 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
     build_binaries().await?;
     progress.step(5, of, "building the images");
     keys::make()?;
-    for image in OURS {
-        progress.detail(&tag(image));
-        let context = Context::new(image)?;
-        context.binary(image)?;
-        if image == "demo-app" {
-            context.binary("app-entrypoint")?;
-        }
-        if image == "mesh-init" {
-            context.dir("empty/consul", 0o2770)?;
-            context.dir("empty/consul/config", 0o2770)?;
-        }
-        if ["app-entrypoint", "envoy-entrypoint"].contains(&image) {
-            context.dir("empty/shared", 0o755)?;
-        }
-        if image == "setup" {
-            context.dir("empty/state", 0o700)?;
-        }
-        docker_build(image, &context, &[]).await?;
+    for image in SHIPPED.into_iter().chain(LOCAL) {
+        ours(image, Profile::Dev, progress).await?;
     }
     if moto_stands_in {
-        progress.detail(&tag("moto"));
+        progress.detail(&Profile::Dev.tag("moto"));
         moto().await?;
     }
     if let Some(consul) = consul {
-        progress.detail(&tag("consul"));
+        progress.detail(&Profile::Dev.tag("consul"));
         let context = Context::new("consul")?;
         context.program(&consul, "consul").await?;
-        context.binary("xds-bridge")?;
+        context.binary("xds-bridge", Profile::Dev)?;
         context.dir("empty/consul", 0o770)?;
         context.dir("empty/consul/data", 0o770)?;
         context.dir("empty/consul/config", 0o770)?;
-        docker_build("consul", &context, &[]).await?;
+        docker_build("consul", Profile::Dev, &context, &[]).await?;
     }
     if let Some(envoy) = envoy {
-        progress.detail(&tag("envoy"));
+        progress.detail(&Profile::Dev.tag("envoy"));
         let context = Context::new("envoy")?;
         context.program(&envoy, "envoy").await?;
-        docker_build("envoy", &context, &[]).await?;
+        docker_build("envoy", Profile::Dev, &context, &[]).await?;
     }
-    progress.detail(&tag("sidecar-proxy"));
+    sidecar_proxy(&envoy_image, Profile::Dev, progress).await
+}
+
+/// How many steps [`release`] reports.
+pub const RELEASE_STEPS: usize = 2;
+
+/// Builds what production runs from release binaries, tagged with the version; sidecar-proxy only where `ENVOY_IMAGE` says on what
+/// Envoy. Gives the images.
+///
+/// # Errors
+/// See [`ImagesError`].
+pub async fn release(progress: &dyn Progress) -> Result<Vec<String>, ImagesError> {
+    progress.step(1, RELEASE_STEPS, "building the release binaries");
+    release_binaries(progress).await?;
+    progress.step(2, RELEASE_STEPS, "building the images");
+    for image in SHIPPED {
+        ours(image, Profile::Release, progress).await?;
+    }
+    let mut built = SHIPPED.to_vec();
+    if let (envoy_image, false) = stand_in("ENVOY_IMAGE", "envoy") {
+        sidecar_proxy(&envoy_image, Profile::Release, progress).await?;
+        built.push("sidecar-proxy");
+    }
+    Ok(built.into_iter().map(|image| Profile::Release.tag(image)).collect())
+}
+
+/// Builds the release binaries, one by one: together each would have the features that the others ask for.
+///
+/// # Errors
+/// See [`ImagesError`].
+pub async fn release_binaries(progress: &dyn Progress) -> Result<(), ImagesError> {
+    for package in SHIPPED {
+        progress.detail(package);
+        let mut command = command::cargo();
+        command.current_dir(workspace()).args(["build", "--release", "--quiet", "--package", package]);
+        run(&mut command).await?;
+    }
+    Ok(())
+}
+
+/// The image of a binary of ours.
+async fn ours(image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
+    progress.detail(&profile.tag(image));
+    let context = Context::new(image)?;
+    context.binary(image, profile)?;
+    match image {
+        "demo-app" => context.binary("app-entrypoint", profile)?,
+        "mesh-init" => {
+            context.dir("empty/consul", 0o2770)?;
+            context.dir("empty/consul/config", 0o2770)?;
+        }
+        "app-entrypoint" | "envoy-entrypoint" => context.dir("empty/shared", 0o755)?,
+        "setup" => context.dir("empty/state", 0o700)?,
+        _ => {}
+    }
+    docker_build(image, profile, &context, &[]).await
+}
+
+async fn sidecar_proxy(envoy_image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
+    progress.detail(&profile.tag("sidecar-proxy"));
     let context = Context::new("sidecar-proxy")?;
-    context.binary("envoy-entrypoint")?;
-    docker_build("sidecar-proxy", &context, &["--build-arg", &format!("ENVOY_IMAGE={envoy_image}")]).await
+    context.binary("envoy-entrypoint", profile)?;
+    docker_build("sidecar-proxy", profile, &context, &["--build-arg", &format!("ENVOY_IMAGE={envoy_image}")]).await
 }
 
 /// Builds moto's image alone: AWS for whoever needs no mesh. Nothing is done where it is there already and made of the same,
@@ -146,11 +203,11 @@ pub async fn moto() -> Result<(), ImagesError> {
     let mut inspect = Command::new("docker");
     let label = format!("{{{{index .Config.Labels {MADE_OF:?}}}}}");
     // Where there is no such image, it says so and fails.
-    let there = run(inspect.args(["image", "inspect", "--format", &label, &tag("moto")])).await;
+    let there = run(inspect.args(["image", "inspect", "--format", &label, &Profile::Dev.tag("moto")])).await;
     if there.is_ok_and(|label| label.trim() == made_of) {
         return Ok(());
     }
-    docker_build("moto", &Context(root), &["--label", &format!("{MADE_OF}={made_of}")]).await
+    docker_build("moto", Profile::Dev, &Context(root), &["--label", &format!("{MADE_OF}={made_of}")]).await
 }
 
 /// Stands for a Dockerfile and a context that is made once.
@@ -166,17 +223,20 @@ async fn build_binaries() -> Result<(), ImagesError> {
     let mut command = command::cargo();
     command.current_dir(workspace()).args(["build", "--quiet"]);
     // The bridge goes into Consul's stand-in.
-    for binary in OURS.into_iter().chain(["xds-bridge"]) {
+    for binary in SHIPPED.into_iter().chain(LOCAL).chain(["xds-bridge"]) {
         command.args(["--bin", binary]);
     }
     run(&mut command).await?;
     Ok(())
 }
 
-async fn docker_build(image: &str, context: &Context, arguments: &[&str]) -> Result<(), ImagesError> {
+async fn docker_build(image: &str, profile: Profile, context: &Context, arguments: &[&str]) -> Result<(), ImagesError> {
     let mut command = Command::new("docker");
     // Modes and owners of copied directories come out alike with this builder wherever it runs.
-    command.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--label", LABEL, "--tag", &tag(image)]);
+    command.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--tag", &profile.tag(image)]);
+    if profile == Profile::Dev {
+        command.args(["--label", LABEL]);
+    }
     command.args(arguments).arg("--file").arg(dockerfile(image)).arg(&context.0);
     run(&mut command).await?;
     Ok(())
@@ -211,8 +271,8 @@ impl Context {
     }
 
     /// A binary of ours.
-    fn binary(&self, name: &str) -> Result<(), ImagesError> {
-        self.copy(&binary(name), name)
+    fn binary(&self, name: &str, profile: Profile) -> Result<(), ImagesError> {
+        self.copy(&profile.binary(name), name)
     }
 
     /// A program with the shared libraries that it needs.

@@ -30,7 +30,7 @@ use crate::test::Suite;
     bin_name = "cargo xtask",
     version,
     after_help = "Variables: CONSUL_IMAGE, ENVOY_IMAGE and MOTO_IMAGE put the vendors' images in the place of the stand-ins; \
-                  LOG_LEVEL, LOG_FORMAT.\n\nExit codes: 0 done, 1 failed, 2 wrong command line; of `get` and `test` what they ran."
+                  LOG_LEVEL, LOG_FORMAT.\n\nExit codes: 0 done, 1 failed, 2 wrong command line; of `get` that of the request."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -44,7 +44,12 @@ enum Command {
     /// Remove all that `up` made: containers, networks, volumes, images, generated files.
     Down,
     /// Build and generate what docker-compose.yml needs, and start nothing.
-    Images,
+    Images {
+        /// Build what production runs instead: from release binaries, tagged with the version. ENVOY_IMAGE is the Envoy that
+        /// sidecar-proxy is built on; without it there is none.
+        #[arg(long)]
+        release: bool,
+    },
     /// Start a task that was stopped, as ECS would: with a new task ID. Prints and draws its start.
     Start {
         /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
@@ -128,7 +133,13 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             mesh::down().await?;
             println!("the mesh is gone: containers, networks, volumes, images and generated files");
         }
-        Command::Images => {
+        Command::Images { release: true } => {
+            let reporter = Reporter::new(images::RELEASE_STEPS);
+            let built = images::release(&reporter).await.map_err(MeshError::from)?;
+            reporter.finish();
+            println!("{}", built.join("\n"));
+        }
+        Command::Images { release: false } => {
             let reporter = Reporter::new(images::STEPS);
             mesh::build_images(&reporter).await?;
             reporter.finish();
