@@ -1,11 +1,12 @@
 //! app-entrypoint from outside.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mesh_tests::binary;
 use mesh_tests::process::{Process, run};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -87,6 +88,30 @@ async fn a_delay_that_reaches_the_stop_timeout_is_warned_of() {
     assert!(warned.stderr.contains("the shutdown delay of 30s reaches the stop timeout of 30s"), "{}", warned.stderr);
     let fine = run(&mut entrypoint(&["--shutdown-delay", "29s", "--stop-timeout", "30s", "true"]), BOUND).await;
     assert_eq!((fine.code, fine.stderr.as_str()), (0, ""));
+}
+
+#[tokio::test]
+async fn an_app_with_other_words_for_its_log_runs_all_the_same() {
+    for (variable, value) in [("LOG_LEVEL", "WARNING"), ("LOG_FORMAT", "logfmt")] {
+        let finished = run(entrypoint(&["sh", "-c", "exit 42"]).env(variable, value), BOUND).await;
+        assert_eq!(finished.code, 42);
+        assert!(finished.stderr.contains(&format!("{variable} is {value:?}")), "{}", finished.stderr);
+    }
+}
+
+/// As an app makes it that shares its standard error with us and sets it non-blocking.
+#[test]
+fn a_standard_error_that_takes_nothing_does_not_end_the_app() {
+    let (_reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[0; 4096]).is_ok() {}
+    let mut command = entrypoint(&["--shutdown-delay", "300ms", "sh", "-c", APP]);
+    let mut process = command.stderr(writer).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(process.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "ready");
+    kill_process(Pid::from_child(&process), Signal::TERM).unwrap();
+    assert_eq!(said.next().unwrap().unwrap(), "app got TERM");
+    assert_eq!(process.wait().unwrap().code(), Some(7));
 }
 
 #[tokio::test]

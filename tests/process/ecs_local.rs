@@ -447,7 +447,8 @@ async fn ecs_local_follows_a_container_s_health_and_shows_none_without_a_health_
     cluster.build(&format!("FROM {}\n{check}\n", cluster.image()));
     let joined = format!("container:{}", cluster.docker_name("pause"));
     cluster.create("web", &["--network", &joined], &["/demo-app", "serve", "--listen", "0.0.0.0:8080"]);
-    assert_eq!(get_json(&cluster.endpoint("web")).await.unwrap()["Health"]["status"], "UNKNOWN");
+    let created = get_json(&cluster.endpoint("web")).await.unwrap();
+    assert!(created["Health"].is_object() && created["Health"]["status"].is_null(), "left out as ECS does: {created}");
     docker(&["start", &cluster.docker_name("web")]).unwrap();
 
     let health = async |status: &str| {

@@ -48,7 +48,8 @@ async fn becomes(agent: &Agent, check: &str, wanted: &str) {
 #[tokio::test]
 async fn ecs_health_becomes_the_check_s_status_with_one_write_a_change() {
     let agent = Agent::start().await;
-    let metadata = Metadata::start("shop", app("UNKNOWN"));
+    // As ECS says that it doesn't know yet.
+    let metadata = Metadata::start("shop", json!([{ "Name": "app", "Health": {} }]));
     let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
     becomes(&agent, CHECK, "critical").await;
     metadata.set_containers(app("HEALTHY"));

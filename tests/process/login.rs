@@ -268,7 +268,7 @@ async fn agent_config_logs_in_for_the_client_token_and_health_sync_logs_it_out()
     let agent = Agent::start_with_acls().await;
     let platform = Platform::trusted_by(&agent, "${value.service}").await;
     let proof = platform.proof("web");
-    let task = Task::new();
+    let mut task = Task::new();
     let (sink, output) = (task.volume.path().join("client-token"), task.volume.path().join("agent.json"));
     let variables = [
         ("CONSUL_RETRY_JOIN", "server"),
@@ -299,6 +299,9 @@ async fn agent_config_logs_in_for_the_client_token_and_health_sync_logs_it_out()
     let service_token = agent.service_token("web").await;
     let with_token = [variables[1], ("CONSUL_HTTP_TOKEN", service_token.as_str())];
     task.starts(&with_token).await;
+    // The first of the servers takes requests and never answers.
+    let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+    task.document["consulHTTPAddr"] = format!("{},{}", hangs.local_addr().unwrap(), agent.http).into();
     let mut sync = Process::spawn(&mut task.command("health-sync", &with_token));
     sync.says("check passing", BOUND).await;
     sync.signal(Signal::TERM);
@@ -495,6 +498,17 @@ async fn a_login_that_may_have_left_a_token_is_told_once() {
 }
 
 #[tokio::test]
+async fn a_login_that_is_cut_off_at_the_timeout_is_told_too() {
+    let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = hangs.local_addr().unwrap().to_string();
+    let task = Task::that_logs_in(&address);
+    let variables = [("CONSUL_HTTP_ADDR", &*address), ("CONSUL_LOGIN_BEARER_TOKEN", "p"), ("MESH_INIT_TIMEOUT", "1s")];
+    let finished = run(&mut task.command("mesh-init", &variables), BOUND).await;
+    let told = "a login had no answer (cut off at the timeout): if it made a token, that stays until";
+    assert!(finished.code == 1 && finished.stderr.contains(told), "{}", finished.stderr);
+}
+
+#[tokio::test]
 async fn term_before_there_is_any_task_metadata_logs_out_all_the_same() {
     let agent = Agent::start_with_acls().await;
     let platform = Platform::trusted_by(&agent, "${value.service}").await;
@@ -654,7 +668,9 @@ async fn credentials_come_from_the_endpoint_that_ecs_tells() {
     let endpoint = format!("http://{}/credentials", servers.address);
     let variables = [variables[0], ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &endpoint)];
     let task = Task::that_logs_in(&servers.address);
-    task.fails_with(&variables, &["/credentials expired at 2020-01-01T00:00:00Z"]).await;
+    // Without the path, which is what the keys are handed out for.
+    let line = format!("the AWS credentials from http://{} expired at 2020-01-01T00:00:00Z", servers.address);
+    task.fails_with(&variables, &[&line]).await;
 }
 
 fn path(path: &Path) -> &str {

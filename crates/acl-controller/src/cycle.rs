@@ -425,6 +425,11 @@ impl Controller {
             self.carry_out(term, (&subject, &grants), &name, action, &tokens, &mut known).await?;
         }
         match unusable {
+            // Nobody needs the secret any more.
+            Some(error) if wanted == Wanted::Gone => {
+                tracing::warn!("{subject}: its tokens are gone; {}", one_line(&error));
+                Ok(None)
+            }
             Some(error) => Err(error),
             None => Ok((wanted != Wanted::Gone).then_some(known)),
         }
@@ -443,9 +448,13 @@ impl Controller {
         // The parser's own message would show a part of the text.
         let value: Value = serde_json::from_str(text.expose()).map_err(|_| not_ours())?;
         known.version = Some(secret.version);
-        if value.accessor_id.is_empty() && value.token.is_empty() {
-            known.stored = Stored::Nothing;
-            return Ok(known);
+        match (value.accessor_id.is_empty(), value.token.is_empty()) {
+            (true, true) => {
+                known.stored = Stored::Nothing;
+                return Ok(known);
+            }
+            (false, false) => {}
+            _ => return Err(not_ours()),
         }
         let mut agrees = false;
         if let Some(entry) = tokens.iter().find(|token| token.accessor_id == value.accessor_id) {

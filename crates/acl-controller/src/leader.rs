@@ -176,6 +176,7 @@ impl Campaign {
     /// Renews until the session has ended or the lock is another's.
     async fn keep(&self, session: &SessionId, term: &Term, mut good: Instant) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
+        let mut said = String::new();
         loop {
             sleep_until(good + RENEW_EVERY).await;
             let asked = Instant::now();
@@ -188,10 +189,15 @@ impl Campaign {
                     self.metrics.leading(true);
                     good = asked;
                     backoff.reset();
+                    said.clear();
                 }
                 Ok(false) => return,
                 Err(error) => {
-                    tracing::warn!("cannot renew the lock {}: {}; trying again", self.key, one_line(&error));
+                    let reason = one_line(&error);
+                    if reason != said {
+                        tracing::warn!("cannot renew the lock {}: {reason}; trying again", self.key);
+                        said = reason;
+                    }
                     if !term.holds() {
                         self.metrics.leading(false);
                     }

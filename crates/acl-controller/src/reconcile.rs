@@ -120,8 +120,13 @@ pub fn superseded(grants: &TokenGrants, by: &str) -> TokenGrants {
     TokenGrants { description: format!("{}\n{SUPERSEDED}{by}", grants.description), ..grants.clone() }
 }
 
+/// The accessor ID of the token that has replaced this one.
+fn successor(token: &TokenEntry) -> Option<&str> {
+    token.grants.description.lines().rev().find_map(|line| line.trim().strip_prefix(SUPERSEDED))
+}
+
 fn is_superseded(token: &TokenEntry) -> bool {
-    token.grants.description.lines().any(|line| line.trim().starts_with(SUPERSEDED))
+    successor(token).is_some()
 }
 
 /// Whether a subject's tokens are needed.
@@ -219,8 +224,12 @@ pub fn plan(
         // Tasks may have got whatever was made before the one in the secret, as when somebody has put a newer one there; what was
         // made after it nobody has been given. A duplicate of either kind goes in this cycle unless a task may use it.
         let in_use = is_superseded(token) || token.create_index < current.create_index;
+        // What had replaced it was in the secret before the next rotation began, which made another.
+        let find = |accessor: &str| tokens.iter().find(|token| token.accessor_id == accessor);
+        let next = successor(token).filter(|by| *by != current.accessor_id).and_then(find);
+        let replaced = next.and_then(|next| made(find(successor(next)?)?));
         // A secret that is only now being written is newer than every task.
-        let in_use = in_use && stored_since.is_none_or(|since| oldest_task < since + MARGIN);
+        let in_use = in_use && replaced.or(stored_since).is_none_or(|since| oldest_task < since + MARGIN);
         in_use || current.accessor_id == token.accessor_id
     };
     for token in tokens.iter().filter(kept) {
@@ -259,6 +268,7 @@ fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
         && sorted(&wanted.service_identities) == sorted(&found.service_identities)
         && found.roles.is_empty()
         && found.node_identities.is_empty()
+        && found.templated_policies.is_empty()
 }
 
 /// When a token was made.
@@ -377,11 +387,13 @@ mod tests {
 
     #[test]
     fn whatever_a_token_may_besides_or_instead_is_taken_back() {
-        let wrong: [fn(&mut TokenGrants); 4] = [
+        let wrong: [fn(&mut TokenGrants); 6] = [
             |grants| grants.service_identities[0].service_name = "api".into(),
             |grants| grants.service_identities.push(ServiceIdentity::default()),
             |grants| grants.policies.push(AclLink { id: "1".into(), name: "global-management".into() }),
             |grants| grants.roles.push(AclLink { id: "1".into(), name: "admin".into() }),
+            |grants| grants.node_identities.push("a node".into()),
+            |grants| grants.templated_policies.push("a template".into()),
         ];
         for change in wrong {
             let mut token = token("a", 1);
@@ -419,6 +431,17 @@ mod tests {
         assert_eq!(planned(1, &stored("b", 11), &both, 12), []);
         assert_eq!(planned(11, &stored("b", 11), &both, 12), [], "within the margin");
         assert_eq!(planned(12, &stored("b", 11), &both, 12), [delete("a")]);
+    }
+
+    #[test]
+    fn a_token_replaced_by_one_that_was_replaced_goes_by_its_own_change_and_not_the_last() {
+        let tokens = [replaced("a", 1, "b"), replaced("b", 5, "c"), replaced("c", 9, "d"), token("d", 13)];
+        assert_eq!(planned(8, &stored("d", 13), &tokens, 14), []);
+        assert_eq!(planned(10, &stored("d", 13), &tokens, 14), [delete("a")]);
+        assert_eq!(planned(14, &stored("d", 13), &tokens, 14), [delete("a"), delete("b"), delete("c")]);
+        // Without a link of the chain it is the last change that counts.
+        let tokens = [replaced("a", 1, "b"), replaced("c", 9, "d"), token("d", 13)];
+        assert_eq!(planned(10, &stored("d", 13), &tokens, 14), []);
     }
 
     #[test]

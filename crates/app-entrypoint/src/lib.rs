@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep_until};
                   Variables: LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
                   text).\n\n\
                   Exit codes: the command's own, or 128 + n if signal n ended it; 126 if it cannot be run, 127 if there \
-                  is no such program; 1 for a failed install and a wrong LOG_LEVEL or LOG_FORMAT; 2 for a wrong command line."
+                  is no such program; 1 for a failed install; 2 for a wrong command line."
 )]
 pub struct Arguments {
     /// How long the app runs on after TERM, before it gets TERM itself.

@@ -10,10 +10,12 @@ use supervise::entrypoint::Error;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let arguments: Arguments = exit::parse_arguments();
-    let result = match log::init(&Env::of_process(), None) {
-        Ok(()) => app_entrypoint::main(arguments).await,
-        Err(error) => Err(error.into()),
-    };
+    // They are the app's variables too, and it may have other words for them.
+    if let Err(error) = log::init(&Env::of_process(), None) {
+        let _ = log::init(&Env::default(), None);
+        tracing::warn!("{error}; logging as text, from info on");
+    }
+    let result = app_entrypoint::main(arguments).await;
     let code = result.as_ref().err().map_or(exit::FAILURE, Error::exit_code);
     exit::finish_with("app-entrypoint", result, code)
 }

@@ -50,6 +50,9 @@ pub struct TokenGrants {
     /// The nodes it speaks for, as Consul gives them.
     #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "Vec::is_empty")]
     pub node_identities: Vec<serde_json::Value>,
+    /// What it may do by templates, as Consul gives it (1.17 and later).
+    #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "Vec::is_empty")]
+    pub templated_policies: Vec<serde_json::Value>,
     /// Whether it exists in one datacenter alone; can't be changed.
     #[serde(default)]
     pub local: bool,

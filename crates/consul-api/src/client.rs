@@ -31,6 +31,8 @@ pub struct Client {
     http: Vec<http::Client>,
     /// Which of the addresses is in use.
     current: AtomicUsize,
+    /// How long any answer may take.
+    most: Duration,
 }
 
 /// A request to be sent: method, path with its segments encoded, query and body.
@@ -107,7 +109,13 @@ impl Client {
             _ => Ok(http::Client::plain()),
         };
         let http = config.bases.iter().map(client).collect::<Result<_, _>>()?;
-        Ok(Self { config, http, current: AtomicUsize::new(0) })
+        Ok(Self { config, http, current: AtomicUsize::new(0), most: Duration::MAX })
+    }
+
+    /// The same client, to which a server is too slow after this time: for who hasn't long, and has more than one server.
+    #[must_use]
+    pub fn no_longer_than(self, most: Duration) -> Self {
+        Self { most, ..self }
     }
 
     /// Its configuration.
@@ -153,7 +161,7 @@ impl Client {
 
     async fn send_to(&self, server: usize, call: Call) -> Result<Response, Error> {
         let named = call.named();
-        let limits = Limits { time: call.time, ..LIMITS };
+        let limits = Limits { time: call.time.min(self.most), ..LIMITS };
         let request = self.request(server, call)?;
         let response = self.http[server].send(request, limits).await;
         let response = response.map_err(|source| Error::from_http(named.clone(), source))?;

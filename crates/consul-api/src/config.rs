@@ -6,6 +6,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Uri;
 use sidecar_kit::env::Env;
+use sidecar_kit::file::files_below;
 use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
 use sidecar_kit::tls::{Identity, TlsOptions};
 
@@ -207,14 +208,7 @@ fn authorities(env: &Env) -> Result<Vec<Vec<u8>>, ConfigError> {
     let variable = "CONSUL_CAPATH";
     let Some(directory) = env.get(variable).map(PathBuf::from) else { return Ok(Vec::new()) };
     let failed = |source| ConfigError::File { variable, path: directory.clone(), source };
-    let mut authorities = Vec::new();
-    for entry in std::fs::read_dir(&directory).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.is_file() {
-            authorities.push(read(variable, path)?);
-        }
-    }
-    Ok(authorities)
+    files_below(&directory).map_err(failed)?.into_iter().map(|path| read(variable, path)).collect()
 }
 
 fn identity(env: &Env) -> Result<Option<Identity>, ConfigError> {

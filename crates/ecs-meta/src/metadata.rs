@@ -80,13 +80,21 @@ words! {
 
 words! {
     /// What the last health checks said.
+    #[derive(Default)]
     HealthStatus {
         /// They pass.
         Healthy = "HEALTHY",
         /// They fail.
         Unhealthy = "UNHEALTHY",
         /// None has been decided yet.
+        #[default]
         Unknown = "UNKNOWN",
+    }
+}
+
+impl HealthStatus {
+    fn is_unknown(&self) -> bool {
+        *self == Self::Unknown
     }
 }
 
@@ -316,7 +324,8 @@ fn shortest<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok,
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// The status.
+    /// The status. ECS leaves it out while it is unknown (`dockerContainerHealthToV2Health` of its agent).
+    #[serde(default, skip_serializing_if = "HealthStatus::is_unknown")]
     pub status: HealthStatus,
     /// Since when.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -114,9 +114,16 @@ fn the_cluster_is_the_same_whether_the_metadata_holds_its_name_or_its_arn() {
 fn omitted_fields_are_absent_unknown_fields_ignored_and_unknown_words_kept() {
     let task: Task = serde_json::from_value(json!({
         "Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/0a1b", "Family": "f", "Later": {"a": 1},
-        "Containers": [{"Name": "app", "KnownStatus": "PAUSED", "Health": {"status": "DEGRADED"}, "Later": []}],
+        "Containers": [
+            {"Name": "app", "KnownStatus": "PAUSED", "Health": {"status": "DEGRADED"}, "Later": []},
+            // A health check that has not been decided yet.
+            {"Name": "new", "KnownStatus": "RUNNING", "Health": {}},
+        ],
     }))
     .unwrap();
+    let new = task.containers[1].health.as_ref().unwrap();
+    assert_eq!(new.status, HealthStatus::Unknown);
+    assert_eq!(serde_json::to_value(new).unwrap(), json!({}));
     let app = &task.containers[0];
     assert_eq!(app.known_status, Status::Other("PAUSED".to_owned()));
     assert_eq!(app.health.as_ref().unwrap().status, HealthStatus::Other("DEGRADED".to_owned()));

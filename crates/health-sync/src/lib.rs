@@ -119,7 +119,8 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let (address, ca_file) = (config.consul_http_addr.as_deref(), config.consul_ca_cert_file.as_deref());
     let servers = || {
         let servers = consul_api::Config::of_servers(env, address, ca_file);
-        servers.and_then(|servers| Client::new(servers.within(namespace, partition))).map_err(RunError::Servers)
+        let client = servers.and_then(|servers| Client::new(servers.within(namespace, partition)));
+        client.map(|client| client.no_longer_than(logout::PATIENCE)).map_err(RunError::Servers)
     };
     if login {
         // What is wrong with them is told now, not at the end.

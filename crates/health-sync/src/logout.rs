@@ -18,7 +18,9 @@ use crate::shutdown::retried;
 const ARRIVAL: Duration = Duration::from_secs(8);
 /// How long the logouts may take then.
 const BOUND: Duration = Duration::from_secs(4);
-const ATTEMPT: Duration = Duration::from_secs(1);
+const ATTEMPT: Duration = Duration::from_secs(2);
+/// How long one server may take, so that an attempt has time for another.
+pub const PATIENCE: Duration = Duration::from_millis(900);
 
 /// Tokens that stay until the auth method's MaxTokenTTL.
 #[derive(Debug, thiserror::Error)]

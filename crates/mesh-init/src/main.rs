@@ -119,7 +119,7 @@ struct AgentConfigArguments {
     /// The auth method.
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_METHOD", default_value = "iam-ecs-client-token")]
     login_method: String,
-    /// Where the login's token is kept, on the volume where health-sync finds it to log out.
+    /// Where the login's token is kept; health-sync logs out of `client-token` in the bootstrap directory, and of no other file.
     #[arg(long, value_name = "FILE", env = "CONSUL_LOGIN_TOKEN_SINK", default_value = "/consul/client-token")]
     login_token_sink: PathBuf,
     /// Let the AWS IAM auth method see the role's path and tags; it needs the permission iam:GetRole.

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use sidecar_kit::env::Env;
+use sidecar_kit::file::files_below;
 
 use crate::bootstrap::{Endpoint, XdsAddress};
 
@@ -141,23 +142,6 @@ fn read_authorities(
         }
         (None, None) => None,
     }
-}
-
-/// The files in the directory and its subdirectories. Symbolic links to directories are not followed, so that there is
-/// an end.
-fn files_below(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let path = entry.path();
-        if entry.file_type()?.is_dir() {
-            files.append(&mut files_below(&path)?);
-        } else if path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 #[cfg(test)]

@@ -30,6 +30,26 @@ pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<(), W
     })
 }
 
+/// The files in the directory and its subdirectories, sorted. Symbolic links to directories are not followed, so that there is an
+/// end.
+///
+/// # Errors
+/// When a directory cannot be read.
+pub fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let path = entry.path();
+        if entry.file_type()?.is_dir() {
+            files.append(&mut files_below(&path)?);
+        } else if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
 /// Copies the running program into `directory` under `name`, for another container that mounts the directory: the whole
 /// binary or nothing, executable by all.
 ///

@@ -151,6 +151,15 @@ impl Service<Uri> for Socket {
     }
 }
 
+/// How long a connection may take, shared by the addresses of a name: one of a host that is gone leaves time for the next.
+const CONNECT: Duration = Duration::from_secs(3);
+
+fn tcp() -> HttpConnector {
+    let mut tcp = HttpConnector::new();
+    tcp.set_connect_timeout(Some(CONNECT));
+    tcp
+}
+
 fn pool<C: Connect + Clone>(connector: C) -> Pool<C, Full<Bytes>> {
     Pool::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
@@ -163,7 +172,7 @@ impl Client {
     /// A client for `http://` alone.
     #[must_use]
     pub fn plain() -> Self {
-        Self::over(HttpConnector::new())
+        Self::over(tcp())
     }
 
     fn over<C: Connect + Clone + Send + Sync + 'static>(connector: C) -> Self {
@@ -187,7 +196,7 @@ impl Client {
             Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
             None => builder,
         };
-        let mut tcp = HttpConnector::new();
+        let mut tcp = tcp();
         tcp.enforce_http(false);
         let connector: HttpsConnector<HttpConnector> = builder.enable_http1().wrap_connector(tcp);
         Ok(Self::over(connector))
@@ -218,9 +227,10 @@ impl Client {
     }
 }
 
-fn server_of(uri: &Uri) -> String {
+/// What messages say of a URL: neither path nor user information, which may be secrets.
+#[must_use]
+pub fn server_of(uri: &Uri) -> String {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
-    // User information is a password.
     let host = authority.rsplit('@').next().unwrap_or_default();
     format!("{}://{host}", uri.scheme_str().unwrap_or("http"))
 }

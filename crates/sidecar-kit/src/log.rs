@@ -42,6 +42,9 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
                 || metadata.target().starts_with("aws_"))
     };
     let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    // It would tell on the same standard error that it can't write there, and panic: an app that shares it may have made it
+    // non-blocking.
+    let subscriber = subscriber.log_internal_errors(false);
     let started = match env.get("LOG_FORMAT") {
         None | Some("text") => subscriber.with_target(false).finish().with(filter_fn(ours)).try_init(),
         Some("json") => {

@@ -45,6 +45,22 @@ async fn nobody_there_is_unreachable() {
     assert_eq!(line, format!("cannot reach http://{address}: Connection refused (os error 111)"));
 }
 
+/// A name may have other addresses, which are to have their turn.
+#[tokio::test]
+async fn a_host_that_does_not_even_refuse_is_unreachable_after_three_seconds() {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    // With its queue full Linux drops what comes.
+    let mut queued = Vec::new();
+    while let Ok(connected) = std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_millis(200)) {
+        queued.push(connected);
+    }
+    let error = get(&Client::plain(), &format!("http://{address}/"), LIMITS).await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }), "{error:?}");
+}
+
 #[tokio::test]
 async fn an_endless_answer_is_too_large() {
     let url = server(Box::leak(Box::new(

@@ -111,9 +111,11 @@ pub(super) fn dogstatsd(url: &str, env: &Env) -> Result<Value, BootstrapError> {
 }
 
 fn sink(option: &'static str, name: &str, config: &str, url: &str, env: &Env) -> Result<Value, BootstrapError> {
-    let url = expand(url, env);
     let expected = "udp://<ip>:<port> or unix:///<path>, or $<variable> that holds one";
-    let wrong = || BootstrapError::Option { option, expected, got: format!("{url:?}") };
+    // What a variable holds, or a URL's user information, may be a secret.
+    let got = if url.starts_with('$') { url } else { "a string that is none" };
+    let wrong = || BootstrapError::Option { option, expected, got: got.to_owned() };
+    let url = expand(url, env);
     let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;
     let address = match scheme.to_ascii_lowercase().as_str() {
         "udp" => {

@@ -304,6 +304,11 @@ fn an_option_that_cannot_be_used_is_named_with_what_would_do() {
         let line = Case::refused(json!({ "envoy_dogstatsd_url": url }));
         assert!(line.contains("envoy_dogstatsd_url: expected udp://<ip>:<port>"), "{line}");
     }
+    let line = Case::refused(json!({ "envoy_statsd_url": "udp://user:passw0rd@10.0.0.1:8125" }));
+    assert!(!line.contains("passw0rd"), "{line}");
+    // The variable holds an address, and no URL.
+    let line = Case::refused(json!({ "envoy_statsd_url": "$HOST_IP" }));
+    assert!(line.ends_with("got $HOST_IP"), "{line}");
     let line = Case::refused(json!({ "envoy_stats_bind_addr": "localhost:9102" }));
     assert!(line.contains("envoy_stats_bind_addr: expected <ip>:<port>"), "{line}");
 }

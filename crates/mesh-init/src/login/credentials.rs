@@ -41,20 +41,20 @@ pub enum CredentialsError {
     None,
     #[error("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: one of them is not set")]
     Half,
-    #[error("{variable} is {value:?}: expected {expected}")]
-    Variable { variable: &'static str, value: String, expected: &'static str },
+    #[error("{variable}: expected {expected}")]
+    Variable { variable: &'static str, expected: &'static str },
     #[error("{TOKEN}_FILE")]
     Authorization(#[from] SecretFileError),
     #[error("{TOKEN} has characters that no header field may have")]
     AuthorizationText,
     #[error("no AWS credentials of the task role")]
     Http(#[from] http::Error),
-    #[error("no AWS credentials of the task role: {url} answered {status}: {excerpt}")]
-    Status { url: String, status: StatusCode, excerpt: String },
+    #[error("no AWS credentials of the task role: {server} answered {status}: {excerpt}")]
+    Status { server: String, status: StatusCode, excerpt: String },
     #[error("no AWS credentials of the task role: {0} did not answer with AccessKeyId and SecretAccessKey")]
     Undecodable(String),
-    #[error("the AWS credentials from {url} expired at {at}: is the task role still there?")]
-    Expired { url: String, at: String },
+    #[error("the AWS credentials from {server} expired at {at}: is the task role still there?")]
+    Expired { server: String, at: String },
 }
 
 impl CredentialsError {
@@ -100,7 +100,7 @@ impl Source {
             let url = format!("{ECS}{path}");
             if !path.starts_with('/') || url.parse::<Uri>().is_err() {
                 let expected = "a path that begins with /";
-                return Err(CredentialsError::Variable { variable: RELATIVE, value: path.to_owned(), expected });
+                return Err(CredentialsError::Variable { variable: RELATIVE, expected });
             }
             return Ok(Self::Endpoint { url, authorization });
         }
@@ -115,7 +115,7 @@ impl Source {
             Ok(Self::Endpoint { url: url.to_owned(), authorization })
         } else {
             let expected = "https://…, or http:// and a loopback address or that of ECS";
-            Err(CredentialsError::Variable { variable: FULL, value: url.to_owned(), expected })
+            Err(CredentialsError::Variable { variable: FULL, expected })
         }
     }
 
@@ -132,18 +132,20 @@ impl Source {
             }
             request = request.header(AUTHORIZATION, value.map_err(|_| CredentialsError::AuthorizationText)?);
         }
-        let undecodable = || CredentialsError::Undecodable(url.clone());
+        // The path is what the role's keys are handed out for.
+        let server = || url.parse().map(|url| http::server_of(&url)).unwrap_or_default();
+        let undecodable = || CredentialsError::Undecodable(server());
         let answer = client.send(request.body(Default::default()).map_err(|_| undecodable())?, LIMITS).await?;
         if answer.status != StatusCode::OK {
-            let (url, status, excerpt) = (url.clone(), answer.status, answer.excerpt());
-            return Err(CredentialsError::Status { url, status, excerpt });
+            let (status, excerpt) = (answer.status, answer.excerpt());
+            return Err(CredentialsError::Status { server: server(), status, excerpt });
         }
         // The decoder's error may quote a secret.
         let answer: Answer = serde_json::from_slice(&answer.body).map_err(|_| undecodable())?;
         if let Some(at) = answer.expiration
             && humantime::parse_rfc3339_weak(&at).is_ok_and(|end| end <= SystemTime::now())
         {
-            return Err(CredentialsError::Expired { url: url.clone(), at });
+            return Err(CredentialsError::Expired { server: server(), at });
         }
         Ok(Credentials {
             access_key_id: answer.access_key_id,

@@ -128,6 +128,8 @@ pub struct Login {
     made: Cell<bool>,
     /// Whether a login may have made a token that nobody was told.
     lost: Cell<bool>,
+    /// Whether a login waits for its answer.
+    under_way: Cell<bool>,
 }
 
 /// The servers for a login ([`Config::of_servers`]). Neither the agent's token nor a namespace goes with it: auth methods are
@@ -177,6 +179,7 @@ impl Login {
             bound,
             made: Cell::new(false),
             lost: Cell::new(false),
+            under_way: Cell::new(false),
         })
     }
 
@@ -194,7 +197,12 @@ impl Login {
         });
         let token = token.await.map_err(|error| match error {
             WaitError::Final(error) => error,
-            waited => LoginError::Waited(Box::new(waited)),
+            waited => {
+                if self.under_way.get() {
+                    self.may_be_lost("cut off at the timeout");
+                }
+                LoginError::Waited(Box::new(waited))
+            }
         })?;
         let known = self.known_everywhere(&token, agent).await;
         if known.is_err() {
@@ -224,7 +232,10 @@ impl Login {
         meta.extend(self.settings.meta.clone());
         let method = &self.settings.method;
         let login = consul_api::Login { method, bearer_token: &bearer_token, meta: &meta };
-        let token = self.servers.login(login).await.map_err(|source| self.judge(source))?;
+        self.under_way.set(true);
+        let token = self.servers.login(login).await;
+        self.under_way.set(false);
+        let token = token.map_err(|source| self.judge(source))?;
         self.made.set(true);
         let written = write_atomically(&self.file, token.secret_id.expose().as_bytes(), MODE);
         if let Err(error) = written {
@@ -248,13 +259,19 @@ impl Login {
         }
     }
 
+    /// Told once.
+    fn may_be_lost(&self, why: &str) {
+        if !self.lost.replace(true) {
+            tracing::warn!(
+                "a login had no answer ({why}): if it made a token, that stays until the auth method's MaxTokenTTL"
+            );
+        }
+    }
+
     fn judge(&self, source: consul_api::Error) -> LoginError {
         let method = self.settings.method.clone();
-        if source.may_have_arrived() && !self.lost.replace(true) {
-            tracing::warn!(
-                "a login had no answer ({}): if it made a token, that stays until the auth method's MaxTokenTTL",
-                one_line(&source)
-            );
+        if source.may_have_arrived() {
+            self.may_be_lost(&one_line(&source));
         }
         match &source {
             error if error.is_unknown_token() => {
