@@ -31,14 +31,19 @@ pub(super) struct Bridge {
 impl Drop for Bridge {
     /// Consul has a process group of its own, which outlives a bridge that is killed.
     fn drop(&mut self) {
-        let pid = std::fs::read_to_string(self.directory.path().join("pid")).unwrap_or_default();
-        if let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::KILL);
+        if let Some(consul) = self.consul() {
+            let _ = kill_process(consul, Signal::KILL);
         }
     }
 }
 
 impl Bridge {
+    /// Consul's process, once it runs.
+    fn consul(&self) -> Option<Pid> {
+        let pid = std::fs::read_to_string(self.directory.path().join("pid")).ok()?;
+        Pid::from_raw(pid.trim().parse().ok()?)
+    }
+
     pub(super) async fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let (port, http, ports) = (free_port(), free_port(), [free_port(), free_port()]);
@@ -607,8 +612,7 @@ async fn inbound_connections_are_authorised_by_consuls_intentions() {
 async fn a_connection_waits_for_an_agent_that_is_held_up() {
     let bridge = Bridge::start().await;
     let (_caller, callee, a, _app) = caller_and_callee(&bridge).await;
-    let consul = std::fs::read_to_string(bridge.directory.path().join("pid")).unwrap();
-    let consul = Pid::from_raw(consul.trim().parse().unwrap()).unwrap();
+    let consul = bridge.consul().unwrap();
 
     kill_process(consul, Signal::STOP).unwrap();
     let goes_on = async {

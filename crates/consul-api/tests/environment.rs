@@ -92,7 +92,7 @@ fn each_variable_changes_a_real_request() {
         path.to_str().unwrap().to_owned()
     };
     let token_file = file("token", "from-the-file\n");
-    let ca_file = file("authorities/ca.pem", &servers.authority);
+    let ca_file = file("authorities/private/ca.pem", &servers.authority);
     let ca_dir = dir.path().join("authorities").to_str().unwrap().to_owned();
     let (plain, tls) = (servers.plain.as_str(), servers.tls.as_str());
     let https = format!("https://{tls}");

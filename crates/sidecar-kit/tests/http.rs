@@ -54,7 +54,7 @@ async fn a_host_that_does_not_even_refuse_is_unreachable_after_three_seconds() {
     let address = listener.local_addr().unwrap();
     // With its queue full Linux drops what comes.
     let mut queued = Vec::new();
-    while let Ok(connected) = std::net::TcpStream::connect_timeout(&address, std::time::Duration::from_millis(200)) {
+    while let Ok(connected) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
         queued.push(connected);
     }
     let error = get(&Client::plain(), &format!("http://{address}/"), LIMITS).await.unwrap_err();

@@ -182,7 +182,7 @@ fn show(timeline: &Timeline) -> Result<(), Error> {
     Ok(())
 }
 
-/// Each case as it ends, since the whole takes minutes.
+/// Runs each case and prints what came of all.
 async fn demo_shutdown() -> Result<(), Error> {
     let mut demo = demo::Demo::new(docker::connect().await?);
     let reporter = Reporter::new(CASES.len());

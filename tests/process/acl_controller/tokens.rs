@@ -159,10 +159,11 @@ async fn an_older_token_that_no_rotation_explains_goes_unless_a_task_may_use_it(
 
 #[tokio::test]
 async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
-    let services = ["garbage", "other", "forbidden", "web"];
+    let services = ["garbage", "other", "half", "forbidden", "web"];
     let world = World::new(&services).await;
     world.aws.set_secret("p-garbage", "{\"accessor_id\": hunter2");
     world.aws.set_secret("p-other", r#"{"username":"admin","password":"hunter2"}"#);
+    world.aws.set_secret("p-half", r#"{"token":"hunter2"}"#);
     world.aws.refuse("GetSecretValue p-forbidden", "AccessDeniedException");
     for (number, service) in services.iter().chain(&["missing", "consul-client-token", "a b"]).enumerate() {
         world.aws.run(&number.to_string(), service);
@@ -172,6 +173,7 @@ async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
     for text in [
         "service garbage: the secret p-garbage does not hold a token",
         "service other: the secret p-other does not hold a token",
+        "service half: the secret p-half does not hold a token",
         "service forbidden: secretsmanager:GetSecretValue: User: arn:aws:sts::210987654321:role is refused: GetSecretValue; the \
          task role's policy must have {\"Effect\":\"Allow\",\"Action\":\"secretsmanager:GetSecretValue\",\"Resource\":\
          \"arn:aws:secretsmanager:eu-north-1:*:secret:p-*\"}",
@@ -182,8 +184,9 @@ async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
         controller.says(text, BOUND).await;
     }
     assert_eq!(world.aws.secret("p-other")["password"], "hunter2", "what is not ours stays");
+    assert_eq!(world.aws.secret("p-half")["token"], "hunter2", "nor is what has half of it");
     assert!(!controller.output().contains("hunter2"));
-    for service in ["garbage", "other", "forbidden", "missing"] {
+    for service in ["garbage", "other", "half", "forbidden", "missing"] {
         assert!(world.tokens(service).await.is_empty(), "{service}");
     }
     let _ = world.aws.take_calls();
@@ -236,6 +239,10 @@ async fn the_token_of_a_secret_that_became_unusable_is_kept_right_and_goes_after
             if tokens.is_empty() { Ok(()) } else { Err(format!("{tokens:?}")) }
         })
         .await;
+    }
+    // And with them the failure: nobody needs the secret any more.
+    for service in ["garbage", "forbidden"] {
+        controller.says(&format!("service {service}: its tokens are gone; "), BOUND).await;
     }
     assert!(world.aws.texts().contains(&"no token".to_owned()), "what is not ours stays");
     assert_eq!(world.aws.secret("p-forbidden"), json!({}));
