@@ -148,11 +148,11 @@ async fn a_command_that_cannot_run_is_one_line_and_a_shell_s_exit_code() {
 
 #[tokio::test]
 async fn a_wrong_value_is_named_with_the_variable_that_it_came_from() {
-    let finished = run(entrypoint(&["true"]).env("GRACE", "soon"), BOUND).await;
+    let finished = run(entrypoint(&["true"]).env("ENVOY_ENTRYPOINT_GRACE", "soon"), BOUND).await;
     assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1));
     assert!(finished.stderr.contains("'soon' for '--grace <DURATION>'"), "{}", finished.stderr);
-    assert!(finished.stderr.ends_with(" (the variable GRACE; see --help)\n"), "{}", finished.stderr);
-    let finished = run(entrypoint(&["--grace", "never", "true"]).env("GRACE", "soon"), BOUND).await;
+    assert!(finished.stderr.ends_with(" (the variable ENVOY_ENTRYPOINT_GRACE; see --help)\n"), "{}", finished.stderr);
+    let finished = run(entrypoint(&["--grace", "never", "true"]).env("ENVOY_ENTRYPOINT_GRACE", "soon"), BOUND).await;
     assert!(finished.stderr.contains("'never'") && !finished.stderr.contains("variable"), "{}", finished.stderr);
 }
 

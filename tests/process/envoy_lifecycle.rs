@@ -279,7 +279,7 @@ async fn a_real_envoy_closes_what_comes_in_and_goes_on_with_what_goes_out() {
         let config = directory.path().join("envoy.json");
         std::fs::write(&config, two_listeners(ports[0], ports[1], ports[2]).to_string()).unwrap();
         let mut command = Command::new(binary("envoy-entrypoint"));
-        command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).env("DRAIN", drain.to_string());
+        command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).env("ENVOY_ENTRYPOINT_DRAIN", drain.to_string());
         command
             .args(["--admin", &format!("127.0.0.1:{}", ports[0])])
             .arg(part("envoy"))

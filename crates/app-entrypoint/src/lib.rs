@@ -28,13 +28,13 @@ use tokio::time::{Instant, sleep_until};
 )]
 pub struct Arguments {
     /// How long the app runs on after TERM, before it gets TERM itself.
-    #[arg(long, env = "SHUTDOWN_DELAY", default_value = "0s", value_parser = sidecar_kit::exit::parse_delay)]
+    #[arg(long, env = "APP_ENTRYPOINT_SHUTDOWN_DELAY", default_value = "0s", value_parser = sidecar_kit::exit::parse_delay)]
     shutdown_delay: Duration,
     /// The container's stop timeout in the task definition: a delay that reaches it is warned of.
-    #[arg(long, env = "STOP_TIMEOUT", value_parser = sidecar_kit::exit::parse_duration)]
+    #[arg(long, env = "APP_ENTRYPOINT_STOP_TIMEOUT", value_parser = sidecar_kit::exit::parse_duration)]
     stop_timeout: Option<Duration>,
     /// The signal that tells this container to stop: the STOPSIGNAL of its image, where it is another than TERM.
-    #[arg(long, env = "STOP_SIGNAL", default_value = "TERM", value_name = "SIGNAL", value_parser = signal)]
+    #[arg(long, env = "APP_ENTRYPOINT_STOP_SIGNAL", default_value = "TERM", value_name = "SIGNAL", value_parser = signal)]
     stop_signal: StopSignal,
     #[command(subcommand)]
     verb: Verb,

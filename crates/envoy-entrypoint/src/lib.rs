@@ -50,7 +50,7 @@ enum Verb {
         #[arg(value_name = "HOST:PORT")]
         address: String,
         /// How long to wait for the connection.
-        #[arg(long, env = "DIAL_TIMEOUT", default_value = "1s", value_parser = sidecar_kit::exit::parse_duration)]
+        #[arg(long, env = "ENVOY_ENTRYPOINT_DIAL_TIMEOUT", default_value = "1s", value_parser = sidecar_kit::exit::parse_duration)]
         timeout: Duration,
     },
     #[command(flatten)]

@@ -24,27 +24,27 @@ const END_BOUND: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// A container that Envoy need not wait for, beside the sidecars; may be repeated, or separated by commas.
-    #[arg(long, env = "IGNORE_CONTAINERS", value_name = "NAME", value_delimiter = ',', value_parser = trimmed)]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_IGNORE_CONTAINERS", value_name = "NAME", value_delimiter = ',', value_parser = trimmed)]
     ignore_container: Vec<String>,
     /// How long Envoy runs on after TERM at most.
-    #[arg(long, env = "GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
     grace: Duration,
     /// Drain Envoy's inbound listeners when the task is to stop: start Envoy with --drain-time-s below the app's delay, and
     /// with --drain-strategy immediate.
-    #[arg(long, env = "DRAIN")]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN")]
     drain: bool,
     /// This Envoy is a gateway: it has no app to wait for and runs on for that long after TERM, at most the grace, until others
     /// know that it goes. With --drain all of its listeners drain, not the inbound ones alone.
-    #[arg(long, env = "GATEWAY_DELAY", value_name = "DURATION", value_parser = parse_delay)]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_GATEWAY_DELAY", value_name = "DURATION", value_parser = parse_delay)]
     gateway_delay: Option<Duration>,
     /// Where Envoy's admin page is.
-    #[arg(long, env = "ENVOY_ADMIN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:19000")]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_ADMIN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:19000")]
     admin: SocketAddr,
     /// How often Envoy is started again when it ends by itself before TERM.
-    #[arg(long, env = "RESTARTS", value_name = "N", default_value = "0")]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_RESTARTS", value_name = "N", default_value = "0")]
     restarts: u32,
     /// How long to wait before the first restart; twice as long before each that follows, at most 30s.
-    #[arg(long, env = "RESTART_DELAY", value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_RESTART_DELAY", value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     restart_delay: Duration,
 }
 
