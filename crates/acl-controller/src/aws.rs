@@ -23,9 +23,9 @@ use futures_util::stream::{self, TryStreamExt};
 use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
 
-use crate::desired::Task;
-use crate::leader::{NotLeader, Term};
 use crate::metrics::Metrics;
+use crate::tasks::Task;
+use crate::term::{NotLeader, Term};
 
 /// The most that one answer of ListTasks or ListSecrets holds, and the most that DescribeTasks takes.
 const PAGE: i32 = 100;

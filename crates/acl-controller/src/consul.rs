@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use consul_api::{Client, HealthService, NewPolicy, NewSession, Policy, SessionId, Token, TokenEntry, TokenGrants};
 
-use crate::leader::{NotLeader, Term};
 use crate::metrics::Metrics;
+use crate::term::{NotLeader, Term};
 
 const ACL: &str = "acl = \"write\"";
 /// In the place of a secret ID that may not be seen.

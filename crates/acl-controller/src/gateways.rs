@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::desired::may_be_identity;
+use crate::tasks::may_be_identity;
 
 /// The linked services of each terminating gateway.
 pub type Links = BTreeMap<String, BTreeSet<String>>;

@@ -1,17 +1,24 @@
 //! Gives every service of an ECS cluster its Consul ACL token, keeps it right, and takes it back.
 //!
-//! [`reconcile`] decides, and calls nothing; [`cycle`] lists, reads what has changed, and carries out, with [`leader`]'s proof
-//! that this is the one controller that writes.
+//! A [`cycle`] observes what is, [`plan`] says what is to be done (it calls nothing), and the cycle applies that, each write with
+//! the [`term`]'s proof that this is the one controller that writes. The [`election`] says whose term it is.
 
+mod apply;
 pub mod aws;
+mod client_policy;
 pub mod consul;
 pub mod cycle;
-pub mod desired;
+mod demand;
+pub mod election;
+pub mod error;
 mod gateways;
-pub mod leader;
 pub mod metrics;
 mod nodes;
-pub mod reconcile;
+mod observe;
+pub mod owner;
+pub mod plan;
+pub mod tasks;
+pub mod term;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -34,9 +41,10 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::aws::{Aws, Place};
 use crate::consul::Consul;
 use crate::cycle::{Controller, Memory, Rules};
-use crate::leader::{Campaign, Term};
+use crate::election::Election;
 use crate::metrics::Metrics;
-use crate::reconcile::Names;
+use crate::owner::Names;
+use crate::term::Term;
 
 /// How long the metadata endpoint is waited for at start.
 const METADATA: Duration = Duration::from_secs(90);
@@ -110,15 +118,15 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         options.listen
     );
     let key = format!("ecs-mesh/acl-controller/{cluster}/leader");
-    let campaign = Campaign::new(controller.consul.clone(), metrics, key, name(env));
+    let election = Election::new(controller.consul.clone(), metrics, key, name(env));
     let (publish, term) = watch::channel(None);
     tokio::select! {
-        () = campaign.run(&publish) => {}
+        () = election.run(&publish) => {}
         () = work(&controller, options.poll_interval, term) => {}
         _ = signals.next() => tracing::info!("TERM: giving the lock back"),
     }
     // Whatever was under way is cut off: the next controller finds it half done and goes on.
-    let _ = timeout(FAREWELL, campaign.give_up()).await;
+    let _ = timeout(FAREWELL, election.give_up()).await;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,9 +7,10 @@ use ecs_meta::TaskArn;
 use futures_util::stream::{self, StreamExt};
 use sidecar_kit::exit::one_line;
 
-use crate::cycle::{Controller, Error};
-use crate::desired::Task;
-use crate::leader::Term;
+use crate::cycle::Controller;
+use crate::error::Error;
+use crate::tasks::Task;
+use crate::term::Term;
 
 impl Controller {
     /// Removes failed nodes whose services were all registered by tasks of this cluster that don't run. Each fails alone; false if

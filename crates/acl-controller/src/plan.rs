@@ -1,118 +1,17 @@
 //! What is to be done for one secret: a function from what is to what should be, without a call to anything.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use consul_api::{AclLink, ServiceIdentity, TokenEntry, TokenGrants};
 
-/// What makes a token ours, before the cluster.
-const CLUSTER: &str = "consul.hashicorp.com/cluster: ";
-/// Whose token it is, so that this is known also when somebody has changed its identity.
-const SERVICE: &str = "consul.hashicorp.com/service-name: ";
-const CLIENTS: &str = "consul.hashicorp.com/consul-client: true";
 /// What a token says that rotation has replaced, before the accessor ID of the new one.
 const SUPERSEDED: &str = "consul.hashicorp.com/superseded-by: ";
 
 /// A task that was created so long after a secret's change may still have got the value before it: the clocks of ECS, Secrets
 /// Manager and this controller differ, and Secrets Manager takes a moment.
 pub const MARGIN: Duration = Duration::from_secs(60);
-
-/// Whose token and secret.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Subject {
-    /// All consul-clients.
-    Clients,
-    /// A service's tasks.
-    Service(String),
-}
-
-impl std::fmt::Display for Subject {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Clients => f.write_str("client token"),
-            Self::Service(name) => write!(f, "service {name}"),
-        }
-    }
-}
-
-/// The names of what belongs to one cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Names {
-    /// The cluster's name or ARN, as the tokens have it.
-    pub cluster: String,
-    /// What the secrets' and the policy's names begin with.
-    pub prefix: String,
-}
-
-impl Names {
-    /// The name of a subject's secret.
-    #[must_use]
-    pub fn secret(&self, subject: &Subject) -> String {
-        match subject {
-            Subject::Clients => format!("{}-consul-client-token", self.prefix),
-            Subject::Service(service) => format!("{}-{service}", self.prefix),
-        }
-    }
-
-    /// The name of the consul-clients' policy.
-    #[must_use]
-    pub fn policy(&self) -> String {
-        format!("{}-consul-client-policy", self.prefix)
-    }
-
-    /// Whether a token is ours.
-    #[must_use]
-    pub fn is_ours(&self, token: &TokenGrants) -> bool {
-        token.description.lines().any(|line| line.trim().strip_prefix(CLUSTER) == Some(&self.cluster))
-    }
-
-    /// Whose token this is; none if it isn't ours, or nothing says whose.
-    #[must_use]
-    pub fn subject(&self, token: &TokenGrants) -> Option<Subject> {
-        let line = |start: &str| token.description.lines().find_map(|line| line.trim().strip_prefix(start));
-        if !self.is_ours(token) {
-            return None;
-        }
-        if let Some(service) = line(SERVICE) {
-            return Some(Subject::Service(service.to_owned()));
-        }
-        if line(CLIENTS).is_some() {
-            return Some(Subject::Clients);
-        }
-        // Tokens of an earlier generation name nobody.
-        match (&token.service_identities[..], &token.policies[..]) {
-            ([identity], _) => Some(Subject::Service(identity.service_name.clone())),
-            ([], [policy]) if policy.name == self.policy() => Some(Subject::Clients),
-            _ => None,
-        }
-    }
-
-    /// What a subject's token is to be. `links` are the services that a terminating gateway speaks for besides itself.
-    #[must_use]
-    pub fn grants(&self, subject: &Subject, links: &BTreeSet<String>) -> TokenGrants {
-        let cluster = format!("{CLUSTER}{}", self.cluster);
-        match subject {
-            Subject::Clients => TokenGrants {
-                description: format!("Token of the consul-clients, kept by acl-controller\n{cluster}\n{CLIENTS}"),
-                policies: vec![AclLink { id: String::new(), name: self.policy() }],
-                ..TokenGrants::default()
-            },
-            Subject::Service(service) => TokenGrants {
-                description: format!(
-                    "Token of the service {service}, kept by acl-controller\n{cluster}\n{SERVICE}{service}"
-                ),
-                service_identities: [service]
-                    .into_iter()
-                    .chain(links.iter().filter(|link| *link != service))
-                    .map(|name| ServiceIdentity { service_name: name.clone(), datacenters: Vec::new() })
-                    .collect(),
-                ..TokenGrants::default()
-            },
-        }
-    }
-}
 
 /// The same grants, said to be replaced by another token.
 #[must_use]
@@ -129,9 +28,9 @@ fn is_superseded(token: &TokenEntry) -> bool {
     successor(token).is_some()
 }
 
-/// Whether a subject's tokens are needed.
+/// Whether an owner's tokens are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wanted {
+pub enum Demand {
     /// It has tasks, the oldest created then.
     Since(SystemTime),
     /// It has none that are known, but may have some, or soon get some: what there is, is kept right, and nothing is made.
@@ -180,12 +79,12 @@ pub enum Action {
     Delete(String),
 }
 
-/// What is to be done for a subject. `grants` is what its tokens are to have, `tokens` are all of them, `rotate_after` the age at
+/// What is to be done for an owner. `grants` is what its tokens are to have, `tokens` are all of them, `rotate_after` the age at
 /// which one is replaced.
 #[must_use]
 pub fn plan(
     grants: &TokenGrants,
-    wanted: Wanted,
+    wanted: Demand,
     stored: &Stored,
     tokens: &[&TokenEntry],
     rotate_after: Option<Duration>,
@@ -194,10 +93,10 @@ pub fn plan(
     // Somebody else's token is let be where nothing of ours needs the secret.
     let clear = matches!(stored, Stored::Token { foreign: false, .. }).then_some(Action::Clear);
     let (oldest_task, idle) = match wanted {
-        Wanted::Since(oldest) => (oldest, false),
-        Wanted::Idle if tokens.is_empty() => return clear.into_iter().collect(),
-        Wanted::Idle => (SystemTime::UNIX_EPOCH, true),
-        Wanted::Gone => {
+        Demand::Since(oldest) => (oldest, false),
+        Demand::Idle if tokens.is_empty() => return clear.into_iter().collect(),
+        Demand::Idle => (SystemTime::UNIX_EPOCH, true),
+        Demand::Gone => {
             // The secret first: nobody is handed a token that is about to go.
             return clear
                 .into_iter()
@@ -291,7 +190,10 @@ pub fn corrected(wanted: &TokenGrants, found: &TokenGrants) -> TokenGrants {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::owner::{Names, TokenOwner};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -303,8 +205,8 @@ mod tests {
         names().grants(&web(), &BTreeSet::new())
     }
 
-    fn web() -> Subject {
-        Subject::Service("web".into())
+    fn web() -> TokenOwner {
+        TokenOwner::Service("web".into())
     }
 
     fn at(hours: u64) -> SystemTime {
@@ -339,7 +241,7 @@ mod tests {
     /// With the oldest task created at an hour, and tokens that are replaced when they are ten hours old.
     fn planned(oldest: u64, stored: &Stored, tokens: &[TokenEntry], now: u64) -> Vec<Action> {
         let tokens = tokens.iter().collect::<Vec<_>>();
-        plan(&grants(), Wanted::Since(at(oldest)), stored, &tokens, Some(HOUR * 10), at(now))
+        plan(&grants(), Demand::Since(at(oldest)), stored, &tokens, Some(HOUR * 10), at(now))
     }
 
     fn delete(accessor: &str) -> Action {
@@ -410,7 +312,7 @@ mod tests {
         let linked = |links: &[&str]| names.grants(&web(), &links.iter().map(|&link| link.to_owned()).collect());
         let planned = |wanted: &TokenGrants, found: &TokenGrants| {
             let token = TokenEntry { grants: found.clone(), ..token("a", 1) };
-            plan(wanted, Wanted::Since(at(1)), &stored("a", 1), &[&token], None, at(2))
+            plan(wanted, Demand::Since(at(1)), &stored("a", 1), &[&token], None, at(2))
         };
         let both = linked(&["billing", "legacy", "web"]);
         let services = both.service_identities.iter().map(|identity| identity.service_name.as_str());
@@ -459,7 +361,7 @@ mod tests {
     #[test]
     fn a_service_that_is_gone_has_its_secret_emptied_before_its_tokens_go() {
         let token = token("a", 1);
-        let gone = |stored: &Stored| plan(&grants(), Wanted::Gone, stored, &[&token], None, at(2));
+        let gone = |stored: &Stored| plan(&grants(), Demand::Gone, stored, &[&token], None, at(2));
         assert_eq!(gone(&stored("a", 1)), [Action::Clear, delete("a")]);
         assert_eq!(gone(&Stored::Nothing), [delete("a")]);
         assert_eq!(gone(&Stored::Missing), [delete("a")]);
@@ -470,7 +372,7 @@ mod tests {
     fn without_tasks_and_within_the_grace_drift_is_repaired_but_nothing_is_made() {
         let idle = |stored: &Stored, tokens: &[TokenEntry]| {
             let tokens = tokens.iter().collect::<Vec<_>>();
-            plan(&grants(), Wanted::Idle, stored, &tokens, Some(HOUR * 10), at(20))
+            plan(&grants(), Demand::Idle, stored, &tokens, Some(HOUR * 10), at(20))
         };
         let a = [token("a", 1)];
         assert_eq!(idle(&stored("a", 1), &a), [], "not even for its age");
@@ -494,25 +396,10 @@ mod tests {
         let mut wrong = token("b", 2);
         wrong.grants.policies.push(AclLink { id: "1".into(), name: "global-management".into() });
         let both = [token("a", 1), wrong];
-        for wanted in [Wanted::Since(at(3)), Wanted::Idle] {
+        for wanted in [Demand::Since(at(3)), Demand::Idle] {
             assert_eq!(planned(wanted, &[]), []);
             assert_eq!(planned(wanted, &both), [Action::Correct("b".into())], "either may be in it");
         }
-        assert_eq!(planned(Wanted::Gone, &both), [delete("a"), delete("b")]);
-    }
-
-    #[test]
-    fn ours_is_what_has_the_whole_line_and_a_token_keeps_its_subject_under_another_identity() {
-        let mut grants = self::grants();
-        grants.service_identities[0].service_name = "api".into();
-        assert_eq!(names().subject(&grants), Some(web()));
-        assert_eq!(names().subject(&names().grants(&Subject::Clients, &BTreeSet::new())), Some(Subject::Clients));
-        for description in ["", "consul.hashicorp.com/cluster: blue2", "see consul.hashicorp.com/cluster: blue", "blue"]
-        {
-            assert_eq!(names().subject(&TokenGrants { description: description.into(), ..grants.clone() }), None);
-        }
-        let earlier = "Token for the api service\nconsul.hashicorp.com/cluster: blue";
-        let earlier = TokenGrants { description: earlier.into(), ..grants };
-        assert_eq!(names().subject(&earlier), Some(Subject::Service("api".into())));
+        assert_eq!(planned(Demand::Gone, &both), [delete("a"), delete("b")]);
     }
 }

@@ -1,0 +1,86 @@
+//! Doing what the plan says, one action at a time.
+
+use std::time::SystemTime;
+
+use consul_api::{TokenEntry, TokenGrants};
+use sidecar_kit::secret::Secret;
+
+use crate::cycle::Controller;
+use crate::error::Error;
+use crate::metrics::Change;
+use crate::observe::{Known, Value};
+use crate::owner::TokenOwner;
+use crate::plan::{Action, Stored, corrected, superseded};
+use crate::term::Term;
+
+impl Controller {
+    /// Does one thing, and keeps in `known` what the secret holds after it.
+    pub(crate) async fn apply(
+        &self,
+        term: &Term,
+        (owner, grants): (&TokenOwner, &TokenGrants),
+        name: &str,
+        action: Action,
+        tokens: &[&TokenEntry],
+        known: &mut Known,
+    ) -> Result<(), Error> {
+        let vanished = |accessor: &str| Error::Vanished { accessor: accessor.to_owned() };
+        let entry = |accessor: &str| {
+            tokens.iter().find(|token| token.accessor_id == accessor).ok_or_else(|| vanished(accessor))
+        };
+        match action {
+            Action::Correct(accessor) => {
+                let grants = corrected(grants, &entry(&accessor)?.grants);
+                self.consul.update_token(term, &accessor, &grants).await?;
+                tracing::warn!("{owner}: token {accessor} could do something else than it should; repaired");
+                self.metrics.changed(Change::Repaired);
+            }
+            Action::Create => {
+                let token = self.consul.create_token(term, grants).await?;
+                tracing::info!("{owner}: token {} created", token.entry.accessor_id);
+                self.metrics.changed(Change::Created);
+                self.store(term, name, &token, known).await?;
+            }
+            Action::Store(accessor) => {
+                let token = self.consul.token(&accessor).await?.ok_or_else(|| vanished(&accessor))?;
+                self.store(term, name, &token, known).await?;
+                tracing::warn!("{owner}: the secret {name} did not hold token {accessor}; repaired");
+                self.metrics.changed(Change::Repaired);
+            }
+            Action::Rotate(accessor) => {
+                let old = entry(&accessor)?;
+                let token = self.consul.create_token(term, grants).await?;
+                let by = &token.entry.accessor_id;
+                // Said before the new one is handed out: what nothing explains would be deleted while tasks use it.
+                self.consul.update_token(term, &accessor, &superseded(&old.grants, by)).await?;
+                self.store(term, name, &token, known).await?;
+                tracing::info!(
+                    "{owner}: token {accessor} replaced by {by}; it lives while tasks from before the change do"
+                );
+                self.metrics.changed(Change::Rotated);
+            }
+            Action::Clear => {
+                known.version = Some(self.aws.put_secret_value(term, name, &Secret::new("{}")).await?);
+                known.stored = Stored::Nothing;
+                tracing::info!("{owner}: the secret {name} set back to {{}}");
+            }
+            Action::Delete(accessor) => {
+                self.consul.delete_token(term, &accessor).await?;
+                tracing::info!("{owner}: token {accessor} deleted");
+                self.metrics.changed(Change::Deleted);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a token that Consul has into the secret.
+    async fn store(&self, term: &Term, name: &str, token: &consul_api::Token, known: &mut Known) -> Result<(), Error> {
+        let accessor = token.entry.accessor_id.clone();
+        let value = Value { accessor_id: accessor.clone(), token: token.secret_id.expose().to_owned() };
+        let text = Secret::new(serde_json::to_string(&value).expect("two strings are JSON"));
+        known.version = Some(self.aws.put_secret_value(term, name, &text).await?);
+        known.stored = Stored::Token { accessor, agrees: true, since: SystemTime::now(), foreign: false };
+        known.index = Some(token.entry.modify_index);
+        Ok(())
+    }
+}

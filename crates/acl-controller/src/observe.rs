@@ -1,0 +1,113 @@
+//! What is: the lists, and the secrets that have changed.
+
+use std::collections::BTreeMap;
+
+use consul_api::{Policy, TokenEntry};
+use serde::{Deserialize, Serialize};
+use sidecar_kit::secret::Secret;
+
+use crate::aws::{self, Tasks};
+use crate::cycle::Controller;
+use crate::error::Error;
+use crate::gateways::{self, Links};
+use crate::plan::Stored;
+
+/// A secret's value. Both fields are empty before first use, where the value is `{}`.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Value {
+    #[serde(default)]
+    pub(crate) accessor_id: String,
+    #[serde(default)]
+    pub(crate) token: String,
+}
+
+/// What was found when a secret and its token were last read.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    /// The current version as the list had it then, which may be behind.
+    pub(crate) listed: Option<String>,
+    /// The version that was read or written; none where there is no secret.
+    pub(crate) version: Option<String>,
+    pub(crate) stored: Stored,
+    /// The token's modify index; none where the secret's token isn't the owner's.
+    pub(crate) index: Option<u64>,
+}
+
+impl Known {
+    pub(crate) fn new(listed: Option<&String>, stored: Stored) -> Self {
+        Self { listed: listed.cloned(), version: None, stored, index: None }
+    }
+
+    /// Whether the lists say nothing that isn't known.
+    pub(crate) fn covers(&self, listed: Option<&String>, tokens: &[&TokenEntry]) -> bool {
+        let Stored::Token { accessor, .. } = &self.stored else { return self.is_version(listed) };
+        let index = tokens.iter().find(|token| token.accessor_id == *accessor).map(|token| token.modify_index);
+        // A token that is gone needs no look.
+        self.is_version(listed) && (index.is_none() || index == self.index)
+    }
+
+    fn is_version(&self, listed: Option<&String>) -> bool {
+        listed == self.listed.as_ref() || listed == self.version.as_ref()
+    }
+}
+
+/// What the lists say.
+pub(crate) struct Lists {
+    pub(crate) tasks: Tasks,
+    pub(crate) secrets: BTreeMap<String, Option<String>>,
+    pub(crate) tokens: Vec<TokenEntry>,
+    pub(crate) policies: Vec<Policy>,
+    pub(crate) links: Links,
+}
+
+impl Controller {
+    /// What ECS, Secrets Manager and Consul have now.
+    pub(crate) async fn lists(&self, unlinked: &mut gateways::Unlinked) -> Result<Lists, Error> {
+        let (tasks, secrets, tokens, policies, gateways) = tokio::try_join!(
+            async { self.aws.tasks().await.map_err(Error::from) },
+            async { self.aws.secrets().await.map_err(Error::from) },
+            async { self.consul.tokens().await.map_err(Error::from) },
+            async { self.consul.policies().await.map_err(Error::from) },
+            async { self.consul.terminating_gateways().await.map_err(Error::from) },
+        )?;
+        let links = gateways::links(&gateways, unlinked);
+        Ok(Lists { tasks, secrets, tokens, policies, links })
+    }
+
+    /// Reads a secret, and the token that it names.
+    pub(crate) async fn read(
+        &self,
+        name: &str,
+        listed: Option<&String>,
+        tokens: &[&TokenEntry],
+    ) -> Result<Known, Error> {
+        let mut known = Known::new(listed, Stored::Missing);
+        let secret = match self.aws.secret_value(name).await {
+            Ok(secret) => secret,
+            Err(aws::Error::NotFound { .. }) => return Ok(known),
+            Err(error) => return Err(error.into()),
+        };
+        let not_ours = || Error::NotOurs { name: name.to_owned() };
+        let text = secret.text.ok_or_else(not_ours)?;
+        // The parser's own message would show a part of the text.
+        let value: Value = serde_json::from_str(text.expose()).map_err(|_| not_ours())?;
+        known.version = Some(secret.version);
+        match (value.accessor_id.is_empty(), value.token.is_empty()) {
+            (true, true) => {
+                known.stored = Stored::Nothing;
+                return Ok(known);
+            }
+            (false, false) => {}
+            _ => return Err(not_ours()),
+        }
+        let mut agrees = false;
+        if let Some(entry) = tokens.iter().find(|token| token.accessor_id == value.accessor_id) {
+            let token = self.consul.token(&entry.accessor_id).await?;
+            agrees = token.is_some_and(|token| token.secret_id == Secret::new(&value.token));
+            known.index = Some(entry.modify_index);
+        }
+        known.stored = Stored::Token { accessor: value.accessor_id, agrees, since: secret.created, foreign: false };
+        Ok(known)
+    }
+}
