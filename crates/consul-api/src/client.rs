@@ -170,7 +170,8 @@ impl Client {
 
     fn request(&self, server: usize, call: Call) -> Result<http::Request, Error> {
         let named = call.named();
-        let scope = [("ns", &self.config.namespace), ("partition", &self.config.partition)];
+        let Config { namespace, partition, datacenter, .. } = &self.config;
+        let scope = [("ns", namespace), ("partition", partition), ("dc", datacenter)];
         let scope = scope.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
         let query = call.query.into_iter().chain(scope);
         let query = query.map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, RESERVED)));

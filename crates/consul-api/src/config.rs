@@ -20,6 +20,7 @@ pub struct Config {
     pub(crate) authorization: Option<Secret>,
     pub(crate) namespace: Option<String>,
     pub(crate) partition: Option<String>,
+    pub(crate) datacenter: Option<String>,
     pub(crate) tls: TlsOptions,
 }
 
@@ -89,6 +90,7 @@ impl Config {
             authorization: authorization(env)?,
             namespace: env.get("CONSUL_NAMESPACE").map(str::to_owned),
             partition: env.get("CONSUL_PARTITION").map(str::to_owned),
+            datacenter: None,
             tls: TlsOptions {
                 authorities: authorities(env)?,
                 public_authorities: &[],
@@ -123,6 +125,12 @@ impl Config {
             partition: partition.map(str::to_owned).or(self.partition),
             ..self
         }
+    }
+
+    /// The same, for another datacenter: the agent forwards each request to it.
+    #[must_use]
+    pub fn in_datacenter(self, datacenter: &str) -> Self {
+        Self { datacenter: Some(datacenter.to_owned()), ..self }
     }
 
     /// The namespace, if one is given.

@@ -5,6 +5,7 @@
 //! that a caller sees what may be tried again. [`at_start`] is the retry policy for a task that starts.
 
 mod acl;
+mod acl_replication;
 mod agent;
 mod catalog;
 mod client;
@@ -12,6 +13,7 @@ mod config;
 mod config_entry;
 mod error;
 mod intention;
+mod kv;
 mod login;
 mod session;
 mod start;
@@ -26,6 +28,7 @@ pub use client::Client;
 pub use config::{Config, ConfigError};
 pub use error::Error;
 pub use intention::{Intention, IntentionAction};
+pub use kv::KeyValue;
 pub use login::Login;
 pub use session::{NewSession, SessionId};
 pub use start::{START_BOUND, at_start};

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{Call, Client};
 use crate::error::Error;
+use crate::kv::key_call;
 
 /// A session's ID.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,9 +125,4 @@ impl Client {
             Err(error) => Err(error),
         }
     }
-}
-
-/// A key's own slashes stay slashes.
-fn key_call(method: Method, key: &str) -> Call {
-    key.split('/').fold(Call::new(method, "/v1/kv"), Call::segment)
 }

@@ -1,0 +1,60 @@
+//! Keys and their values ("KV Store Endpoints").
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use hyper::Method;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::client::{Call, Client};
+use crate::error::Error;
+
+/// A key and what it holds.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct KeyValue {
+    /// The whole key.
+    pub key: String,
+    /// Its value. What is not UTF-8 in it is replaced.
+    #[serde(default, deserialize_with = "base64_text")]
+    pub value: String,
+}
+
+fn base64_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let Some(encoded) = Option::<String>::deserialize(deserializer)? else { return Ok(String::new()) };
+    let bytes = BASE64_STANDARD.decode(encoded).map_err(de::Error::custom)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+impl Client {
+    /// All keys that begin with this, as the leader has them after it has asked its peers.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn keys_below(&self, prefix: &str) -> Result<Vec<KeyValue>, Error> {
+        match self.fetch(key_call(Method::GET, prefix).query("recurse", "").query("consistent", "")).await {
+            Err(Error::NotFound { .. }) => Ok(Vec::new()),
+            keys => keys,
+        }
+    }
+
+    /// Sets a key.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set_key(&self, key: &str, value: &str) -> Result<(), Error> {
+        self.execute(key_call(Method::PUT, key).text(value)).await
+    }
+
+    /// Removes a key, if it is there.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_key(&self, key: &str) -> Result<(), Error> {
+        self.execute(key_call(Method::DELETE, key)).await
+    }
+}
+
+/// A call for a key, whose own slashes stay slashes.
+pub(crate) fn key_call(method: Method, key: &str) -> Call {
+    key.split('/').fold(Call::new(method, "/v1/kv"), Call::segment)
+}
