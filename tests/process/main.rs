@@ -13,6 +13,7 @@ mod envoy_lifecycle;
 mod gateways;
 mod health_sync;
 mod login;
+mod machine;
 mod mesh_init;
 mod setup;
 mod xds_bridge;

@@ -10,6 +10,7 @@ use tokio::process::Command;
 
 use crate::command::{self, CommandError, run};
 use crate::keys::{self, KeysError};
+use crate::machine::Needs;
 use crate::parts::{self, PartsError};
 use crate::{Progress, mesh_dir, workspace};
 
@@ -78,6 +79,14 @@ fn stand_in(variable: &str, name: &str) -> (String, bool) {
         Ok(image) if !image.is_empty() => (image, false),
         _ => (Profile::Dev.tag(name), true),
     }
+}
+
+/// What [`build`] and then docker-compose need of this machine. The stand-ins for Envoy and moto come by pip.
+#[must_use]
+pub fn needs() -> Needs {
+    let pip =
+        [("ENVOY_IMAGE", "envoy"), ("MOTO_IMAGE", "moto")].iter().any(|(variable, name)| stand_in(variable, name).1);
+    Needs { docker: true, compose: true, pip }
 }
 
 /// How many steps [`build`] reports.

@@ -12,6 +12,7 @@ pub mod events;
 pub mod images;
 pub mod keys;
 pub mod load;
+pub mod machine;
 pub mod mesh;
 pub mod parts;
 pub mod probe;

@@ -11,6 +11,7 @@ use ecs_local::secrets_manager::{CallError, SettingsError, Version};
 use local_mesh::demo::{self, CASES, Outcome, Row};
 use local_mesh::docker::{self, DockerError};
 use local_mesh::drawing::DrawError;
+use local_mesh::machine::{self, MachineError, Needs};
 use local_mesh::mesh::MeshError;
 use local_mesh::task::StopOrder;
 use local_mesh::timeline::Timeline;
@@ -39,7 +40,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bring the local mesh up: fetch, build, start, wait, and send a request through it.
+    /// Bring the local mesh up: fetch, build, start, wait, and send a request through it. As root on Debian this installs what
+    /// the machine lacks (Docker, docker-compose, pip) and starts Docker's engine; elsewhere it prints the line that does.
     Up,
     /// Remove all that `up` made: containers, networks, volumes, images, generated files.
     Down,
@@ -78,7 +80,7 @@ enum Command {
         /// Its name in Secrets Manager.
         name: String,
     },
-    /// Run the tests: format, clippy, and the suites; all of them if none is named.
+    /// Run the tests: format, clippy, and the suites; all of them if none is named. Installs what they lack, as `up` does.
     Test {
         /// The suites.
         suites: Vec<Suite>,
@@ -97,6 +99,8 @@ enum Demo {
 enum Error {
     #[error(transparent)]
     Log(#[from] log::LogError),
+    #[error(transparent)]
+    Machine(#[from] MachineError),
     #[error(transparent)]
     Mesh(#[from] MeshError),
     #[error(transparent)]
@@ -121,6 +125,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
     log::init(&Env::of_process(), None)?;
     match command {
         Command::Up => {
+            machine::prepare(images::needs()).await?;
             let reporter = Reporter::new(mesh::UP_STEPS);
             let up = mesh::up(&reporter).await?;
             reporter.finish();
@@ -134,12 +139,14 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             println!("the mesh is gone: containers, networks, volumes, images and generated files");
         }
         Command::Images { release: true } => {
+            machine::prepare(Needs { docker: true, ..Needs::default() }).await?;
             let reporter = Reporter::new(images::RELEASE_STEPS);
             let built = images::release(&reporter).await.map_err(MeshError::from)?;
             reporter.finish();
             println!("{}", built.join("\n"));
         }
         Command::Images { release: false } => {
+            machine::prepare(images::needs()).await?;
             let reporter = Reporter::new(images::STEPS);
             mesh::build_images(&reporter).await?;
             reporter.finish();

@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use clap::ValueEnum;
-use local_mesh::{command, compose, mesh, parts, workspace};
+use local_mesh::machine::{self, MachineError, Needs};
+use local_mesh::{command, compose, images, mesh, parts, workspace};
 use sidecar_kit::exit::one_line;
 
 use crate::progress::Reporter;
@@ -27,6 +28,8 @@ pub enum TestError {
     #[error("cannot run cargo")]
     Cargo(#[source] std::io::Error),
     #[error(transparent)]
+    Machine(#[from] MachineError),
+    #[error(transparent)]
     Parts(#[from] parts::PartsError),
     #[error(transparent)]
     Mesh(#[from] mesh::MeshError),
@@ -36,6 +39,13 @@ pub enum TestError {
 pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
     let all = suites.is_empty();
     let wanted = |suite| all || suites.contains(&suite);
+    let mesh_needs = if wanted(Suite::Mesh) { images::needs() } else { Needs::default() };
+    machine::prepare(Needs {
+        docker: wanted(Suite::Process) || mesh_needs.docker,
+        compose: mesh_needs.compose,
+        pip: wanted(Suite::Unit) || wanted(Suite::Process) || mesh_needs.pip,
+    })
+    .await?;
     if all {
         cargo("format", &["fmt", "--all", "--check"]).await?;
         cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]).await?;

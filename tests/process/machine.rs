@@ -1,0 +1,187 @@
+//! What `cargo xtask` does on a machine that lacks something: programs that stand for the machine's own are all of its PATH.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::binary;
+use mesh_tests::process::{Finished, run};
+use rustix::process::geteuid;
+use tempfile::TempDir;
+
+const BOUND: Duration = Duration::from_secs(60);
+
+/// A user other than root.
+const NOBODY: u32 = 65_534;
+
+/// Its engine answers while the file `up` is there.
+const DOCKER: &str =
+    "case $1 in version) if [ -e up ]; then echo 20; else echo 'is it running?' >&2; exit 1; fi;; *) exit 1; esac";
+const DOCKERD: &str = "echo up > up; while [ -e up ]; do /bin/sleep 0.1; done";
+const SYSTEMCTL: &str = "echo up > up";
+/// Pip is there with its package.
+const PYTHON: &str = "if [ ! -e bin/pip ]; then echo 'No module named pip' >&2; exit 1; fi";
+/// Installs what lies in the package's folder.
+const APT_GET: &str = "echo \"$*\" >> apt.log
+    if [ $1 = install ]; then for package; do [ -d packages/$package ] && /bin/cp packages/$package/* bin/; done; fi; exit 0";
+/// Knows the packages that have a folder.
+const APT_CACHE: &str = "[ -d packages/$2 ]";
+/// Ends every command of xtask that comes so far.
+const CARGO: &str = "echo \"$*\" >> cargo.log; exit 1";
+
+/// Held while an engine is started: its log is one of the source tree's.
+static STARTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+struct Machine(TempDir);
+
+impl Machine {
+    /// A machine with these programs, and others in packages, `package/program`. All run in its folder.
+    fn new(programs: &[(&str, &str)]) -> Self {
+        let machine = Self(tempfile::tempdir().unwrap());
+        fs::create_dir(machine.0.path().join("bin")).unwrap();
+        fs::set_permissions(machine.0.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        fs::copy(binary("xtask"), machine.0.path().join("xtask")).unwrap();
+        for (name, script) in programs {
+            let path = match name.split_once('/') {
+                Some((package, name)) => machine.0.path().join("packages").join(package).join(name),
+                None => machine.0.path().join("bin").join(name),
+            };
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, format!("#!/bin/sh\ncd {}\n{script}\n", machine.0.path().display())).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        machine
+    }
+
+    async fn xtask(&self, arguments: &[&str], user: Option<u32>) -> Finished {
+        let mut command = Command::new(self.0.path().join("xtask"));
+        command.args(arguments).current_dir("/").env_clear().env("PATH", self.0.path().join("bin"));
+        command.env("CARGO", self.0.path().join("bin/cargo"));
+        if let Some(user) = user.filter(|_| geteuid().is_root()) {
+            command.uid(user);
+        }
+        run(&mut command, BOUND).await
+    }
+
+    /// What a program wrote down, line by line.
+    fn log(&self, name: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.0.path().join(name)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// What CI begins with: Docker's client and nothing else.
+fn fresh() -> Vec<(&'static str, &'static str)> {
+    let there = [("docker", DOCKER), ("python3", PYTHON), ("systemctl", SYSTEMCTL), ("cargo", CARGO)];
+    let apt = [("apt-get", APT_GET), ("apt-cache", APT_CACHE)];
+    let packages = [("docker.io/dockerd", DOCKERD), ("docker-compose/docker-compose", ""), ("python3-pip/pip", "")];
+    [&there[..], &apt, &packages].concat()
+}
+
+/// The lines that are neither the log's nor progress.
+fn errors(finished: &Finished) -> Vec<&str> {
+    finished.stderr.lines().filter(|line| line.starts_with("xtask: ")).collect()
+}
+
+#[tokio::test]
+async fn on_a_fresh_debian_root_gets_what_is_missing_and_the_engine_started() {
+    let _starts = STARTS.lock().await;
+    let machine = Machine::new(&fresh());
+    let ended = machine.xtask(&["test"], None).await;
+    if !geteuid().is_root() {
+        assert!(ended.stderr.contains("sudo apt-get install docker.io docker-compose python3-pip"), "{}", ended.stderr);
+        return;
+    }
+    let says =
+        "lacks Docker's engine, docker-compose, pip: installing docker.io docker-compose python3-pip with apt-get";
+    assert!(ended.stderr.contains(says), "{}", ended.stderr);
+    assert!(ended.stderr.contains("Docker's engine is down: starting it with `"), "{}", ended.stderr);
+    let apt = machine.log("apt.log");
+    assert!(apt[0].starts_with("update "), "{apt:?}");
+    assert!(apt[1].starts_with("install ") && apt[1].ends_with(" docker.io docker-compose python3-pip"), "{apt:?}");
+    assert_eq!((apt.len(), machine.log("up")), (2, vec!["up".to_owned()]));
+    assert_eq!(machine.log("cargo.log"), ["fmt --all --check"], "then the tests begin: {}", ended.stderr);
+
+    let again = machine.xtask(&["test"], None).await;
+    assert_eq!((machine.log("apt.log").len(), machine.log("cargo.log").len()), (2, 2), "{}", again.stderr);
+    assert!(!again.stderr.contains("lacks") && !again.stderr.contains("is down"), "{}", again.stderr);
+}
+
+#[tokio::test]
+async fn where_docker_s_client_has_a_package_of_its_own_that_one_is_named() {
+    let mut programs = fresh();
+    programs.retain(|(name, _)| *name != "docker");
+    programs.push(("docker-cli/docker", DOCKER));
+    let machine = Machine::new(&programs);
+    let ended = machine.xtask(&["test", "process"], Some(NOBODY)).await;
+    let cure = "Docker's client, Docker's engine, pip: install it with `sudo apt-get install docker-cli docker.io python3-pip`";
+    assert_eq!((ended.code, errors(&ended).len()), (1, 1), "{}", ended.stderr);
+    assert!(errors(&ended)[0].ends_with(cure), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn who_is_not_root_gets_the_one_line_that_installs_and_nothing_is_done() {
+    let machine = Machine::new(&fresh());
+    for arguments in [&["up"][..], &["images"], &["test"], &["test", "mesh"]] {
+        let ended = machine.xtask(arguments, Some(NOBODY)).await;
+        let line = "xtask: this machine lacks Docker's engine, docker-compose, pip: \
+                    install it with `sudo apt-get install docker.io docker-compose python3-pip`\n";
+        assert_eq!((ended.code, ended.stderr.as_str()), (1, line), "{arguments:?}");
+    }
+    assert_eq!((machine.log("apt.log").len(), machine.log("cargo.log").len()), (0, 0));
+}
+
+#[tokio::test]
+async fn without_apt_the_line_says_what_debian_would_install() {
+    let mut programs = fresh();
+    programs.retain(|(name, _)| !name.starts_with("apt-"));
+    programs.push(("docker-compose", ""));
+    programs.push(("dockerd", DOCKERD));
+    let ended = Machine::new(&programs).xtask(&["up"], None).await;
+    let line = "xtask: this machine lacks pip: install it; on Debian with `apt-get install python3-pip`\n";
+    assert_eq!((ended.code, ended.stderr.as_str()), (1, line));
+}
+
+#[tokio::test]
+async fn an_engine_that_is_down_and_does_not_start_ends_in_one_line_that_says_why() {
+    let _starts = STARTS.lock().await;
+    let fails = "echo no cgroups here >&2; exit 3";
+    let programs = [("dockerd", fails), ("systemctl", fails), ("docker-compose", ""), ("pip", "")];
+    let machine = Machine::new(&[&fresh(), &programs[..]].concat());
+    let ended = machine.xtask(&["up"], Some(NOBODY)).await;
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.starts_with("xtask: Docker's engine is down: start it with `sudo "), "{}", ended.stderr);
+    if geteuid().is_root() {
+        let ended = machine.xtask(&["up"], None).await;
+        assert_eq!((ended.code, errors(&ended).len()), (1, 1), "{}", ended.stderr);
+        assert!(errors(&ended)[0].contains("no cgroups here"), "{}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_of_others_ends_in_the_line_that_allows_it() {
+    let denies = "echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1";
+    let programs = [("docker", denies), ("dockerd", DOCKERD), ("docker-compose", ""), ("pip", "")];
+    let ended = Machine::new(&[&fresh(), &programs[..]].concat()).xtask(&["up"], Some(NOBODY)).await;
+    assert_eq!(ended.code, 1);
+    assert!(ended.stderr.starts_with("xtask: you may not use Docker's engine: run `sudo usermod "), "{}", ended.stderr);
+}
+
+#[tokio::test]
+async fn a_suite_asks_for_no_more_than_it_needs_and_compose_may_be_docker_s_plugin() {
+    let machine = Machine::new(&[("python3", PYTHON), ("pip", ""), ("cargo", CARGO)]);
+    let ended = machine.xtask(&["test", "unit"], Some(NOBODY)).await;
+    assert_eq!(machine.log("cargo.log").len(), 1, "without Docker: {}", ended.stderr);
+    let with_plugin = "[ $1 = version ] || [ $1 = compose ]";
+    let machine = Machine::new(&[
+        ("python3", PYTHON),
+        ("pip", ""),
+        ("docker", with_plugin),
+        ("dockerd", DOCKERD),
+        ("cargo", CARGO),
+    ]);
+    let ended = machine.xtask(&["test"], Some(NOBODY)).await;
+    assert_eq!(machine.log("cargo.log").len(), 1, "{}", ended.stderr);
+}
