@@ -343,7 +343,8 @@ fn respond(state: &mut State, name: &str, body: &Value) -> Answer {
             let prefix = filter["Values"][0].as_str().filter(|_| filter["Key"] == "name").unwrap_or_default();
             let secrets = state.secrets.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(name, secret)| {
                 let current = secret.previous.as_ref().filter(|_| state.lags).unwrap_or(&secret.version);
-                json!({ "Name": name, "SecretVersionsToStages": {
+                let arn = ARN.replace(":ecs:", ":secretsmanager:");
+                json!({ "Name": name, "ARN": format!("{arn}:secret:{name}-a1B2c3"), "SecretVersionsToStages": {
                     current.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
                 } })
             });

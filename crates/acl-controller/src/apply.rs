@@ -9,7 +9,7 @@ use crate::cycle::Controller;
 use crate::error::Error;
 use crate::metrics::Change;
 use crate::observe::{Known, Value};
-use crate::owner::TokenOwner;
+use crate::owner::{TokenOwner, is_described};
 use crate::plan::{Action, Stored, corrected, superseded};
 use crate::term::Term;
 
@@ -30,9 +30,15 @@ impl Controller {
         };
         match action {
             Action::Correct(accessor) => {
-                let grants = corrected(grants, &entry(&accessor)?.grants);
-                self.consul.update_token(term, &accessor, &grants).await?;
-                tracing::warn!("{owner}: token {accessor} could do something else than it should; repaired");
+                let found = &entry(&accessor)?.grants;
+                self.consul.update_token(term, &accessor, &corrected(grants, found)).await?;
+                if is_described(grants, found) {
+                    tracing::warn!("{owner}: token {accessor} could do something else than it should; repaired");
+                } else {
+                    tracing::info!(
+                        "{owner}: token {accessor} had another description, such as consul-ecs gives; repaired"
+                    );
+                }
                 self.metrics.changed(Change::Repaired);
             }
             Action::Create => {

@@ -14,11 +14,12 @@ use aws_config::provider_config::ProviderConfig;
 use aws_sdk_ecs::config::Region;
 use aws_sdk_ecs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_ecs::types::{DesiredStatus, TaskField};
+use aws_sdk_secretsmanager::operation::list_secrets::ListSecretsOutput;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use ecs_meta::{ClusterArn, TaskArn};
+use ecs_meta::ClusterArn;
 use futures_util::stream::{self, TryStreamExt};
 use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
@@ -51,6 +52,14 @@ pub enum Error {
         /// What AWS said.
         said: String,
     },
+    /// The secret is there and has no value yet.
+    #[error("{call}: {said}")]
+    NoValue {
+        /// The action.
+        call: &'static str,
+        /// What AWS said.
+        said: String,
+    },
     /// Any other refusal.
     #[error("{call}: {code}: {said}")]
     Refused {
@@ -60,6 +69,8 @@ pub enum Error {
         code: String,
         /// What AWS said.
         said: String,
+        /// Whether the same call may be taken later: AWS limits its rate, or has failed itself.
+        may_pass: bool,
     },
     /// No answer: no credentials, no connection, no time.
     #[error("{call}: no answer: {reason}")]
@@ -82,8 +93,20 @@ pub enum Error {
     NotLeader(#[from] NotLeader),
 }
 
+impl Error {
+    /// Whether the same call will be refused again until somebody has changed something.
+    #[must_use]
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::Denied { .. } | Self::NotFound { .. } | Self::NoValue { .. } => true,
+            Self::Refused { may_pass, .. } => !may_pass,
+            Self::NoAnswer { .. } | Self::Incomplete { .. } | Self::NotLeader(_) => false,
+        }
+    }
+}
+
 /// Where the controller is, for the ARNs in messages.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The partition, `aws` if it isn't known.
     pub partition: String,
@@ -94,24 +117,23 @@ pub struct Place {
 }
 
 impl Place {
-    /// From what is known: the task's ARN, the cluster's, and the region that the environment names.
+    /// Where a cluster is.
     #[must_use]
-    pub fn new(task: Option<&TaskArn>, cluster: Option<&ClusterArn>, region: Option<&str>) -> Option<Self> {
-        let region = region.or(task.map(TaskArn::region)).or(cluster.map(ClusterArn::region))?.to_owned();
-        let partition = match (task, region.split('-').next()) {
-            (Some(task), _) => task.partition(),
-            (None, Some("cn")) => "aws-cn",
-            (None, _) if region.starts_with("us-gov-") => "aws-us-gov",
-            (None, _) => "aws",
-        };
-        let account = task.map(TaskArn::account).or(cluster.map(ClusterArn::account)).unwrap_or("*");
-        Some(Self { partition: partition.to_owned(), account: account.to_owned(), region })
+    pub fn of(cluster: &ClusterArn) -> Self {
+        let [partition, region, account] =
+            [cluster.partition(), cluster.region(), cluster.account()].map(str::to_owned);
+        Self { partition, region, account }
     }
 
-    /// Whether a task is in the same region, and in the same account as far as that is known.
+    /// In a region, with an account that isn't known yet.
     #[must_use]
-    pub fn is_here(&self, task: &TaskArn) -> bool {
-        task.region() == self.region && (self.account == "*" || task.account() == self.account)
+    pub fn in_region(region: &str) -> Self {
+        let partition = match region.split('-').next() {
+            Some("cn") => "aws-cn",
+            _ if region.starts_with("us-gov-") => "aws-us-gov",
+            _ => "aws",
+        };
+        Self { partition: partition.to_owned(), region: region.to_owned(), account: "*".to_owned() }
     }
 }
 
@@ -181,10 +203,24 @@ impl Aws {
         })
     }
 
-    /// Where it is.
-    #[must_use]
-    pub fn place(&self) -> &Place {
-        &self.place
+    /// The cluster that all calls are for, once its account is known.
+    pub fn set_cluster(&mut self, cluster: &ClusterArn) {
+        self.place = Place::of(cluster);
+        self.cluster = cluster.to_string();
+    }
+
+    /// The ARN of a task or of a secret, which tells in which account and partition the cluster is; none if there is neither.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn any_arn(&self) -> Result<Option<String>, Error> {
+        let list = self.ecs.list_tasks().cluster(&self.cluster).max_results(1);
+        let tasks = self.judge("ecs:ListTasks", list.send().await)?;
+        if let Some(arn) = tasks.task_arns.unwrap_or_default().pop() {
+            return Ok(Some(arn));
+        }
+        let page = self.list_secrets(None).await?;
+        Ok(page.secret_list.unwrap_or_default().into_iter().find_map(|secret| secret.arn))
     }
 
     /// Counts a call and types its failure.
@@ -210,10 +246,14 @@ impl Aws {
                         let policy = if said.contains("KMS") { self.key_statement(call) } else { self.statement(call) };
                         Error::Denied { call, said, policy }
                     }
-                    // What is marked for deletion is as good as gone.
+                    // "…can't find the specified secret value for staging label: AWSCURRENT"
+                    "ResourceNotFoundException" if said.contains("staging label") => Error::NoValue { call, said },
                     "ResourceNotFoundException" => Error::NotFound { call, said },
-                    "InvalidRequestException" if said.contains("deletion") => Error::NotFound { call, said },
-                    _ => Error::Refused { call, code, said },
+                    _ => {
+                        let passing = ["Throttl", "TooManyRequests", "Internal", "Unavailable", "Timeout"];
+                        let may_pass = status >= 500 || passing.iter().any(|passing| code.contains(passing));
+                        Error::Refused { call, code, said, may_pass }
+                    }
                 }
             }
             None => {
@@ -338,9 +378,7 @@ impl Aws {
         let mut secrets = BTreeMap::new();
         let mut token = None;
         loop {
-            let begins = Filter::builder().key(FilterNameStringType::Name).values(format!("{}-", self.prefix)).build();
-            let list = self.secrets.list_secrets().filters(begins).max_results(PAGE).set_next_token(token);
-            let page = self.judge("secretsmanager:ListSecrets", list.send().await)?;
+            let page = self.list_secrets(token).await?;
             for secret in page.secret_list.unwrap_or_default() {
                 let stages = secret.secret_versions_to_stages.unwrap_or_default();
                 let current = |stages: &Vec<String>| stages.iter().any(|stage| stage == "AWSCURRENT");
@@ -354,10 +392,16 @@ impl Aws {
         }
     }
 
+    async fn list_secrets(&self, token: Option<String>) -> Result<ListSecretsOutput, Error> {
+        let begins = Filter::builder().key(FilterNameStringType::Name).values(format!("{}-", self.prefix)).build();
+        let list = self.secrets.list_secrets().filters(begins).max_results(PAGE).set_next_token(token);
+        self.judge("secretsmanager:ListSecrets", list.send().await)
+    }
+
     /// A secret's current value.
     ///
     /// # Errors
-    /// See [`enum@Error`]; [`Error::NotFound`] also for one that is marked for deletion, or has no value.
+    /// See [`enum@Error`].
     pub async fn secret_value(&self, name: &str) -> Result<SecretValue, Error> {
         let call = "secretsmanager:GetSecretValue";
         let value = self.judge(call, self.secrets.get_secret_value().secret_id(name).send().await)?;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consul_api::{Client, HealthService, NewPolicy, NewSession, Policy, SessionId, Token, TokenEntry, TokenGrants};
+use consul_api::{
+    Client, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession, Policy, Role, SessionId, Token, TokenEntry,
+    TokenGrants,
+};
 
 use crate::metrics::Metrics;
 use crate::term::{NotLeader, Term};
@@ -31,6 +34,12 @@ pub enum Error {
         needs: &'static str,
         /// What Consul said.
         source: consul_api::Error,
+    },
+    /// The token that is to be changed is gone.
+    #[error("the token {accessor} is gone: it was deleted meanwhile")]
+    Gone {
+        /// Its accessor ID.
+        accessor: String,
     },
     /// Any other failure.
     #[error(transparent)]
@@ -70,12 +79,7 @@ impl Consul {
         };
         self.metrics.called("consul", call, result);
         answer.map_err(|source| match source {
-            // These two name a token of their own.
-            consul_api::Error::PermissionDenied { ref body, .. }
-                if body.contains("ACL not found") && !["UpdateToken", "DeleteToken"].contains(&call) =>
-            {
-                Error::UnknownToken(source)
-            }
+            source if source.is_unknown_token() => Error::UnknownToken(source),
             consul_api::Error::PermissionDenied { .. } => Error::Denied { needs, source },
             source => Error::Failed(source),
         })
@@ -102,9 +106,8 @@ impl Consul {
                     body: "the secret ID is hidden".to_owned(),
                 }),
                 Ok(token) => Ok(Some(token)),
-                // The list that named it was answered with our own token, so it is not that one that is unknown.
-                Err(consul_api::Error::PermissionDenied { body, .. }) if body.contains("ACL not found") => Ok(None),
-                Err(consul_api::Error::NotFound { .. }) => Ok(None),
+                // The list that named it was answered with the controller's own token, so it is not that one that is unknown.
+                Err(error) if is_gone(&error) => Ok(None),
                 Err(error) => Err(error),
             }
         };
@@ -119,20 +122,35 @@ impl Consul {
         term.hold(self.counted("CreateToken", ACL, self.client.create_token(grants))).await?
     }
 
-    /// Replaces what a token may do.
+    /// Replaces what a token may do, and returns it as it is then.
     ///
     /// # Errors
-    /// See [`enum@Error`].
-    pub async fn update_token(&self, term: &Term, accessor_id: &str, grants: &TokenGrants) -> Result<(), Error> {
-        term.hold(self.counted("UpdateToken", ACL, self.client.update_token(accessor_id, grants))).await?
+    /// See [`enum@Error`]; [`Error::Gone`] where there is no such token.
+    pub async fn update_token(&self, term: &Term, accessor_id: &str, grants: &TokenGrants) -> Result<Token, Error> {
+        let updated = async {
+            match self.client.update_token(accessor_id, grants).await {
+                Ok(token) => Ok(Some(token)),
+                // The list that named the token was answered with the controller's own, so it is not that one that is unknown.
+                Err(error) if is_gone(&error) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let updated = term.hold(self.counted("UpdateToken", ACL, updated)).await??;
+        updated.ok_or_else(|| Error::Gone { accessor: accessor_id.to_owned() })
     }
 
-    /// Removes a token.
+    /// Removes a token. One that is gone already is as good.
     ///
     /// # Errors
     /// See [`enum@Error`].
     pub async fn delete_token(&self, term: &Term, accessor_id: &str) -> Result<(), Error> {
-        term.hold(self.counted("DeleteToken", ACL, self.client.delete_token(accessor_id))).await?
+        let deleted = async {
+            match self.client.delete_token(accessor_id).await {
+                Err(error) if is_gone(&error) => Ok(()),
+                deleted => deleted,
+            }
+        };
+        term.hold(self.counted("DeleteToken", ACL, deleted)).await?
     }
 
     /// All policies, without their rules.
@@ -165,6 +183,38 @@ impl Consul {
     /// See [`enum@Error`].
     pub async fn update_policy(&self, term: &Term, id: &str, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
         term.hold(self.counted("UpdatePolicy", ACL, self.client.update_policy(id, policy))).await?
+    }
+
+    /// Removes a policy.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn delete_policy(&self, term: &Term, id: &str) -> Result<(), Error> {
+        term.hold(self.counted("DeletePolicy", ACL, self.client.delete_policy(id))).await?
+    }
+
+    /// All roles.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn roles(&self) -> Result<Vec<Role>, Error> {
+        self.counted("ListRoles", ACL, self.client.roles()).await
+    }
+
+    /// All keys that begin with a prefix.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn keys_below(&self, prefix: &str) -> Result<Vec<KeyValue>, Error> {
+        self.counted("ReadRecord", KEY, self.client.keys_below(prefix)).await
+    }
+
+    /// Makes all of these writes, or none.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn write_keys(&self, term: &Term, writes: &[KeyWrite]) -> Result<(), Error> {
+        term.hold(self.counted("WriteRecord", KEY, self.client.write_keys(writes))).await?
     }
 
     /// The config entries of terminating gateways. Consul leaves out those that the token may not read.
@@ -246,5 +296,15 @@ impl Consul {
     /// See [`enum@Error`].
     pub async fn lock_holder(&self, key: &str, within: Duration) -> Result<Option<SessionId>, Error> {
         self.counted("ReadLock", KEY, self.client.lock_holder(key, within)).await
+    }
+}
+
+/// Whether Consul says that it has no token with the accessor ID that a request names: 1.8 and later have different words for it.
+fn is_gone(error: &consul_api::Error) -> bool {
+    let gone = "cannot find token";
+    match error {
+        consul_api::Error::NotFound { .. } => true,
+        consul_api::Error::Refused { body, .. } => body.to_lowercase().contains(gone),
+        error => error.is_unknown_token(),
     }
 }

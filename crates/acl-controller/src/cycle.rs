@@ -1,24 +1,26 @@
 //! One cycle: list what is, plan for each token owner what is to be done, and do it, some at a time, each failing alone.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use consul_api::{TokenEntry, TokenGrants};
+use consul_api::{Policy, TokenEntry, TokenGrants};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use tokio::time::Instant;
 
-use crate::aws::{self, Aws};
+use crate::aws::Aws;
 use crate::consul::Consul;
 use crate::error::Error;
 use crate::gateways;
 use crate::metrics::Metrics;
 use crate::observe::{Known, Lists};
-use crate::owner::{Names, TokenOwner};
-use crate::plan::{Demand, Stored, plan};
+use crate::owner::{Maker, Names, TokenOwner};
+use crate::plan::{Action, Demand, Stored, plan};
+use crate::record::{Note, Record};
+use crate::takeover::Former;
 use crate::tasks::Desired;
 use crate::term::Term;
 
@@ -63,6 +65,12 @@ pub struct Memory {
     pub(crate) known: HashMap<TokenOwner, Known>,
     pub(crate) without_tasks: HashMap<TokenOwner, Instant>,
     failures: HashMap<TokenOwner, Failure>,
+    /// What earlier controllers have noted; none before it was read.
+    record: Option<Record>,
+    /// What is left of consul-ecs.
+    former: Former,
+    /// Prefixes of other controllers that collide with this one's, reported already.
+    colliding: BTreeSet<String>,
     /// What terminating gateways link and no token can be given, told already.
     unlinked: gateways::Unlinked,
     /// The client policy's modify index when its rules were right.
@@ -95,7 +103,18 @@ struct Work<'a> {
     listed: Option<&'a String>,
     tokens: Vec<&'a TokenEntry>,
     known: Option<Known>,
-    foreign: &'a HashSet<&'a str>,
+    /// What is noted of the owner.
+    note: Note,
+}
+
+/// What came of the work on one owner.
+enum Outcome {
+    /// It is as it is to be, and this is known of its secret.
+    Known(Known),
+    /// Nobody needs it any more, and its tokens are gone, from the secret too.
+    Gone,
+    /// The same, but its secret, which can't be used, may still hold one of them.
+    GoneButStored,
 }
 
 impl Controller {
@@ -104,14 +123,32 @@ impl Controller {
     /// # Errors
     /// When the lists can't be had, or the lock is lost meanwhile: nothing is known then of any service.
     pub async fn cycle(&self, term: &Term, memory: &mut Memory) -> Result<bool, Error> {
-        let lists = self.lists(&mut memory.unlinked).await?;
+        let mut lists = self.lists(&mut memory.unlinked).await?;
+        let mut record = match memory.record.take() {
+            Some(record) => record,
+            None => Record::read(&self.consul, &self.names).await?,
+        };
+        let cycle = self.cycle_with(term, memory, &mut record, &mut lists).await;
+        memory.record = Some(record);
+        cycle
+    }
+
+    async fn cycle_with(
+        &self,
+        term: &Term,
+        memory: &mut Memory,
+        record: &mut Record,
+        lists: &mut Lists,
+    ) -> Result<bool, Error> {
+        self.report_colliding_prefixes(&mut memory.colliding, &lists.policies);
+        self.take_over(term, &mut memory.former, lists).await?;
+        let lists = &*lists;
         let desired = Desired::new(&lists.tasks.tasks);
-        let demands = self.demands(memory, &lists, &desired);
+        let demands = self.demands(memory, lists, &desired);
         // An owner that is gone can't fail any more.
         memory.failures.retain(|owner, _| demands.contains_key(owner));
-        let foreign = lists.tokens.iter().filter(|token| !self.names.is_ours(&token.grants));
-        let foreign = foreign.map(|token| token.accessor_id.as_str()).collect();
-        let (work, waiting) = self.work(memory, &lists, &desired, demands, &foreign);
+        let (work, waiting) = self.work(memory, record, lists, &desired, demands);
+        let listed_tokens = lists.tokens.iter().map(|token| (token.accessor_id.as_str(), &token.grants)).collect();
         let policies = &lists.policies;
         let policy = &mut memory.policy;
         let mut failures = Vec::new();
@@ -127,24 +164,29 @@ impl Controller {
         let outcomes: Vec<_> = stream::iter(work)
             .map(|work| async {
                 let (owner, listed) = (work.owner.clone(), work.listed.cloned());
-                (owner, listed, self.reconcile(term, work).await)
+                (owner, listed, self.reconcile(term, work, lists, &listed_tokens).await)
             })
             .buffer_unordered(self.rules.concurrency)
             .collect()
             .await;
         for (owner, listed, outcome) in outcomes {
             match outcome {
-                Ok(known) => {
+                Ok(outcome) => {
                     if memory.failures.remove(&owner).is_some() {
                         tracing::info!("{owner}: all is well again");
                     }
-                    match known {
-                        Some(known) => memory.known.insert(owner, known),
-                        None => {
-                            memory.without_tasks.remove(&owner);
-                            memory.known.remove(&owner)
+                    if let Outcome::Known(known) = outcome {
+                        if let Stored::Token { accessor, foreign: false, .. } = &known.stored {
+                            record.stored(&owner, accessor);
                         }
-                    };
+                        memory.known.insert(owner, known);
+                        continue;
+                    }
+                    memory.without_tasks.remove(&owner);
+                    memory.known.remove(&owner);
+                    if matches!(outcome, Outcome::Gone) {
+                        record.remove(&owner);
+                    }
                 }
                 Err(error) => failures.push((owner, listed, error)),
             }
@@ -166,6 +208,19 @@ impl Controller {
             tracing::error!("{} more services failed", failures.len() - TOLD);
         }
         let mut whole = failures.is_empty() && waiting == 0;
+        for (what, done) in [
+            ("note what was stored", record.write(&self.consul, term, &self.names).await),
+            ("remove policies of consul-ecs", self.remove_policies(term, &mut memory.former, lists).await),
+        ] {
+            match done {
+                Ok(()) => {}
+                Err(error) if error.is_not_leader() => return Err(error),
+                Err(error) => {
+                    tracing::error!("cannot {what}: {}; trying again", one_line(&error));
+                    whole = false;
+                }
+            }
+        }
         if self.rules.deregister_nodes && lists.tasks.complete {
             match self.deregister_nodes(term, &lists.tasks.tasks).await {
                 Ok(removed) => whole &= removed,
@@ -180,14 +235,29 @@ impl Controller {
         Ok(whole)
     }
 
-    /// What there is to look at now, and how many wait for their next try.
+    /// Reports the prefixes of other controllers where one of the two begins with the other: the secrets of one service there
+    /// have the names of another's here.
+    fn report_colliding_prefixes(&self, reported: &mut BTreeSet<String>, policies: &[Policy]) {
+        let others = policies.iter().filter_map(|policy| policy.name.strip_suffix("-consul-client-policy"));
+        let colliding = others.filter(|other| self.names.collides(other)).map(str::to_owned).collect::<BTreeSet<_>>();
+        for other in colliding.difference(reported) {
+            tracing::warn!(
+                "another controller's secrets have the prefix {other:?}, and this one's {:?}: one begins with the other, so that \
+                 both may write the same secret; give one of the clusters another prefix",
+                self.names.prefix
+            );
+        }
+        *reported = colliding;
+    }
+
+    /// What there is to work on now, and how many wait for their next try.
     fn work<'a>(
         &self,
-        memory: &mut Memory,
+        memory: &Memory,
+        record: &Record,
         lists: &'a Lists,
         desired: &Desired,
         demands: BTreeMap<TokenOwner, Demand>,
-        foreign: &'a HashSet<&'a str>,
     ) -> (Vec<Work<'a>>, usize) {
         let mut tokens = BTreeMap::<TokenOwner, Vec<&TokenEntry>>::new();
         for token in &lists.tokens {
@@ -197,7 +267,7 @@ impl Controller {
         }
         let (mut work, mut waiting) = (Vec::new(), 0);
         for (owner, demand) in demands {
-            let listed = lists.secrets.get(&self.names.secret(&owner)).and_then(Option::as_ref);
+            let listed = lists.version(&self.names.secret(&owner));
             let failure = memory.failures.get(&owner);
             if failure.is_some_and(|failure| failure.listed.as_ref() == listed && Instant::now() < failure.again) {
                 waiting += 1;
@@ -209,20 +279,23 @@ impl Controller {
             };
             let known = memory.known.get(&owner).cloned();
             let tokens = tokens.remove(&owner).unwrap_or_default();
-            let links = match &owner {
-                TokenOwner::Service(service) => lists.links.get(service),
-                TokenOwner::Clients => None,
-            };
-            let grants = self.names.grants(&owner, links.unwrap_or(&BTreeSet::new()));
-            work.push(Work { owner, grants, demand, refused, listed, tokens, known, foreign });
+            let grants = self.grants(&owner, lists);
+            let note = record.of(&owner).cloned().unwrap_or_default();
+            work.push(Work { owner, grants, demand, refused, listed, tokens, known, note });
         }
         (work, waiting)
     }
 
-    /// Reads what isn't known, and does what is to be done. Gives what is known now; nothing of an owner that is gone.
-    async fn reconcile(&self, term: &Term, work: Work<'_>) -> Result<Option<Known>, Error> {
+    /// Reads what isn't known, and does what is to be done.
+    async fn reconcile(
+        &self,
+        term: &Term,
+        work: Work<'_>,
+        lists: &Lists,
+        listed_tokens: &HashMap<&str, &TokenGrants>,
+    ) -> Result<Outcome, Error> {
         self.metrics.alive(Duration::ZERO);
-        let Work { owner, grants, demand, refused, listed, tokens, known, foreign } = work;
+        let Work { owner, grants, demand, refused, listed, tokens, known, note } = work;
         if let Some(why) = refused {
             return Err(Error::Refused(why));
         }
@@ -230,10 +303,12 @@ impl Controller {
         let mut unusable = None;
         let mut known = match known {
             Some(known) if known.covers(listed, &tokens) => known,
-            _ => match self.read(&name, listed, &tokens).await {
+            _ => match self.read(&name, lists, &tokens).await {
                 Ok(known) => known,
-                // It won't pass by itself, and what the tokens may do is kept right all the same.
-                Err(error @ (Error::NotOurs { .. } | Error::Aws(aws::Error::Denied { .. }))) => {
+                // What the tokens may do is kept right all the same. They are deleted only if the secret stays as it is.
+                Err(error @ (Error::Aws(_) | Error::NotOurs { .. }))
+                    if !error.is_not_leader() && (error.is_lasting() || demand != Demand::Gone) =>
+                {
                     unusable = Some(error);
                     Known::new(listed, Stored::Unusable)
                 }
@@ -244,26 +319,45 @@ impl Controller {
         if listed == known.version.as_ref() {
             known.listed = listed.cloned();
         }
-        if let Stored::Token { accessor, foreign: is_foreign, .. } = &mut known.stored {
-            *is_foreign = foreign.contains(accessor.as_str());
+        if let Stored::Token { accessor, foreign, .. } = &mut known.stored {
+            let token = listed_tokens.get(accessor.as_str()).copied();
+            let maker = self.names.maker(&owner, token, note.accessors.contains(accessor));
+            *foreign = maker != Maker::Ourselves;
+            if matches!(demand, Demand::Since(_)) {
+                let (name, accessor) = (name.clone(), accessor.clone());
+                let description = token.map(|token| token.description.replace('\n', ", ")).unwrap_or_default();
+                unusable = match maker {
+                    Maker::Ourselves | Maker::SameService => None,
+                    Maker::Another => Some(Error::AnothersToken { name, accessor, description }),
+                    Maker::Unknown => Some(Error::UnknownToken { name, accessor }),
+                };
+            }
         }
         if known.stored == Stored::Missing && matches!(demand, Demand::Since(_)) {
-            known.stored = Stored::Unusable;
             unusable = Some(Error::NoSecret { name: name.clone() });
+        }
+        if unusable.is_some() {
+            known.stored = Stored::Unusable;
         }
         let now = SystemTime::now();
         let rotate_after = self.rules.rotate_after.filter(|_| owner != TokenOwner::Clients);
         for action in plan(&grants, demand, &known.stored, &tokens, rotate_after, now) {
-            self.apply(term, (&owner, &grants), &name, action, &tokens, &mut known).await?;
+            let clears = action == Action::Clear;
+            match self.apply(term, (&owner, &grants), &name, action, &tokens, &mut known).await {
+                // The tokens don't stay for ever for a secret that can't be written any more.
+                Err(error) if clears && demand == Demand::Gone && error.is_lasting() => unusable = Some(error),
+                applied => applied?,
+            }
         }
         match unusable {
             // Nobody needs the secret any more.
             Some(error) if demand == Demand::Gone => {
                 tracing::warn!("{owner}: its tokens are gone; {}", one_line(&error));
-                Ok(None)
+                Ok(Outcome::GoneButStored)
             }
             Some(error) => Err(error),
-            None => Ok((demand != Demand::Gone).then_some(known)),
+            None if demand == Demand::Gone => Ok(Outcome::Gone),
+            None => Ok(Outcome::Known(known)),
         }
     }
 }

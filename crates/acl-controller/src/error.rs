@@ -27,6 +27,30 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// The secret holds a token that neither Consul lists nor a controller of this cluster has noted.
+    #[error(
+        "the secret {name} holds the token {accessor}, which this Consul does not have and this controller did not make, such as a \
+         token of another Consul: it is left as it is; set it to {{}} to have it filled"
+    )]
+    UnknownToken {
+        /// The secret's name.
+        name: String,
+        /// The token's accessor ID.
+        accessor: String,
+    },
+    /// The secret holds a live token that somebody else made for something else.
+    #[error(
+        "the secret {name} holds the token {accessor}, which another made ({description:?}): it is left as it is. Does the prefix of \
+         another cluster's secrets begin with this one's? Otherwise set the secret to {{}} to have it filled"
+    )]
+    AnothersToken {
+        /// The secret's name.
+        name: String,
+        /// The token's accessor ID.
+        accessor: String,
+        /// What the token's description says.
+        description: String,
+    },
     /// A token vanished between two calls.
     #[error("the token {accessor} has vanished meanwhile")]
     Vanished {
@@ -39,6 +63,15 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether it is of the secret, and will be the same next time.
+    pub(crate) fn is_lasting(&self) -> bool {
+        match self {
+            Self::NotOurs { .. } => true,
+            Self::Aws(error) => error.is_lasting(),
+            _ => false,
+        }
+    }
+
     pub(crate) fn is_not_leader(&self) -> bool {
         matches!(self, Self::Aws(aws::Error::NotLeader(_)) | Self::Consul(consul::Error::NotLeader(_)))
     }

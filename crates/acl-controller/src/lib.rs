@@ -17,15 +17,18 @@ mod nodes;
 mod observe;
 pub mod owner;
 pub mod plan;
+pub mod record;
+mod takeover;
 pub mod tasks;
 pub mod term;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ecs_meta::MetadataClient;
+use ecs_meta::{ArnError, ClusterArn, MetadataClient};
 use futures_util::StreamExt;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
@@ -58,8 +61,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// What the flags say.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The cluster's name or ARN; from the metadata if not given.
-    pub cluster: Option<String>,
+    /// The cluster; from the metadata if not given.
+    pub cluster: Option<Cluster>,
     /// What the names of secrets and policy begin with.
     pub secret_name_prefix: String,
     /// How often a cycle begins.
@@ -68,6 +71,33 @@ pub struct Options {
     pub rules: Rules,
     /// Where metrics and health are served.
     pub listen: SocketAddr,
+}
+
+/// An ECS cluster, as somebody names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cluster {
+    /// By its ARN.
+    Arn(ClusterArn),
+    /// By its name, in an account that is to be found out.
+    Name(String),
+}
+
+impl FromStr for Cluster {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // "CreateCluster" in the Amazon ECS API Reference.
+        let is_name = |text: &str| {
+            (1..=255).contains(&text.len()) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c))
+        };
+        match text.parse() {
+            Ok(arn) => Ok(Self::Arn(arn)),
+            Err(_) if is_name(text) => Ok(Self::Name(text.to_owned())),
+            Err(_) => Err("expected a cluster's name (letters, digits, - and _) or its ARN, \
+                           arn:aws:ecs:REGION:ACCOUNT:cluster/NAME"
+                .to_owned()),
+        }
+    }
 }
 
 /// Why it ended otherwise than by TERM.
@@ -82,6 +112,8 @@ pub enum RunError {
     NoMetadata(#[source] ecs_meta::Error),
     #[error("cannot tell cluster and region: no task metadata")]
     Metadata(#[from] WaitError<ecs_meta::Error>),
+    #[error("cannot tell the cluster: the task metadata names one that is none")]
+    MetadataCluster(#[from] ArnError),
     #[error("cannot tell the region: set AWS_REGION")]
     NoRegion,
     #[error(
@@ -105,19 +137,27 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
     log::init(env, None)?;
     let metrics = Arc::new(Metrics::default());
-    let controller = tokio::select! {
-        controller = start(&options, env, metrics.clone()) => controller?,
+    let (mut aws, consul, place) = tokio::select! {
+        started = start(&options, env, metrics.clone()) => started?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
     let listener =
         TcpListener::bind(options.listen).await.map_err(|source| RunError::Listen(options.listen, source))?;
     tokio::spawn(metrics::serve(listener, metrics.clone()));
+    let cluster = tokio::select! {
+        cluster = find_cluster(&aws, place, options.poll_interval, &metrics) => cluster,
+        _ = signals.next() => return Ok(ExitCode::SUCCESS),
+    };
+    aws.set_cluster(&cluster);
+    let names = Names { cluster, prefix: options.secret_name_prefix.clone() };
+    let controller =
+        Controller { aws, consul: Arc::new(consul), names, rules: options.rules, metrics: metrics.clone() };
     let Names { cluster, prefix } = &controller.names;
     tracing::info!(
         "keeping the tokens of the cluster {cluster} in the secrets {prefix}-…; metrics on {}",
         options.listen
     );
-    let key = format!("ecs-mesh/acl-controller/{cluster}/leader");
+    let key = controller.names.key("leader");
     let election = Election::new(controller.consul.clone(), metrics, key, name(env));
     let (publish, term) = watch::channel(None);
     tokio::select! {
@@ -131,10 +171,10 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
 }
 
 /// Finds out where this is and makes the clients.
-async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<Controller, RunError> {
+async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(Aws, Consul, Whereabouts), RunError> {
     let region = env.get("AWS_REGION").or(env.get("AWS_DEFAULT_REGION"));
-    let cluster_arn = options.cluster.as_ref().and_then(|cluster| cluster.parse().ok());
-    let known = options.cluster.is_some() && (region.is_some() || cluster_arn.is_some());
+    let given = options.cluster.as_ref();
+    let known = given.is_some_and(|cluster| region.is_some() || matches!(cluster, Cluster::Arn(_)));
     let task = match MetadataClient::from_env(env) {
         Ok(metadata) => Some(metadata.task_within(METADATA).await?),
         Err(_) if known => None,
@@ -145,19 +185,74 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<Co
     if !credentials.iter().any(|variable| env.get(variable).is_some()) {
         return Err(RunError::NoCredentials);
     }
-    let cluster = options.cluster.clone().or(task.as_ref().map(|task| task.cluster.clone())).unwrap_or_default();
-    let place = Place::new(task.as_ref().map(|task| &task.task_arn), cluster_arn.as_ref(), region);
-    let consul = consul_api::Client::new(consul_api::Config::from_env(env)?)?;
+    let consul = Consul::new(consul_api::Client::new(consul_api::Config::from_env(env)?)?, metrics.clone());
+    let place = match (given, &task) {
+        (Some(Cluster::Arn(arn)), _) => Whereabouts::Known(arn.clone()),
+        (None, Some(task)) => Whereabouts::Known(task.cluster_arn()?),
+        (Some(Cluster::Name(name)), Some(task)) => {
+            let region = region.unwrap_or(task.task_arn.region());
+            Whereabouts::Known(ClusterArn::beside(&task.task_arn.to_string(), region, name)?)
+        }
+        (Some(Cluster::Name(name)), None) => {
+            let region = region.ok_or(RunError::NoRegion)?.to_owned();
+            Whereabouts::Named { name: name.clone(), region }
+        }
+        (None, None) => return Err(RunError::NoRegion),
+    };
+    let (here, cluster) = match &place {
+        Whereabouts::Known(arn) => (Place::of(arn), arn.to_string()),
+        Whereabouts::Named { name, region } => (Place::in_region(region), name.clone()),
+    };
     let prefix = options.secret_name_prefix.clone();
-    let names = Names { cluster: cluster.clone(), prefix: prefix.clone() };
-    let concurrency = options.rules.concurrency;
-    Ok(Controller {
-        aws: Aws::new(place.ok_or(RunError::NoRegion)?, cluster, prefix, concurrency, metrics.clone()).await?,
-        consul: Arc::new(Consul::new(consul, metrics.clone())),
-        names,
-        rules: options.rules,
-        metrics,
-    })
+    Ok((Aws::new(here, cluster, prefix, options.rules.concurrency, metrics).await?, consul, place))
+}
+
+/// What is known at start of where the cluster is.
+enum Whereabouts {
+    Known(ClusterArn),
+    /// In an account that the ARNs of its tasks and secrets tell.
+    Named {
+        name: String,
+        region: String,
+    },
+}
+
+/// Waits until the cluster's ARN is known, without end.
+async fn find_cluster(aws: &Aws, place: Whereabouts, poll_interval: Duration, metrics: &Metrics) -> ClusterArn {
+    let (name, region) = match place {
+        Whereabouts::Known(cluster) => return cluster,
+        Whereabouts::Named { name, region } => (name, region),
+    };
+    let mut backoff = Backoff::new(Duration::from_millis(500), poll_interval.max(Duration::from_secs(1)));
+    let mut told = false;
+    loop {
+        let failed = match aws.any_arn().await {
+            Ok(Some(arn)) => match ClusterArn::beside(&arn, &region, &name) {
+                Ok(cluster) => return cluster,
+                Err(error) => Some(one_line(&error)),
+            },
+            Ok(None) => None,
+            Err(error) => Some(one_line(&error)),
+        };
+        let pause = match failed {
+            Some(reason) => {
+                tracing::error!("cannot tell the account of the cluster {name}: {reason}; trying again");
+                backoff.delay()
+            }
+            None => {
+                if !told {
+                    tracing::info!(
+                        "waiting for a task of the cluster {name}, or a secret, whose ARN tells the account; --cluster may be an ARN \
+                         too"
+                    );
+                    told = true;
+                }
+                poll_interval
+            }
+        };
+        metrics.alive(pause);
+        sleep(pause).await;
+    }
 }
 
 /// Who holds the lock, for people: the host's name is in a task its ID.

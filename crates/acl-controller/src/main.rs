@@ -5,8 +5,8 @@ use std::num::NonZeroU16;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acl_controller::Options;
 use acl_controller::cycle::Rules;
+use acl_controller::{Cluster, Options};
 use clap::Parser;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit;
@@ -18,7 +18,7 @@ use sidecar_kit::exit;
 /// PREFIX-consul-client-token; both must exist, with the value {}. Any number may run: one works, the others stand by.
 ///
 /// Consul is in Consul's own variables: CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT, CONSUL_CACERT_PEM and so on;
-/// AWS in the AWS SDK's: AWS_REGION (else the region of the task's ARN), AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_ECS,
+/// AWS in the AWS SDK's: AWS_REGION (else the region of the task's ARN; that of a cluster's ARN wins), AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_ECS,
 /// AWS_ENDPOINT_URL_SECRETS_MANAGER; its credentials are the task role's, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. The
 /// task is in ECS_CONTAINER_METADATA_URI_V4. LOG_LEVEL and LOG_FORMAT (text, json) say how to log. An empty variable counts as
 /// not set.
@@ -30,9 +30,9 @@ use sidecar_kit::exit;
                   cannot be used; 2 wrong command line. Once started it does not end by itself: what fails is logged and tried again."
 )]
 struct Arguments {
-    /// The ECS cluster, by name or ARN; without, the one this task runs in. Tokens carry it as it is given.
-    #[arg(long, env = "ACL_CONTROLLER_CLUSTER")]
-    cluster: Option<String>,
+    /// The ECS cluster, by name or ARN; without, the one this task runs in. Tokens carry its ARN.
+    #[arg(long, env = "ACL_CONTROLLER_CLUSTER", value_name = "NAME|ARN")]
+    cluster: Option<Cluster>,
     /// What the names of the secrets and of the consul-clients' policy begin with.
     #[arg(long, env = "ACL_CONTROLLER_SECRET_NAME_PREFIX", value_name = "PREFIX", value_parser = prefix)]
     secret_name_prefix: String,

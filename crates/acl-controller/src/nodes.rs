@@ -60,13 +60,13 @@ impl Controller {
 
     /// The tasks that registered a node's services; none unless every one of the services is that of a task of this cluster.
     fn tasks_of(&self, services: &[HealthService]) -> Option<Vec<String>> {
-        let cluster = self.names.cluster.rsplit('/').next();
+        let cluster = &self.names.cluster;
         let task = |service: &HealthService| {
             if service.meta.get("source").map(String::as_str) != Some("consul-ecs") {
                 return None;
             }
             let arn: TaskArn = service.meta.get("task-arn")?.parse().ok()?;
-            let ours = self.aws.place().is_here(&arn) && arn.cluster() == cluster;
+            let ours = arn.cluster().is_some_and(|name| arn.cluster_arn(name) == *cluster);
             ours.then(|| arn.to_string())
         };
         let tasks = services.iter().map(task).collect::<Option<HashSet<_>>>()?;

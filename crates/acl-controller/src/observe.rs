@@ -1,15 +1,16 @@
 //! What is: the lists, and the secrets that have changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use consul_api::{Policy, TokenEntry};
+use consul_api::{Policy, TokenEntry, TokenGrants};
 use serde::{Deserialize, Serialize};
 use sidecar_kit::secret::Secret;
 
-use crate::aws::{self, Tasks};
+use crate::aws::{self, SecretValue, Tasks};
 use crate::cycle::Controller;
 use crate::error::Error;
 use crate::gateways::{self, Links};
+use crate::owner::TokenOwner;
 use crate::plan::Stored;
 
 /// A secret's value. Both fields are empty before first use, where the value is `{}`.
@@ -61,6 +62,13 @@ pub(crate) struct Lists {
     pub(crate) links: Links,
 }
 
+impl Lists {
+    /// A secret's current version; none where there is no such secret, or it has no value.
+    pub(crate) fn version(&self, secret: &str) -> Option<&String> {
+        self.secrets.get(secret).and_then(Option::as_ref)
+    }
+}
+
 impl Controller {
     /// What ECS, Secrets Manager and Consul have now.
     pub(crate) async fn lists(&self, unlinked: &mut gateways::Unlinked) -> Result<Lists, Error> {
@@ -75,31 +83,39 @@ impl Controller {
         Ok(Lists { tasks, secrets, tokens, policies, links })
     }
 
-    /// Reads a secret, and the token that it names.
-    pub(crate) async fn read(
-        &self,
-        name: &str,
-        listed: Option<&String>,
-        tokens: &[&TokenEntry],
-    ) -> Result<Known, Error> {
-        let mut known = Known::new(listed, Stored::Missing);
-        let secret = match self.aws.secret_value(name).await {
+    /// What a secret holds and since when; no value where it is empty or has none yet.
+    pub(crate) async fn value(&self, name: &str, lists: &Lists) -> Result<Option<(SecretValue, Value)>, Error> {
+        let mut secret = match self.aws.secret_value(name).await {
             Ok(secret) => secret,
-            Err(aws::Error::NotFound { .. }) => return Ok(known),
+            Err(aws::Error::NoValue { .. }) => return Ok(None),
+            // Listed without a version: there is a secret, and nobody has given it a value.
+            Err(aws::Error::NotFound { .. }) if lists.secrets.get(name) == Some(&None) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let not_ours = || Error::NotOurs { name: name.to_owned() };
-        let text = secret.text.ok_or_else(not_ours)?;
+        let text = secret.text.take().ok_or_else(not_ours)?;
         // The parser's own message would show a part of the text.
         let value: Value = serde_json::from_str(text.expose()).map_err(|_| not_ours())?;
-        known.version = Some(secret.version);
-        match (value.accessor_id.is_empty(), value.token.is_empty()) {
-            (true, true) => {
-                known.stored = Stored::Nothing;
-                return Ok(known);
+        if value.accessor_id.is_empty() != value.token.is_empty() {
+            return Err(not_ours());
+        }
+        Ok(Some((secret, value)))
+    }
+
+    /// Reads a secret, and the token that it names.
+    pub(crate) async fn read(&self, name: &str, lists: &Lists, tokens: &[&TokenEntry]) -> Result<Known, Error> {
+        let mut known = Known::new(lists.version(name), Stored::Nothing);
+        let (secret, value) = match self.value(name, lists).await {
+            Ok(Some(found)) => found,
+            Ok(None) => return Ok(known),
+            Err(Error::Aws(aws::Error::NotFound { .. })) => {
+                return Ok(Known::new(lists.version(name), Stored::Missing));
             }
-            (false, false) => {}
-            _ => return Err(not_ours()),
+            Err(error) => return Err(error),
+        };
+        known.version = Some(secret.version);
+        if value.accessor_id.is_empty() {
+            return Ok(known);
         }
         let mut agrees = false;
         if let Some(entry) = tokens.iter().find(|token| token.accessor_id == value.accessor_id) {
@@ -109,5 +125,14 @@ impl Controller {
         }
         known.stored = Stored::Token { accessor: value.accessor_id, agrees, since: secret.created, foreign: false };
         Ok(known)
+    }
+
+    /// What an owner's token is to be.
+    pub(crate) fn grants(&self, owner: &TokenOwner, lists: &Lists) -> TokenGrants {
+        let links = match owner {
+            TokenOwner::Service(service) => lists.links.get(service),
+            TokenOwner::Clients => None,
+        };
+        self.names.grants(owner, links.unwrap_or(&BTreeSet::new()))
     }
 }

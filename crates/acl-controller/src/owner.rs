@@ -1,14 +1,25 @@
-//! Whose token a token is: what the names of secrets and policy are, and what descriptions say.
+//! Whose token a token is: what the names of secrets and policies are, and what descriptions say.
+//!
+//! The descriptions are those that the controllers of consul-ecs 0.2 to 0.4 write, with lines of acl-controller after theirs. The
+//! controller of 0.4 deletes a token that names its cluster unless the name in the first line is that of a service with tasks: so
+//! a service's token has both lines in its form, and the consul-clients' token names the cluster under another key.
 
 use std::collections::BTreeSet;
 
-use consul_api::{AclLink, ServiceIdentity, TokenGrants};
+use consul_api::{AclLink, Policy, ServiceIdentity, TokenGrants};
+use ecs_meta::ClusterArn;
 
-/// What makes a token ours, before the cluster.
+use crate::plan::SUPERSEDED;
+use crate::tasks::may_be_identity;
+
+/// Which cluster's service a token is for. consul-ecs writes this line too, with the cluster's name or its ARN.
 const CLUSTER: &str = "consul.hashicorp.com/cluster: ";
+/// Which cluster's consul-clients a token is for. Without the text of [`CLUSTER`], by which consul-ecs 0.4 knows its own.
+const CLIENTS_OF: &str = "consul.hashicorp.com/consul-clients-of: ";
 /// Whose token it is, so that this is known also when somebody has changed its identity.
 const SERVICE: &str = "consul.hashicorp.com/service-name: ";
-const CLIENTS: &str = "consul.hashicorp.com/consul-client: true";
+/// The first line of the consul-clients' token.
+const CLIENT_TOKEN: &str = "ECS Consul client Token";
 
 /// Who has a token and the secret that holds it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,11 +39,24 @@ impl std::fmt::Display for TokenOwner {
     }
 }
 
+/// Who made the token that a secret holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    /// This cluster's controller: Consul lists the token as this cluster's, or the record names it.
+    Ourselves,
+    /// The controller of another cluster, for the service of the same name: the service has moved.
+    SameService,
+    /// Somebody else in this Consul, for something else.
+    Another,
+    /// Nobody whom this Consul knows: it is another Consul's, or was deleted before there was a record of it.
+    Unknown,
+}
+
 /// The names of what belongs to one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// The cluster's name or ARN, as the tokens have it.
-    pub cluster: String,
+    /// The cluster. Its name alone would not do: two accounts or regions may each have a cluster `default`.
+    pub cluster: ClusterArn,
     /// What the secrets' and the policy's names begin with.
     pub prefix: String,
 }
@@ -53,47 +77,82 @@ impl Names {
         format!("{}-consul-client-policy", self.prefix)
     }
 
-    /// Whether a token is ours.
+    /// The key below which this cluster's controllers keep what they share.
     #[must_use]
-    pub fn is_ours(&self, token: &TokenGrants) -> bool {
-        token.description.lines().any(|line| line.trim().strip_prefix(CLUSTER) == Some(&self.cluster))
+    pub fn key(&self, below: &str) -> String {
+        format!("ecs-mesh/acl-controller/{}/{below}", self.cluster)
     }
 
-    /// Whose token this is; none if it isn't ours, or nothing says whose.
+    /// Whether the secrets of a controller with this prefix may have the names of this one's.
+    #[must_use]
+    pub fn collides(&self, other: &str) -> bool {
+        let begins = |one: &str, with: &str| one.strip_prefix(with).is_some_and(|rest| rest.starts_with('-'));
+        begins(&self.prefix, other) || begins(other, &self.prefix)
+    }
+
+    /// Whose token this is; none if it isn't this cluster's, or nothing says whose.
     #[must_use]
     pub fn owner(&self, token: &TokenGrants) -> Option<TokenOwner> {
-        let line = |start: &str| token.description.lines().find_map(|line| line.trim().strip_prefix(start));
-        if !self.is_ours(token) {
-            return None;
-        }
-        if let Some(service) = line(SERVICE) {
-            return Some(TokenOwner::Service(service.to_owned()));
-        }
-        if line(CLIENTS).is_some() {
+        let cluster = self.cluster.to_string();
+        if line(token, CLIENTS_OF) == Some(&cluster) {
             return Some(TokenOwner::Clients);
         }
-        // Tokens of an earlier generation name nobody.
-        match (&token.service_identities[..], &token.policies[..]) {
-            ([identity], _) => Some(TokenOwner::Service(identity.service_name.clone())),
-            ([], [policy]) if policy.name == self.policy() => Some(TokenOwner::Clients),
-            _ => None,
+        if lines(token, CLUSTER).any(|of| of == cluster) { service(token).map(TokenOwner::Service) } else { None }
+    }
+
+    /// Whose token this would be if the owner's secret holds it: consul-ecs 0.2 to 0.4 named only the cluster's name where ECS runs
+    /// tasks on EC2, and no cluster in the consul-clients' token.
+    #[must_use]
+    pub fn former_owner(&self, token: &TokenGrants) -> Option<TokenOwner> {
+        let is_clients = token.description.trim() == CLIENT_TOKEN
+            && matches!(&token.policies[..], [policy] if policy.name == self.policy());
+        if is_clients {
+            Some(TokenOwner::Clients)
+        } else if lines(token, CLUSTER).any(|of| of == self.cluster.name()) && self.owner(token).is_none() {
+            service(token).map(TokenOwner::Service)
+        } else {
+            None
         }
+    }
+
+    /// Who made the token that an owner's secret holds. `token` is what Consul lists under its accessor ID, `is_recorded` whether
+    /// this cluster's controllers have noted that they stored it.
+    #[must_use]
+    pub fn maker(&self, owner: &TokenOwner, token: Option<&TokenGrants>, is_recorded: bool) -> Maker {
+        let Some(token) = token else { return if is_recorded { Maker::Ourselves } else { Maker::Unknown } };
+        let is_same = match owner {
+            TokenOwner::Clients => token.description.lines().next() == Some(CLIENT_TOKEN),
+            TokenOwner::Service(name) => line(token, CLUSTER).is_some() && service(token).as_ref() == Some(name),
+        };
+        if self.owner(token).is_some() {
+            Maker::Ourselves
+        } else if is_same {
+            Maker::SameService
+        } else {
+            Maker::Another
+        }
+    }
+
+    /// The service for which consul-ecs 0.4 made this policy; none if it didn't, or for another cluster.
+    #[must_use]
+    pub fn policy_of_consul_ecs<'a>(&self, policy: &'a Policy) -> Option<&'a str> {
+        let service = policy.name.strip_suffix("-service")?;
+        let of = policy.description.strip_prefix(&format!("Policy for {service} service\n{CLUSTER}"))?;
+        (of == self.cluster.name() || of == self.cluster.to_string()).then_some(service)
     }
 
     /// What an owner's token is to be. `links` are the services that a terminating gateway speaks for besides itself.
     #[must_use]
     pub fn grants(&self, owner: &TokenOwner, links: &BTreeSet<String>) -> TokenGrants {
-        let cluster = format!("{CLUSTER}{}", self.cluster);
+        let cluster = &self.cluster;
         match owner {
             TokenOwner::Clients => TokenGrants {
-                description: format!("Token of the consul-clients, kept by acl-controller\n{cluster}\n{CLIENTS}"),
+                description: format!("{CLIENT_TOKEN}\n{CLIENTS_OF}{cluster}"),
                 policies: vec![AclLink { id: String::new(), name: self.policy() }],
                 ..TokenGrants::default()
             },
             TokenOwner::Service(service) => TokenGrants {
-                description: format!(
-                    "Token of the service {service}, kept by acl-controller\n{cluster}\n{SERVICE}{service}"
-                ),
+                description: format!("Token for {service} service\n{CLUSTER}{cluster}\n{SERVICE}{service}"),
                 service_identities: [service]
                     .into_iter()
                     .chain(links.iter().filter(|link| *link != service))
@@ -105,30 +164,179 @@ impl Names {
     }
 }
 
+/// Whether a token's description begins as it is to.
+#[must_use]
+pub fn is_described(wanted: &TokenGrants, found: &TokenGrants) -> bool {
+    found.description.strip_prefix(&wanted.description).is_some_and(|rest| rest.is_empty() || rest.starts_with('\n'))
+}
+
+/// The description that a token is to have, with what else the found one says, such as by what it is superseded.
+#[must_use]
+pub fn described(wanted: &TokenGrants, found: &TokenGrants) -> String {
+    if is_described(wanted, found) {
+        return found.description.clone();
+    }
+    let ours = |line: &&str| [CLUSTER, CLIENTS_OF, SERVICE].iter().any(|key| line.trim().starts_with(key));
+    let first = |line: &&str| service_in_first_line(line).is_some() || *line == CLIENT_TOKEN;
+    let kept = found.description.lines().filter(|line| !ours(line) && !first(line) && !line.trim().is_empty());
+    // What is superseded stays last.
+    let (superseded, kept) = kept.partition::<Vec<_>, _>(|line| line.trim().starts_with(SUPERSEDED));
+    std::iter::once(wanted.description.as_str()).chain(kept).chain(superseded).collect::<Vec<_>>().join("\n")
+}
+
+fn lines<'a>(token: &'a TokenGrants, key: &'a str) -> impl Iterator<Item = &'a str> {
+    token.description.lines().filter_map(move |line| line.trim().strip_prefix(key))
+}
+
+fn line<'a>(token: &'a TokenGrants, key: &'a str) -> Option<&'a str> {
+    lines(token, key).next()
+}
+
+fn service_in_first_line(line: &str) -> Option<&str> {
+    line.strip_prefix("Token for ")?.strip_suffix(" service")
+}
+
+/// The service that a controller's token is for. Names that no service can have here, such as those with capitals that consul-ecs
+/// takes, are left to consul-ecs: the service would have no tasks, and its token would be deleted while they use it.
+fn service(token: &TokenGrants) -> Option<String> {
+    let described = || token.description.lines().next().and_then(service_in_first_line);
+    let identity = || match &token.service_identities[..] {
+        [identity] => Some(identity.service_name.as_str()),
+        _ => None,
+    };
+    let name = line(token, SERVICE).or_else(described).or_else(identity)?;
+    may_be_identity(name).then(|| name.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const BLUE: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
+
     fn names() -> Names {
-        Names { cluster: "blue".into(), prefix: "p".into() }
+        Names { cluster: BLUE.parse().unwrap(), prefix: "p".into() }
     }
 
     fn web() -> TokenOwner {
         TokenOwner::Service("web".into())
     }
 
+    /// A token with this description and a policy, as consul-ecs 0.4 makes them.
+    fn described_as(description: &str, policy: &str) -> TokenGrants {
+        let policies = vec![AclLink { id: "1".into(), name: policy.into() }];
+        TokenGrants { description: description.into(), policies, ..TokenGrants::default() }
+    }
+
+    /// What consul-ecs 0.4.1 takes for a token of its own, in the cluster with this name or ARN, and of which service: it deletes
+    /// the token where that service has no tasks.
+    fn claimed_by_consul_ecs<'a>(description: &'a str, cluster: &str) -> Option<&'a str> {
+        let claimed = description.contains(&format!("consul.hashicorp.com/cluster: {cluster}"));
+        let first = description.split_once('\n').map_or(description, |(first, _)| first);
+        claimed.then(|| service_in_first_line(first).unwrap_or_default())
+    }
+
     #[test]
-    fn ours_is_what_has_the_whole_line_and_a_token_keeps_its_owner_under_another_identity() {
+    fn consul_ecs_0_4_takes_a_service_s_token_for_that_service_s_and_not_the_clients() {
+        let grants = |owner: &TokenOwner| names().grants(owner, &BTreeSet::new());
+        assert_eq!(claimed_by_consul_ecs(&grants(&web()).description, BLUE), Some("web"));
+        assert_eq!(claimed_by_consul_ecs(&grants(&web()).description, "blue"), None);
+        for cluster in [BLUE, "blue", ""] {
+            assert_eq!(claimed_by_consul_ecs(&grants(&TokenOwner::Clients).description, cluster), None);
+        }
+    }
+
+    #[test]
+    fn a_token_is_the_cluster_s_by_the_whole_arn_and_keeps_its_owner_under_another_identity() {
         let mut grants = names().grants(&web(), &BTreeSet::new());
         grants.service_identities[0].service_name = "api".into();
         assert_eq!(names().owner(&grants), Some(web()));
         assert_eq!(names().owner(&names().grants(&TokenOwner::Clients, &BTreeSet::new())), Some(TokenOwner::Clients));
-        for description in ["", "consul.hashicorp.com/cluster: blue2", "see consul.hashicorp.com/cluster: blue", "blue"]
-        {
-            assert_eq!(names().owner(&TokenGrants { description: description.into(), ..grants.clone() }), None);
+        let arn = |account: &str| grants.description.replace("210987654321", account);
+        let other_account = arn("111122223333");
+        let longer = grants.description.replace("cluster/blue", "cluster/blue-2");
+        let inside = format!("see {CLUSTER}{BLUE}");
+        for description in ["", "blue", &inside, &longer, &other_account] {
+            assert_eq!(names().owner(&described_as(description, "any")), None, "{description}");
+            assert_eq!(names().former_owner(&described_as(description, "any")), None, "{description}");
         }
-        let earlier = "Token for the api service\nconsul.hashicorp.com/cluster: blue";
-        let earlier = TokenGrants { description: earlier.into(), ..grants };
-        assert_eq!(names().owner(&earlier), Some(TokenOwner::Service("api".into())));
+    }
+
+    #[test]
+    fn what_consul_ecs_made_is_recognised_by_the_arn_at_once_and_by_the_name_only_for_the_secret_that_holds_it() {
+        let of = |first: &str, cluster: &str| described_as(&format!("{first}\n{CLUSTER}{cluster}"), "web-service");
+        let names = names();
+        let both = |token: &TokenGrants| (names.owner(token), names.former_owner(token));
+        assert_eq!(both(&of("Token for web service", BLUE)), (Some(web()), None));
+        assert_eq!(both(&of("Token for web service", "blue")), (None, Some(web())));
+        assert_eq!(both(&of("Token for web service", "green")), (None, None));
+        // A service that no identity can name keeps what it has.
+        for cluster in [BLUE, "blue"] {
+            assert_eq!(both(&of("Token for Caps service", cluster)), (None, None));
+        }
+        assert_eq!(both(&described_as(CLIENT_TOKEN, "p-consul-client-policy")), (None, Some(TokenOwner::Clients)));
+        assert_eq!(both(&described_as(CLIENT_TOKEN, "q-consul-client-policy")), (None, None));
+    }
+
+    #[test]
+    fn the_maker_of_a_secret_s_token_is_known_by_the_list_or_else_by_the_record() {
+        let names = names();
+        let maker = |token: Option<&TokenGrants>, recorded| names.maker(&web(), token, recorded);
+        let green = Names { cluster: BLUE.replace("blue", "green").parse().unwrap(), ..names.clone() };
+        let api = TokenOwner::Service("api".into());
+        let rows = [
+            (Some(names.grants(&web(), &BTreeSet::new())), false, Maker::Ourselves),
+            (Some(names.grants(&api, &BTreeSet::new())), false, Maker::Ourselves),
+            (Some(green.grants(&web(), &BTreeSet::new())), false, Maker::SameService),
+            (Some(green.grants(&api, &BTreeSet::new())), false, Maker::Another),
+            (Some(green.grants(&api, &BTreeSet::new())), true, Maker::Another),
+            (Some(described_as("by hand", "web")), false, Maker::Another),
+            (None, true, Maker::Ourselves),
+            (None, false, Maker::Unknown),
+        ];
+        for (token, recorded, expected) in rows {
+            assert_eq!(maker(token.as_ref(), recorded), expected, "{token:?} {recorded}");
+        }
+        let clients = green.grants(&TokenOwner::Clients, &BTreeSet::new());
+        assert_eq!(names.maker(&TokenOwner::Clients, Some(&clients), false), Maker::SameService);
+        assert_eq!(names.maker(&web(), Some(&clients), false), Maker::Another);
+    }
+
+    #[test]
+    fn a_token_that_is_taken_over_is_described_as_ours_and_keeps_what_else_was_said_of_it() {
+        let wanted = names().grants(&web(), &BTreeSet::new());
+        let ours = &wanted.description;
+        let rows = [
+            (format!("Token for web service\n{CLUSTER}blue"), ours.clone()),
+            (format!("by hand\n{CLUSTER}{BLUE}"), format!("{ours}\nby hand")),
+            (format!("{SUPERSEDED}b\nToken for web service\n{CLUSTER}{BLUE}"), format!("{ours}\n{SUPERSEDED}b")),
+            (format!("{ours}\n{SUPERSEDED}b"), format!("{ours}\n{SUPERSEDED}b")),
+            (format!("{ours}-2"), ours.clone()),
+        ];
+        for (found, expected) in rows {
+            let found = described_as(&found, "web-service");
+            assert_eq!(described(&wanted, &found), expected);
+            assert_eq!(names().owner(&TokenGrants { description: expected, ..found }), Some(web()));
+        }
+    }
+
+    #[test]
+    fn a_policy_is_consul_ecs_s_by_its_whole_description() {
+        let policy = |name: &str, description: &str| {
+            let (name, description) = (name.to_owned(), description.to_owned());
+            Policy { id: "1".into(), name, description, rules: String::new(), datacenters: Vec::new(), modify_index: 1 }
+        };
+        let of = |cluster: &str| format!("Policy for web service\n{CLUSTER}{cluster}");
+        let names = names();
+        for (name, description, expected) in [
+            ("web-service", of(BLUE), Some("web")),
+            ("web-service", of("blue"), Some("web")),
+            ("web-service", of("green"), None),
+            ("web-service", of(BLUE) + "\nkept by hand", None),
+            ("api-service", of(BLUE), None),
+            ("web-service", "for web".to_owned(), None),
+        ] {
+            assert_eq!(names.policy_of_consul_ecs(&policy(name, &description)), expected, "{name} {description}");
+        }
     }
 }

@@ -6,8 +6,10 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use consul_api::{AclLink, ServiceIdentity, TokenEntry, TokenGrants};
 
+use crate::owner::{described, is_described};
+
 /// What a token says that rotation has replaced, before the accessor ID of the new one.
-const SUPERSEDED: &str = "consul.hashicorp.com/superseded-by: ";
+pub(crate) const SUPERSEDED: &str = "consul.hashicorp.com/superseded-by: ";
 
 /// A task that was created so long after a secret's change may still have got the value before it: the clocks of ECS, Secrets
 /// Manager and this controller differ, and Secrets Manager takes a moment.
@@ -154,7 +156,7 @@ pub fn plan(
     actions
 }
 
-/// Whether a token may do just what it is to; its description is left alone.
+/// Whether a token may do just what it is to, and says whose it is.
 fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
     let names = |links: &[AclLink]| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
     // Consul may give them in another order.
@@ -163,7 +165,8 @@ fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
         identities.sort_by(|a, b| a.service_name.cmp(&b.service_name));
         identities
     };
-    names(&wanted.policies) == names(&found.policies)
+    is_described(wanted, found)
+        && names(&wanted.policies) == names(&found.policies)
         && sorted(&wanted.service_identities) == sorted(&found.service_identities)
         && found.roles.is_empty()
         && found.node_identities.is_empty()
@@ -176,16 +179,10 @@ fn made(token: &TokenEntry) -> Option<SystemTime> {
     SystemTime::try_from(made).ok()
 }
 
-/// The grants of a token that is put right: what it is to have, with the description it has.
+/// The grants of a token that is put right: what it is to have, with what else its description says.
 #[must_use]
 pub fn corrected(wanted: &TokenGrants, found: &TokenGrants) -> TokenGrants {
-    let mut description = found.description.clone();
-    for line in wanted.description.lines().skip(1).filter(|line| !found.description.lines().any(|l| l.trim() == *line))
-    {
-        description.push('\n');
-        description.push_str(line);
-    }
-    TokenGrants { description, local: found.local, ..wanted.clone() }
+    TokenGrants { description: described(wanted, found), local: found.local, ..wanted.clone() }
 }
 
 #[cfg(test)]
@@ -198,7 +195,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn names() -> Names {
-        Names { cluster: "blue".into(), prefix: "p".into() }
+        Names { cluster: "arn:aws:ecs:eu-north-1:210987654321:cluster/blue".parse().unwrap(), prefix: "p".into() }
     }
 
     fn grants() -> TokenGrants {

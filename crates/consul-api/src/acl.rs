@@ -113,6 +113,17 @@ pub struct Policy {
     pub modify_index: u64,
 }
 
+/// A role, as far as it says which policies it links.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Role {
+    /// Its name.
+    pub name: String,
+    /// Its policies.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub policies: Vec<AclLink>,
+}
+
 /// What of a policy can be written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -181,12 +192,35 @@ impl Client {
         self.fetch(Call::new(Method::PUT, "/v1/acl/token").json(grants)).await
     }
 
-    /// Replaces what a token may do.
+    /// Makes a token with this accessor ID and this secret ID, both UUIDs that no token has.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn update_token(&self, accessor_id: &str, grants: &TokenGrants) -> Result<(), Error> {
-        self.execute(Call::new(Method::PUT, "/v1/acl/token").segment(accessor_id).json(grants)).await
+    pub async fn create_token_as(
+        &self,
+        grants: &TokenGrants,
+        accessor_id: &str,
+        secret_id: &Secret,
+    ) -> Result<Token, Error> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            #[serde(flatten)]
+            grants: &'a TokenGrants,
+            #[serde(rename = "AccessorID")]
+            accessor_id: &'a str,
+            #[serde(rename = "SecretID")]
+            secret_id: &'a str,
+        }
+        let body = Body { grants, accessor_id, secret_id: secret_id.expose() };
+        self.fetch(Call::new(Method::PUT, "/v1/acl/token").json(&body)).await
+    }
+
+    /// Replaces what a token may do, and returns the token as it is then.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::is_unknown_token`] where no token has this accessor ID.
+    pub async fn update_token(&self, accessor_id: &str, grants: &TokenGrants) -> Result<Token, Error> {
+        self.fetch(Call::new(Method::PUT, "/v1/acl/token").segment(accessor_id).json(grants)).await
     }
 
     /// Removes a token.
@@ -227,5 +261,21 @@ impl Client {
     /// See [`Error`].
     pub async fn update_policy(&self, id: &str, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
         self.fetch(Call::new(Method::PUT, "/v1/acl/policy").segment(id).json(policy)).await
+    }
+
+    /// Removes a policy. A token that links it keeps its other rights.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_policy(&self, id: &str) -> Result<(), Error> {
+        self.execute(Call::new(Method::DELETE, "/v1/acl/policy").segment(id)).await
+    }
+
+    /// All roles.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn roles(&self) -> Result<Vec<Role>, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/acl/roles").query("consistent", "")).await
     }
 }

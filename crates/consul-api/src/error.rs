@@ -113,9 +113,14 @@ impl Error {
         matches!(self, Self::PermissionDenied { body, .. } if body.to_lowercase().contains("acl not found"))
     }
 
-    /// Whether another server may do better: this one is gone, too slow, or without a leader.
+    /// Whether another server may do better: this one is gone, too slow, without a leader or over its rate limit, or the TLS
+    /// handshake with it failed.
     pub(crate) fn is_of_the_server(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::TimedOut { .. } | Self::NotJoined { .. })
+        match self {
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Tls { .. } | Self::NotJoined { .. } => true,
+            Self::Refused { status, .. } => *status == StatusCode::TOO_MANY_REQUESTS,
+            _ => false,
+        }
     }
 
     /// Whether the server may have done what it was asked, although it gave no answer.

@@ -1,9 +1,9 @@
-//! Keys and their values ("KV Store Endpoints").
+//! Keys and their values ("KV Store Endpoints", "Transaction HTTP API").
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Method;
-use serde::{Deserialize, Deserializer, de};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::client::{Call, Client};
 use crate::error::Error;
@@ -17,6 +17,30 @@ pub struct KeyValue {
     /// Its value. What is not UTF-8 in it is replaced.
     #[serde(default, deserialize_with = "base64_text")]
     pub value: String,
+}
+
+/// One write of [`Client::write_keys`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyWrite {
+    /// The whole key.
+    pub key: String,
+    /// Its new value; none removes the key.
+    pub value: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Operation<'a> {
+    #[serde(rename = "KV")]
+    kv: Kv<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct Kv<'a> {
+    verb: &'static str,
+    key: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
 }
 
 fn base64_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -35,6 +59,23 @@ impl Client {
             Err(Error::NotFound { .. }) => Ok(Vec::new()),
             keys => keys,
         }
+    }
+
+    /// How many writes one transaction takes.
+    pub const MOST_WRITES: usize = 64;
+
+    /// Makes all of these writes, at most [`Client::MOST_WRITES`], in one transaction: where it fails, none is made.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn write_keys(&self, writes: &[KeyWrite]) -> Result<(), Error> {
+        let operations = writes.iter().map(|KeyWrite { key, value }| {
+            let value = value.as_ref().map(|value| BASE64_STANDARD.encode(value));
+            let verb = if value.is_some() { "set" } else { "delete" };
+            Operation { kv: Kv { verb, key, value } }
+        });
+        let operations = operations.collect::<Vec<_>>();
+        self.execute(Call::new(Method::PUT, "/v1/txn").json(&operations)).await
     }
 
     /// Sets a key.

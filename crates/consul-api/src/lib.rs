@@ -18,7 +18,7 @@ mod login;
 mod session;
 mod start;
 
-pub use acl::{AclLink, NewPolicy, Policy, ServiceIdentity, Token, TokenEntry, TokenGrants};
+pub use acl::{AclLink, NewPolicy, Policy, Role, ServiceIdentity, Token, TokenEntry, TokenGrants};
 pub use agent::{
     AgentCheck, AgentSelf, AgentSelfConfig, AgentService, CheckDefinition, CheckStatus, ExposeConfig, ExposePath,
     MeshGatewayConfig, Proxy, ServiceAddress, ServiceKind, ServiceRegistration, Upstream, Weights,
@@ -28,7 +28,7 @@ pub use client::Client;
 pub use config::{Config, ConfigError};
 pub use error::Error;
 pub use intention::{Intention, IntentionAction};
-pub use kv::KeyValue;
+pub use kv::{KeyValue, KeyWrite};
 pub use login::Login;
 pub use session::{NewSession, SessionId};
 pub use start::{START_BOUND, at_start};

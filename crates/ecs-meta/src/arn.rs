@@ -124,6 +124,12 @@ pub struct ClusterArn {
 }
 
 impl ClusterArn {
+    /// Such as `aws` or `aws-cn`.
+    #[must_use]
+    pub fn partition(&self) -> &str {
+        &self.partition
+    }
+
     /// Such as `us-west-2`.
     #[must_use]
     pub fn region(&self) -> &str {
@@ -134,6 +140,20 @@ impl ClusterArn {
     #[must_use]
     pub fn account(&self) -> &str {
         &self.account
+    }
+
+    /// The ARN of the cluster with this name in a region, in the partition and account of any ARN, such as a secret's.
+    ///
+    /// # Errors
+    /// When the text is no ARN.
+    pub fn beside(arn: &str, region: &str, name: &str) -> Result<Self, ArnError> {
+        let error = || ArnError {
+            value: arn.to_owned(),
+            expected: "an ARN (arn:<partition>:<service>:<region>:<account>:…)",
+        };
+        let parts = arn.splitn(6, ':').collect::<Vec<_>>();
+        let ["arn", partition, _, _, account, _] = parts[..] else { return Err(error()) };
+        format!("arn:{partition}:ecs:{region}:{account}:cluster/{name}").parse().map_err(|_| error())
     }
 
     /// The cluster's name.

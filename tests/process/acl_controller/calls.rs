@@ -68,9 +68,13 @@ async fn a_call_that_is_not_allowed_is_named_with_the_policy_that_allows_it() {
     let world = World::new(&[]).await;
     let rows = [
         ("ListTasks", "ecs:ListTasks", "*"),
-        ("DescribeTasks", "ecs:DescribeTasks", "arn:aws:ecs:eu-north-1:*:task/blue/*"),
+        ("DescribeTasks", "ecs:DescribeTasks", "arn:aws:ecs:eu-north-1:210987654321:task/blue/*"),
         ("ListSecrets", "secretsmanager:ListSecrets", "*"),
-        ("PutSecretValue", "secretsmanager:PutSecretValue", "arn:aws:secretsmanager:eu-north-1:*:secret:p-*"),
+        (
+            "PutSecretValue",
+            "secretsmanager:PutSecretValue",
+            "arn:aws:secretsmanager:eu-north-1:210987654321:secret:p-*",
+        ),
     ];
     world.aws.run("1", "web");
     let controller = world.start();
@@ -86,8 +90,9 @@ async fn a_call_that_is_not_allowed_is_named_with_the_policy_that_allows_it() {
     for (call, actions) in rows {
         world.aws.refuse(call, "AccessDeniedException: Access to KMS is not allowed");
         world.aws.set_secret("p-consul-client-token", "{}");
-        let policy =
-            format!(r#"{{"Effect":"Allow","Action":{actions},"Resource":"arn:aws:kms:eu-north-1:*:key/KEY"}}"#);
+        let policy = format!(
+            r#"{{"Effect":"Allow","Action":{actions},"Resource":"arn:aws:kms:eu-north-1:210987654321:key/KEY"}}"#
+        );
         controller.says(&format!("secretsmanager:{call}: Access to KMS is not allowed; the task"), BOUND).await;
         controller.says(&policy, BOUND).await;
         world.aws.refuse_nothing();

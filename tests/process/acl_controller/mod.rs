@@ -27,7 +27,7 @@ mod tokens;
 const BOUND: Duration = Duration::from_secs(30);
 /// 2 × TTL + lock-delay, and some for a machine that is busy.
 const TAKEOVER: Duration = Duration::from_secs(40);
-const CLUSTER_LINE: &str = "consul.hashicorp.com/cluster: blue";
+const CLUSTER_LINE: &str = "consul.hashicorp.com/cluster: arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
 
 /// A code block of the controller's README.
 fn readme(language: &str, number: usize) -> String {

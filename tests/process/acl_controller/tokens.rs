@@ -176,7 +176,7 @@ async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
         "service half: the secret p-half does not hold a token",
         "service forbidden: secretsmanager:GetSecretValue: User: arn:aws:sts::210987654321:role is refused: GetSecretValue; the \
          task role's policy must have {\"Effect\":\"Allow\",\"Action\":\"secretsmanager:GetSecretValue\",\"Resource\":\
-         \"arn:aws:secretsmanager:eu-north-1:*:secret:p-*\"}",
+         \"arn:aws:secretsmanager:eu-north-1:210987654321:secret:p-*\"}",
         "service missing: the secret p-missing does not exist",
         "is the name of the client token's secret",
         "is not a name that Consul takes",
