@@ -80,8 +80,7 @@ fn age(text: &str) -> Result<Duration, String> {
     age.filter(|age| !age.is_zero() && *age <= most).ok_or_else(|| expected.to_owned())
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Arguments {
         cluster,
         secret_name_prefix,
@@ -97,5 +96,5 @@ async fn main() -> ExitCode {
     let rules = Rules { grace, rotate_after, concurrency, deregister_nodes };
     let options = Options { cluster, secret_name_prefix, poll_interval, rules, listen };
     let env = Env::of_process().with("CONSUL_HTTP_ADDR", consul_http_addr);
-    exit::finish("acl-controller", acl_controller::run(options, &env).await)
+    exit::run("acl-controller", acl_controller::run(options, &env))
 }

@@ -7,10 +7,11 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand};
 use rustix::process::Signal;
 use supervise::entrypoint::{self, Error};
-use supervise::{Ended, Event, StartError, Supervised};
+use supervise::{Ended, Event, HeldSignals, Supervised, Target};
 use tokio::time::{Instant, sleep_until};
 
 /// The command line.
@@ -36,6 +37,9 @@ pub struct Arguments {
     /// The signal that tells this container to stop: the STOPSIGNAL of its image, where it is another than TERM.
     #[arg(long, env = "APP_ENTRYPOINT_STOP_SIGNAL", default_value = "TERM", value_name = "SIGNAL", value_parser = signal)]
     stop_signal: StopSignal,
+    /// Send signals to the app's whole process group, not to the app alone.
+    #[arg(long, env = "APP_ENTRYPOINT_SIGNAL_GROUP", value_parser = BoolishValueParser::new())]
+    signal_group: bool,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -75,12 +79,14 @@ enum Verb {
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn main(arguments: Arguments) -> Result<ExitCode, Error> {
-    let Arguments { shutdown_delay, stop_timeout, stop_signal, verb } = arguments;
+pub async fn main(held: HeldSignals, arguments: Arguments) -> Result<ExitCode, Error> {
+    let Arguments { shutdown_delay, stop_timeout, stop_signal, signal_group, verb } = arguments;
     match verb {
         Verb::Entrypoint(entrypoint::Verb::Run { command }) | Verb::Command(command) => {
             warn_of_timeout(shutdown_delay, stop_timeout);
-            Ok(run(&command, shutdown_delay, stop_signal).await?.into())
+            let target = if signal_group { Target::Group } else { Target::Child };
+            let app = Supervised::start(held, &command, target, &[stop_signal.signal]).map_err(Error::Start)?;
+            Ok(run(app, shutdown_delay, stop_signal).await.into())
         }
         Verb::Entrypoint(entrypoint::Verb::Install { directory }) => {
             sidecar_kit::file::install(&directory, "app-entrypoint")?;
@@ -108,10 +114,9 @@ enum Phase {
     Told,
 }
 
-/// Runs the command; the first stop signal reaches it after `delay`, a second one at once.
-async fn run(command: &[OsString], delay: Duration, stop: StopSignal) -> Result<Ended, StartError> {
+/// Runs the app to its end; the first stop signal reaches it after `delay`, a second one at once.
+async fn run(mut app: Supervised, delay: Duration, stop: StopSignal) -> Ended {
     let StopSignal { signal, name } = stop;
-    let mut app = Supervised::start(command, &[signal])?;
     let mut phase = if delay.is_zero() { Phase::Told } else { Phase::Running };
     loop {
         let due = async {
@@ -122,17 +127,17 @@ async fn run(command: &[OsString], delay: Duration, stop: StopSignal) -> Result<
         };
         let told = tokio::select! {
             event = app.next() => match event {
-                Event::Ended(ended) => return Ok(ended),
+                Event::Ended(ended) => return ended,
                 Event::Signal(_) => true,
             },
             () = due => false,
         };
         if told && matches!(phase, Phase::Running) {
-            tracing::info!("{name}: the app runs on for {}", humantime::format_duration(delay));
             phase = Phase::Delayed(Instant::now() + delay);
+            tracing::info!("{name}: the app runs on for {}", humantime::format_duration(delay));
         } else {
-            tracing::info!("{name} to the app");
             app.send(signal);
+            tracing::info!("{name} to the app");
             phase = Phase::Told;
         }
     }

@@ -32,15 +32,13 @@ enum Command {
     Load(load::Options),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Arguments { command } = exit::parse_arguments();
     let env = Env::of_process();
-    let result = match log::init(&env, None) {
-        Ok(()) => run(command, &env).await,
-        Err(error) => Err(Error::Log(error)),
-    };
-    exit::finish("demo-app", result)
+    exit::run("demo-app", async {
+        log::init(&env, None).map_err(Error::Log)?;
+        run(command, &env).await
+    })
 }
 
 async fn run(command: Command, env: &Env) -> Result<ExitCode, Error> {

@@ -87,15 +87,13 @@ struct Listener {
     listen: SocketAddr,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Arguments { command } = exit::parse_arguments();
     let env = Env::of_process();
-    let result = match log::init(&env, None) {
-        Ok(()) => run(command, &env).await,
-        Err(error) => Err(Error::Log(error)),
-    };
-    exit::finish("ecs-local", result)
+    exit::run("ecs-local", async {
+        log::init(&env, None).map_err(Error::Log)?;
+        run(command, &env).await
+    })
 }
 
 async fn run(command: Command, env: &Env) -> Result<ExitCode, Error> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use ecs_meta::MetadataClient;
 use sidecar_kit::env::Env;
-use supervise::entrypoint;
+use supervise::{HeldSignals, entrypoint};
 use tokio::net::TcpStream;
 
 /// The command line.
@@ -32,7 +32,7 @@ use tokio::net::TcpStream;
                   waited for); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
                   text).\n\n\
                   Exit codes: the command's own, or 128 + n if signal n ended it; 126 if it cannot be run, 127 if there \
-                  is no such program; 1 for a failed install or dial and a wrong ECS_CONTAINER_METADATA_URI_V4, LOG_LEVEL or LOG_FORMAT; 2 for a wrong \
+                  is no such program; 1 for a failed install or dial and a wrong ECS_CONTAINER_METADATA_URI_V4; 2 for a wrong \
                   command line."
 )]
 pub struct Arguments {
@@ -101,7 +101,7 @@ impl Error {
 ///
 /// # Errors
 /// See [`enum@Error`].
-pub async fn main(arguments: Arguments, env: &Env) -> Result<ExitCode, Error> {
+pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<ExitCode, Error> {
     let Arguments { options, verb } = arguments;
     match verb {
         Verb::Entrypoint(entrypoint::Verb::Run { command }) | Verb::Command(command) => {
@@ -110,13 +110,14 @@ pub async fn main(arguments: Arguments, env: &Env) -> Result<ExitCode, Error> {
                 Err(ecs_meta::Error::MissingVariable) => None,
                 Err(error) => return Err(error.into()),
             };
-            Ok(run::run(&command, &options, metadata).await.map_err(entrypoint::Error::from)?.into())
+            Ok(run::run(held, &command, &options, metadata).await.map_err(entrypoint::Error::from)?.into())
         }
         Verb::Entrypoint(entrypoint::Verb::Install { directory }) => {
             sidecar_kit::file::install(&directory, "envoy-entrypoint").map_err(entrypoint::Error::from)?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Dial { address, timeout } => {
+            drop(held);
             dial(address, timeout).await?;
             Ok(ExitCode::SUCCESS)
         }

@@ -4,17 +4,14 @@ use std::process::ExitCode;
 
 use envoy_entrypoint::{Arguments, Error};
 use sidecar_kit::env::Env;
-use sidecar_kit::{exit, log};
-use supervise::entrypoint;
+use sidecar_kit::exit;
+use supervise::HeldSignals;
+use supervise::entrypoint::start_logging;
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let held = HeldSignals::hold("envoy-entrypoint");
     let arguments: Arguments = exit::parse_arguments();
     let env = Env::of_process();
-    let result = match log::init(&env, None) {
-        Ok(()) => envoy_entrypoint::main(arguments, &env).await,
-        Err(error) => Err(entrypoint::Error::from(error).into()),
-    };
-    let code = result.as_ref().err().map_or(exit::FAILURE, Error::exit_code);
-    exit::finish_with("envoy-entrypoint", result, code)
+    start_logging(&env);
+    exit::run_with("envoy-entrypoint", envoy_entrypoint::main(held, arguments, &env), Error::exit_code)
 }

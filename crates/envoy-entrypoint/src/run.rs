@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use ecs_meta::MetadataClient;
 use rustix::process::Signal;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::{parse_delay, parse_duration};
-use supervise::{Ended, Event, StartError, Supervised};
+use supervise::{Ended, Event, HeldSignals, StartError, Supervised, Target};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -31,7 +32,7 @@ pub(crate) struct Options {
     grace: Duration,
     /// Drain Envoy's inbound listeners when the task is to stop: start Envoy with --drain-time-s below the app's delay, and
     /// with --drain-strategy immediate.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN")]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN", value_parser = BoolishValueParser::new())]
     drain: bool,
     /// This Envoy is a gateway: it has no app to wait for and runs on for that long after TERM, at most the grace, until others
     /// know that it goes. With --drain all of its listeners drain, not the inbound ones alone.
@@ -46,6 +47,9 @@ pub(crate) struct Options {
     /// How long to wait before the first restart; twice as long before each that follows, at most 30s.
     #[arg(long, env = "ENVOY_ENTRYPOINT_RESTART_DELAY", value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     restart_delay: Duration,
+    /// Send signals to Envoy's whole process group, not to Envoy alone.
+    #[arg(long, env = "ENVOY_ENTRYPOINT_SIGNAL_GROUP", value_parser = BoolishValueParser::new())]
+    signal_group: bool,
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "clap wants a parser that may fail")]
@@ -55,11 +59,13 @@ fn trimmed(name: &str) -> Result<String, Infallible> {
 
 /// Runs Envoy to its end.
 pub(crate) async fn run(
+    held: HeldSignals,
     command: &[OsString],
     options: &Options,
     metadata: Option<MetadataClient>,
 ) -> Result<Ended, StartError> {
-    let mut envoy = Supervised::start(command, &[Signal::TERM])?;
+    let target = if options.signal_group { Target::Group } else { Target::Child };
+    let mut envoy = Supervised::start(held, command, target, &[Signal::TERM])?;
     if metadata.is_none() {
         tracing::warn!("{} is not set: no app is waited for after TERM", ecs_meta::VARIABLE);
     }
@@ -164,7 +170,7 @@ async fn end(envoy: &mut Supervised) -> Ended {
             },
             () = sleep_until(deadline) => {
                 tracing::warn!("Envoy has not ended {} after TERM: killing it", humantime::format_duration(END_BOUND));
-                envoy.send(Signal::KILL);
+                envoy.kill();
                 break;
             }
         }

@@ -31,9 +31,8 @@ struct Arguments {
     timeout: Duration,
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Arguments { interval, timeout } = exit::parse_arguments();
     let options = Options { interval, timeout };
-    exit::finish("health-sync", health_sync::run(options, &Env::of_process()).await)
+    exit::run("health-sync", health_sync::run(options, &Env::of_process()))
 }

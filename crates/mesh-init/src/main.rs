@@ -151,26 +151,22 @@ fn end_on_signals() -> std::io::Result<()> {
     Ok(())
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments: Arguments = exit::parse_arguments();
     if let Err(error) = end_on_signals() {
-        return exit::finish("mesh-init", Err(error));
+        exit::fail("mesh-init", &exit::one_line(&error), exit::FAILURE)
     }
     let env = Env::of_process();
     match arguments.command {
         Some(Command::AgentConfig(arguments)) => {
-            exit::finish("mesh-init", agent_config::write(agent_config_options(*arguments), &env).await)
+            exit::run("mesh-init", agent_config::write(agent_config_options(*arguments), &env))
         }
         Some(Command::Validate(ValidateArguments { file })) => {
-            exit::finish("mesh-init", validate::run(file.as_deref(), &env))
+            exit::run("mesh-init", async { validate::run(file.as_deref(), &env) })
         }
         None => match run_options(arguments.run) {
-            Ok(options) => exit::finish("mesh-init", run::run(options, &env).await),
-            Err(line) => {
-                eprintln!("mesh-init: {line} (see --help)");
-                exit::USAGE.into()
-            }
+            Ok(options) => exit::run("mesh-init", run::run(options, &env)),
+            Err(line) => exit::fail("mesh-init", &format!("{line} (see --help)"), exit::USAGE),
         },
     }
 }

@@ -4,8 +4,10 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Parser};
+
+use crate::stderr;
 
 /// The work failed.
 pub const FAILURE: u8 = 1;
@@ -22,9 +24,9 @@ pub fn parse_arguments<A: Parser>() -> A {
         if !error.use_stderr() {
             error.exit();
         }
-        if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            eprintln!("{}: it needs arguments (see --help)", A::command().get_name());
-            std::process::exit(USAGE.into())
+        let program = A::command().get_name().to_owned();
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            fail(&program, "it needs arguments (see --help)", USAGE)
         }
         let text = error.to_string();
         // clap puts missing arguments on the lines below the first, up to an empty line.
@@ -33,8 +35,7 @@ pub fn parse_arguments<A: Parser>() -> A {
         let what = what.strip_prefix("error: ").unwrap_or(&what);
         let variable =
             variable_behind(&A::command(), &error).map_or(String::new(), |name| format!("the variable {name}; "));
-        eprintln!("{}: {what} ({variable}see --help)", A::command().get_name());
-        std::process::exit(USAGE.into())
+        fail(&program, &format!("{what} ({variable}see --help)"), USAGE)
     })
 }
 
@@ -72,7 +73,7 @@ fn without_empty_variables(command: Command) -> Command {
 fn variable_behind(command: &Command, error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
     let flag = named.split(' ').next()?;
-    if std::env::args().any(|word| word.split('=').next() == Some(flag)) {
+    if std::env::args_os().any(|word| word.to_string_lossy().split('=').next() == Some(flag)) {
         return None;
     }
     let commands = std::iter::once(command).chain(command.get_subcommands());
@@ -80,19 +81,39 @@ fn variable_behind(command: &Command, error: &clap::Error) -> Option<String> {
     argument.get_env().map(|name| name.to_string_lossy().into_owned())
 }
 
-/// Turns the result of a program's one library call into its exit code, with the error on one line of standard error.
+/// Runs the one library call of a program that ends with [`FAILURE`] on any error: see [`run_with`].
 #[must_use]
-pub fn finish<E: Error>(program: &str, result: Result<ExitCode, E>) -> ExitCode {
-    finish_with(program, result, FAILURE)
+pub fn run<E: Error>(program: &str, work: impl Future<Output = Result<ExitCode, E>>) -> ExitCode {
+    run_with(program, work, |_| FAILURE)
 }
 
-/// The same, with another exit code for the error.
+/// Runs the one library call of a program. An error goes to standard error on one line, and `code` gives its exit code. What the
+/// call has left running is not waited for, such as a thread that still looks a name up.
 #[must_use]
-pub fn finish_with<E: Error>(program: &str, result: Result<ExitCode, E>, code: u8) -> ExitCode {
-    result.unwrap_or_else(|error| {
-        eprintln!("{program}: {}", one_line(&error));
-        code.into()
-    })
+pub fn run_with<E: Error>(
+    program: &str,
+    work: impl Future<Output = Result<ExitCode, E>>,
+    code: impl FnOnce(&E) -> u8,
+) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => fail(program, &format!("cannot start: {}", one_line(&error)), FAILURE),
+    };
+    let result = runtime.block_on(work);
+    runtime.shutdown_background();
+    let code = result.unwrap_or_else(|error| {
+        stderr::line(format!("{program}: {}\n", one_line(&error)));
+        code(&error).into()
+    });
+    stderr::flush();
+    code
+}
+
+/// Ends the process with this exit code and one line on standard error.
+pub fn fail(program: &str, what: &str, code: u8) -> ! {
+    stderr::line(format!("{program}: {what}\n"));
+    stderr::flush();
+    std::process::exit(code.into())
 }
 
 /// The error and its causes, joined by `: `, on one line. Errors here say only their own part and name their cause as

@@ -1,6 +1,7 @@
 //! What every ecs-mesh container needs and none should write twice.
 //!
-//! The ground floor of the house: an HTTP [`client`](http), one [backoff] and one bounded [wait], [logging](log),
+//! The ground floor of the house: an HTTP [`client`](http), one [backoff] and one bounded [wait], [logging](log) to
+//! [standard error](stderr),
 //! [exit codes and one-line errors](exit), [secrets](secret), [environment variables](env) and
 //! [atomic file writes](file). Nothing here knows Consul or ECS.
 
@@ -11,5 +12,6 @@ pub mod file;
 pub mod http;
 pub mod log;
 pub mod secret;
+pub mod stderr;
 pub mod tls;
 pub mod wait;

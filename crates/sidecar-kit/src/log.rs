@@ -1,4 +1,4 @@
-//! Logging to standard error, as text or JSON.
+//! Logging to [standard error](crate::stderr), as text or JSON.
 
 use tracing::{Level, Metadata};
 
@@ -7,6 +7,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::env::Env;
+use crate::stderr::Lines;
 
 /// Libraries that trace by themselves.
 const LIBRARIES: [&str; 7] = ["bollard", "h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
@@ -41,10 +42,7 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
                 // The AWS SDK, whose crates' names all begin so: it traces requests and answers, in which there are secrets.
                 || metadata.target().starts_with("aws_"))
     };
-    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
-    // It would tell on the same standard error that it can't write there, and panic: an app that shares it may have made it
-    // non-blocking.
-    let subscriber = subscriber.log_internal_errors(false);
+    let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(|| Lines).with_ansi(false);
     let started = match env.get("LOG_FORMAT") {
         None | Some("text") => subscriber.with_target(false).finish().with(filter_fn(ours)).try_init(),
         Some("json") => {

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Subcommand;
+use sidecar_kit::env::Env;
+use sidecar_kit::log;
 
 use crate::StartError;
 
@@ -23,12 +25,19 @@ pub enum Verb {
     },
 }
 
+/// Starts logging. `LOG_LEVEL` and `LOG_FORMAT` are the command's variables too, and it may know values that mean nothing here: such
+/// a value is warned of and not used.
+pub fn start_logging(env: &Env) {
+    if let Err(error) = log::init(env, None) {
+        // Without variables there is nothing to refuse.
+        let _ = log::init(&Env::default(), None);
+        tracing::warn!("{error}; logging as text, from info on");
+    }
+}
+
 /// Why an entry point failed before its command ran.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Logging could not start.
-    #[error(transparent)]
-    Log(#[from] sidecar_kit::log::LogError),
     /// The command could not start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -43,7 +52,7 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Start(error) => error.exit_code(),
-            Self::Log(_) | Self::Install(_) => sidecar_kit::exit::FAILURE,
+            Self::Install(_) => sidecar_kit::exit::FAILURE,
         }
     }
 }

@@ -1,20 +1,24 @@
 //! Runs one child the way PID 1 has to.
 //!
-//! The child gets a process group of its own, every signal that can be caught is forwarded to that group but those a
-//! caller keeps, orphans are reaped, and the child's end becomes an exit code. Handlers stand before the child starts, so
-//! no signal is lost in between.
+//! The child gets a process group of its own and, where standard input is a terminal, the terminal. Every signal that can be held
+//! back is forwarded to it but those a caller keeps, orphans are reaped, and the child's end becomes an exit code.
 
 pub mod entrypoint;
+mod signals;
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use futures_util::StreamExt;
-use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, set_child_subreaper, wait};
-use signal_hook::consts::SIGCHLD;
-use signal_hook_tokio::Signals;
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpgrp, getpid, kill_process, kill_process_group, set_child_subreaper, wait,
+};
+use rustix::stdio::stdin;
+use rustix::termios::tcsetpgrp;
+
+pub use signals::HeldSignals;
+use signals::Signals;
 
 /// A program that could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +40,7 @@ pub enum StartError {
         /// The cause.
         source: io::Error,
     },
-    /// The signal handlers could not be set.
+    /// Signals could not be held back or read.
     #[error("cannot handle signals")]
     Signals(#[source] io::Error),
 }
@@ -88,13 +92,25 @@ pub enum Event {
     Ended(Ended),
 }
 
+/// Who gets the signals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The child alone: a program with workers tells them itself.
+    Child,
+    /// The child's whole process group.
+    Group,
+}
+
 /// The running child. Dropping it leaves the child alone.
 #[must_use = "signals are forwarded and orphans reaped only while it is asked for events"]
 pub struct Supervised {
     command: Vec<OsString>,
-    child: Pid,
-    signals: Signals,
+    target: Target,
     kept: Vec<Signal>,
+    /// None once it has ended: its process ID may then be another's.
+    child: Option<Pid>,
+    signals: Signals,
+    held: HeldSignals,
 }
 
 impl Supervised {
@@ -103,11 +119,12 @@ impl Supervised {
     ///
     /// # Errors
     /// See [`StartError`].
-    pub fn start(command: &[OsString], kept: &[Signal]) -> Result<Self, StartError> {
+    pub fn start(held: HeldSignals, command: &[OsString], target: Target, kept: &[Signal]) -> Result<Self, StartError> {
         // Orphans come to us also where we aren't PID 1 (a task that shares its PID namespace).
-        set_child_subreaper(Some(rustix::process::getpid())).map_err(|error| StartError::Signals(error.into()))?;
-        let signals = Signals::new(catchable().chain([SIGCHLD])).map_err(StartError::Signals)?;
-        Ok(Self { command: command.to_vec(), child: spawn(command)?, signals, kept: kept.to_vec() })
+        set_child_subreaper(Some(getpid())).map_err(|error| StartError::Signals(error.into()))?;
+        let signals = held.listen().map_err(StartError::Signals)?;
+        let child = Some(spawn(command, &held)?);
+        Ok(Self { command: command.to_vec(), target, kept: kept.to_vec(), child, signals, held })
     }
 
     /// Starts the command again, after the child's end. No signal is lost in between.
@@ -115,7 +132,7 @@ impl Supervised {
     /// # Errors
     /// See [`StartError`].
     pub fn restart(&mut self) -> Result<(), StartError> {
-        self.child = spawn(&self.command)?;
+        self.child = Some(spawn(&self.command, &self.held)?);
         Ok(())
     }
 
@@ -123,18 +140,16 @@ impl Supervised {
     /// the end only signals come, until the child is started again.
     pub async fn next(&mut self) -> Event {
         loop {
-            let number = self.signals.next().await.expect("the stream of signals ends only when it is closed");
-            if number == SIGCHLD {
+            let signal = self.signals.next().await;
+            if signal == Signal::CHILD {
                 if let Some(ended) = self.reap() {
                     return Event::Ended(ended);
                 }
-                continue;
-            }
-            let Some(signal) = Signal::from_named_raw(number) else { continue };
-            if self.kept.contains(&signal) {
+            } else if self.kept.contains(&signal) {
                 return Event::Signal(signal);
+            } else {
+                self.send(signal);
             }
-            self.send(signal);
         }
     }
 
@@ -147,19 +162,33 @@ impl Supervised {
         }
     }
 
-    /// Sends a signal to the child's process group.
+    /// Sends a signal to the child, or to its whole process group: as [`Supervised::start`] was told.
     pub fn send(&self, signal: Signal) {
-        // The group is empty when all in it have ended: then there is nobody left to tell.
-        if let Err(error) = kill_process_group(self.child, signal) {
-            tracing::debug!(signal = signal.as_raw(), %error, "signal not delivered");
+        let Some(child) = self.child else { return };
+        let sent = match self.target {
+            Target::Child => kill_process(child, signal),
+            Target::Group => kill_process_group(child, signal),
+        };
+        // It may have left its group, or be another user's by now.
+        if let Err(error) = sent {
+            tracing::warn!("signal {} does not reach the child: {error}", signal.as_raw());
         }
     }
 
+    /// Sends KILL to the child and to all of its process group.
+    pub fn kill(&self) {
+        let Some(child) = self.child else { return };
+        // The group is empty where the child has left it.
+        let _ = kill_process_group(child, Signal::KILL);
+        let _ = kill_process(child, Signal::KILL);
+    }
+
     /// Takes leave of every process that has ended; the child's end if it is among them.
-    fn reap(&self) -> Option<Ended> {
+    fn reap(&mut self) -> Option<Ended> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            if pid == self.child {
+            if Some(pid) == self.child {
+                self.child = None;
                 ended = status
                     .exit_status()
                     .map(|code| Ended::Exited(u8::try_from(code).unwrap_or(u8::MAX)))
@@ -170,25 +199,33 @@ impl Supervised {
     }
 }
 
-fn spawn(command: &[OsString]) -> Result<Pid, StartError> {
+fn spawn(command: &[OsString], held: &HeldSignals) -> Result<Pid, StartError> {
     let (program, arguments) = command.split_first().ok_or(StartError::Empty)?;
-    let child = Command::new(program).args(arguments).process_group(0).spawn().map_err(|source| {
+    let mut command = Command::new(program);
+    let started = before_exec(command.args(arguments).process_group(0), held).spawn();
+    let child = Pid::from_child(&started.map_err(|source| {
         let program = program.to_string_lossy().into_owned();
         match source.kind() {
             io::ErrorKind::NotFound => StartError::NotFound { program },
             _ => StartError::NotExecutable { program, source },
         }
-    })?;
-    let child = Pid::from_child(&child);
+    })?);
     tracing::debug!(pid = child.as_raw_nonzero().get(), program = %program.to_string_lossy(), "started");
     Ok(child)
 }
 
-/// Every standard signal (1 to 31; real-time signals have no use in ECS) but those that cannot be caught, those of a fault of
-/// our own, to which a handler would return without end, and SIGCHLD, which tells of children.
-fn catchable() -> impl Iterator<Item = i32> {
-    const FAULTS: [Signal; 4] = [Signal::ILL, Signal::BUS, Signal::FPE, Signal::SEGV];
-    let never = [Signal::KILL, Signal::STOP, Signal::CHILD].into_iter().chain(FAULTS).map(Signal::as_raw);
-    let never = never.collect::<Vec<_>>();
-    (1..32).filter(move |number| !never.contains(number))
+/// What the child does in its own process group before it becomes the program: it takes the terminal, if it has one, and lets signals
+/// through. Only the child can take the terminal in the right order, where the program does the same for a child of its own.
+#[allow(unsafe_code, reason = "nothing but a system call between fork and exec can do this")]
+fn before_exec<'a>(command: &'a mut Command, held: &HeldSignals) -> &'a mut Command {
+    let mask = held.mask_before();
+    let prepare = move || {
+        // It fails where standard input is no terminal, or not this session's. A group in the background may do it only while TTOU is
+        // held back.
+        let _ = tcsetpgrp(stdin(), getpgrp());
+        mask.thread_set_mask().map_err(io::Error::from)
+    };
+    // SAFETY: between fork and exec only functions may be called that are safe in a signal handler. These are three system calls:
+    // ioctl, getpgid and rt_sigprocmask; nothing is allocated and no lock is taken.
+    unsafe { command.pre_exec(prepare) }
 }

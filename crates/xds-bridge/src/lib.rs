@@ -19,7 +19,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use supervise::{Ended, StartError, Supervised};
+use supervise::{Ended, HeldSignals, StartError, Supervised, Target};
 use tokio::net::TcpListener;
 
 /// What the program is told.
@@ -97,15 +97,15 @@ impl Error {
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn run(arguments: Arguments) -> Result<Ended, Error> {
+pub async fn run(held: HeldSignals, arguments: Arguments) -> Result<Ended, Error> {
     let Arguments { listen, socket, mut command } = arguments;
     if command.get(1).is_none_or(|subcommand| subcommand != "agent") {
-        return Ok(Supervised::start(&command, &[])?.run().await);
+        return Ok(Supervised::start(held, &command, Target::Child, &[])?.run().await);
     }
     let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { address: listen, source })?;
     // After the configuration files, so that it wins. The agent still says of itself the port they name.
     command.extend(["-hcl".into(), format!(r#"addresses {{ grpc = "unix://{}" }}"#, socket.display()).into()]);
-    let consul = Supervised::start(&command, &[])?;
+    let consul = Supervised::start(held, &command, Target::Child, &[])?;
     tracing::info!(%listen, socket = %socket.display(), "serving Envoys");
     tokio::spawn(async move {
         if let Err(error) = grpc::serve(listener, grpc::Consul::new(socket)).await {

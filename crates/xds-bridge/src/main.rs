@@ -4,15 +4,15 @@ use std::process::ExitCode;
 
 use sidecar_kit::env::Env;
 use sidecar_kit::{exit, log};
+use supervise::HeldSignals;
 use xds_bridge::{Arguments, Error};
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let held = HeldSignals::hold("xds-bridge");
     let arguments: Arguments = exit::parse_arguments();
-    let result = match log::init(&Env::of_process(), None) {
-        Ok(()) => xds_bridge::run(arguments).await.map(ExitCode::from),
-        Err(error) => Err(Error::Log(error)),
+    let work = async {
+        log::init(&Env::of_process(), None)?;
+        xds_bridge::run(held, arguments).await.map(ExitCode::from)
     };
-    let code = result.as_ref().err().map_or(exit::FAILURE, Error::exit_code);
-    exit::finish_with("xds-bridge", result, code)
+    exit::run_with("xds-bridge", work, Error::exit_code)
 }

@@ -115,10 +115,9 @@ enum Error {
     Test(#[from] test::TestError),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Arguments { command } = exit::parse_arguments();
-    exit::finish("xtask", run(command).await)
+    exit::run("xtask", run(command))
 }
 
 async fn run(command: Command) -> Result<ExitCode, Error> {

@@ -45,14 +45,14 @@ enum Error {
     Freeze(#[source] std::io::Error),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let Arguments { command } = exit::parse_arguments();
-    let result = match command {
-        Command::Watch { admin, interval } => watch_until_told(&admin, interval).await,
-        Command::Freeze => freeze(),
-    };
-    exit::finish("probe", result)
+    exit::run("probe", async {
+        match command {
+            Command::Watch { admin, interval } => watch_until_told(&admin, interval).await,
+            Command::Freeze => freeze(),
+        }
+    })
 }
 
 fn freeze() -> Result<ExitCode, Error> {

@@ -118,10 +118,9 @@ enum Error {
     NoGossipKey(PathBuf),
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
     let arguments = exit::parse_arguments();
-    exit::finish("setup", setup(arguments).await)
+    exit::run("setup", setup(arguments))
 }
 
 async fn setup(arguments: Arguments) -> Result<ExitCode, Error> {
