@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use consul_api::{
     AclLink, CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, NewPolicy, NewSession, Proxy,
-    ServiceIdentity, ServiceKind, ServiceRegistration, TokenGrants, Upstream, at_start,
+    ServiceIdentity, ServiceKind, ServiceRegistration, TokenGrants, Upstream, XdsPort, at_start,
 };
 use mesh_tests::consul::Agent;
 use mesh_tests::{eventually, free_port};
@@ -39,7 +39,7 @@ fn service() -> ServiceRegistration {
 async fn a_service_is_registered_read_put_into_maintenance_and_removed() {
     let agent = Agent::start().await;
     let client = client(&agent, "");
-    assert_eq!(client.agent_self().await.unwrap().grpc_port(), Some(agent.grpc_port));
+    assert_eq!(client.agent_self().await.unwrap().xds_port(), XdsPort::Plain(agent.grpc_port));
     assert!(client.leader().await.unwrap().is_some());
 
     client.register_service(&service()).await.unwrap();

@@ -140,7 +140,7 @@ async fn https_with_a_private_authority_and_mutual_tls() {
     let untrusted = [variables[0], ("CONSUL_CACERT", foreign.as_str()), variables[2], variables[3]];
     task.fails_with(&untrusted, &["check CONSUL_CACERT"]).await;
     let swapped = [variables[0], variables[1], variables[2], ("CONSUL_CLIENT_KEY", server.1.as_str())];
-    task.fails_with(&swapped, &["CONSUL_CLIENT_KEY is not usable"]).await;
+    task.fails_with(&swapped, &["CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY, cannot be used"]).await;
     let missing = [variables[0], variables[1], ("CONSUL_CLIENT_CERT", "/no/cert.pem"), variables[3]];
     task.fails_with(&missing, &["CONSUL_CLIENT_CERT: cannot read /no/cert.pem"]).await;
 }

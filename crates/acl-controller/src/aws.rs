@@ -21,6 +21,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use ecs_meta::ClusterArn;
 use futures_util::stream::{self, TryStreamExt};
+use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
 
@@ -174,15 +175,16 @@ impl Aws {
     /// Credentials come from the environment or from ECS, all else from the AWS SDK's own variables.
     ///
     /// # Errors
-    /// When there are no TLS roots, which is a mistake of the build.
+    /// When the public authorities cannot be read.
     pub async fn new(
         place: Place,
         cluster: String,
         prefix: String,
         concurrency: usize,
         metrics: Arc<Metrics>,
+        env: &Env,
     ) -> Result<Self, sidecar_kit::tls::TlsOptionsError> {
-        let client = http::client()?;
+        let client = http::client(env)?;
         let sleep = SharedAsyncSleep::new(TokioSleep::new());
         let config = aws_config::defaults(BehaviorVersion::latest())
             .http_client(client.clone())

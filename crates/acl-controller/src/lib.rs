@@ -204,7 +204,7 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(A
         Whereabouts::Named { name, region } => (Place::in_region(region), name.clone()),
     };
     let prefix = options.secret_name_prefix.clone();
-    Ok((Aws::new(here, cluster, prefix, options.rules.concurrency, metrics).await?, consul, place))
+    Ok((Aws::new(here, cluster, prefix, options.rules.concurrency, metrics, env).await?, consul, place))
 }
 
 /// What is known at start of where the cluster is.

@@ -46,7 +46,7 @@ pub struct AgentSelf {
     /// The configuration in effect; its form is not documented to be stable.
     #[serde(default)]
     pub debug_config: Map<String, Value>,
-    /// What proxies can connect to; `Ports.GRPC` since Consul 1.11.
+    /// Where proxies connect to; its `Ports` since Consul 1.14.
     #[serde(default, rename = "xDS")]
     pub xds: Option<Value>,
 }
@@ -63,13 +63,36 @@ pub struct AgentSelfConfig {
     pub version: String,
 }
 
+/// Where an agent serves xDS, by what it says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdsPort {
+    /// On this port in plain text, whether it has one with TLS too or not.
+    Plain(u16),
+    /// On this port, with TLS only.
+    Tls(u16),
+    /// Nowhere: gRPC is off.
+    Off,
+    /// It doesn't say.
+    Unknown,
+}
+
 impl AgentSelf {
-    /// The port on which the agent serves xDS in plain text; none where it does not.
+    /// Where the agent serves xDS: `xDS.Ports` (Consul 1.14), else `DebugConfig.GRPCPort`.
     #[must_use]
-    pub fn grpc_port(&self) -> Option<u16> {
-        let current = self.xds.as_ref().and_then(|xds| xds.get("Ports")?.get("Plaintext")?.as_i64());
+    pub fn xds_port(&self) -> XdsPort {
+        let ports = self.xds.as_ref().and_then(|xds| xds.get("Ports"));
+        let current = |name: &str| ports.and_then(|ports| ports.get(name)?.as_i64());
+        let (plain, tls) = (current("Plaintext"), current("TLS"));
         let older = self.debug_config.get("GRPCPort").and_then(Value::as_i64);
-        u16::try_from(current.or(older)?).ok().filter(|port| *port != 0)
+        let port = |port: Option<i64>| port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+        let off = |port: Option<i64>| port.is_some_and(|port| port < 0);
+        match (port(plain), port(tls), port(older)) {
+            (Some(port), ..) => XdsPort::Plain(port),
+            (None, Some(port), _) => XdsPort::Tls(port),
+            (None, None, Some(port)) => XdsPort::Plain(port),
+            (None, None, None) if off(plain) || off(older) => XdsPort::Off,
+            (None, None, None) => XdsPort::Unknown,
+        }
     }
 }
 
@@ -157,8 +180,8 @@ pub struct Weights {
     pub warning: i64,
 }
 
-/// What a sidecar proxy is the proxy of, and its upstreams.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// What a sidecar proxy is the proxy of, and its upstreams. Its configuration may hold credentials: `Debug` doesn't show it.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Proxy {
     /// The service's name.
@@ -188,8 +211,8 @@ pub struct Proxy {
     pub expose: Option<ExposeConfig>,
 }
 
-/// One upstream of a proxy.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// One upstream of a proxy. `Debug` doesn't show its configuration.
+#[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Upstream {
     /// `service` or `prepared_query`.
@@ -314,6 +337,25 @@ pub struct CheckDefinition {
     pub failures_before_critical: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deregister_critical_service_after: Option<String>,
+}
+
+impl std::fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proxy")
+            .field("destination_service_name", &self.destination_service_name)
+            .field("upstreams", &self.upstreams)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstream")
+            .field("destination_name", &self.destination_name)
+            .field("local_bind_address", &self.local_bind_address)
+            .field("local_bind_port", &self.local_bind_port)
+            .finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for CheckDefinition {
@@ -488,4 +530,38 @@ fn without_nulls<S: serde::Serializer>(config: &Option<Map<String, Value>>, seri
 fn empty_as_none<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<ServiceKind>, D::Error> {
     let kind = Option::<String>::deserialize(deserializer)?.filter(|kind| !kind.is_empty());
     kind.map(|kind| serde_json::from_value(Value::String(kind)).map_err(serde::de::Error::custom)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_agent_says_where_it_serves_xds_or_that_it_does_not() {
+        let port = |debug_config: Value, xds: Value| {
+            let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1" });
+            let answer = json!({ "Config": config, "DebugConfig": debug_config, "xDS": xds });
+            serde_json::from_value::<AgentSelf>(answer).unwrap().xds_port()
+        };
+        let ports = |plain: i64, tls: i64| json!({ "Ports": { "Plaintext": plain, "TLS": tls } });
+        assert_eq!(port(json!({ "GRPCPort": 8502 }), Value::Null), XdsPort::Plain(8502));
+        assert_eq!(port(json!({ "GRPCPort": -1 }), Value::Null), XdsPort::Off);
+        assert_eq!(port(json!({}), Value::Null), XdsPort::Unknown);
+        assert_eq!(port(json!({ "GRPCPort": 18502 }), ports(18502, 8503)), XdsPort::Plain(18502));
+        assert_eq!(port(json!({ "GRPCPort": -1 }), ports(-1, 8503)), XdsPort::Tls(8503));
+        assert_eq!(port(json!({}), ports(-1, -1)), XdsPort::Off);
+        assert_eq!(port(json!({ "GRPCPort": -1 }), ports(0, 0)), XdsPort::Off);
+        // Consul 1.11 to 1.13 have another `xDS`.
+        assert_eq!(port(json!({ "GRPCPort": 8502 }), json!({ "Port": 8502 })), XdsPort::Plain(8502));
+    }
+
+    #[test]
+    fn debug_shows_no_configuration() {
+        let config = json!({ "envoy_statsd_url": "5ec3e7" }).as_object().cloned();
+        let upstream = Upstream { config: config.clone(), ..Upstream::default() };
+        let proxy = Proxy { config, upstreams: vec![upstream], ..Proxy::default() };
+        assert!(!format!("{proxy:?}").contains("5ec3e7"), "{proxy:?}");
+    }
 }

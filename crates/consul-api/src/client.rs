@@ -10,6 +10,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sidecar_kit::http::{self, Limits, Response};
+use sidecar_kit::json;
 use sidecar_kit::secret::Secret;
 
 use crate::config::{Config, ConfigError};
@@ -44,12 +45,21 @@ pub(crate) struct Call {
     body: Bytes,
     time: Duration,
     token: Option<Secret>,
+    proof: Option<Secret>,
 }
 
 impl Call {
     /// `path` is literal; what varies is appended with [`Call::segment`].
     pub(crate) fn new(method: Method, path: &str) -> Self {
-        Self { method, path: path.to_owned(), query: Vec::new(), body: Bytes::new(), time: LIMITS.time, token: None }
+        Self {
+            method,
+            path: path.to_owned(),
+            query: Vec::new(),
+            body: Bytes::new(),
+            time: LIMITS.time,
+            token: None,
+            proof: None,
+        }
     }
 
     pub(crate) fn segment(mut self, segment: &str) -> Self {
@@ -83,6 +93,12 @@ impl Call {
     /// With this token instead of the client's.
     pub(crate) fn token(mut self, token: &Secret) -> Self {
         self.token = Some(token.clone());
+        self
+    }
+
+    /// Its body holds this secret, which an answer may repeat.
+    pub(crate) fn proof(mut self, proof: &Secret) -> Self {
+        self.proof = Some(proof.clone());
         self
     }
 
@@ -162,13 +178,27 @@ impl Client {
     async fn send_to(&self, server: usize, call: Call) -> Result<Response, Error> {
         let named = call.named();
         let limits = Limits { time: call.time.min(self.most), ..LIMITS };
-        let request = self.request(server, call)?;
+        let token = self.token_of(&call)?;
+        let secrets = [token.clone(), call.proof.clone(), self.config.authorization.clone()];
+        let request = self.request(server, call, token.as_ref())?;
         let response = self.http[server].send(request, limits).await;
         let response = response.map_err(|source| Error::from_http(named.clone(), source))?;
-        if response.status.is_success() { Ok(response) } else { Err(Error::from_response(named, &response)) }
+        if response.status.is_success() {
+            return Ok(response);
+        }
+        let secrets = secrets.iter().flatten().collect::<Vec<_>>();
+        Err(Error::from_response(named, response.status, response.excerpt_without(&secrets)))
     }
 
-    fn request(&self, server: usize, call: Call) -> Result<http::Request, Error> {
+    fn token_of(&self, call: &Call) -> Result<Option<Secret>, Error> {
+        match (&call.token, &self.config.token) {
+            (Some(token), _) => Ok(Some(token.clone())),
+            (None, Some(source)) => Ok(Some(source.read()?)),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn request(&self, server: usize, call: Call, token: Option<&Secret>) -> Result<http::Request, Error> {
         let named = call.named();
         let Config { namespace, partition, datacenter, .. } = &self.config;
         let scope = [("ns", namespace), ("partition", partition), ("dc", datacenter)];
@@ -188,13 +218,8 @@ impl Client {
         if let Some(authorization) = &self.config.authorization {
             request = request.header(AUTHORIZATION, sensitive(&named, authorization)?);
         }
-        let token = match (call.token, &self.config.token) {
-            (Some(token), _) => Some(token),
-            (None, Some(source)) => Some(source.read()?),
-            (None, None) => None,
-        };
         if let Some(token) = token {
-            request = request.header(TOKEN, sensitive(&named, &token)?);
+            request = request.header(TOKEN, sensitive(&named, token)?);
         }
         request.body(call.body.into()).map_err(|source| Error::Undecodable { request: named, source: source.into() })
     }
@@ -211,5 +236,5 @@ fn sensitive(request: &str, secret: &Secret) -> Result<HeaderValue, Error> {
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(request: String, response: &Response) -> Result<T, Error> {
-    serde_json::from_slice(&response.body).map_err(|source| Error::Undecodable { request, source: source.into() })
+    json::decode(&response.body).map_err(|source| Error::Undecodable { request, source: source.into() })
 }

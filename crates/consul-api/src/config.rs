@@ -1,14 +1,14 @@
 //! Where Consul is and how to get in: Consul's own environment variables.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Uri;
 use sidecar_kit::env::Env;
 use sidecar_kit::file::files_below;
-use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
-use sidecar_kit::tls::{Identity, TlsOptions};
+use sidecar_kit::secret::{Secret, SecretFileError, SecretSource, shown, shown_path};
+use sidecar_kit::tls::{Authorities, Identity, IdentityError, PemError, PublicAuthoritiesError, TlsOptions};
 
 /// How to reach an agent. The variables' meaning is Consul's own ("Consul Commands (CLI)", environment variables).
 #[derive(Debug, Clone, Default)]
@@ -28,41 +28,61 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// It holds something else than it may.
-    #[error("{variable} is {value:?}: expected {expected}")]
+    #[error("{variable} is {value}: expected {expected}")]
     Invalid {
         /// Its name.
         variable: &'static str,
-        /// What it held; not where that may be a password or a key.
+        /// What it held, in quotes; not where that may be a password or a key.
         value: String,
         /// What would do.
         expected: &'static str,
     },
     /// It names a file that cannot be read.
-    #[error("{variable}: cannot read {}", path.display())]
+    #[error("{variable}: cannot read {file}")]
     File {
         /// Its name.
         variable: &'static str,
-        /// The file.
-        path: PathBuf,
+        /// The file's name; not where the variable holds the file's text.
+        file: String,
         /// The cause.
         source: std::io::Error,
     },
+    /// It holds, or its file does, a certificate or a key that cannot be used.
+    #[error("{variable}: {what} cannot be used")]
+    Pem {
+        /// Its name.
+        variable: &'static str,
+        /// The file's name, or that it is the variable's own text.
+        what: String,
+        /// The cause.
+        source: PemError,
+    },
+    /// A certificate without its key, or a key without its certificate.
+    #[error("{given} is set without {missing}: expected both or neither")]
+    HalfIdentity {
+        /// The variable that is set.
+        given: &'static str,
+        /// The one that is not.
+        missing: &'static str,
+    },
+    /// No certificate is given for https, and the public authorities cannot be read.
+    #[error("whom to trust for https, without CONSUL_CACERT")]
+    PublicAuthorities(#[from] PublicAuthoritiesError),
     /// `CONSUL_HTTP_AUTH_FILE` names a file that cannot be read.
     #[error("CONSUL_HTTP_AUTH_FILE")]
     Auth(#[from] SecretFileError),
-    /// The certificates or the server name are not usable.
-    #[error(
-        "CONSUL_CACERT_PEM, CONSUL_CACERT, CONSUL_CAPATH, CONSUL_TLS_SERVER_NAME, CONSUL_CLIENT_CERT or CONSUL_CLIENT_KEY is \
-         not usable"
-    )]
+    /// The server name is none, or the client's certificate and key don't belong together.
+    #[error("CONSUL_TLS_SERVER_NAME, or CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY, cannot be used")]
     Tls(#[from] sidecar_kit::tls::TlsOptionsError),
 }
 
 impl ConfigError {
     fn invalid(variable: &'static str, value: &str, expected: &'static str) -> Self {
-        // Who writes a password into an address, or a key where its file belongs, is not to find it in the log.
-        let hidden = value.contains('@') || value.contains("-----BEGIN");
-        Self::Invalid { variable, value: if hidden { "(not shown)" } else { value }.to_owned(), expected }
+        Self::Invalid { variable, value: shown(value), expected }
+    }
+
+    fn file(variable: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::File { variable, file: shown_path(path), source }
     }
 }
 
@@ -76,7 +96,7 @@ impl Config {
     /// | `CONSUL_HTTP_AUTH_FILE`, `CONSUL_HTTP_AUTH` | `user:password` of basic authentication; the file wins | none |
     /// | `CONSUL_HTTP_SSL` | `true`: `https`, also where the address says `http` | `false` |
     /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: any server certificate will do | `true` |
-    /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | none |
+    /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | for https [`Authorities::public`] |
     /// | `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` | files: the certificate and key for mutual TLS | none |
     /// | `CONSUL_TLS_SERVER_NAME` | the name in the server's certificate | the address's host |
     /// | `CONSUL_NAMESPACE`, `CONSUL_PARTITION` | Consul Enterprise's | none |
@@ -84,18 +104,24 @@ impl Config {
     /// # Errors
     /// When one of them cannot be used; the error names it.
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
+        let bases = bases(env)?;
+        let insecure = !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?;
+        let authorities = match authorities(env)? {
+            Some(authorities) => authorities,
+            None if !insecure && bases.iter().any(|base| base.starts_with("https:")) => Authorities::public(env)?,
+            None => Authorities::default(),
+        };
         Ok(Self {
-            bases: bases(env)?,
+            bases,
             token: env.secret("CONSUL_HTTP_TOKEN"),
             authorization: authorization(env)?,
             namespace: env.get("CONSUL_NAMESPACE").map(str::to_owned),
             partition: env.get("CONSUL_PARTITION").map(str::to_owned),
             datacenter: None,
             tls: TlsOptions {
-                authorities: authorities(env)?,
-                public_authorities: &[],
+                authorities,
                 server_name: env.get("CONSUL_TLS_SERVER_NAME").map(str::to_owned),
-                insecure: !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?,
+                insecure,
                 identity: identity(env)?,
             },
         })
@@ -206,40 +232,54 @@ fn authorization(env: &Env) -> Result<Option<Secret>, ConfigError> {
     Ok(Some(Secret::new(format!("Basic {}", BASE64_STANDARD.encode(credentials)))))
 }
 
-fn authorities(env: &Env) -> Result<Vec<Vec<u8>>, ConfigError> {
-    if let Some(pem) = env.get("CONSUL_CACERT_PEM") {
-        return Ok(vec![pem.as_bytes().to_vec()]);
+fn authorities(env: &Env) -> Result<Option<Authorities>, ConfigError> {
+    let variable = "CONSUL_CACERT_PEM";
+    if let Some(pem) = env.get(variable) {
+        let what = "its text".to_owned();
+        let authorities = Authorities::from_pem(pem.as_bytes());
+        return authorities.map(Some).map_err(|source| ConfigError::Pem { variable, what, source });
     }
+    let in_file = |variable, path: &Path| {
+        let pem = read(variable, path)?;
+        Authorities::from_pem(&pem).map_err(|source| ConfigError::Pem { variable, what: shown_path(path), source })
+    };
     if let Some(path) = env.get("CONSUL_CACERT") {
-        return Ok(vec![read("CONSUL_CACERT", path.into())?]);
+        return in_file("CONSUL_CACERT", Path::new(path)).map(Some);
     }
     let variable = "CONSUL_CAPATH";
-    let Some(directory) = env.get(variable).map(PathBuf::from) else { return Ok(Vec::new()) };
-    let failed = |source| ConfigError::File { variable, path: directory.clone(), source };
-    files_below(&directory).map_err(failed)?.into_iter().map(|path| read(variable, path)).collect()
+    let Some(directory) = env.get(variable).map(Path::new) else { return Ok(None) };
+    let files = files_below(directory).map_err(|source| ConfigError::file(variable, directory, source))?;
+    if files.is_empty() {
+        let (what, source) = (shown_path(directory), PemError::NoCertificate);
+        return Err(ConfigError::Pem { variable, what, source });
+    }
+    let mut all = Authorities::default();
+    for file in files {
+        all.extend([in_file(variable, &file)?]);
+    }
+    Ok(Some(all))
 }
 
 fn identity(env: &Env) -> Result<Option<Identity>, ConfigError> {
     let (certificate, key) = ("CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY");
-    let given = |variable| match env.get(variable) {
-        Some(value) if value.contains("-----BEGIN") => {
-            Err(ConfigError::invalid(variable, value, "the name of a file that holds it"))
-        }
-        given => Ok(given),
-    };
-    match (given(certificate)?, given(key)?) {
+    match (env.get(certificate).map(Path::new), env.get(key).map(Path::new)) {
         (None, None) => Ok(None),
         (Some(certificate_file), Some(key_file)) => {
-            let key = String::from_utf8_lossy(&read(key, key_file.into())?).into_owned();
-            Ok(Some(Identity { certificate: read(certificate, certificate_file.into())?, key: Secret::new(key) }))
+            let identity = Identity::from_pem(&read(certificate, certificate_file)?, &read(key, key_file)?);
+            identity.map(Some).map_err(|error| match error {
+                IdentityError::Certificate(source) => {
+                    ConfigError::Pem { variable: certificate, what: shown_path(certificate_file), source }
+                }
+                IdentityError::Key(source) => ConfigError::Pem { variable: key, what: shown_path(key_file), source },
+            })
         }
-        (Some(file), None) => Err(ConfigError::invalid(certificate, file, "CONSUL_CLIENT_KEY set too")),
-        (None, Some(file)) => Err(ConfigError::invalid(key, file, "CONSUL_CLIENT_CERT set too")),
+        (Some(_), None) => Err(ConfigError::HalfIdentity { given: certificate, missing: key }),
+        (None, Some(_)) => Err(ConfigError::HalfIdentity { given: key, missing: certificate }),
     }
 }
 
-fn read(variable: &'static str, path: PathBuf) -> Result<Vec<u8>, ConfigError> {
-    std::fs::read(&path).map_err(|source| ConfigError::File { variable, path, source })
+fn read(variable: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
+    std::fs::read(path).map_err(|source| ConfigError::file(variable, path, source))
 }
 
 /// A variable that is true or false, in any of the spellings that Go's `strconv.ParseBool` takes.

@@ -1,7 +1,7 @@
 //! What can go wrong between a task and its agent, typed by status and body.
 
 use hyper::StatusCode;
-use sidecar_kit::http::{self, Response};
+use sidecar_kit::http;
 use sidecar_kit::secret::SecretFileError;
 
 /// A request to Consul that failed. Messages name the request, never a token.
@@ -144,9 +144,8 @@ impl Error {
     }
 
     /// The error that a status other than success stands for.
-    pub(crate) fn from_response(request: String, response: &Response) -> Self {
-        let body = response.excerpt();
-        match response.status {
+    pub(crate) fn from_response(request: String, status: StatusCode, body: String) -> Self {
+        match status {
             StatusCode::FORBIDDEN => Self::PermissionDenied { request, body },
             StatusCode::NOT_FOUND => Self::NotFound { request, body },
             StatusCode::BAD_REQUEST if unknown_field(&body).is_some() => {
@@ -168,7 +167,7 @@ impl Error {
                     // What a server said to an agent, passed on as the agent's own failure.
                     Self::PermissionDenied { request, body }
                 } else {
-                    Self::Refused { request, status: response.status, body }
+                    Self::Refused { request, status, body }
                 }
             }
             status => Self::Refused { request, status, body },

@@ -21,7 +21,7 @@ mod start;
 pub use acl::{AclLink, NewPolicy, Policy, Role, ServiceIdentity, Token, TokenEntry, TokenGrants};
 pub use agent::{
     AgentCheck, AgentSelf, AgentSelfConfig, AgentService, CheckDefinition, CheckStatus, ExposeConfig, ExposePath,
-    MeshGatewayConfig, Proxy, ServiceAddress, ServiceKind, ServiceRegistration, Upstream, Weights,
+    MeshGatewayConfig, Proxy, ServiceAddress, ServiceKind, ServiceRegistration, Upstream, Weights, XdsPort,
 };
 pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, ServiceHealth};
 pub use client::Client;

@@ -44,7 +44,7 @@ impl Client {
         }
         let Login { method, bearer_token, meta } = login;
         let body = Body { auth_method: method, bearer_token: bearer_token.expose(), meta };
-        self.fetch(Call::new(Method::POST, "/v1/acl/login").json(&body).within(LOGIN_TIME)).await
+        self.fetch(Call::new(Method::POST, "/v1/acl/login").json(&body).proof(bearer_token).within(LOGIN_TIME)).await
     }
 
     /// Destroys a token that a login made. One that is gone already is as good.

@@ -11,6 +11,7 @@ use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
+use sidecar_kit::secret::Secret;
 
 /// Two servers that answer every request like an agent and tell what they were asked: `plain` or `tls(<server name>)`,
 /// then the request's head.
@@ -161,8 +162,16 @@ fn a_value_that_cannot_be_used_is_named_with_what_would_do() {
         ("CONSUL_HTTP_SSL_VERIFY", "no", "expected true or false"),
         ("CONSUL_CACERT", "/does/not/exist", "CONSUL_CACERT: cannot read /does/not/exist: No such file"),
         ("CONSUL_CAPATH", "/does/not/exist", "CONSUL_CAPATH: cannot read /does/not/exist: No such file"),
-        ("CONSUL_CLIENT_CERT", "/cert.pem", r#"CONSUL_CLIENT_CERT is "/cert.pem": expected CONSUL_CLIENT_KEY set too"#),
-        ("CONSUL_CLIENT_KEY", "/key.pem", r#"CONSUL_CLIENT_KEY is "/key.pem": expected CONSUL_CLIENT_CERT set too"#),
+        (
+            "CONSUL_CLIENT_CERT",
+            "/cert.pem",
+            "CONSUL_CLIENT_CERT is set without CONSUL_CLIENT_KEY: expected both or neither",
+        ),
+        (
+            "CONSUL_CLIENT_KEY",
+            "/key.pem",
+            "CONSUL_CLIENT_KEY is set without CONSUL_CLIENT_CERT: expected both or neither",
+        ),
     ];
     for (variable, value, expected) in rows {
         let error = Config::from_env(&Env::from_iter([(variable, value)])).unwrap_err();
@@ -170,17 +179,117 @@ fn a_value_that_cannot_be_used_is_named_with_what_would_do() {
     }
     for address in ["ftp://user:passw0rd@consul", "http://user:passw0rd,more@consul", "http://user:passw0rd@consul:x"] {
         let error = Config::from_env(&Env::from_iter([("CONSUL_HTTP_ADDR", address)])).unwrap_err().to_string();
-        assert!(error.starts_with("CONSUL_HTTP_ADDR is \"(not shown)\": expected "), "{error}");
+        assert!(error.starts_with("CONSUL_HTTP_ADDR is a value that is not shown: expected "), "{error}");
     }
-    let key = "-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----";
-    let error = Config::from_env(&Env::from_iter([("CONSUL_CLIENT_KEY", key)])).unwrap_err().to_string();
-    assert!(error.starts_with("CONSUL_CLIENT_KEY is \"(not shown)\": expected "), "{error}");
     let with_password = Env::from_iter([("CONSUL_HTTP_ADDR", "http://user:passw0rd@consul")]);
     let error = one_line(&Config::from_env(&with_password).unwrap_err());
     assert!(error.contains("CONSUL_HTTP_AUTH") && !error.contains("passw0rd"), "{error}");
-    let bad = Env::from_iter([("CONSUL_HTTP_ADDR", "https://consul"), ("CONSUL_CACERT_PEM", "hello")]);
-    let error = Config::from_env(&bad).and_then(Client::new).unwrap_err();
-    assert!(one_line(&error).contains("no certificate in the PEM text"), "{}", one_line(&error));
+}
+
+#[test]
+fn what_is_no_pem_is_named_with_its_variable_and_not_shown() {
+    let made = rcgen::generate_simple_self_signed(["consul.test".to_owned()]).unwrap();
+    let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(directory.path().join(name), text).unwrap();
+        directory.path().join(name).to_str().unwrap().to_owned()
+    };
+    let (good, good_key) = (file("good", &certificate), file("good.key", &key));
+    let one_line_pem = format!("{certificate}{key}").replace('\n', "\\n");
+    let bad = file("bad", &one_line_pem);
+    let empty = file("empty", "");
+    let identity = |certificate: &str, key: &str| {
+        vec![("CONSUL_CLIENT_CERT", certificate.to_owned()), ("CONSUL_CLIENT_KEY", key.to_owned())]
+    };
+    let cases = [
+        (
+            vec![("CONSUL_CACERT_PEM", one_line_pem.clone())],
+            "CONSUL_CACERT_PEM: its text cannot be used: its line breaks",
+        ),
+        (vec![("CONSUL_CACERT", bad.clone())], "CONSUL_CACERT: /"),
+        (vec![("CONSUL_CACERT", empty)], "it holds no certificate"),
+        (vec![("CONSUL_CACERT", certificate.clone())], "CONSUL_CACERT: cannot read a file: the variable holds a text"),
+        (vec![("CONSUL_CAPATH", directory.path().to_str().unwrap().to_owned())], "CONSUL_CAPATH: /"),
+        (identity(&bad, &good_key), "CONSUL_CLIENT_CERT: /"),
+        (identity(&good, &bad), "CONSUL_CLIENT_KEY: /"),
+        (identity(&good, &good), "it is not a private key"),
+        (identity(&good, &key), "CONSUL_CLIENT_KEY: cannot read a file: the variable holds a text"),
+        (
+            vec![("CONSUL_HTTP_SSL_VERIFY", key.clone())],
+            "CONSUL_HTTP_SSL_VERIFY is a value that is not shown: expected true",
+        ),
+        (vec![("CONSUL_HTTP_AUTH_FILE", key.clone())], "CONSUL_HTTP_AUTH_FILE: cannot read the secret in a file"),
+    ];
+    for (variables, expected) in cases {
+        let error = Config::from_env(&Env::from_iter(variables)).unwrap_err();
+        let line = one_line(&error);
+        assert!(line.contains(expected) && line.len() < 400, "{expected}: {line}");
+        for pem in [&certificate, &key] {
+            let middle = &pem.lines().nth(1).unwrap()[20..50];
+            assert!(!format!("{line} {error:?}").contains(middle), "{line}");
+        }
+    }
+}
+
+#[test]
+fn https_without_an_authority_trusts_the_public_ones() {
+    let servers = Servers::start();
+    let https = format!("https://{}", servers.tls);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), &servers.authority).unwrap();
+    let path = file.path().to_str().unwrap();
+    let address = ("CONSUL_HTTP_ADDR", https.as_str());
+    assert!(servers.outcome(&[address, ("SSL_CERT_FILE", path)]).contains("tls() GET /v1"));
+    let unknown = servers.outcome(&[address]);
+    assert!(
+        unknown.contains("TLS with https://127.0.0.1") && unknown.contains("invalid peer certificate"),
+        "{unknown}"
+    );
+    // What is given for Consul stands alone.
+    let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap().cert.pem();
+    let given = servers.outcome(&[address, ("SSL_CERT_FILE", path), ("CONSUL_CACERT_PEM", &other)]);
+    assert!(given.contains("invalid peer certificate"), "{given}");
+    let gone = servers.outcome(&[address, ("SSL_CERT_FILE", "/gone")]);
+    assert_eq!(
+        gone,
+        "whom to trust for https, without CONSUL_CACERT: SSL_CERT_FILE: cannot read /gone: No such file or directory (os error 2)"
+    );
+    assert!(servers.outcome(&[("CONSUL_HTTP_ADDR", &servers.plain), ("SSL_CERT_FILE", "/gone")]).contains("plain GET"));
+}
+
+#[test]
+fn a_server_that_repeats_what_it_was_sent_does_not_bring_it_into_the_log() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = vec![0; 8192];
+            let Ok(read) = stream.read(&mut head) else { continue };
+            let text = String::from_utf8_lossy(&head[..read]);
+            // The header fields, then the body.
+            let sent = text.split_once("\r\n").unwrap().1;
+            let _ = write!(
+                stream,
+                "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{sent}",
+                sent.len()
+            );
+        }
+    });
+    let env = Env::from_iter([
+        ("CONSUL_HTTP_ADDR", address.as_str()),
+        ("CONSUL_HTTP_TOKEN", "5ec3e7-token"),
+        ("CONSUL_HTTP_AUTH", "user:5ec3e7"),
+    ]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let proof = Secret::new("{\"5ec3e7\":\"x\"}");
+    let meta = std::collections::BTreeMap::new();
+    let login = runtime.block_on(client.login(consul_api::Login { method: "m", bearer_token: &proof, meta: &meta }));
+    for line in [one_line(&runtime.block_on(client.leader()).unwrap_err()), one_line(&login.unwrap_err())] {
+        assert!(line.contains("x-consul-token: …") && !line.contains("5ec3e7") && !line.contains("dXNlcj"), "{line}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The document: every field of consul-ecs 0.6's schema, how it is read and what it is for.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
@@ -111,8 +112,9 @@ pub struct Weights {
     pub warning: i64,
 }
 
-/// One of `service.checks`: the fields of Consul's "Register Check", durations as Consul writes them (`10s`).
-#[derive(Debug, Clone, PartialEq, Default)]
+/// One of `service.checks`: the fields of Consul's "Register Check", durations as Consul writes them (`10s`). `Debug` shows
+/// neither `header` nor `body`.
+#[derive(Clone, PartialEq, Default)]
 #[expect(missing_docs, reason = "Consul's own names, described in its HTTP API under \"Register Check\"")]
 pub struct Check {
     pub check_id: Option<String>,
@@ -151,8 +153,8 @@ pub enum CheckStatus {
     Maintenance,
 }
 
-/// `proxy`.
-#[derive(Debug, Clone, PartialEq)]
+/// `proxy`. `Debug` doesn't show its configuration.
+#[derive(Clone, PartialEq)]
 pub struct Proxy {
     /// Opaque configuration, passed on as it is.
     pub config: Map<String, Value>,
@@ -178,8 +180,8 @@ impl Default for Proxy {
     }
 }
 
-/// One of `proxy.upstreams`.
-#[derive(Debug, Clone, PartialEq)]
+/// One of `proxy.upstreams`. `Debug` doesn't show its configuration.
+#[derive(Clone, PartialEq)]
 pub struct Upstream {
     /// A service or a prepared query; Consul's default is a service.
     pub destination_type: Option<DestinationType>,
@@ -248,8 +250,8 @@ pub enum ExposeProtocol {
     Http2,
 }
 
-/// `gateway`.
-#[derive(Debug, Clone, PartialEq)]
+/// `gateway`. `Debug` doesn't show its configuration.
+#[derive(Clone, PartialEq)]
 pub struct Gateway {
     /// Which kind of gateway.
     pub kind: GatewayKind,
@@ -289,6 +291,21 @@ pub struct Address {
     /// A port.
     pub port: Option<u16>,
 }
+
+/// Headers, bodies and opaque configuration may hold credentials.
+macro_rules! debug_with {
+    ($type:ident: $($field:ident),+) => {
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($type))$(.field(stringify!($field), &self.$field))+.finish_non_exhaustive()
+            }
+        }
+    };
+}
+debug_with!(Check: check_id, name);
+debug_with!(Proxy: public_listener_port, upstreams, mesh_gateway, expose);
+debug_with!(Upstream: destination_name, local_bind_address, local_bind_port);
+debug_with!(Gateway: kind, name, lan_address, wan_address);
 
 impl Config {
     /// Reads the document and holds the rules to it.

@@ -1,5 +1,6 @@
 //! What we ask of a document beyond its schema: each rule with its name, on the document as it was written.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use serde_json::Value;
@@ -55,9 +56,19 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "port-once",
-        about: "No port stands twice: the service's, the public listener's, those of upstreams and exposed paths. Not for a gateway.",
+        about: "No two listeners of the task have the same address and port: the app's (127.0.0.1 and `service.port`), those of \
+                upstreams, the public listener's, those of exposed paths, and those of `envoy_prometheus_bind_addr` and \
+                `envoy_stats_bind_addr` in `proxy.config`. The public listener and exposed paths are on all addresses, as \
+                `0.0.0.0` and `::` are. Not for a gateway.",
         warns: false,
         check: port_once,
+    },
+    Rule {
+        name: "port-of-a-sidecar",
+        about: "A listener has none of the ports of the task's own Consul agent and of Envoy's admin interface, as they are \
+                unless configured: 8301 on all addresses, 8500, 8502, 8600 and 19000 on loopback.",
+        warns: true,
+        check: port_of_a_sidecar,
     },
     Rule {
         name: "upstream-name",
@@ -192,23 +203,117 @@ fn port_range(document: &Value, broken: &mut Broken) {
     }
 }
 
-/// App and Envoy share the task's network namespace: the second of two listeners on the same port would not start, or silently get
-/// nothing.
+/// Where a listener of the task is.
+struct Listener {
+    path: String,
+    host: Host,
+    port: i64,
+}
+
+/// The host part of a listener's address.
+#[derive(PartialEq)]
+enum Host {
+    All,
+    Ip(IpAddr),
+    /// Envoy takes no names; two that are the same are the same place.
+    Name(String),
+}
+
+const LOOPBACK: Host = Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+
+impl Host {
+    fn of(text: &str) -> Self {
+        match text.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+            Ok(ip) if ip.is_unspecified() => Self::All,
+            Ok(ip) => Self::Ip(ip),
+            Err(_) if text.is_empty() || text == "localhost" => LOOPBACK,
+            Err(_) => Self::Name(text.to_owned()),
+        }
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        *self == Self::All || *other == Self::All || self == other
+    }
+}
+
+impl Listener {
+    fn at(path: impl Into<String>, host: Host, port: &Value) -> Option<Self> {
+        let port = whole_number(port).filter(|port| PORT.contains(port))?;
+        Some(Self { path: path.into(), host, port })
+    }
+
+    fn shown(&self) -> String {
+        match &self.host {
+            Host::All => self.port.to_string(),
+            Host::Ip(ip @ IpAddr::V6(_)) => format!("[{ip}]:{}", self.port),
+            Host::Ip(ip) => format!("{ip}:{}", self.port),
+            Host::Name(name) => format!("{}:{}", describe_value(&name.as_str().into()), self.port),
+        }
+    }
+}
+
+/// The app's listener and Envoy's, the public one first.
+fn listeners(document: &Value) -> Vec<Listener> {
+    let (service, proxy) = (&document["service"], &document["proxy"]);
+    let port = &proxy["publicListenerPort"];
+    let public = if whole_number(port).unwrap_or(0) == 0 { Value::from(PUBLIC_LISTENER_PORT) } else { port.clone() };
+    let upstreams = upstreams(document).map(|(path, upstream)| {
+        let host = Host::of(upstream["localBindAddress"].as_str().unwrap_or_default());
+        Listener::at(format!("{path}.localBindPort"), host, &upstream["localBindPort"])
+    });
+    let exposed = exposed(document)
+        .map(|(path, exposed)| Listener::at(format!("{path}.listenerPort"), Host::All, &exposed["listenerPort"]));
+    let options = ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"].map(|option| {
+        let (host, port) = proxy["config"][option].as_str()?.rsplit_once(':')?;
+        let host = Host::of(host.trim_start_matches('[').trim_end_matches(']'));
+        Listener::at(format!("proxy.config.{option}"), host, &port.parse::<i64>().ok()?.into())
+    });
+    let public = Listener::at("proxy.publicListenerPort", Host::All, &public);
+    let service = Listener::at("service.port", LOOPBACK, &service["port"]);
+    [public, service].into_iter().chain(upstreams).chain(exposed).chain(options).flatten().collect()
+}
+
+/// App and Envoy share the task's network namespace: the second of two listeners at the same place would not start, or silently
+/// get nothing.
 fn port_once(document: &Value, broken: &mut Broken) {
     if document["gateway"].is_object() {
         return;
     }
-    let public = whole_number(&document["proxy"]["publicListenerPort"]).filter(|port| *port != 0);
-    let mut taken = vec![public.unwrap_or(PUBLIC_LISTENER_PORT.into())];
-    let service = std::iter::once(("service.port".to_owned(), &document["service"]["port"]));
-    let upstreams = upstreams(document).map(|(path, value)| (format!("{path}.localBindPort"), &value["localBindPort"]));
-    let exposed = exposed(document).map(|(path, value)| (format!("{path}.listenerPort"), &value["listenerPort"]));
-    for (path, port) in service.chain(upstreams).chain(exposed) {
-        let Some(port) = whole_number(port).filter(|port| PORT.contains(port)) else { continue };
-        if taken.contains(&port) {
-            broken.got(path, port.to_string(), "a port that no other listener of this task has");
+    let listeners = listeners(document);
+    for (index, listener) in listeners.iter().enumerate() {
+        let same = |other: &Listener| other.port == listener.port && other.host.meets(&listener.host);
+        if listeners[..index].iter().any(same) {
+            broken.got(&listener.path, listener.shown(), "an address and port that no other listener of this task has");
         }
-        taken.push(port);
+    }
+}
+
+/// What else listens in a task: port, on all addresses or on loopback, and whose it is.
+const SIDECARS: [(i64, Host, &str); 5] = [
+    (8301, Host::All, "the gossip of the task's Consul agent"),
+    (8500, LOOPBACK, "the HTTP API of the task's Consul agent"),
+    (8502, LOOPBACK, "gRPC of the task's Consul agent"),
+    (8600, LOOPBACK, "DNS of the task's Consul agent"),
+    (19000, LOOPBACK, "Envoy's admin interface"),
+];
+
+fn port_of_a_sidecar(document: &Value, broken: &mut Broken) {
+    let gateway = &document["gateway"];
+    let listeners = if gateway.is_object() {
+        let lan = &gateway["lanAddress"];
+        let host = lan["address"].as_str().filter(|host| !host.is_empty()).map_or(Host::All, Host::of);
+        Listener::at("gateway.lanAddress.port", host, &lan["port"]).into_iter().collect()
+    } else {
+        listeners(document)
+    };
+    let loopback_v6 = Host::Ip(Ipv6Addr::LOCALHOST.into());
+    for listener in listeners {
+        let taken = SIDECARS.iter().find(|(port, host, _)| {
+            *port == listener.port && (host.meets(&listener.host) || *host == LOOPBACK && listener.host == loopback_v6)
+        });
+        if let Some((port, _, whose)) = taken {
+            broken.got(listener.path.as_str(), listener.shown(), format!("another port: {port} is that of {whose}"));
+        }
     }
 }
 

@@ -238,6 +238,99 @@ fn each_rule_is_held_by_its_name() {
     assert_eq!(broken(|d| d["service"]["checks"][0]["failuresBeforeCritical"] = json!(65536)), ["check-count"]);
 }
 
+/// The rules that a document breaks whose app is on port 9090 and whose proxy is this.
+fn broken_by(proxy: Value) -> Vec<&'static str> {
+    let document = json!({ "bootstrapDir": "/consul", "service": { "port": 9090 }, "proxy": proxy });
+    rules::broken(&document).into_iter().map(|(rule, _)| rule.name).collect()
+}
+
+#[test]
+fn listeners_are_told_apart_by_address_and_port() {
+    let upstreams = |addresses: &[(&str, u16)]| {
+        let upstream = |(address, port): &(&str, u16)| json!({ "destinationName": "a", "localBindAddress": address, "localBindPort": port });
+        broken_by(json!({ "upstreams": addresses.iter().map(upstream).collect::<Vec<_>>() }))
+    };
+    let none: [&str; 0] = [];
+    for apart in [
+        [("127.0.0.2", 9090), ("127.0.0.3", 9090)],
+        [("", 5432), ("127.0.0.2", 5432)],
+        [("127.0.0.1", 5432), ("::1", 5432)],
+        [("127.0.0.1", 5432), ("127.0.0.1", 5433)],
+    ] {
+        assert_eq!(upstreams(&apart), none, "{apart:?}");
+    }
+    for same in [
+        [("", 5432), ("127.0.0.1", 5432)],
+        [("localhost", 5432), ("127.0.0.1", 5432)],
+        [("::ffff:127.0.0.2", 5432), ("127.0.0.2", 5432)],
+        [("::1", 5432), ("0:0:0:0:0:0:0:1", 5432)],
+        [("0.0.0.0", 5432), ("127.0.0.2", 5432)],
+        [("127.0.0.2", 5432), ("::", 5432)],
+        [("127.0.0.2", 20000), ("127.0.0.2", 5432)],
+        [("127.0.0.1", 9090), ("127.0.0.2", 5432)],
+        [("0.0.0.0", 9090), ("127.0.0.2", 5432)],
+    ] {
+        assert_eq!(upstreams(&same), ["port-once"], "{same:?}");
+    }
+    let exposed = json!({ "paths": [{ "path": "/", "listenerPort": 5432, "localPathPort": 9090 }] });
+    let upstream = json!([{ "destinationName": "a", "localBindAddress": "127.0.0.2", "localBindPort": 5432 }]);
+    assert_eq!(broken_by(json!({ "upstreams": upstream, "expose": exposed })), ["port-once"]);
+    let scraped =
+        |bind: &str| broken_by(json!({ "upstreams": upstream, "config": { "envoy_prometheus_bind_addr": bind } }));
+    assert_eq!(scraped("127.0.0.2:5432"), ["port-once"]);
+    assert_eq!(scraped("[::]:5432"), ["port-once"]);
+    assert_eq!(scraped("127.0.0.3:5432"), none);
+}
+
+#[test]
+fn ports_of_the_agent_and_of_envoy_s_admin_interface_are_warned_of() {
+    let none: [&str; 0] = [];
+    let upstream = |address: &str, port: u16| {
+        broken_by(
+            json!({ "upstreams": [{ "destinationName": "a", "localBindAddress": address, "localBindPort": port }] }),
+        )
+    };
+    for port in [8301, 8500, 8502, 8600, 19000] {
+        assert_eq!(upstream("", port), ["port-of-a-sidecar"], "{port}");
+        assert_eq!(upstream("::1", port), ["port-of-a-sidecar"], "{port}");
+        assert_eq!(broken_by(json!({ "publicListenerPort": port })), ["port-of-a-sidecar"], "{port}");
+        let app = json!({ "bootstrapDir": "/consul", "service": { "port": port } });
+        assert!(matches!(&rules::broken(&app)[..], [(rule, _)] if rule.warns), "{port}");
+        let gateway = |address: &str| {
+            let lan = json!({ "address": address, "port": port });
+            let document =
+                json!({ "bootstrapDir": "/consul", "gateway": { "kind": "mesh-gateway", "lanAddress": lan } });
+            rules::broken(&document).into_iter().map(|(rule, _)| rule.name).collect::<Vec<_>>()
+        };
+        assert_eq!(gateway(""), ["port-of-a-sidecar"], "{port}");
+        assert_eq!(gateway("10.0.0.1").is_empty(), port != 8301, "{port}");
+    }
+    assert_eq!(upstream("127.0.0.2", 8500), none);
+    assert_eq!(upstream("127.0.0.2", 8301), ["port-of-a-sidecar"]);
+    let text = json!({
+        "bootstrapDir": "/consul", "service": { "port": 9090 }, "proxy": { "publicListenerPort": 8502 },
+    });
+    let config = Config::parse(&text.to_string()).unwrap();
+    assert_eq!(
+        config.warnings,
+        ["proxy.publicListenerPort: expected another port: 8502 is that of gRPC of the task's Consul agent, got 8502 \
+          [port-of-a-sidecar]"]
+    );
+}
+
+#[test]
+fn debug_shows_neither_opaque_configuration_nor_a_check_s_header() {
+    let config = json!({ "envoy_statsd_url": "5ec3e7" });
+    let document = json!({
+        "bootstrapDir": "/consul",
+        "service": { "port": 9090, "checks": [{ "http": "http://127.0.0.1", "header": { "A": ["5ec3e7"] }, "body": "5ec3e7" }] },
+        "proxy": { "config": config, "upstreams": [{ "destinationName": "a", "localBindPort": 1, "config": config }] },
+        "gateway": { "kind": "mesh-gateway", "proxy": { "config": config } },
+    });
+    let shown = format!("{:?}", Config::parse(&document.to_string()).unwrap());
+    assert!(!shown.contains("5ec3e7"), "{shown}");
+}
+
 #[test]
 fn the_reference_documents_are_read() {
     let Some(reference) = std::env::var_os("REFERENCE_DIR") else {

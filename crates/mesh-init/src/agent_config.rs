@@ -12,7 +12,8 @@ use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::file::{WriteError, write_atomically};
 use sidecar_kit::log;
-use sidecar_kit::secret::{Secret, SecretFileError};
+use sidecar_kit::secret::{Secret, SecretFileError, shown_path};
+use sidecar_kit::tls::{CertificatesPem, PemError};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::login::{self, Login, LoginError, Settings};
@@ -30,10 +31,12 @@ pub struct Options {
     pub output: PathBuf,
     /// Where the agent keeps its state.
     pub data_dir: PathBuf,
-    /// Where the servers are: addresses or cloud auto-join strings, separated by commas.
-    pub retry_join: Option<String>,
+    /// Where the servers are: addresses or cloud auto-join strings, which may hold keys, separated by commas.
+    pub retry_join: Option<Secret>,
     /// The datacenter; else Consul's default, `dc1`.
     pub datacenter: Option<String>,
+    /// The admin partition (Consul Enterprise).
+    pub partition: Option<String>,
     /// How long to wait for the metadata, and then for the login.
     pub timeout: Duration,
     /// Log in for the client token, and the file that it goes to, where health-sync finds it to log out.
@@ -56,8 +59,10 @@ pub enum AgentConfigError {
     EmptySecret(&'static str),
     #[error("CONSUL_GOSSIP_KEY is not a gossip key: expected 16, 24 or 32 bytes in base64, as `consul keygen` prints")]
     GossipKey,
-    #[error("CONSUL_CACERT: cannot read {}", path.display())]
-    Authority { path: PathBuf, source: std::io::Error },
+    #[error("CONSUL_CACERT: cannot read {file}")]
+    Authority { file: String, source: std::io::Error },
+    #[error("{variable}: {what} cannot be used")]
+    Pem { variable: &'static str, what: String, source: PemError },
     #[error("CONSUL_LOGIN and CONSUL_CLIENT_TOKEN are both set: expected one of the two")]
     TwoTokens,
     #[error(
@@ -90,7 +95,7 @@ pub enum NoAddress {
 struct Secrets {
     client_token: Option<Secret>,
     gossip_key: Option<Secret>,
-    authority: Option<String>,
+    authority: Option<CertificatesPem>,
 }
 
 /// Writes the configuration; run again it changes nothing.
@@ -102,7 +107,7 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
     if options.output.extension().is_none_or(|extension| extension != "json") {
         return Err(AgentConfigError::Output(options.output));
     }
-    let servers = options.retry_join.iter().flat_map(|text| text.split(',')).map(str::trim);
+    let servers = options.retry_join.iter().flat_map(|text| text.expose().split(',')).map(str::trim);
     let servers: Vec<&str> = servers.filter(|server| !server.is_empty()).collect();
     if servers.is_empty() {
         return Err(AgentConfigError::NoServers);
@@ -126,7 +131,7 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
     let authority_file = options.output.with_file_name(AUTHORITY_FILE);
     let config = configuration(&options, &servers, &secrets, &task, ip, &authority_file);
     let written = match &secrets.authority {
-        Some(pem) => write_changed(&authority_file, pem),
+        Some(pem) => write_changed(&authority_file, pem.as_str()),
         None => Ok(()),
     };
     let written = written.and_then(|()| write_changed(&options.output, &format!("{config:#}\n")));
@@ -169,12 +174,17 @@ impl Secrets {
         if gossip_key.as_ref().is_some_and(|key| !is_gossip_key(key.expose())) {
             return Err(AgentConfigError::GossipKey);
         }
-        let authority = match (env.get("CONSUL_CACERT_PEM"), env.get("CONSUL_CACERT")) {
-            (Some(pem), _) => Some(pem.to_owned()),
-            (None, Some(path)) => Some(
-                std::fs::read_to_string(path)
-                    .map_err(|source| AgentConfigError::Authority { path: path.into(), source })?,
-            ),
+        // It is copied to a volume, so that it has to be what it is meant to be.
+        let checked = |variable, what: String, pem: &str| {
+            CertificatesPem::new(pem).map_err(|source| AgentConfigError::Pem { variable, what, source })
+        };
+        let authority = match (env.get("CONSUL_CACERT_PEM"), env.get("CONSUL_CACERT").map(Path::new)) {
+            (Some(pem), _) => Some(checked("CONSUL_CACERT_PEM", "its text".to_owned(), pem)?),
+            (None, Some(path)) => {
+                let read = std::fs::read_to_string(path);
+                let pem = read.map_err(|source| AgentConfigError::Authority { file: shown_path(path), source })?;
+                Some(checked("CONSUL_CACERT", shown_path(path), &pem)?)
+            }
             (None, None) => None,
         };
         Ok(Self { client_token: secret(env, "CONSUL_CLIENT_TOKEN")?, gossip_key, authority })
@@ -204,6 +214,9 @@ fn configuration(
 ) -> Value {
     let mut config = json!({
         "node_name": format!("{}-{}", task.family, task.task_id()),
+        // An agent that lost its data is the same node again. Another node of this name would be refused while the servers
+        // take the first one to be alive.
+        "node_id": node_id(task.task_id()),
         "data_dir": options.data_dir,
         // The whole task shares the network namespace, and nobody else has business with this agent.
         "client_addr": if ip.is_ipv4() { "127.0.0.1" } else { "127.0.0.1 ::1" },
@@ -220,6 +233,10 @@ fn configuration(
     if let Some(datacenter) = &options.datacenter {
         config["datacenter"] = datacenter.as_str().into();
     }
+    // Consul without Enterprise refuses the key; with it `default` is the same as no key.
+    if let Some(partition) = options.partition.as_ref().filter(|partition| !partition.eq_ignore_ascii_case("default")) {
+        config["partition"] = partition.as_str().into();
+    }
     if let Some(key) = &secrets.gossip_key {
         config["encrypt"] = key.expose().into();
     }
@@ -232,6 +249,19 @@ fn configuration(
         config["auto_encrypt"] = json!({ "tls": true, "ip_san": [ip.to_string()] });
     }
     config
+}
+
+/// A UUID of the task's ID: its 32 hexadecimal digits as they are, of any other ID a hash.
+fn node_id(task_id: &str) -> String {
+    let digits = task_id.replace('-', "").to_lowercase();
+    let digits = if digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        digits
+    } else {
+        let hash = ring::digest::digest(&ring::digest::SHA256, task_id.as_bytes());
+        hash.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+    };
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
+    parts.join("-")
 }
 
 fn write_changed(path: &Path, text: &str) -> Result<(), WriteError> {
@@ -261,11 +291,16 @@ mod tests {
     }
 
     fn made_at(ip: &str, secrets: &Secrets) -> Value {
+        made_in(None, ip, secrets)
+    }
+
+    fn made_in(partition: Option<&str>, ip: &str, secrets: &Secrets) -> Value {
         let options = Options {
             output: "/consul/config/agent.json".into(),
             data_dir: "/consul/data".into(),
             retry_join: None,
             datacenter: None,
+            partition: partition.map(str::to_owned),
             timeout: Duration::ZERO,
             login: None,
         };
@@ -281,7 +316,7 @@ mod tests {
         assert_eq!(config["advertise_addr"], "10.1.2.3");
         assert_eq!((&config["bind_addr"], &config["client_addr"]), (&json!("0.0.0.0"), &json!("127.0.0.1")));
         assert_eq!(config["retry_join"], json!(["server-1"]));
-        for absent in ["acl", "encrypt", "ca_file", "auto_encrypt", "verify_outgoing", "datacenter"] {
+        for absent in ["acl", "encrypt", "ca_file", "auto_encrypt", "verify_outgoing", "datacenter", "partition"] {
             assert!(config.get(absent).is_none(), "{absent}");
         }
     }
@@ -298,7 +333,7 @@ mod tests {
         let secrets = Secrets {
             client_token: Some(Secret::new("t0k3n")),
             gossip_key: Some(Secret::new("k3y")),
-            authority: Some("pem".to_owned()),
+            authority: Some(authority()),
         };
         let config = made(&secrets);
         assert_eq!(config["acl"]["tokens"]["agent"], "t0k3n");
@@ -306,6 +341,58 @@ mod tests {
         assert_eq!(config["ca_file"], "/consul/config/ca.pem");
         assert_eq!(config["auto_encrypt"]["ip_san"], json!(["10.1.2.3"]));
         assert!(!format!("{secrets:?}").contains("t0k3n"));
+    }
+
+    fn authority() -> CertificatesPem {
+        CertificatesPem::new(rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap().cert.pem()).unwrap()
+    }
+
+    #[test]
+    fn the_node_has_the_task_s_id_so_that_an_agent_without_its_data_is_the_same_node() {
+        assert_eq!(node_id("1234567890ABCDEF1234567890abcdef"), "12345678-90ab-cdef-1234-567890abcdef");
+        assert_eq!(node_id("12345678-90ab-cdef-1234-567890abcdef"), "12345678-90ab-cdef-1234-567890abcdef");
+        let hashed = made(&Secrets::default())["node_id"].as_str().unwrap().to_owned();
+        assert_eq!(hashed, node_id("f1a2"));
+        assert_ne!(hashed, node_id("f1a3"));
+        let lengths = hashed.split('-').map(str::len).collect::<Vec<_>>();
+        assert_eq!(lengths, [8, 4, 4, 4, 12], "{hashed}");
+    }
+
+    #[test]
+    fn a_partition_but_the_default_one_is_the_agent_s_too() {
+        let partition = |name| made_in(Some(name), "10.1.2.3", &Secrets::default()).get("partition").cloned();
+        assert_eq!(partition("team"), Some(json!("team")));
+        assert_eq!(partition("Default"), None);
+    }
+
+    #[test]
+    fn what_is_copied_is_certificates_and_nothing_else_and_no_error_shows_it() {
+        let made = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let read = |variable: &str, value: &str| Secrets::read(&Env::from_iter([(variable, value)]));
+        let refused = |pem: &str| {
+            std::fs::write(path, pem).unwrap();
+            let lines = [("CONSUL_CACERT", path), ("CONSUL_CACERT_PEM", pem)].map(|(variable, value)| {
+                let line = sidecar_kit::exit::one_line(&read(variable, value).unwrap_err());
+                assert!(line.starts_with(&format!("{variable}: ")), "{line}");
+                assert!(!line.contains(&key.lines().nth(1).unwrap()[20..50]), "{line}");
+                line
+            });
+            lines.join("\n")
+        };
+        assert_eq!(refused(&format!("{certificate}{key}")).matches("it holds a private key").count(), 2);
+        assert_eq!(refused(&certificate.replace('\n', "\\n")).matches("written as \\n").count(), 2);
+        assert_eq!(refused(&certificate.replace('\n', " ")).matches("line breaks are missing").count(), 2);
+        assert_eq!(refused("hello").matches("it holds no certificate").count(), 2);
+        let swapped = sidecar_kit::exit::one_line(&read("CONSUL_CACERT", &key).unwrap_err());
+        assert!(swapped.starts_with("CONSUL_CACERT: cannot read a file: the variable holds a text"), "{swapped}");
+
+        std::fs::write(path, &certificate).unwrap();
+        let secrets = read("CONSUL_CACERT", path).unwrap();
+        assert_eq!(secrets.authority.as_ref().unwrap().as_str(), certificate);
+        assert!(!format!("{secrets:?}").contains(&certificate[40..80]), "{secrets:?}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use mesh_init::login::Settings;
 use mesh_init::{agent_config, run, validate};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::{self, parse_duration};
+use sidecar_kit::secret::Secret;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
@@ -105,11 +106,14 @@ struct AgentConfigArguments {
     #[arg(long, value_name = "DIRECTORY", env = "MESH_INIT_AGENT_DATA_DIR", default_value = "/consul/data")]
     data_dir: PathBuf,
     /// The servers: addresses or cloud auto-join strings, separated by commas.
-    #[arg(long, value_name = "SERVERS", env = "CONSUL_RETRY_JOIN")]
-    retry_join: Option<String>,
+    #[arg(long, value_name = "SERVERS", env = "CONSUL_RETRY_JOIN", value_parser = secret)]
+    retry_join: Option<Secret>,
     /// The datacenter [default: Consul's, dc1].
     #[arg(long, value_name = "NAME", env = "CONSUL_DATACENTER")]
     datacenter: Option<String>,
+    /// The agent's admin partition (Consul Enterprise) [default: Consul's, default].
+    #[arg(long, value_name = "NAME", env = "CONSUL_PARTITION")]
+    partition: Option<String>,
     /// How long to wait for the metadata, and then for the login.
     #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
     timeout: Duration,
@@ -141,6 +145,11 @@ struct ValidateArguments {
     /// The file with the document; - is standard input [default: the document in CONSUL_ECS_CONFIG_JSON].
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+}
+
+/// Cloud auto-join strings may hold keys.
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// The kernel drops a signal that PID 1 doesn't handle: a container that still waits would only end by KILL.
@@ -177,6 +186,7 @@ fn agent_config_options(arguments: AgentConfigArguments) -> agent_config::Option
         data_dir,
         retry_join,
         datacenter,
+        partition,
         timeout,
         login,
         login_method,
@@ -195,7 +205,7 @@ fn agent_config_options(arguments: AgentConfigArguments) -> agent_config::Option
         ..Settings::default()
     };
     let login = login.then_some((settings, login_token_sink));
-    agent_config::Options { output, data_dir, retry_join, datacenter, timeout, login }
+    agent_config::Options { output, data_dir, retry_join, datacenter, partition, timeout, login }
 }
 
 fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {

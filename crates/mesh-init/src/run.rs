@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use consul_api::{AgentSelf, AgentService, Client, ServiceRegistration, at_start};
-use ecs_meta::MetadataClient;
+use consul_api::{AgentSelf, AgentService, Client, ServiceRegistration, XdsPort, at_start};
+use ecs_meta::{MetadataClient, Task};
 use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, Config, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use serde_json::Map;
 use sidecar_kit::backoff::Backoff;
@@ -94,6 +94,11 @@ pub enum RunError {
          the certificate of its CA"
     )]
     OnlyTls(SocketAddr),
+    #[error(
+        "the agent serves no gRPC, which Envoy needs: expected ports {{ grpc = 8502 }} in its configuration, as mesh-init \
+         agent-config writes it, or another agent in CONSUL_GRPC_ADDR"
+    )]
+    NoGrpc,
     #[error("CONSUL_HTTP_TOKEN_FILE")]
     Token(#[from] SecretFileError),
     #[error("cannot use an address for the bootstrap")]
@@ -142,7 +147,8 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let ready_bind = options.ready_bind.or_else(|| role.ready_bind(&task));
 
     // A draft, so that an option in the document that cannot be used is told before anything is registered.
-    let default_xds = asked_for(None, Ipv4Addr::LOCALHOST.into())?;
+    let loopback = loopback_of_family(task.private_ip());
+    let default_xds = asked_for(None, loopback)?;
     let draft = Bootstrap {
         names: &names,
         namespace: None,
@@ -150,7 +156,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         datacenter: None,
         token: None,
         xds: xds.as_ref().unwrap_or(&default_xds),
-        admin: admin.unwrap_or((Ipv4Addr::LOCALHOST.into(), ADMIN_PORT)),
+        admin: admin.unwrap_or((loopback, ADMIN_PORT)),
         prometheus: &options.prometheus,
         ready_bind: ready_bind.as_deref(),
         admin_access_log_path: &options.admin_access_log_path,
@@ -170,7 +176,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let mut standing = 0;
     let registered = agent.register(&registrations, &names, options.timeout, &mut standing).await;
     let done = match registered {
-        Ok(registered) => finish(&agent, registered, xds.as_ref(), admin, draft, &path).await,
+        Ok(registered) => finish(&agent, registered, xds.as_ref(), admin, &task, draft, &path).await,
         Err(error) => Err(error),
     };
     if done.is_err() {
@@ -189,17 +195,19 @@ async fn finish(
     registered: AgentService,
     xds: Option<&XdsAddress>,
     admin: Option<(IpAddr, u16)>,
+    task: &Task,
     draft: Bootstrap<'_>,
     path: &Path,
 ) -> Result<(), RunError> {
     let consul = agent.0.config();
     let Some(proxy) = registered.proxy else { return Err(RunError::NoProxy(draft.names.proxy_id.clone())) };
-    let itself = if xds.is_some() && registered.datacenter.is_some() { None } else { agent.itself().await };
-    let loopback = loopback(itself.as_ref());
-    let xds = xds.map_or_else(|| asked_for(itself.as_ref(), loopback), |given| Ok(given.clone()))?;
-    let datacenter = match (registered.datacenter, itself) {
+    let all_given = xds.is_some() && admin.is_some() && registered.datacenter.is_some();
+    let agent_self = if all_given { None } else { agent.agent_self().await };
+    let loopback = loopback(agent_self.as_ref(), task);
+    let xds = xds.map_or_else(|| asked_for(agent_self.as_ref(), loopback), |given| Ok(given.clone()))?;
+    let datacenter = match (registered.datacenter, agent_self) {
         (Some(datacenter), _) => Some(datacenter),
-        (None, Some(itself)) => Some(itself.config.datacenter),
+        (None, Some(agent_self)) => Some(agent_self.config.datacenter),
         (None, None) => agent.datacenter(draft.names).await,
     };
     let access_logs = agent.access_logs().await;
@@ -326,9 +334,9 @@ impl Agent<'_> {
     }
 
     /// What the agent says of itself; a token with a service identity alone may not ask.
-    async fn itself(&self) -> Option<AgentSelf> {
+    async fn agent_self(&self) -> Option<AgentSelf> {
         match self.0.agent_self().await {
-            Ok(itself) => Some(itself),
+            Ok(agent_self) => Some(agent_self),
             Err(error @ consul_api::Error::PermissionDenied { .. }) => {
                 tracing::debug!("the gRPC port is not known from the agent: {}", one_line(&error));
                 None
@@ -408,28 +416,29 @@ impl Agent<'_> {
 #[error("the catalog does not tell it")]
 struct NoDatacenter(#[source] Option<consul_api::Error>);
 
-/// The loopback address of the agent's family: an agent on IPv6 listens on `::1`.
-fn loopback(itself: Option<&AgentSelf>) -> IpAddr {
-    let bound = itself.and_then(|itself| itself.debug_config.get("BindAddr")?.as_str()?.parse::<IpAddr>().ok());
-    match bound {
+/// The loopback address of the agent's family: an agent on IPv6 listens on `::1`. Where the agent doesn't say its own, it is
+/// the task's, as `agent-config` has it.
+fn loopback(agent_self: Option<&AgentSelf>, task: &Task) -> IpAddr {
+    let bound = agent_self.and_then(|agent_self| agent_self.debug_config.get("BindAddr")?.as_str());
+    loopback_of_family(bound.filter(|bound| bound.parse::<IpAddr>().is_ok()).or(task.private_ip()))
+}
+
+fn loopback_of_family(ip: Option<&str>) -> IpAddr {
+    match ip.and_then(|ip| ip.parse().ok()) {
         Some(IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
-        _ => Ipv4Addr::LOCALHOST.into(),
+        Some(IpAddr::V4(_)) | None => Ipv4Addr::LOCALHOST.into(),
     }
 }
 
 /// The port that the agent tells, else the usual one, in plain text.
-fn asked_for(itself: Option<&AgentSelf>, loopback: IpAddr) -> Result<XdsAddress, RunError> {
-    let plain = itself.and_then(AgentSelf::grpc_port);
-    if let (None, Some(tls)) = (plain, itself.and_then(grpc_tls_port)) {
-        return Err(RunError::OnlyTls((loopback, tls).into()));
-    }
-    Ok(XdsAddress { endpoint: Endpoint::Tcp(loopback, plain.unwrap_or(xds::DEFAULT_PORT)), authorities: None })
-}
-
-/// The port on which the agent serves xDS with TLS (Consul 1.14).
-fn grpc_tls_port(itself: &AgentSelf) -> Option<u16> {
-    let port = itself.xds.as_ref()?.get("Ports")?.get("TLS")?.as_u64()?;
-    u16::try_from(port).ok().filter(|port| *port != 0)
+fn asked_for(agent_self: Option<&AgentSelf>, loopback: IpAddr) -> Result<XdsAddress, RunError> {
+    let port = match agent_self.map_or(XdsPort::Unknown, AgentSelf::xds_port) {
+        XdsPort::Plain(port) => port,
+        XdsPort::Tls(port) => return Err(RunError::OnlyTls((loopback, port).into())),
+        XdsPort::Off => return Err(RunError::NoGrpc),
+        XdsPort::Unknown => xds::DEFAULT_PORT,
+    };
+    Ok(XdsAddress { endpoint: Endpoint::Tcp(loopback, port), authorities: None })
 }
 
 fn write_bootstrap(path: &Path, bootstrap: &Bootstrap<'_>) -> Result<(), RunError> {
@@ -446,7 +455,7 @@ fn write_bootstrap(path: &Path, bootstrap: &Bootstrap<'_>) -> Result<(), RunErro
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -454,15 +463,43 @@ mod tests {
     fn an_agent_with_grpc_over_tls_alone_needs_an_address_and_a_ca() {
         let asked = |ports: serde_json::Value| {
             let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1.17.0" });
-            let itself = serde_json::from_value(json!({ "Config": config, "xDS": { "Ports": ports } })).unwrap();
-            asked_for(Some(&itself), Ipv4Addr::LOCALHOST.into()).map(|xds| xds.endpoint)
+            let agent_self = serde_json::from_value(json!({ "Config": config, "xDS": { "Ports": ports } })).unwrap();
+            asked_for(Some(&agent_self), Ipv4Addr::LOCALHOST.into()).map(|xds| xds.endpoint)
         };
         let error = asked(json!({ "Plaintext": -1, "TLS": 8503 })).unwrap_err().to_string();
         assert!(error.contains("CONSUL_GRPC_ADDR=https://127.0.0.1:8503 and CONSUL_GRPC_CACERT"), "{error}");
         let plain = asked(json!({ "Plaintext": 18502, "TLS": 8503 })).unwrap();
         assert_eq!(plain, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), 18502));
-        let neither = asked(json!({ "Plaintext": -1, "TLS": -1 })).unwrap();
-        assert_eq!(neither, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), xds::DEFAULT_PORT));
+        let neither = asked(json!({ "Plaintext": -1, "TLS": -1 })).unwrap_err();
+        assert!(matches!(neither, RunError::NoGrpc), "{neither}");
+        // An agent before Consul 1.14 doesn't say it there.
+        let older = asked(Value::Null).unwrap();
+        assert_eq!(older, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), xds::DEFAULT_PORT));
+    }
+
+    #[test]
+    fn the_loopback_address_is_of_the_agent_s_family_else_of_the_task_s() {
+        let agent_self = |bound: &str| -> AgentSelf {
+            let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1.17.0" });
+            serde_json::from_value(json!({ "Config": config, "DebugConfig": { "BindAddr": bound } })).unwrap()
+        };
+        let task = |networks: Value| -> Task {
+            serde_json::from_value(json!({
+                "Cluster": "blue", "Family": "f", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
+                "Containers": [{ "Name": "web", "Networks": [networks] }],
+            }))
+            .unwrap()
+        };
+        let (v4, v6) = (task(json!({ "IPv4Addresses": ["10.0.0.1"] })), task(json!({ "IPv6Addresses": ["fd00::1"] })));
+        for (agent_self, task, expected) in [
+            (Some(agent_self("::")), &v4, "::1"),
+            (Some(agent_self("0.0.0.0")), &v6, "127.0.0.1"),
+            (Some(agent_self("")), &v6, "::1"),
+            (None, &v6, "::1"),
+            (None, &v4, "127.0.0.1"),
+        ] {
+            assert_eq!(loopback(agent_self.as_ref(), task).to_string(), expected);
+        }
     }
 
     #[test]

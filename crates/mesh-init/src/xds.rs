@@ -1,10 +1,12 @@
 //! Where Envoy finds xDS: `CONSUL_GRPC_ADDR` with Consul's own meaning.
 
 use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use sidecar_kit::env::Env;
 use sidecar_kit::file::files_below;
+use sidecar_kit::secret::{shown, shown_path};
+use sidecar_kit::tls::{CertificatesPem, PemError};
 
 use crate::bootstrap::{Endpoint, XdsAddress};
 
@@ -19,17 +21,17 @@ pub const DEFAULT_PORT: u16 = 8502;
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
     /// It is not an address.
-    #[error("{name} is {value:?}: expected {expected}")]
+    #[error("{name} is {value}: expected {expected}")]
     Invalid {
         /// The variable or flag.
         name: &'static str,
-        /// What it holds.
+        /// What it holds, in quotes; not where that may be a secret.
         value: String,
         /// What would do.
         expected: &'static str,
     },
     /// Its host has no address.
-    #[error("{name}: {host:?} has no address")]
+    #[error("{name}: {host} has no address")]
     Unresolved {
         /// The variable or flag.
         name: &'static str,
@@ -42,15 +44,31 @@ pub enum AddressError {
     #[error("CONSUL_GRPC_ADDR is https, but there is no CA certificate: set CONSUL_GRPC_CACERT to its file")]
     NoAuthority,
     /// A CA certificate cannot be read.
-    #[error("{variable}: cannot read the CA certificate in {}", path.display())]
+    #[error("{variable}: cannot read the CA certificate in {file}")]
     Authority {
         /// The variable that names the file or its directory.
         variable: &'static str,
-        /// The file or directory.
-        path: PathBuf,
+        /// The file or directory; not where the variable holds the certificate itself.
+        file: String,
         /// Why.
         source: std::io::Error,
     },
+    /// What is given as a CA certificate is none, or more than that.
+    #[error("{variable}: {what} cannot be used")]
+    Pem {
+        /// The variable.
+        variable: &'static str,
+        /// The file, or that it is the variable's own text.
+        what: String,
+        /// Why.
+        source: PemError,
+    },
+}
+
+impl AddressError {
+    fn invalid(name: &'static str, value: &str, expected: &'static str) -> Self {
+        Self::Invalid { name, value: shown(value), expected }
+    }
 }
 
 /// The address that `CONSUL_GRPC_ADDR` or its flag gives: `host:port`, `http://…` or `https://…` in front, or
@@ -66,8 +84,7 @@ pub fn given(
 ) -> Result<XdsAddress, AddressError> {
     if let Some(path) = address.strip_prefix("unix://") {
         if !path.starts_with('/') {
-            let expected = "unix:// and the socket's full path";
-            return Err(AddressError::Invalid { name: "CONSUL_GRPC_ADDR", value: address.to_owned(), expected });
+            return Err(AddressError::invalid("CONSUL_GRPC_ADDR", address, "unix:// and the socket's full path"));
         }
         let authorities = read_authorities(GRPC, ca_file, ca_path).transpose()?;
         return Ok(XdsAddress { endpoint: Endpoint::Unix(path.to_owned()), authorities });
@@ -78,7 +95,7 @@ pub fn given(
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (true, rest),
         Some(_) => {
             let expected = "<host>:<port>, http://…, https://… or unix://<path>";
-            return Err(AddressError::Invalid { name: "CONSUL_GRPC_ADDR", value: address.to_owned(), expected });
+            return Err(AddressError::invalid("CONSUL_GRPC_ADDR", address, expected));
         }
     };
     let (ip, port) = resolve("CONSUL_GRPC_ADDR", host_port.trim_end_matches('/'))?;
@@ -91,7 +108,7 @@ pub fn given(
 /// # Errors
 /// When it is something else, or its host has no address.
 pub fn resolve(name: &'static str, value: &str) -> Result<(IpAddr, u16), AddressError> {
-    let invalid = || AddressError::Invalid { name, value: value.to_owned(), expected: "<host>:<port>" };
+    let invalid = || AddressError::invalid(name, value, "<host>:<port>");
     let (host, port) = value.rsplit_once(':').ok_or_else(invalid)?;
     let port: u16 = port.parse().map_err(|_| invalid())?;
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -101,10 +118,10 @@ pub fn resolve(name: &'static str, value: &str) -> Result<(IpAddr, u16), Address
     if host == "localhost" {
         return Ok((Ipv4Addr::LOCALHOST.into(), port));
     }
-    if host.is_empty() || host.contains([':', '/']) {
+    if host.is_empty() || host.contains([':', '/', '@']) {
         return Err(invalid());
     }
-    let unresolved = |source| AddressError::Unresolved { name, host: host.to_owned(), source };
+    let unresolved = |source| AddressError::Unresolved { name, host: shown(host), source };
     let addresses: Vec<IpAddr> =
         (host, port).to_socket_addrs().map_err(unresolved)?.map(|address| address.ip()).collect();
     let preferred = addresses.iter().find(|ip| ip.is_ipv4()).or(addresses.first());
@@ -112,40 +129,58 @@ pub fn resolve(name: &'static str, value: &str) -> Result<(IpAddr, u16), Address
 }
 
 /// The CA certificates for gRPC, else those for HTTP.
-fn authorities(ca_file: Option<&str>, ca_path: Option<&str>, env: &Env) -> Result<String, AddressError> {
+fn authorities(ca_file: Option<&str>, ca_path: Option<&str>, env: &Env) -> Result<CertificatesPem, AddressError> {
     let own = read_authorities(GRPC, ca_file, ca_path);
-    let pem = own.or_else(|| env.get("CONSUL_CACERT_PEM").map(|pem| Ok(pem.to_owned())));
+    let variable = "CONSUL_CACERT_PEM";
+    let pem = own.or_else(|| env.get(variable).map(|pem| checked(variable, "its text", pem)));
     let pem = pem.or_else(|| read_authorities(HTTP, env.get(HTTP.0), env.get(HTTP.1)));
-    let pem = pem.ok_or(AddressError::NoAuthority)??;
-    if pem.trim().is_empty() { Err(AddressError::NoAuthority) } else { Ok(pem) }
+    pem.ok_or(AddressError::NoAuthority)?
 }
 
-/// A file goes before a directory, as in Consul.
+/// What goes into the bootstrap: certificates and nothing else.
+fn checked(variable: &'static str, what: &str, pem: &str) -> Result<CertificatesPem, AddressError> {
+    CertificatesPem::new(pem).map_err(|source| AddressError::Pem { variable, what: what.to_owned(), source })
+}
+
+/// A file goes before a directory, whose files are read in Consul's order.
 fn read_authorities(
     (file_variable, directory_variable): (&'static str, &'static str),
     file: Option<&str>,
     directory: Option<&str>,
-) -> Option<Result<String, AddressError>> {
-    let failed = |variable, path: &Path, source| AddressError::Authority { variable, path: path.to_owned(), source };
-    let read = |variable, path: &Path| match std::fs::read_to_string(path) {
-        // The next certificate begins on a line of its own.
-        Ok(text) if text.ends_with('\n') => Ok(text),
-        Ok(text) => Ok(text + "\n"),
-        Err(source) => Err(failed(variable, path, source)),
-    };
-    match (file, directory) {
-        (Some(file), _) => Some(read(file_variable, Path::new(file))),
+) -> Option<Result<CertificatesPem, AddressError>> {
+    match (file.map(Path::new), directory.map(Path::new)) {
+        (Some(file), _) => Some(read(file_variable, file, &[file])),
         (None, Some(directory)) => {
-            let directory = Path::new(directory);
-            let files = files_below(directory).map_err(|source| failed(directory_variable, directory, source));
-            Some(files.and_then(|files| files.iter().map(|file| read(directory_variable, file)).collect()))
+            let files = files_below(directory).map_err(|source| unreadable(directory_variable, directory, source));
+            Some(files.and_then(|files| read(directory_variable, directory, &files)))
         }
         (None, None) => None,
     }
 }
 
+/// `whole` is what the variable names: one file, or the directory of the files.
+fn read(variable: &'static str, whole: &Path, files: &[impl AsRef<Path>]) -> Result<CertificatesPem, AddressError> {
+    let mut all = String::new();
+    for file in files {
+        let file = file.as_ref();
+        let text = std::fs::read_to_string(file).map_err(|source| unreadable(variable, file, source))?;
+        all.push_str(checked(variable, &shown_path(file), &text)?.as_str());
+        // The next certificate begins on a line of its own.
+        if !all.ends_with('\n') {
+            all.push('\n');
+        }
+    }
+    checked(variable, &shown_path(whole), &all)
+}
+
+fn unreadable(variable: &'static str, path: &Path, source: std::io::Error) -> AddressError {
+    AddressError::Authority { variable, file: shown_path(path), source }
+}
+
 #[cfg(test)]
 mod tests {
+    use sidecar_kit::exit::one_line;
+
     use super::*;
 
     fn endpoint(address: &str) -> Result<Endpoint, String> {
@@ -173,25 +208,57 @@ mod tests {
 
     #[test]
     fn tls_takes_the_grpc_authority_else_the_http_one() {
-        let env = Env::from_iter([("CONSUL_CACERT_PEM", "http authority")]);
-        let authorities = |file: Option<&str>| given("https://127.0.0.1:1", file, None, &env).unwrap().authorities;
-        assert_eq!(authorities(None).as_deref(), Some("http authority"));
-        let file = std::env::temp_dir().join(format!("grpc-ca-{}", std::process::id()));
-        std::fs::write(&file, "grpc authority").unwrap();
-        assert_eq!(authorities(file.to_str()).as_deref(), Some("grpc authority\n"));
-        std::fs::remove_file(&file).unwrap();
+        let (http, grpc) = (authority(), authority());
+        let env = Env::from_iter([("CONSUL_CACERT_PEM", http.as_str())]);
+        let authorities = |file: Option<&str>| {
+            given("https://127.0.0.1:1", file, None, &env).unwrap().authorities.unwrap().as_str().to_owned()
+        };
+        assert_eq!(authorities(None), http);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), grpc.trim_end()).unwrap();
+        assert_eq!(authorities(file.path().to_str()), grpc);
+    }
+
+    fn authority() -> String {
+        rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap().cert.pem()
     }
 
     #[test]
-    fn a_directory_s_authorities_are_those_of_its_subdirectories_too() {
+    fn a_directory_s_authorities_are_read_with_its_subdirectories_in_the_order_of_go_s_filepath_walk() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("b")).unwrap();
-        for (file, text) in [("c.pem", "third"), ("a.pem", "first\n"), ("b/b.pem", "second")] {
-            std::fs::write(directory.path().join(file), text).unwrap();
+        // As paths, `b.pem` would come before `b/b.pem`.
+        let files = [("a.pem", authority()), ("b/b.pem", authority()), ("b.pem", authority()), ("c.pem", authority())];
+        for (file, text) in files.iter().rev() {
+            std::fs::write(directory.path().join(file), text.trim_end()).unwrap();
         }
         std::os::unix::fs::symlink(directory.path(), directory.path().join("b/loop")).unwrap();
         let given = given("https://127.0.0.1:1", None, directory.path().to_str(), &Env::default()).unwrap();
-        assert_eq!(given.authorities.as_deref(), Some("first\nsecond\nthird\n"));
+        let expected = files.map(|(_, text)| text).concat();
+        assert_eq!(given.authorities.unwrap().as_str(), expected);
+    }
+
+    #[test]
+    fn what_is_given_as_an_authority_is_looked_at_and_not_shown() {
+        let made = rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap();
+        let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            let error = given("https://127.0.0.1:1", file.path().to_str(), None, &Env::default()).unwrap_err();
+            let line = one_line(&error);
+            let middle = &key.lines().nth(1).unwrap()[20..50];
+            assert!(line.starts_with("CONSUL_GRPC_CACERT: /") && !line.contains(middle), "{line}");
+            line
+        };
+        assert!(error(&format!("{certificate}{key}")).contains("it holds a private key"));
+        assert!(error(&key.replace('\n', "\\n")).contains("it holds a private key"));
+        assert!(error(&certificate.replace('\n', "\\n")).contains("its line breaks are written as \\n"));
+        assert!(error("").contains("it holds no certificate"));
+        let text = given("https://127.0.0.1:1", Some(&key), None, &Env::default()).unwrap_err();
+        assert!(one_line(&text).contains("CONSUL_GRPC_CACERT: cannot read the CA certificate in a file: the variable"));
+        let password = given("http://user:5ec3e7@consul:8502", None, None, &Env::default()).unwrap_err();
+        assert!(!one_line(&password).contains("5ec3e7"), "{password}");
     }
 
     #[test]

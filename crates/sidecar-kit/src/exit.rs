@@ -63,6 +63,8 @@ const DURATION: &str = "expected a duration such as 500ms, 10s or 2m, at most 1d
 fn without_empty_variables(command: Command) -> Command {
     command
         .mut_args(|argument| {
+            // What stands in the environment may be a secret, and `--help` would show it.
+            let argument = argument.hide_env_values(true);
             let empty = argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
             if empty { argument.env(None::<&str>) } else { argument }
         })

@@ -30,15 +30,16 @@ pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<(), W
     })
 }
 
-/// The files in the directory and its subdirectories, sorted. Symbolic links to directories are not followed, so that there is an
-/// end.
+/// The files in the directory and its subdirectories, in the order of Go's `filepath.Walk`: by name, each subdirectory's
+/// files in its place. Symbolic links to directories are not followed, so that there is an end.
 ///
 /// # Errors
 /// When a directory cannot be read.
 pub fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut entries = fs::read_dir(directory)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
     let mut files = Vec::new();
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
+    for entry in entries {
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             files.append(&mut files_below(&path)?);
@@ -46,7 +47,6 @@ pub fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
             files.push(path);
         }
     }
-    files.sort();
     Ok(files)
 }
 

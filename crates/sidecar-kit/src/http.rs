@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
 use tower_service::Service;
 
+use crate::secret::Secret;
 use crate::tls::{TlsOptions, TlsOptionsError};
 
 /// A request, as hyper has it, with its whole body.
@@ -38,7 +39,18 @@ impl Response {
     /// The body as text, on one line and at most 200 characters of it: for an error message.
     #[must_use]
     pub fn excerpt(&self) -> String {
-        let text = String::from_utf8_lossy(&self.body[..self.body.len().min(1000)]);
+        self.excerpt_without(&[])
+    }
+
+    /// The same without these secrets, which the request had: a server of another kind may repeat what it was sent.
+    #[must_use]
+    pub fn excerpt_without(&self, secrets: &[&Secret]) -> String {
+        let mut text = String::from_utf8_lossy(&self.body[..self.body.len().min(64 << 10)]).into_owned();
+        for secret in secrets.iter().map(|secret| secret.expose()).filter(|secret| !secret.is_empty()) {
+            // As a header field, and as a JSON body has it.
+            let quoted = serde_json::Value::from(secret).to_string();
+            text = text.replace(secret, "…").replace(quoted.trim_matches('"'), "…");
+        }
         text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(200).collect()
     }
 }

@@ -1,15 +1,15 @@
 //! What every ecs-mesh container needs and none should write twice.
 //!
 //! The ground floor of the house: an HTTP [`client`](http), one [backoff] and one bounded [wait], [logging](log) to
-//! [standard error](stderr),
-//! [exit codes and one-line errors](exit), [secrets](secret), [environment variables](env) and
-//! [atomic file writes](file). Nothing here knows Consul or ECS.
+//! [standard error](stderr), [exit codes and one-line errors](exit), [secrets](secret), [JSON that may hold them](json),
+//! [environment variables](env) and [atomic file writes](file). Nothing here knows Consul or ECS.
 
 pub mod backoff;
 pub mod env;
 pub mod exit;
 pub mod file;
 pub mod http;
+pub mod json;
 pub mod log;
 pub mod secret;
 pub mod stderr;

@@ -1,7 +1,7 @@
 //! Values that must never be printed.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A token or a key. Its `Debug` shows nothing of the value and it has no `Display`; [`Secret::expose`] is the one way
 /// to the text, so that every use can be found by name.
@@ -28,7 +28,7 @@ impl fmt::Debug for Secret {
 }
 
 /// Where a secret comes from: the variable's value, as ECS injects it, or a file that the variable names.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// The secret itself.
     Value(Secret),
@@ -36,12 +36,21 @@ pub enum SecretSource {
     File(PathBuf),
 }
 
+impl fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(secret) => secret.fmt(f),
+            Self::File(path) => write!(f, "File({})", shown_secret_path(path)),
+        }
+    }
+}
+
 /// A secret's file could not be read.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read the secret in {}", path.display())]
+#[error("cannot read the secret in {file}")]
 pub struct SecretFileError {
-    /// The file.
-    pub path: PathBuf,
+    /// Its name, where that may be shown.
+    file: String,
     source: std::io::Error,
 }
 
@@ -53,14 +62,46 @@ impl SecretSource {
     pub fn read(&self) -> Result<Secret, SecretFileError> {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
-            Self::File(path) => match std::fs::read_to_string(path) {
-                Ok(text) if text.trim().is_empty() => {
-                    Err(SecretFileError { path: path.clone(), source: std::io::Error::other("it is empty") })
+            Self::File(path) => {
+                let failed = |source| SecretFileError { file: shown_secret_path(path), source };
+                let text = std::fs::read_to_string(path).map_err(failed)?;
+                if text.trim().is_empty() {
+                    Err(failed(std::io::Error::other("it is empty")))
+                } else {
+                    Ok(Secret::new(text))
                 }
-                Ok(text) => Ok(Secret::new(text)),
-                Err(source) => Err(SecretFileError { path: path.clone(), source }),
-            },
+            }
         }
+    }
+}
+
+/// A variable's value for a message, in quotes; only that it is not shown, where it may be a secret that got into the
+/// wrong variable: PEM, JSON, an address with a password, or a text longer than any that belongs there.
+#[must_use]
+pub fn shown(value: &str) -> String {
+    let may_be_secret = value.contains(['@', '{', '\n']) || value.contains("-----") || value.chars().count() > 80;
+    if may_be_secret { "a value that is not shown".to_owned() } else { format!("{value:?}") }
+}
+
+/// The name of a file for a message; only that it is not shown, where the variable holds the file's text instead.
+#[must_use]
+pub fn shown_path(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.contains("-----") || text.contains(['\n', '{']) {
+        "a file: the variable holds a text where the name of a file belongs (not shown)".to_owned()
+    } else {
+        text.into_owned()
+    }
+}
+
+/// The same for a secret's file. A token has no slash, and a key in base64 may begin with one.
+fn shown_secret_path(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    if text.starts_with(['/', '.']) && !text.ends_with('=') {
+        shown_path(path)
+    } else {
+        "a file: the variable holds something else than the full name of a file (not shown, it may be the secret)"
+            .to_owned()
     }
 }
 
@@ -72,6 +113,37 @@ mod tests {
     fn debug_shows_nothing_of_the_value() {
         let source = SecretSource::Value(Secret::new("b1gs33cr3t"));
         assert!(!format!("{source:?}").contains("b1gs33cr3t"));
+    }
+
+    #[test]
+    fn a_secret_that_stands_where_its_file_belongs_is_not_in_the_error() {
+        let secrets = [
+            "6f1c2c1e-0000-4000-8000-5ec3e7000000",
+            "{\"accessor_id\":\"a\",\"token\":\"5ec3e7\"}",
+            "/UqJrVyVRj5jsiYEkM/5ec3e7==",
+            "-----BEGIN PRIVATE KEY-----\n5ec3e7\n-----END PRIVATE KEY-----",
+            "/-----BEGIN PRIVATE KEY-----5ec3e7",
+        ];
+        for secret in secrets {
+            let source = SecretSource::File(secret.into());
+            let error = source.read().unwrap_err();
+            let line = crate::exit::one_line(&error);
+            assert!(line.contains("not shown"), "{line}");
+            assert!(!format!("{line} {error:?} {source:?}").contains("5ec3e7"), "{line}");
+        }
+        for file in ["/run/secrets/token", "./token"] {
+            let error = SecretSource::File(file.into()).read().unwrap_err();
+            assert!(error.to_string().ends_with(file), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_value_is_shown_unless_it_may_be_a_secret() {
+        assert_eq!(shown("ftp://consul"), "\"ftp://consul\"");
+        for hidden in ["http://user:5ec3e7@consul", "-----BEGIN PRIVATE KEY----- 5ec3e7", "{\"token\":\"5ec3e7\"}"] {
+            assert_eq!(shown(hidden), "a value that is not shown", "{hidden}");
+        }
+        assert_eq!(shown(&"x".repeat(81)), "a value that is not shown");
     }
 
     #[test]

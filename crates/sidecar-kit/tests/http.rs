@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use sidecar_kit::http::{Client, Error, Limits, Response};
-use sidecar_kit::tls::TlsOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
@@ -109,10 +108,4 @@ async fn a_server_that_speaks_first_is_not_one_of_http() {
         let error = get(&Client::plain(), &url, LIMITS).await.unwrap_err();
         assert!(matches!(error, Error::NotHttp { .. }), "{error:?}");
     }
-}
-
-#[test]
-fn text_that_is_no_certificate_is_refused_with_the_reason() {
-    let options = TlsOptions { authorities: vec![b"hello".to_vec()], ..TlsOptions::default() };
-    assert_eq!(Client::with_tls(&options).unwrap_err().to_string(), "no certificate in the PEM text");
 }

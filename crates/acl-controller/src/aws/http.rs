@@ -1,4 +1,4 @@
-//! The AWS SDK on the workspace's one HTTP client, with the public authorities in the binary: a scratch image has none.
+//! The AWS SDK on the workspace's one HTTP client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,20 +10,21 @@ use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
+use sidecar_kit::env::Env;
 use sidecar_kit::http::{Client, Error, Limits};
-use sidecar_kit::tls::{TlsOptions, TlsOptionsError};
+use sidecar_kit::tls::{Authorities, TlsOptions, TlsOptionsError};
 
 /// What one attempt may cost; the largest answer is that of DescribeTasks for 100 tasks.
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 32 << 20 };
 
 /// A client for the SDK's configuration.
-pub fn client() -> Result<SharedHttpClient, TlsOptionsError> {
-    let connector = SharedHttpConnector::new(Connector(Arc::new(Client::with_tls(&tls())?)));
+///
+/// # Errors
+/// When the public authorities cannot be read.
+pub fn client(env: &Env) -> Result<SharedHttpClient, TlsOptionsError> {
+    let options = TlsOptions { authorities: Authorities::public(env)?, ..TlsOptions::default() };
+    let connector = SharedHttpConnector::new(Connector(Arc::new(Client::with_tls(&options)?)));
     Ok(http_client_fn(move |_, _| connector.clone()))
-}
-
-fn tls() -> TlsOptions {
-    TlsOptions { public_authorities: webpki_roots::TLS_SERVER_ROOTS, ..TlsOptions::default() }
 }
 
 #[derive(Debug)]
@@ -51,23 +52,5 @@ fn connector_error(error: Error) -> ConnectorError {
         Error::TimedOut { .. } => ConnectorError::timeout(error.into()),
         Error::Unreachable { .. } | Error::Broken { .. } => ConnectorError::io(error.into()),
         Error::Tls { .. } | Error::TooLarge { .. } | Error::NotHttp { .. } => ConnectorError::other(error.into(), None),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_authorities_of_aws_s_own_certificates_are_trusted() {
-        // "Amazon Trust Services" names these five.
-        let subjects =
-            tls().public_authorities.iter().map(|anchor| String::from_utf8_lossy(&anchor.subject).into_owned());
-        let subjects = subjects.collect::<Vec<_>>();
-        for name in [1, 2, 3, 4].map(|number| format!("Amazon Root CA {number}")) {
-            assert!(subjects.iter().any(|subject| subject.contains(&name)), "{name}");
-        }
-        let starfield = "Starfield Services Root Certificate Authority - G2";
-        assert!(subjects.iter().any(|subject| subject.contains(starfield)));
     }
 }

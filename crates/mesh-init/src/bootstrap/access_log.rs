@@ -1,6 +1,7 @@
 //! The access log of Envoy's admin interface ("Proxy Defaults Configuration Reference", `AccessLogs`; Consul 1.15).
 
 use serde_json::{Map, Value, json};
+use sidecar_kit::json;
 
 use super::BootstrapError;
 
@@ -79,7 +80,7 @@ impl AccessLogs {
 
     fn format(&self) -> Result<Value, BootstrapError> {
         if !self.json_format.is_empty() {
-            let format: Map<String, Value> = serde_json::from_str(&self.json_format)
+            let format: Map<String, Value> = json::decode(self.json_format.as_bytes())
                 .map_err(|error| wrong("JSONFormat", "a JSON object", error.to_string()))?;
             return Ok(json!({ "jsonFormat": format }));
         }

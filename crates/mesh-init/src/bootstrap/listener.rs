@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
+use sidecar_kit::secret::shown;
 
 use super::stats::split_ip_port;
 use super::{BootstrapError, socket_address, static_cluster};
@@ -103,7 +104,7 @@ impl Listeners {
         let matches = json!({ "path": "/ready" });
         let name = "envoy_ready";
         let route = Route { name, matches, rewritten: "/ready", cluster: "self_admin", port: admin.1 };
-        let bind = split_ip_port(bind).ok_or_else(|| BootstrapError::ReadyBind(bind.to_owned()))?;
+        let bind = split_ip_port(bind).ok_or_else(|| BootstrapError::ReadyBind(shown(bind)))?;
         self.add(bind, admin.0, &route, prometheus);
         Ok(())
     }
@@ -130,7 +131,7 @@ impl Listeners {
 }
 
 fn of_option(option: &'static str, bind: &str) -> Result<(IpAddr, u16), BootstrapError> {
-    let wrong = || BootstrapError::Option { option, expected: "<ip>:<port>", got: format!("{bind:?}") };
+    let wrong = || BootstrapError::Option { option, expected: "<ip>:<port>", got: shown(bind) };
     split_ip_port(bind).ok_or_else(wrong)
 }
 

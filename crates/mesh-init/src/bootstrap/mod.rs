@@ -15,6 +15,7 @@ use mesh_config::Names;
 use serde_json::{Map, Value, json};
 use sidecar_kit::env::Env;
 use sidecar_kit::secret::Secret;
+use sidecar_kit::tls::CertificatesPem;
 
 pub use access_log::AccessLogs;
 use listener::Listeners;
@@ -47,7 +48,7 @@ pub enum BootstrapError {
     #[error("proxy configuration envoy_bootstrap_json_tpl: {0}")]
     Template(#[from] TemplateError),
     /// The flag for the ready listener.
-    #[error("--ready-bind (MESH_INIT_READY_BIND) is {0:?}: expected <ip>:<port>")]
+    #[error("--ready-bind (MESH_INIT_READY_BIND) is {0}: expected <ip>:<port>")]
     ReadyBind(String),
     /// What proxy-defaults say about access logs.
     #[error("proxy-defaults AccessLogs.{field}: expected {expected}, got {got}")]
@@ -66,8 +67,8 @@ pub enum BootstrapError {
 pub struct XdsAddress {
     /// The agent's address.
     pub endpoint: Endpoint,
-    /// The authorities' certificates in PEM, if the agent is spoken to with TLS.
-    pub authorities: Option<String>,
+    /// The authorities' certificates, if the agent is spoken to with TLS.
+    pub authorities: Option<CertificatesPem>,
 }
 
 /// An address as Envoy takes it: it resolves no names here.
@@ -80,7 +81,7 @@ pub enum Endpoint {
 }
 
 /// All that the bootstrap is made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Bootstrap<'a> {
     /// The proxy's and its service's names.
     pub names: &'a Names,
@@ -197,7 +198,7 @@ impl Bootstrap<'_> {
             Endpoint::Unix(path) => (String::new(), String::new(), path.clone()),
         };
         // The template sets it between quotes.
-        let authorities = self.xds.authorities.as_deref().unwrap_or_default().replace('\n', "\\n");
+        let authorities = self.xds.authorities.as_ref().map_or("", CertificatesPem::as_str).replace('\n', "\\n");
         let logs = self.access_logs.map(AccessLogs::to_json).transpose()?.flatten();
         let prometheus = self.prometheus;
         let tls = prometheus.tls.as_ref();
@@ -257,7 +258,8 @@ impl Bootstrap<'_> {
         };
         let mut cluster = static_cluster(AGENT_CLUSTER, "1s", "http2_protocol_options", address);
         if let Some(authorities) = &self.xds.authorities {
-            let context = json!({ "validation_context": { "trusted_ca": { "inline_string": authorities } } });
+            let authorities = json!({ "inline_string": authorities.as_str() });
+            let context = json!({ "validation_context": { "trusted_ca": authorities } });
             cluster["transport_socket"] = json!({
                 "name": "tls",
                 "typed_config": {

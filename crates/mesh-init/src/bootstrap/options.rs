@@ -11,7 +11,7 @@ const OBJECTS: &str = "JSON objects separated by commas";
 const OBJECT: &str = "a JSON object";
 
 /// The options, parsed.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Options {
     pub(super) template: Option<String>,
     pub(super) statsd_url: Option<String>,

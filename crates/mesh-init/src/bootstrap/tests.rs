@@ -12,7 +12,7 @@ struct Case {
     ready_bind: Option<&'static str>,
     admin_access_log_path: &'static str,
     access_logs: Option<AccessLogs>,
-    authorities: Option<String>,
+    authorities: Option<CertificatesPem>,
     datacenter: Option<&'static str>,
     env: Env,
 }
@@ -278,11 +278,16 @@ fn access_logs_of_proxy_defaults_reach_the_admin_interface() {
 
 #[test]
 fn tls_to_the_agent_trusts_the_given_authorities() {
-    let pem = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".to_owned();
+    let pem = authority();
     let case = Case { authorities: Some(pem.clone()), ..Case::default() };
     let cluster = &case.bootstrap().unwrap()["static_resources"]["clusters"][0];
     let context = &cluster["transport_socket"]["typed_config"]["common_tls_context"]["validation_context"];
     assert_eq!(context["trusted_ca"]["inline_string"], pem.as_str());
+}
+
+fn authority() -> CertificatesPem {
+    let made = rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap();
+    CertificatesPem::new(made.cert.pem()).unwrap()
 }
 
 #[test]
@@ -349,12 +354,13 @@ fn a_template_gets_what_the_other_options_make_and_gives_the_bootstrap() {
         "prometheus": "{{ .PrometheusBackendPort }}{{ .PrometheusScrapePath }}{{ .PrometheusCertFile }}",
         "token": "{{ .Token }}"
     }"#;
+    let pem = authority();
     let case = Case {
         config: json!({ "envoy_bootstrap_json_tpl": template, "envoy_stats_config_json": "{}",
             "envoy_extra_static_clusters_json": r#"{"name": "a"}, {"name": "b"}"#,
             "envoy_prometheus_bind_addr": "0.0.0.0:9102", "envoy_telemetry_collector_bind_socket_dir": "/run" }),
         token: Some(Secret::new("t0k3n")),
-        authorities: Some("a\nb\n".to_owned()),
+        authorities: Some(pem.clone()),
         ..Case::default()
     };
     let made = case.bootstrap().unwrap();
@@ -371,7 +377,7 @@ fn a_template_gets_what_the_other_options_make_and_gives_the_bootstrap() {
         rest,
         json!({
             "log": "/dev/null", "admin": ["127.0.0.1", 19000], "id": "test-proxy test test dc1", "namespace": "default",
-            "agent": ["127.0.0.1", 8502, true, "a\nb\n"], "secrets": [], "stats_config": {}, "interval": "60s",
+            "agent": ["127.0.0.1", 8502, true, pem.as_str()], "secrets": [], "stats_config": {}, "interval": "60s",
             "prometheus": "/metrics", "token": "t0k3n",
         })
     );

@@ -27,12 +27,12 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum AwsError {
-    #[error("cannot sign for {url}: check stsEndpoint and the region")]
-    Signing { url: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("cannot sign for {server}: check stsEndpoint and the region")]
+    Signing { server: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("AWS STS doesn't tell whose credentials these are")]
     Sts(#[from] http::Error),
-    #[error("AWS STS at {url} answered {status} to GetCallerIdentity: {excerpt}")]
-    Refused { url: String, status: StatusCode, excerpt: String },
+    #[error("AWS STS at {server} answered {status} to GetCallerIdentity: {excerpt}")]
+    Refused { server: String, status: StatusCode, excerpt: String },
     #[error("the credentials are those of {0:?}, neither a role nor a user: expected consulLogin.includeEntity false")]
     NoEntity(String),
 }
@@ -109,7 +109,7 @@ impl Credentials {
     fn sign(&self, request: Unsigned<'_>, at: SystemTime) -> Result<Signed, AwsError> {
         let Unsigned { method, url, service, region, headers, body } = request;
         let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| AwsError::Signing { url: url.to_owned(), source };
+            |source: Box<dyn std::error::Error + Send + Sync>| AwsError::Signing { server: server(url), source };
         let token = self.session_token.as_ref().map(|token| token.expose().to_owned());
         let key = self.secret_access_key.expose();
         let identity =
@@ -160,6 +160,11 @@ fn iam(region: &str) -> (&'static str, &'static str) {
     }
 }
 
+/// What an error says of a URL: the document's may hold a password.
+fn server(url: &str) -> String {
+    url.parse().map_or_else(|_| "a URL that cannot be used".to_owned(), |url| http::server_of(&url))
+}
+
 /// Asks STS, which needs no permission.
 async fn ask_for_arn(signed: Signed, client: &Client) -> Result<String, AwsError> {
     let Signed { url, headers, body } = signed;
@@ -170,13 +175,13 @@ async fn ask_for_arn(signed: Signed, client: &Client) -> Result<String, AwsError
         }
     }
     let request =
-        request.body(body.into()).map_err(|error| AwsError::Signing { url: url.clone(), source: error.into() })?;
+        request.body(body.into()).map_err(|error| AwsError::Signing { server: server(&url), source: error.into() })?;
     let answer = client.send(request, LIMITS).await?;
     let text = String::from_utf8_lossy(&answer.body);
     let arn = text.split_once("<Arn>").and_then(|(_, rest)| rest.split_once("</Arn>")).map(|(arn, _)| arn.to_owned());
     match arn {
         Some(arn) if answer.status == StatusCode::OK => Ok(arn),
-        _ => Err(AwsError::Refused { url, status: answer.status, excerpt: answer.excerpt() }),
+        _ => Err(AwsError::Refused { server: server(&url), status: answer.status, excerpt: answer.excerpt() }),
     }
 }
 

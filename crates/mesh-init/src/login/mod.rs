@@ -19,7 +19,7 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::file::{WriteError, write_atomically};
 use sidecar_kit::http;
 use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
-use sidecar_kit::tls::{TlsOptions, TlsOptionsError};
+use sidecar_kit::tls::{Authorities, PublicAuthoritiesError, TlsOptions, TlsOptionsError};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 pub use aws::AwsError;
@@ -76,6 +76,8 @@ pub enum LoginError {
     Aws(#[from] AwsError),
     #[error("no TLS for AWS")]
     Tls(#[from] TlsOptionsError),
+    #[error("whom to trust at AWS")]
+    PublicAuthorities(#[from] PublicAuthoritiesError),
     #[error("{BEARER_TOKEN}_FILE")]
     BearerToken(#[from] SecretFileError),
     #[error("there is no auth method {method:?} at {address}: check its name{needs}")]
@@ -169,7 +171,7 @@ impl Login {
                 Proof::Aws { credentials: Source::from_env(env)?, region }
             }
         };
-        let options = TlsOptions { public_authorities: webpki_roots::TLS_SERVER_ROOTS, ..TlsOptions::default() };
+        let options = TlsOptions { authorities: Authorities::public(env)?, ..TlsOptions::default() };
         Ok(Self {
             settings,
             proof,
