@@ -1,10 +1,11 @@
 //! The Consul client against a real agent: every call, and every kind of error that this agent gives.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use consul_api::{
-    AclLink, CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, NewPolicy, NewSession, Proxy,
-    ServiceIdentity, ServiceKind, ServiceRegistration, TokenGrants, Upstream, XdsPort, at_start,
+    AclLink, CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, KeyValue, KeyWrite, NewPolicy,
+    NewSession, Proxy, ServiceIdentity, ServiceKind, ServiceRegistration, TokenGrants, Upstream, XdsPort, at_start,
 };
 use mesh_tests::consul::Agent;
 use mesh_tests::{eventually, free_port};
@@ -269,6 +270,41 @@ async fn tokens_and_policies_are_made_listed_changed_and_removed() {
     client.delete_token(accessor).await.unwrap();
     let gone = client.token(accessor).await.unwrap_err();
     assert!(matches!(&gone, Error::PermissionDenied { body, .. } if body.contains("ACL not found")), "{gone:?}");
+
+    let missing = client.update_token(accessor, &TokenGrants::default()).await.unwrap_err();
+    assert!(missing.is_missing_token(), "{missing:?}");
+
+    // The same token again, and the policy that it links.
+    let again = TokenGrants {
+        policies: vec![AclLink { id: String::new(), name: "reads".to_owned() }],
+        ..TokenGrants::default()
+    };
+    let again = client.create_token_as(&again, accessor, &made.secret_id).await.unwrap();
+    assert_eq!((again.entry.accessor_id.as_str(), &again.secret_id), (accessor, &made.secret_id));
+    let role = json!({ "Name": "readers", "Policies": [{ "Name": "reads" }] });
+    agent.call("PUT", "/v1/acl/role", &role).await;
+    let roles = client.roles().await.unwrap();
+    assert_eq!(roles[0].policies[0].id, policy.id, "{roles:?}");
+    client.delete_policy(&policy.id).await.unwrap();
+    assert!(client.policies().await.unwrap().iter().all(|listed| listed.id != policy.id));
+}
+
+#[tokio::test]
+async fn keys_are_written_in_one_transaction_and_read_below_a_prefix() {
+    let agent = Agent::start().await;
+    let client = client(&agent, "");
+    let write = |key: &str, value: Option<&str>| KeyWrite { key: key.to_owned(), value: value.map(str::to_owned) };
+    let all = async || {
+        let keys = client.keys_below("a:b/c/").await.unwrap();
+        keys.into_iter().map(|KeyValue { key, value }| (key, value)).collect::<Vec<_>>()
+    };
+    assert_eq!(all().await, []);
+    let first = [write("a:b/c/1", Some("one")), write("a:b/c/d/2", Some("")), write("a:b/cc", Some("beside"))];
+    client.write_keys(&first).await.unwrap();
+    assert_eq!(all().await, [("a:b/c/1".into(), "one".into()), ("a:b/c/d/2".into(), String::new())]);
+    let second = [write("a:b/c/1", None), write("a:b/c/d/2", Some("two"))];
+    client.write_keys(&second).await.unwrap();
+    assert_eq!(all().await, [("a:b/c/d/2".to_owned(), "two".to_owned())]);
 }
 
 #[tokio::test]
@@ -319,4 +355,38 @@ async fn of_several_servers_one_that_fails_is_left_for_the_next() {
     client.create_session(new, Duration::from_secs(5)).await.unwrap();
     assert!(client.leader().await.unwrap().is_some());
     drop(hangs);
+}
+
+#[tokio::test]
+async fn a_server_without_tls_or_over_its_rate_limit_is_left_for_the_next_by_writes_too() {
+    let agent = Agent::start().await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let limits = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 4096]);
+            let _ =
+                stream.write_all(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let new = NewSession { name: "test", ttl: Duration::from_secs(10), lock_delay: Duration::ZERO };
+    // Its node is there a moment after the leader.
+    let at = |servers: &str| {
+        Client::new(Config::from_env(&Env::from_iter([("CONSUL_HTTP_ADDR", servers)])).unwrap()).unwrap()
+    };
+    let direct = at(&agent.http);
+    eventually("a session can be made", Duration::from_secs(20), async || {
+        direct.create_session(new, Duration::from_secs(5)).await.map_err(|error| error.to_string())
+    })
+    .await;
+    // The agent speaks plain text there: the handshake fails.
+    let without_tls = format!("https://{}", agent.http);
+    for fails in [without_tls, limits.to_string()] {
+        let two = at(&format!("{fails},{}", agent.http));
+        two.create_session(new, Duration::from_secs(5)).await.unwrap();
+        assert!(two.leader().await.unwrap().is_some());
+        // Where it is the only one, its error stays.
+        let error = at(&fails).leader().await.unwrap_err();
+        assert!(matches!(error, Error::Tls { .. } | Error::Refused { .. }), "{error:?}");
+    }
 }

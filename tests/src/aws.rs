@@ -27,6 +27,7 @@ pub struct Made {
 }
 
 struct Secret {
+    /// Empty while it has no value.
     version: String,
     /// The version before; none of a secret that was only made.
     previous: Option<String>,
@@ -142,6 +143,12 @@ impl Aws {
         put(&mut self.state(), name, text);
     }
 
+    /// Makes a secret without a value, as Terraform's `aws_secretsmanager_secret` alone does.
+    pub fn add_secret(&self, name: &str) {
+        let secret = Secret { version: String::new(), previous: None, created: SystemTime::now(), text: String::new() };
+        self.state().secrets.insert(name.to_owned(), secret);
+    }
+
     /// Whether ListSecrets tells of the version before the current one, from now on.
     pub fn lag(&self, lags: bool) {
         self.state().lags = lags;
@@ -201,7 +208,7 @@ fn seconds(at: SystemTime) -> f64 {
 fn put(state: &mut State, name: &str, text: &str) -> String {
     state.versions += 1;
     let version = format!("{:0>32}", state.versions);
-    let previous = state.secrets.get(name).map(|secret| secret.version.clone());
+    let previous = state.secrets.get(name).map(|secret| secret.version.clone()).filter(|version| !version.is_empty());
     let secret = Secret { version: version.clone(), previous, created: SystemTime::now(), text: text.to_owned() };
     state.secrets.insert(name.to_owned(), secret);
     version
@@ -344,9 +351,13 @@ fn respond(state: &mut State, name: &str, body: &Value) -> Answer {
             let secrets = state.secrets.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(name, secret)| {
                 let current = secret.previous.as_ref().filter(|_| state.lags).unwrap_or(&secret.version);
                 let arn = ARN.replace(":ecs:", ":secretsmanager:");
-                json!({ "Name": name, "ARN": format!("{arn}:secret:{name}-a1B2c3"), "SecretVersionsToStages": {
-                    current.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
-                } })
+                let mut listed = json!({ "Name": name, "ARN": format!("{arn}:secret:{name}-a1B2c3") });
+                if !secret.version.is_empty() {
+                    listed["SecretVersionsToStages"] = json!({
+                        current.clone(): ["AWSCURRENT"], "ffffffffffffffffffffffffffffffff": ["AWSPREVIOUS"]
+                    });
+                }
+                listed
             });
             let secrets = secrets.collect::<Vec<_>>();
             let (secrets, next) = page(&secrets, &body["NextToken"], &body["MaxResults"])?;
@@ -354,6 +365,10 @@ fn respond(state: &mut State, name: &str, body: &Value) -> Answer {
         }
         "GetSecretValue" => {
             let (version, text, created) = secret(state)?;
+            if version.is_empty() {
+                let message = "Secrets Manager can't find the specified secret value for staging label: AWSCURRENT";
+                return error("ResourceNotFoundException", message);
+            }
             let created = seconds(created);
             Ok(json!({ "Name": body["SecretId"], "VersionId": version, "SecretString": text, "CreatedDate": created }))
         }

@@ -3,8 +3,8 @@
 mod http;
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use aws_config::BehaviorVersion;
 use aws_config::ecs::EcsCredentialsProvider;
@@ -20,10 +20,11 @@ use aws_smithy_async::rt::sleep::{SharedAsyncSleep, TokioSleep};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use ecs_meta::ClusterArn;
-use futures_util::stream::{self, TryStreamExt};
+use futures_util::stream::{self, Stream, TryStreamExt};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
+use tokio::time::Instant;
 
 use crate::metrics::Metrics;
 use crate::tasks::Task;
@@ -31,6 +32,9 @@ use crate::term::{NotLeader, Term};
 
 /// The most that one answer of ListTasks or ListSecrets holds, and the most that DescribeTasks takes.
 const PAGE: i32 = 100;
+
+/// How long after a listing a task can't have begun and be about to stop without being seen, or not for long.
+const FRESH: Duration = Duration::from_secs(60);
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -138,13 +142,36 @@ impl Place {
     }
 }
 
-/// The running tasks of the cluster.
+/// The tasks that were there when they were listed last.
 #[derive(Debug, Default)]
+pub struct Followed {
+    listed: Option<Instant>,
+    /// All that had not stopped then.
+    tasks: HashSet<String>,
+}
+
+/// Some tasks that were listed.
+#[derive(Debug, Default)]
+struct Described {
+    arns: HashSet<String>,
+    found: Tasks,
+    /// Those that have stopped or are no longer known.
+    ended: HashSet<String>,
+}
+
+/// The running tasks of the cluster.
+#[derive(Debug)]
 pub struct Tasks {
     /// All whose containers run or may run: also those that are to stop and have not stopped yet.
     pub tasks: Vec<Task>,
     /// Whether these are all; if not, what is missing here may exist.
     pub complete: bool,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        Self { tasks: Vec::new(), complete: true }
+    }
 }
 
 /// A secret's current value.
@@ -166,8 +193,6 @@ pub struct Aws {
     cluster: String,
     prefix: String,
     concurrency: usize,
-    /// Tasks that have stopped: ECS lists them for another hour, and they don't change any more.
-    stopped: Mutex<HashSet<String>>,
     metrics: Arc<Metrics>,
 }
 
@@ -200,7 +225,6 @@ impl Aws {
             cluster,
             prefix,
             concurrency,
-            stopped: Mutex::default(),
             metrics,
         })
     }
@@ -301,61 +325,71 @@ impl Aws {
     /// All running tasks, also those that are to stop and still run. Lists page by page, and describes each page while the next
     /// is listed.
     ///
+    /// ECS lists a task that is to stop for another hour after it has stopped. So the tasks that are to stop are listed only if
+    /// nothing is known of the last minute; otherwise those are described that have left the list since the last time.
+    ///
     /// # Errors
     /// See [`enum@Error`].
-    pub async fn tasks(&self) -> Result<Tasks, Error> {
-        let known = self.stopped().clone();
-        let listed = Mutex::new(HashSet::new());
-        let listed = || listed.lock().unwrap_or_else(PoisonError::into_inner);
-        // RUNNING to its end before STOPPED: tasks move only that way, so none is missed between the two.
-        let pages = stream::try_unfold(Some((DesiredStatus::Running, None)), async |at| {
-            let Some((desired, token)) = at else { return Ok::<_, Error>(None) };
-            let list = self.ecs.list_tasks().cluster(&self.cluster).desired_status(desired.clone()).max_results(PAGE);
-            let page = self.judge("ecs:ListTasks", list.set_next_token(token).send().await)?;
-            let to_stop = desired == DesiredStatus::Stopped;
-            let next = match page.next_token {
-                Some(token) => Some((desired, Some(token))),
-                None => (!to_stop).then_some((DesiredStatus::Stopped, None)),
-            };
-            Ok(Some(((to_stop, page.task_arns.unwrap_or_default()), next)))
+    pub async fn tasks(&self, followed: &mut Followed) -> Result<Tasks, Error> {
+        let began = Instant::now();
+        let running = self.described(self.pages(DesiredStatus::Running)).await?;
+        // RUNNING to its end before the others: tasks move only that way, so none is missed between the two.
+        let to_stop = if followed.listed.is_some_and(|listed| listed.elapsed() < FRESH) {
+            let left = followed.tasks.difference(&running.arns).cloned().collect::<Vec<_>>();
+            self.described(stream::iter(left.chunks(PAGE as usize).map(|batch| Ok(batch.to_vec())))).await?
+        } else {
+            self.described(self.pages(DesiredStatus::Stopped)).await?
+        };
+        followed.listed = Some(began);
+        followed.tasks =
+            running.arns.union(&to_stop.arns).filter(|arn| !to_stop.ended.contains(*arn)).cloned().collect();
+        Ok(merge(running.found, to_stop.found))
+    }
+
+    /// The pages of one list of tasks.
+    fn pages(&self, desired: DesiredStatus) -> impl Stream<Item = Result<Vec<String>, Error>> {
+        stream::try_unfold(Some(None), move |at: Option<Option<String>>| {
+            let desired = desired.clone();
+            async move {
+                let Some(token) = at else { return Ok(None) };
+                let list = self.ecs.list_tasks().cluster(&self.cluster).desired_status(desired).max_results(PAGE);
+                let page = self.judge("ecs:ListTasks", list.set_next_token(token).send().await)?;
+                Ok(Some((page.task_arns.unwrap_or_default(), page.next_token.map(Some))))
+            }
+        })
+    }
+
+    async fn described(&self, pages: impl Stream<Item = Result<Vec<String>, Error>>) -> Result<Described, Error> {
+        let described = pages.map_ok(async |arns: Vec<String>| {
+            let (found, ended) = self.describe(arns.clone()).await?;
+            Ok((arns, found, ended))
         });
-        let described = pages
-            .map_ok(async |(to_stop, mut arns): (bool, Vec<String>)| {
-                if to_stop {
-                    let (old, new) = arns.into_iter().partition(|arn| known.contains(arn));
-                    listed().extend::<Vec<_>>(old);
-                    arns = new;
-                }
-                let (tasks, stopped) = self.describe(arns).await?;
-                if to_stop {
-                    listed().extend(stopped);
-                }
-                Ok(tasks)
-            })
+        described
             .try_buffer_unordered(self.concurrency)
-            .try_fold(Tasks { tasks: Vec::new(), complete: true }, async |all, page| Ok(merge(all, page)))
-            .await?;
-        *self.stopped() = std::mem::take(&mut *listed());
-        Ok(described)
+            .try_fold(Described::default(), async |mut all, (arns, found, ended)| {
+                all.arns.extend(arns);
+                all.ended.extend(ended);
+                all.found = merge(all.found, found);
+                Ok(all)
+            })
+            .await
     }
 
-    fn stopped(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
-        self.stopped.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Those of the tasks that run, and the ARNs of those that have stopped. One that ECS no longer knows is neither.
+    /// Those of the tasks that run, and the ARNs of those that have stopped or that ECS no longer knows.
     ///
     /// # Errors
     /// See [`enum@Error`].
     pub async fn describe(&self, arns: Vec<String>) -> Result<(Tasks, Vec<String>), Error> {
-        let mut found = Tasks { tasks: Vec::new(), complete: true };
-        let mut stopped = Vec::new();
+        let mut found = Tasks::default();
+        let mut ended = Vec::new();
         for batch in arns.chunks(PAGE as usize) {
             let describe = self.ecs.describe_tasks().cluster(&self.cluster).set_tasks(Some(batch.to_vec()));
             let answer = self.judge("ecs:DescribeTasks", describe.include(TaskField::Tags).send().await)?;
             for failure in answer.failures() {
                 // MISSING: it has vanished since it was listed.
-                if failure.reason() != Some("MISSING") {
+                if failure.reason() == Some("MISSING") {
+                    ended.extend(failure.arn().map(str::to_owned));
+                } else {
                     let (arn, reason) = (failure.arn().unwrap_or_default(), failure.reason().unwrap_or_default());
                     tracing::warn!("ecs:DescribeTasks: {arn}: {reason}: nothing is removed in this cycle");
                     found.complete = false;
@@ -364,11 +398,11 @@ impl Aws {
             for task in answer.tasks() {
                 match Task::new(task) {
                     Some(task) => found.tasks.push(task),
-                    None => stopped.extend(task.task_arn().map(str::to_owned)),
+                    None => ended.extend(task.task_arn().map(str::to_owned)),
                 }
             }
         }
-        Ok((found, stopped))
+        Ok((found, ended))
     }
 
     /// The names of all secrets that begin with the prefix, with the ID of each one's current version. Secrets Manager may be up

@@ -107,7 +107,7 @@ impl Consul {
                 }),
                 Ok(token) => Ok(Some(token)),
                 // The list that named it was answered with the controller's own token, so it is not that one that is unknown.
-                Err(error) if is_gone(&error) => Ok(None),
+                Err(error) if error.is_missing_token() => Ok(None),
                 Err(error) => Err(error),
             }
         };
@@ -131,7 +131,7 @@ impl Consul {
             match self.client.update_token(accessor_id, grants).await {
                 Ok(token) => Ok(Some(token)),
                 // The list that named the token was answered with the controller's own, so it is not that one that is unknown.
-                Err(error) if is_gone(&error) => Ok(None),
+                Err(error) if error.is_missing_token() => Ok(None),
                 Err(error) => Err(error),
             }
         };
@@ -146,7 +146,8 @@ impl Consul {
     pub async fn delete_token(&self, term: &Term, accessor_id: &str) -> Result<(), Error> {
         let deleted = async {
             match self.client.delete_token(accessor_id).await {
-                Err(error) if is_gone(&error) => Ok(()),
+                // 1.8 answers with success, later ones with 404.
+                Err(consul_api::Error::NotFound { .. }) => Ok(()),
                 deleted => deleted,
             }
         };
@@ -296,15 +297,5 @@ impl Consul {
     /// See [`enum@Error`].
     pub async fn lock_holder(&self, key: &str, within: Duration) -> Result<Option<SessionId>, Error> {
         self.counted("ReadLock", KEY, self.client.lock_holder(key, within)).await
-    }
-}
-
-/// Whether Consul says that it has no token with the accessor ID that a request names: 1.8 and later have different words for it.
-fn is_gone(error: &consul_api::Error) -> bool {
-    let gone = "cannot find token";
-    match error {
-        consul_api::Error::NotFound { .. } => true,
-        consul_api::Error::Refused { body, .. } => body.to_lowercase().contains(gone),
-        error => error.is_unknown_token(),
     }
 }

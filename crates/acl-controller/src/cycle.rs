@@ -11,7 +11,7 @@ use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use tokio::time::Instant;
 
-use crate::aws::Aws;
+use crate::aws::{Aws, Followed};
 use crate::consul::Consul;
 use crate::error::Error;
 use crate::gateways;
@@ -65,6 +65,8 @@ pub struct Memory {
     pub(crate) known: HashMap<TokenOwner, Known>,
     pub(crate) without_tasks: HashMap<TokenOwner, Instant>,
     failures: HashMap<TokenOwner, Failure>,
+    /// The tasks that were there in the last cycle.
+    followed: Followed,
     /// What earlier controllers have noted; none before it was read.
     record: Option<Record>,
     /// What is left of consul-ecs.
@@ -100,6 +102,8 @@ struct Work<'a> {
     demand: Demand,
     /// Why its name can't be a service's.
     refused: Option<String>,
+    /// The namespace and admin partition of its tasks.
+    scope: String,
     listed: Option<&'a String>,
     tokens: Vec<&'a TokenEntry>,
     known: Option<Known>,
@@ -123,7 +127,7 @@ impl Controller {
     /// # Errors
     /// When the lists can't be had, or the lock is lost meanwhile: nothing is known then of any service.
     pub async fn cycle(&self, term: &Term, memory: &mut Memory) -> Result<bool, Error> {
-        let mut lists = self.lists(&mut memory.unlinked).await?;
+        let mut lists = self.lists(&mut memory.followed, &mut memory.unlinked).await?;
         let mut record = match memory.record.take() {
             Some(record) => record,
             None => Record::read(&self.consul, &self.names).await?,
@@ -273,15 +277,16 @@ impl Controller {
                 waiting += 1;
                 continue;
             }
-            let refused = match &owner {
-                TokenOwner::Service(service) => desired.refused.get(service).cloned(),
-                TokenOwner::Clients => None,
+            let (refused, scope) = match &owner {
+                TokenOwner::Service(name) => (desired.refused.get(name).cloned(), desired.scopes.get(name)),
+                TokenOwner::Clients => (None, None),
             };
+            let scope = scope.cloned().unwrap_or_default();
             let known = memory.known.get(&owner).cloned();
             let tokens = tokens.remove(&owner).unwrap_or_default();
             let grants = self.grants(&owner, lists);
             let note = record.of(&owner).cloned().unwrap_or_default();
-            work.push(Work { owner, grants, demand, refused, listed, tokens, known, note });
+            work.push(Work { owner, grants, demand, refused, scope, listed, tokens, known, note });
         }
         (work, waiting)
     }
@@ -295,7 +300,7 @@ impl Controller {
         listed_tokens: &HashMap<&str, &TokenGrants>,
     ) -> Result<Outcome, Error> {
         self.metrics.alive(Duration::ZERO);
-        let Work { owner, grants, demand, refused, listed, tokens, known, note } = work;
+        let Work { owner, grants, demand, refused, scope, listed, tokens, known, note } = work;
         if let Some(why) = refused {
             return Err(Error::Refused(why));
         }
@@ -334,7 +339,12 @@ impl Controller {
             }
         }
         if known.stored == Stored::Missing && matches!(demand, Demand::Since(_)) {
-            unusable = Some(Error::NoSecret { name: name.clone() });
+            let found = format!("{name}-{scope}");
+            let name = name.clone();
+            unusable = Some(match lists.secrets.contains_key(&found) {
+                true => Error::OldSecret { name, found },
+                false => Error::NoSecret { name },
+            });
         }
         if unusable.is_some() {
             known.stored = Stored::Unusable;

@@ -18,6 +18,17 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// There is only a secret as consul-ecs 0.4 names it with Consul Enterprise.
+    #[error(
+        "the secret {name} does not exist, and {found}, as consul-ecs 0.4 with -partitions-enabled names it, is not used: create \
+         {name}, with the value {{}}, and give that one to the task definition"
+    )]
+    OldSecret {
+        /// Its name.
+        name: String,
+        /// The one that exists.
+        found: String,
+    },
     /// The secret holds what is not ours to overwrite.
     #[error(
         "the secret {name} does not hold a token: expected {{\"accessor_id\":\"…\",\"token\":\"…\"}} or {{}}; it is left as it is, \

@@ -6,7 +6,7 @@ use consul_api::{Policy, TokenEntry, TokenGrants};
 use serde::{Deserialize, Serialize};
 use sidecar_kit::secret::Secret;
 
-use crate::aws::{self, SecretValue, Tasks};
+use crate::aws::{self, Followed, SecretValue, Tasks};
 use crate::cycle::Controller;
 use crate::error::Error;
 use crate::gateways::{self, Links};
@@ -71,9 +71,13 @@ impl Lists {
 
 impl Controller {
     /// What ECS, Secrets Manager and Consul have now.
-    pub(crate) async fn lists(&self, unlinked: &mut gateways::Unlinked) -> Result<Lists, Error> {
+    pub(crate) async fn lists(
+        &self,
+        followed: &mut Followed,
+        unlinked: &mut gateways::Unlinked,
+    ) -> Result<Lists, Error> {
         let (tasks, secrets, tokens, policies, gateways) = tokio::try_join!(
-            async { self.aws.tasks().await.map_err(Error::from) },
+            async { self.aws.tasks(followed).await.map_err(Error::from) },
             async { self.aws.secrets().await.map_err(Error::from) },
             async { self.consul.tokens().await.map_err(Error::from) },
             async { self.consul.policies().await.map_err(Error::from) },

@@ -7,6 +7,9 @@ use std::time::SystemTime;
 const MESH: &str = "consul.hashicorp.com/mesh";
 /// The tag that names a task's service.
 const SERVICE_NAME: &str = "consul.hashicorp.com/service-name";
+/// The tags that name a task's namespace and admin partition (Consul Enterprise).
+const NAMESPACE: &str = "consul.hashicorp.com/namespace";
+const PARTITION: &str = "consul.hashicorp.com/partition";
 /// The name whose secret would be that of the client token.
 const RESERVED: &str = "consul-client-token";
 
@@ -17,6 +20,8 @@ pub struct Task {
     pub arn: String,
     /// The service's name, lower case; none if it isn't in the mesh.
     pub service: Option<String>,
+    /// Its namespace and admin partition, as consul-ecs 0.4 has them at the end of its secret's name (Consul Enterprise).
+    pub scope: String,
     /// When it was created, which is before its containers got their secrets; the epoch if ECS doesn't say.
     pub created: SystemTime,
 }
@@ -39,7 +44,8 @@ impl Task {
         let service = service.then(|| tag(SERVICE_NAME).unwrap_or(family).to_lowercase());
         let created = task.created_at().or(task.started_at()).and_then(|at| SystemTime::try_from(*at).ok());
         let created = created.unwrap_or(SystemTime::UNIX_EPOCH);
-        Some(Self { arn: task.task_arn().unwrap_or_default().to_owned(), service, created })
+        let scope = [NAMESPACE, PARTITION].map(|key| tag(key).unwrap_or("default")).join("-");
+        Some(Self { arn: task.task_arn().unwrap_or_default().to_owned(), service, scope, created })
     }
 }
 
@@ -48,6 +54,8 @@ impl Task {
 pub struct Desired {
     /// Each with the creation of its oldest task.
     pub services: BTreeMap<String, SystemTime>,
+    /// The namespace and admin partition of one of its tasks.
+    pub scopes: BTreeMap<String, String>,
     /// Names that can't be a service's, each with why, and with the task that has it.
     pub refused: BTreeMap<String, String>,
 }
@@ -68,6 +76,7 @@ impl Desired {
                 });
                 continue;
             }
+            desired.scopes.insert(service.clone(), task.scope.clone());
             let oldest = desired.services.entry(service.clone()).or_insert(task.created);
             *oldest = task.created.min(*oldest);
         }
@@ -85,8 +94,8 @@ pub(crate) fn may_be_identity(name: &str) -> bool {
 
 /// Why a name can't be a service's.
 fn refusal(name: &str) -> Option<&'static str> {
-    if name == RESERVED {
-        Some("is the name of the client token's secret")
+    if name == RESERVED || name.ends_with("-consul-client-token") {
+        Some("would have the secret of the consul-clients, of this cluster or of one whose prefix is longer")
     } else if !may_be_identity(name) {
         Some("is not a name that Consul takes (letters, digits, - and _, a letter or digit at both ends, at most 256)")
     } else {
@@ -120,6 +129,13 @@ mod tests {
     }
 
     #[test]
+    fn the_scope_is_that_of_the_tags_or_the_default() {
+        let scope = |tags| task(tags, "RUNNING").unwrap().scope;
+        assert_eq!(scope(&[(MESH, "true")]), "default-default");
+        assert_eq!(scope(&[(MESH, "true"), (NAMESPACE, "shop"), (PARTITION, "eu")]), "shop-eu");
+    }
+
+    #[test]
     fn a_task_counts_until_it_has_stopped() {
         for status in ["PROVISIONING", "RUNNING", "DEACTIVATING", "STOPPING", "DEPROVISIONING"] {
             assert!(task(&[(MESH, "true")], status).is_some(), "{status}");
@@ -130,11 +146,15 @@ mod tests {
     #[test]
     fn a_service_has_its_oldest_task_and_a_name_that_cannot_be_one_is_refused() {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let task =
-            |service: &str, seconds| Task { arn: "a".into(), service: Some(service.into()), created: at(seconds) };
+        let task = |service: &str, seconds| Task {
+            arn: "a".into(),
+            service: Some(service.into()),
+            scope: "default-default".into(),
+            created: at(seconds),
+        };
         let desired = Desired::new(&[task("web", 7), task("web", 5), task(RESERVED, 1), task("a b", 1), task("-a", 1)]);
         assert_eq!(desired.services, BTreeMap::from([("web".to_owned(), at(5))]));
         assert_eq!(desired.refused.keys().collect::<Vec<_>>(), ["-a", "a b", RESERVED]);
-        assert!(desired.refused[RESERVED].contains("client token's secret"));
+        assert!(desired.refused[RESERVED].contains("the secret of the consul-clients"));
     }
 }

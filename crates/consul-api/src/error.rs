@@ -113,6 +113,17 @@ impl Error {
         matches!(self, Self::PermissionDenied { body, .. } if body.to_lowercase().contains("acl not found"))
     }
 
+    /// Whether there is no token with the accessor ID that the request names. `ACL not found` may also mean the request's own token.
+    #[must_use]
+    pub fn is_missing_token(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            // What 1.8 to 1.21 answer when a token is to be changed.
+            Self::Refused { body, .. } => body.to_lowercase().contains("cannot find token"),
+            error => error.is_unknown_token(),
+        }
+    }
+
     /// Whether another server may do better: this one is gone, too slow, without a leader or over its rate limit, or the TLS
     /// handshake with it failed.
     pub(crate) fn is_of_the_server(&self) -> bool {

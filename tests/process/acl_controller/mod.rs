@@ -22,11 +22,14 @@ use serde_json::{Value, json};
 mod calls;
 mod gateways;
 mod leader;
+mod secrets;
+mod takeover;
 mod tokens;
 
 const BOUND: Duration = Duration::from_secs(30);
 /// 2 × TTL + lock-delay, and some for a machine that is busy.
 const TAKEOVER: Duration = Duration::from_secs(40);
+const CLUSTER: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
 const CLUSTER_LINE: &str = "consul.hashicorp.com/cluster: arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
 
 /// A code block of the controller's README.
@@ -56,11 +59,16 @@ impl World {
     }
 
     fn command(&self, key: &str) -> Command {
+        self.command_for(key, "blue")
+    }
+
+    /// For the cluster of this name or ARN.
+    fn command_for(&self, key: &str, cluster: &str) -> Command {
         let mut command = Command::new(binary("acl-controller"));
         command.env_clear().env("AWS_REGION", "eu-north-1").env("AWS_ENDPOINT_URL", &self.aws.url);
         command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", "b1g-s3cr3t-key");
         command.env("CONSUL_HTTP_ADDR", &self.agent.http).env("CONSUL_HTTP_TOKEN", &self.token);
-        command.args(["--cluster", "blue", "--secret-name-prefix", "p"]).env("ACL_CONTROLLER_POLL_INTERVAL", "200ms");
+        command.args(["--cluster", cluster, "--secret-name-prefix", "p"]).env("ACL_CONTROLLER_POLL_INTERVAL", "200ms");
         // Everything is logged, so that a secret in the log is seen.
         command.args(["--listen", &format!("127.0.0.1:{}", free_port())]).env("LOG_LEVEL", "trace");
         command
@@ -112,6 +120,19 @@ impl World {
             }
         })
         .await
+    }
+
+    /// The token with an accessor ID as Consul lists it; none if it is gone.
+    async fn listed(&self, accessor: &str) -> Option<Value> {
+        let tokens = self.agent.call("GET", "/v1/acl/tokens?consistent=", &Value::Null).await;
+        tokens.as_array().unwrap().iter().find(|token| token["AccessorID"] == accessor).cloned()
+    }
+
+    /// Waits until the consul-clients' secret holds its token; gives its accessor ID.
+    async fn clients_settle(&self) -> String {
+        let token =
+            eventually("the clients' token", BOUND, async || self.token_of("p-consul-client-token").await).await;
+        token["AccessorID"].as_str().unwrap().to_owned()
     }
 
     fn silent(&self, process: &Process) {

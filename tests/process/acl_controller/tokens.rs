@@ -66,7 +66,7 @@ async fn drift_of_each_kind_is_repaired() {
     // Tokens that are not ours, one of which says nearly what ours do.
     let foreign = json!({ "Description": "consul.hashicorp.com/cluster: blue-2", "ServiceIdentities": [{ "ServiceName": "far" }] });
     let foreign = world.agent.call("PUT", "/v1/acl/token", &foreign).await;
-    let _controller = world.start();
+    let controller = world.start();
     let (mut web, api) = (world.settles("web").await, world.settles("api").await);
 
     let path = |accessor: &str| format!("/v1/acl/token/{accessor}");
@@ -84,11 +84,12 @@ async fn drift_of_each_kind_is_repaired() {
     world.aws.set_secret("p-web", &world.aws.secret("p-api").to_string());
     assert_eq!(world.settles("web").await, web, "a secret that holds another service's token");
 
-    world.aws.set_secret(
-        "p-web",
-        &json!({ "accessor_id": foreign["AccessorID"], "token": foreign["SecretID"] }).to_string(),
-    );
-    assert_eq!(world.settles("web").await, web, "a secret that holds a token that isn't ours");
+    let far = json!({ "accessor_id": foreign["AccessorID"], "token": foreign["SecretID"] });
+    world.aws.set_secret("p-web", &far.to_string());
+    controller.says("service web: the secret p-web holds the token", BOUND).await;
+    assert_eq!(world.aws.secret("p-web"), far, "a secret that holds a live token of another for something else");
+    world.aws.set_secret("p-web", "{}");
+    assert_eq!(world.settles("web").await, web);
 
     let mut changed = world.agent.call("GET", &path(&web), &Value::Null).await;
     changed["ServiceIdentities"] = json!([{ "ServiceName": "api" }]);
@@ -178,7 +179,7 @@ async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
          task role's policy must have {\"Effect\":\"Allow\",\"Action\":\"secretsmanager:GetSecretValue\",\"Resource\":\
          \"arn:aws:secretsmanager:eu-north-1:210987654321:secret:p-*\"}",
         "service missing: the secret p-missing does not exist",
-        "is the name of the client token's secret",
+        "would have the secret of the consul-clients",
         "is not a name that Consul takes",
     ] {
         controller.says(text, BOUND).await;
