@@ -161,9 +161,9 @@ async fn acl_controller(floor: Duration) -> Vec<Row> {
         .with_floor(floor.as_secs_f64()),
         Row::new(format!("acl-controller: resident, idle, {SERVICES} services"), Unit::Megabytes, resident, 20.0),
     ];
-    // Tasks that are to stop are another list, of one page here. The consul-clients' secret is one more than the services'.
+    // The consul-clients' secret is one more than the services'.
     for (call, budget) in [
-        ("ListTasks", TASKS.div_ceil(PAGE) + 1),
+        ("ListTasks", TASKS.div_ceil(PAGE)),
         ("DescribeTasks", TASKS.div_ceil(PAGE)),
         ("ListSecrets", (SERVICES + 1).div_ceil(PAGE)),
         ("GET /v1/acl/tokens", 1),

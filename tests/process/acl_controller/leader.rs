@@ -18,6 +18,8 @@ async fn another_controller_takes_over_from_one_that_was_killed() {
     second.says("standing by", BOUND).await;
     eventually("it is ready", BOUND, async || http::get(&format!("{address}/readyz")).await).await;
     assert_eq!(metrics(&address).await["acl_controller_leader"], 0.0);
+    // Both have asked where the cluster is.
+    let _ = world.aws.take_calls();
     world.aws.run("1", "web");
     world.settles("web").await;
     assert!(world.aws.take_calls().iter().all(|call| call.key == "first"));
