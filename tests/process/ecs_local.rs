@@ -544,6 +544,34 @@ async fn ecs_local_stops_a_task_whose_essential_container_exits_the_pause_contai
 }
 
 #[tokio::test]
+async fn ecs_local_starts_a_container_with_a_restart_policy_again_unless_it_ran_too_short_or_the_task_stops() {
+    let mut cluster = Cluster::new("restart").await;
+    let mesh = cluster.network("");
+    cluster.run_pause(&[&mesh]);
+    let serve = |port: u16| ["/demo-app".to_owned(), "serve".to_owned(), format!("--listen=0.0.0.0:{port}")];
+    for (name, port, period) in [("web", 8080, ""), ("heals", 8081, "0"), ("ends", 8082, "3600")] {
+        let label = format!("ecs-mesh.restart-attempt-period={period}");
+        let policy = if period.is_empty() { vec![] } else { vec!["--label", &label] };
+        cluster.run_app(name, &policy, &serve(port).each_ref().map(String::as_str));
+    }
+    for count in [1, 2] {
+        docker(&["kill", &cluster.docker_name("heals")]).unwrap();
+        let what = format!("it is started again, the {count}. time");
+        let task = cluster
+            .until_task(&what, |task| {
+                let heals = container(task, "heals");
+                heals["RestartCount"] == count && heals["KnownStatus"] == "RUNNING"
+            })
+            .await;
+        assert_eq!((&task["DesiredStatus"], container(&task, "web").get("RestartCount")), (&"RUNNING".into(), None));
+    }
+    docker(&["kill", &cluster.docker_name("ends")]).unwrap();
+    let task = cluster.until_task("the task stops", |task| task["KnownStatus"] == "STOPPED").await;
+    assert_eq!(container(&task, "ends")["RestartCount"], 0);
+    assert_eq!(container(&task, "heals")["RestartCount"], 2, "{task}");
+}
+
+#[tokio::test]
 async fn ecs_local_takes_a_task_that_is_started_again_for_a_new_run() {
     let cluster = Cluster::new("again").await;
     cluster.run_pause(&[]);

@@ -236,6 +236,7 @@ const ONLY_ECS_LOCAL: &[(&str, &str)] = &[
     (".containers[].networkInterfaces[].privateIpv4Address", "string"),
     (".containers[].runtimeId", "string"),
     (".createdAt", "number"),
+    (".healthStatus", "string"),
     (".startedAt", "number"),
 ];
 

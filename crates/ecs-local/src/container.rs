@@ -35,6 +35,8 @@ pub struct Container {
     pub finished_at: Option<OffsetDateTime>,
     /// The last health checks; none without a health check.
     pub health: Option<Health>,
+    /// How often it was started again by its restart policy; none without one.
+    pub restart_count: Option<u32>,
     docker_name: String,
     image: String,
     image_id: String,
@@ -74,6 +76,7 @@ impl Container {
         let health = checked.then(|| health(&state, changed_at, |status| health_since(&id, status)));
         let log = host.log_config.unwrap_or_default();
         Some(Self {
+            restart_count: labels.restart_attempt_period.map(|_| 0),
             labels,
             status,
             exit_code: state.exit_code.filter(|_| stopped),
@@ -103,6 +106,14 @@ impl Container {
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.status, Status::Running | Status::ResourcesProvisioned)
+    }
+
+    /// Whether its restart policy starts it again: it has exited, and before that it ran for its restart attempt period
+    /// ("ContainerRestartPolicy" in the API reference).
+    #[must_use]
+    pub fn restarts(&self) -> bool {
+        let ran = self.finished_at.zip(self.started_at).map(|(finished, started)| finished - started);
+        ran.zip(self.labels.restart_attempt_period).is_some_and(|(ran, period)| ran >= period)
     }
 
     /// What the endpoint answers for it. `networks` are the task's.
@@ -137,7 +148,7 @@ impl Container {
                 .filter(|_| !pause && !self.log_options.is_empty()),
             container_arn: (!pause).then(|| container_arn(&self.labels.task, &self.labels.cluster, &self.id)),
             snapshotter: None,
-            restart_count: None,
+            restart_count: self.restart_count,
             clock_drift: None,
         }
     }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use bollard::models::{ContainerInspectResponse, EventMessage};
-use bollard::query_parameters::{EventsOptionsBuilder, ListContainersOptionsBuilder, StopContainerOptionsBuilder};
+use bollard::query_parameters::{
+    EventsOptionsBuilder, ListContainersOptionsBuilder, StartContainerOptions, StopContainerOptionsBuilder,
+};
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::{Stream, TryStreamExt};
 use time::OffsetDateTime;
@@ -98,6 +100,14 @@ impl Engine {
             Ok(inspected) => Ok(Some(inspected)),
             Err(source) if is_gone(&source) => Ok(None),
             Err(source) => Err(EngineError::Refused { what: "inspect a container", source }),
+        }
+    }
+
+    /// Starts a container; one that runs is left as it is.
+    pub(crate) async fn start(&self, id: &str) -> Result<(), EngineError> {
+        match self.docker.start_container(id, None::<StartContainerOptions>).await {
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 304, .. }) | Ok(()) => Ok(()),
+            Err(source) => Err(EngineError::Refused { what: "start a container", source }),
         }
     }
 

@@ -13,6 +13,8 @@ pub const FAMILY: &str = "com.amazonaws.ecs.task-definition-family";
 pub(crate) const VERSION: &str = "com.amazonaws.ecs.task-definition-version";
 /// ECS's own label with the container's name within the task.
 pub const CONTAINER_NAME: &str = "com.amazonaws.ecs.container-name";
+/// Seconds; with it the container has a restart policy.
+pub const RESTART_ATTEMPT_PERIOD: &str = "ecs-mesh.restart-attempt-period";
 const TAG: &str = "ecs-mesh.tag.";
 const STOP_TIMEOUT: &str = "ecs-mesh.stop-timeout";
 /// `true` or `false`.
@@ -44,6 +46,8 @@ pub struct Labels {
     pub essential: bool,
     /// How long it may take to exit after TERM.
     pub stop_timeout: Duration,
+    /// With a restart policy: how long the container must have run to be started again when it exits.
+    pub restart_attempt_period: Option<Duration>,
     /// `CNI_PAUSE` for the holder of the network namespace.
     pub type_: ContainerType,
     /// The containers it depends on, by their names in the task definition.
@@ -80,14 +84,15 @@ impl Labels {
                 true
             }
         };
-        let stop_timeout = match get(STOP_TIMEOUT).map(|seconds| seconds.parse::<u16>()) {
-            None => DEFAULT_STOP_TIMEOUT,
-            Some(Ok(seconds)) => Duration::from_secs(seconds.into()),
-            Some(Err(_)) => {
-                expect(STOP_TIMEOUT, "whole seconds, at most 65535");
-                DEFAULT_STOP_TIMEOUT
+        let mut seconds = |key: &str| {
+            let seconds = get(key)?.parse::<u16>();
+            if seconds.is_err() {
+                expect(key, "whole seconds, at most 65535");
             }
+            Some(Duration::from_secs(seconds.ok()?.into()))
         };
+        let stop_timeout = seconds(STOP_TIMEOUT).unwrap_or(DEFAULT_STOP_TIMEOUT);
+        let restart_attempt_period = seconds(RESTART_ATTEMPT_PERIOD);
         let type_ = get(TYPE).map_or(ContainerType::Normal, |type_| type_.clone().into());
         if matches!(type_, ContainerType::Other(_)) {
             expect(TYPE, "NORMAL or CNI_PAUSE");
@@ -112,6 +117,7 @@ impl Labels {
             revision: get(VERSION).cloned().unwrap_or_default(),
             essential,
             stop_timeout,
+            restart_attempt_period,
             type_,
             depends_on,
             tags: tags.collect(),
@@ -176,6 +182,7 @@ pub(crate) mod tests {
         let more = [
             ("ecs-mesh.essential", "maybe"),
             ("ecs-mesh.stop-timeout", "soon"),
+            ("ecs-mesh.restart-attempt-period", "-1"),
             ("ecs-mesh.type", "PAUSE"),
             ("ecs-mesh.depends-on", "init:SUCCESS,proxy:READY"),
         ];
@@ -184,7 +191,7 @@ pub(crate) mod tests {
         assert!(read.essential);
         assert_eq!(read.stop_timeout, Duration::from_secs(30));
         assert_eq!(problems[0], r#"label ecs-mesh.essential is "maybe": expected true or false"#);
-        assert_eq!(problems.len(), 4);
+        assert_eq!((problems.len(), read.restart_attempt_period), (5, None));
         assert_eq!(read.depends_on, ["init"]);
 
         let (read, problems) = Labels::read(&labels("", &[]));

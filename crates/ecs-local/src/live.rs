@@ -31,6 +31,8 @@ struct Seen {
     requests: BTreeMap<TaskArn, StopRequest>,
     /// The last change of each container's health, by Docker's ID.
     health: HashMap<String, (HealthStatus, OffsetDateTime)>,
+    /// How often each container was started again by its restart policy, and after which end the last time, by Docker's ID.
+    restarts: HashMap<String, (u32, Option<OffsetDateTime>)>,
 }
 
 /// The tasks of one Docker engine.
@@ -108,7 +110,11 @@ impl Live {
             let since = |id: &str, status: &HealthStatus| {
                 seen.health.get(id).filter(|(seen, _)| seen == status).map(|(_, since)| *since)
             };
-            containers.extend(Container::read(inspected, since));
+            let mut container = Container::read(inspected, since);
+            if let Some(Container { id, restart_count: Some(count), .. }) = &mut container {
+                *count = seen.restarts.get(id).map_or(0, |(count, _)| *count);
+            }
+            containers.extend(container);
         }
         Ok(Task::of(containers))
     }
@@ -167,6 +173,7 @@ impl Live {
             ("destroy", _) => {
                 let mut seen = self.seen();
                 seen.health.remove(&id);
+                seen.restarts.remove(&id);
                 labels.map(|labels| seen.requests.remove(&labels.task));
             }
             ("start" | "die", _) => {
@@ -194,14 +201,42 @@ impl Live {
         Ok(())
     }
 
-    /// Begins to stop a task whose essential container has exited.
+    /// Begins to stop a task whose essential container has exited, or starts again what has a restart policy.
     fn reconcile(self: &Arc<Self>, task: Option<Task>) {
         let Some(task) = task else { return };
-        let Some(exited) = task.essential_exit() else { return };
+        let Some(exited) = task.essential_exit() else { return self.restart(&task) };
         let since = exited.finished_at.unwrap_or_else(OffsetDateTime::now_utc);
         let (name, code) = (exited.labels.name.clone(), exited.exit_code.unwrap_or_default());
         if self.begin_stop(&task, since, None) {
             tracing::info!("stopping {}: its essential container {name} exited with {code}", task.arn);
+        }
+    }
+
+    /// Starts again the exited containers of a task that have a restart policy, unless the task is being stopped. One that
+    /// can't be started is as one that has exited without a policy.
+    fn restart(self: &Arc<Self>, task: &Task) {
+        let mut seen = self.seen();
+        if seen.stopping.contains_key(&task.arn) {
+            return;
+        }
+        for container in task.to_restart() {
+            let (count, after) = seen.restarts.entry(container.id.clone()).or_default();
+            if *after == container.finished_at {
+                // It runs again by now, or soon: this look at it is an old one.
+                continue;
+            }
+            (*count, *after) = (*count + 1, container.finished_at);
+            let (name, code) = (&container.labels.name, container.exit_code.unwrap_or_default());
+            tracing::info!("restarting {name} of {}: it exited with {code}", task.arn);
+            let (live, task, container) = (self.clone(), task.clone(), container.clone());
+            tokio::spawn(async move {
+                if let Err(error) = live.engine.start(&container.id).await {
+                    tracing::error!("cannot restart {} of {}: {}", container.labels.name, task.arn, one_line(&error));
+                    if container.labels.essential {
+                        live.begin_stop(&task, OffsetDateTime::now_utc(), None);
+                    }
+                }
+            });
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
-use ecs_meta::{ContainerType, Network, Status, TaskArn};
+use ecs_meta::{ContainerType, HealthStatus, Network, Status, TaskArn};
 use time::OffsetDateTime;
 
 use crate::container::{Container, rfc3339};
@@ -78,13 +78,38 @@ impl Task {
         }
     }
 
-    /// The essential container that was the first to exit in the present run, if one has: then the task is to stop
-    /// ("essential" in "Amazon ECS task definition parameters").
+    /// The essential container that was the first to exit in the present run and isn't started again, if one has: then the
+    /// task is to stop ("essential" in "Amazon ECS task definition parameters").
     #[must_use]
     pub fn essential_exit(&self) -> Option<&Container> {
+        let exited = self.exited().filter(|c| c.labels.essential && !c.restarts());
+        exited.min_by_key(|c| c.finished_at)
+    }
+
+    /// The containers that have exited in the present run and that their restart policies start again.
+    pub fn to_restart(&self) -> impl Iterator<Item = &Container> {
+        self.exited().filter(|c| c.restarts())
+    }
+
+    fn exited(&self) -> impl Iterator<Item = &Container> {
         let began = self.run_began();
-        let exited = self.containers.iter().filter(|c| c.labels.essential && c.finished_at.is_some());
-        exited.filter(|c| c.finished_at > began).min_by_key(|c| c.finished_at)
+        self.containers.iter().filter(move |c| c.finished_at.is_some() && c.finished_at > began)
+    }
+
+    /// Of the essential containers with a health check: `UNHEALTHY` if one of them is, `HEALTHY` if all are
+    /// ("HealthCheck" in the API reference).
+    #[must_use]
+    pub fn health(&self) -> HealthStatus {
+        let essential = self.containers.iter().filter(|c| c.labels.essential);
+        let mut statuses = essential.filter_map(|c| c.health.as_ref().map(|health| &health.status)).peekable();
+        let all_healthy = |status: &HealthStatus| *status == HealthStatus::Healthy;
+        if statuses.clone().any(|status| *status == HealthStatus::Unhealthy) {
+            HealthStatus::Unhealthy
+        } else if statuses.peek().is_some() && statuses.all(all_healthy) {
+            HealthStatus::Healthy
+        } else {
+            HealthStatus::Unknown
+        }
     }
 
     /// The running containers that may get TERM now: all at once or, in the order of `dependsOn`, those that no running
@@ -230,6 +255,48 @@ mod tests {
         let pause_exited = task([container("pause", PAUSE, exited("2031-01-02T04:02:00Z"))]);
         assert_eq!(essential_exit(&pause_exited), Some("pause"));
         assert_eq!(pause_exited.metadata(None, false).known_status, Status::Stopped);
+    }
+
+    #[test]
+    fn a_container_with_a_restart_policy_starts_again_if_it_ran_long_enough_and_else_ends_its_task() {
+        let policy = [("ecs-mesh.restart-attempt-period", "60")];
+        let ran_until = |end: &str| {
+            let state = json!({"State": {
+                "Status": "exited", "ExitCode": 1, "StartedAt": "2031-01-02T03:01:00Z", "FinishedAt": end,
+            }});
+            let pause = container("pause", PAUSE, started("2031-01-02T03:00:00Z"));
+            task([pause, container("sync", &policy, state), container("web", &[], json!({}))])
+        };
+        let restarted = |task: &Task| task.to_restart().map(|c| c.labels.name.clone()).collect::<Vec<_>>();
+        let long = ran_until("2031-01-02T03:02:00Z");
+        assert_eq!((essential_exit(&long), restarted(&long)), (None, vec!["sync".to_owned()]));
+        assert_eq!(long.metadata(None, false).desired_status, Status::Running);
+        let short = ran_until("2031-01-02T03:01:59.9Z");
+        assert_eq!((essential_exit(&short), restarted(&short)), (Some("sync"), vec![]));
+
+        let before_this_run = task([
+            container("pause", PAUSE, started("2031-01-02T05:00:00Z")),
+            container("sync", &policy, exited("2031-01-02T04:00:00Z")),
+        ]);
+        assert_eq!(restarted(&before_this_run), [""; 0]);
+    }
+
+    #[test]
+    fn a_task_s_health_is_that_of_its_essential_containers_with_a_health_check() {
+        let with = |name: &str, labels: &[(&str, &str)], status: &str| {
+            let check =
+                json!({"Config": {"Healthcheck": {"Test": ["CMD", "/x"]}}, "State": {"Health": {"Status": status}}});
+            container(name, labels, check)
+        };
+        let health = |a: &str, b: &str| {
+            let unchecked = container("agent", &[], json!({}));
+            let not_essential = with("side", NOT_ESSENTIAL, "unhealthy");
+            task([unchecked, not_essential, with("web", &[], a), with("proxy", &[], b)]).health()
+        };
+        assert_eq!(health("healthy", "healthy"), HealthStatus::Healthy);
+        assert_eq!(health("healthy", "starting"), HealthStatus::Unknown);
+        assert_eq!(health("unhealthy", "starting"), HealthStatus::Unhealthy);
+        assert_eq!(task([container("web", &[], json!({}))]).health(), HealthStatus::Unknown, "nobody is asked");
     }
 
     #[test]

@@ -29,6 +29,7 @@ fn show(task: &Task, stopping: Option<OffsetDateTime>, request: Option<StopReque
         "launchType": metadata.launch_type,
         "availabilityZone": metadata.availability_zone,
         "connectivity": "CONNECTED",
+        "healthStatus": task.health().as_str(),
         "desiredStatus": metadata.desired_status.as_str(),
         "lastStatus": last_status(&metadata.known_status),
         "createdAt": epoch(task.containers.iter().filter_map(|container| container.created_at).min()),
