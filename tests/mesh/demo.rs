@@ -1,9 +1,10 @@
 //! `cargo xtask demo shutdown`, its numbers.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use local_mesh::Quiet;
-use local_mesh::demo::{self, CASES, Demo, Outcome, Row};
+use local_mesh::demo::{self, CASES, Demo, Length, Outcome, Row};
 
 use crate::whole;
 
@@ -13,10 +14,13 @@ async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
     let mut failed = BTreeMap::new();
     println!("{}", demo::head());
     for case in CASES {
-        let Outcome { report, retries_refused } = demo.run(case, &Quiet).await.unwrap();
+        // One stop shows that none fails, as those in shutdown.rs do; to compare how many fail needs more.
+        let stops = if case.settings.is_empty() { 1 } else { 3 };
+        let length = Length { stops, least: Duration::ZERO };
+        let Outcome { report, retries_refused } = demo.run(case, length, &Quiet).await.unwrap();
         println!("{}", Row { name: case.name, report: &report, retries_refused });
         assert_eq!(report.sent, report.succeeded + report.failed);
-        assert!(report.seconds >= 60.0 && report.sent as f64 >= 200.0 * report.seconds, "{report:?}");
+        assert!(report.sent as f64 >= 200.0 * report.seconds, "{report:?}");
         failed.insert(case.name, report.failed);
         let remedy = case.settings.is_empty();
         match (remedy, case.router) {

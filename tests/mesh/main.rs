@@ -11,6 +11,7 @@ use bollard::query_parameters::RemoveVolumeOptions;
 mod acl;
 mod consul_gone;
 mod demo;
+mod dies;
 mod gateways;
 mod shutdown;
 

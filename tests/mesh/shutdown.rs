@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use local_mesh::events::{Event, What};
+use local_mesh::events::What;
 use local_mesh::load::{Load, Options};
 use local_mesh::task::{self, StopOrder};
 use local_mesh::watch::{Stopped, Watch};
@@ -30,6 +30,13 @@ fn exited(stopped: &Stopped, container: &str) -> i64 {
     exit.unwrap_or_else(|| panic!("{container} did not exit: {:?}", stopped.events)).at
 }
 
+/// When a container of the stopped task was first sent TERM.
+fn term(stopped: &Stopped, container: &str) -> i64 {
+    let mut events = stopped.events.iter().filter(|event| event.container == container);
+    let term = events.find(|event| event.what == What::Signalled(15));
+    term.unwrap_or_else(|| panic!("{container} got no TERM: {:?}", stopped.events)).at
+}
+
 #[tokio::test]
 async fn no_request_comes_in_once_the_others_know_and_none_fails_before() {
     let docker = whole().await;
@@ -51,11 +58,17 @@ async fn no_request_comes_in_once_the_others_know_and_none_fails_before() {
         let app = exited(&stopped, "app");
         assert!(critical < app && removed < app, "{order:?}: known before the app ends");
         assert!(stopped.left.is_some(), "{order:?}: the node left the catalog");
-        // Draining, by its effect: no connection is left at the public listener, before the app ends.
+        // All at once, the node has left by then, and web's Envoy has dropped its connections. While the agent is kept, the
+        // instance is only unhealthy: idle connections stay until Envoy ends, and no request comes over them.
         let before = stopped.samples.iter().rev().find(|sample| sample.at < app && sample.seen.is_some()).unwrap();
-        assert_eq!(before.seen.as_ref().unwrap().connections, 0, "{order:?}");
+        if order == StopOrder::AllAtOnce {
+            assert_eq!(before.seen.as_ref().unwrap().connections, 0, "{said}");
+        }
         assert!(exited(&stopped, "sidecar-proxy") > app, "{order:?}: Envoy outlives the app");
         assert!(exited(&stopped, "health-sync") < app && exited(&stopped, "consul-client") > critical);
+        // sidecar-proxy depends on the agent.
+        let agent_held = term(&stopped, "consul-client") > exited(&stopped, "sidecar-proxy");
+        assert_eq!(agent_held, order == StopOrder::DependsOn, "{said}");
         task::start(&docker, "api-1", &[]).await.unwrap();
         task::in_rotation(&docker, "api-1").await.unwrap();
     }
@@ -101,19 +114,47 @@ async fn an_app_that_takes_five_seconds_to_exit_reaches_others_to_its_last_momen
         let stopped = watch.end().await;
         let report = load.end().await.unwrap();
         assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{order:?}: {report:?}");
-        let term = stopped.events.iter().find(|event| event.what == What::Signalled(15)).unwrap().at;
+        let first = stopped.events.iter().find(|event| event.what == What::Signalled(15)).unwrap().at;
         let last = stopped.last_outbound.expect("there was load");
         assert!(
-            last - term >= 4_500_000_000,
+            last - first >= 4_500_000_000,
             "{order:?}: the last request {} ms after TERM",
-            (last - term) / 1_000_000
+            (last - first) / 1_000_000
         );
         assert!(exited(&stopped, "app") < last && last < exited(&stopped, "sidecar-proxy"), "{order:?}");
-        let is_proxy_told = |event: &&Event| event.container == "sidecar-proxy" && event.what == What::Signalled(15);
-        let proxy_told = stopped.events.iter().find(is_proxy_told).unwrap().at;
+        let proxy_told = term(&stopped, "sidecar-proxy");
         assert_eq!(proxy_told > last, order == StopOrder::DependsOn, "{order:?}");
         task::start(&docker, "web", &[]).await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn in_the_order_of_depends_on_a_task_that_stops_for_long_hears_of_tasks_that_come_and_go() {
+    let docker = whole().await;
+    let watch = Watch::start(&docker, "web").await.unwrap();
+    let gone = task::endpoint(&docker, "api-2").await.unwrap();
+    // As long as an app that needs half a minute to finish its work.
+    let load = Load::start(&docker, "web", Options { shutdown_delay: "25s", ..LOAD }).await.unwrap();
+    assert!(watch.flowing().await, "requests go out of web");
+    let meanwhile = async {
+        eventually("web's health-sync is done", BOUND, async || {
+            let health_sync = docker::task(&docker, "web").await.unwrap()["health-sync"].state.clone().unwrap();
+            if health_sync.running == Some(true) { Err("it runs".to_owned()) } else { Ok(()) }
+        })
+        .await;
+        task::stop(&docker, "api-2", StopOrder::AllAtOnce).await.unwrap();
+    };
+    let (stopped, ()) = tokio::join!(task::stop(&docker, "web", StopOrder::DependsOn), meanwhile);
+    stopped.unwrap();
+    let stopped = watch.end().await;
+    let report = load.end().await.unwrap();
+    assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{report:?}");
+    let begun = term(&stopped, "health-sync");
+    let after = stopped.samples.iter().filter(|sample| sample.at > begun).filter_map(|sample| sample.seen.as_ref());
+    let knew = after.map(|seen| seen.endpoints.contains(&gone)).collect::<Vec<_>>();
+    assert_eq!((knew.first(), knew.last()), (Some(&true), Some(&false)), "api-2 was {gone}: {knew:?}");
+    assert!(term(&stopped, "consul-client") > exited(&stopped, "sidecar-proxy"));
+    whole().await;
 }
 
 #[tokio::test]

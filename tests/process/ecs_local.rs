@@ -67,7 +67,8 @@ impl Cluster {
         }
         std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
         self.images.push(format!("{}:{}", self.name, self.images.len()));
-        docker(&["build", "--quiet", "--tag", self.image(), context.path().to_str().unwrap()]).unwrap();
+        // Another test may remove what the builder would take from its cache.
+        docker(&["build", "--quiet", "--no-cache", "--tag", self.image(), context.path().to_str().unwrap()]).unwrap();
     }
 
     fn image(&self) -> &str {

@@ -16,14 +16,22 @@ use crate::{Progress, workspace};
 /// The task that is stopped and started, of service `api`.
 const STOPPED: &str = "api-1";
 
-/// The least that the load of one case lasts.
-const LEAST: Duration = Duration::from_secs(61);
+/// How long a case is.
+#[derive(Debug, Clone, Copy)]
+pub struct Length {
+    /// How often the task is stopped and started.
+    pub stops: usize,
+    /// The least that the load lasts.
+    pub least: Duration,
+}
 
-/// How often the task is stopped and started in one case.
-const STOPS: usize = 3;
+impl Length {
+    /// That of the demo.
+    pub const DEMO: Self = Self { stops: 3, least: Duration::from_secs(61) };
+}
 
 /// The load, somewhat more than 200 requests a second: from web's network namespace through its Envoy to `api`.
-const LOAD: Options<'_> =
+pub(crate) const LOAD: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 210, connections: 8, fresh: "0.2", shutdown_delay: "0s" };
 
 /// What the app and the proxy of the stopped task do for requests that still come.
@@ -109,11 +117,11 @@ impl Demo {
         Self { docker, settings: None }
     }
 
-    /// Runs one case: load, and meanwhile the task stopped and started three times.
+    /// Runs one case: load, and meanwhile the task stopped and started.
     ///
     /// # Errors
     /// See [`MeshError`].
-    pub async fn run(&mut self, case: Case, progress: &dyn Progress) -> Result<Outcome, MeshError> {
+    pub async fn run(&mut self, case: Case, length: Length, progress: &dyn Progress) -> Result<Outcome, MeshError> {
         let consul = consul().await?;
         match case.router {
             true => consul.put_config_entry(&read(&router_file())?).await?,
@@ -121,24 +129,29 @@ impl Demo {
             false => consul.delete_config_entry("service-router", "api").await?,
         }
         let refused = retries_refused().await?;
-        let report = self.stop_under_load(case, progress).await;
+        let report = self.stop_under_load(case, length, progress).await;
         if case.router {
             consul.delete_config_entry("service-router", "api").await?;
         }
         Ok(Outcome { report: report?, retries_refused: retries_refused().await?.saturating_sub(refused) })
     }
 
-    async fn stop_under_load(&mut self, case: Case, progress: &dyn Progress) -> Result<Report, MeshError> {
+    async fn stop_under_load(
+        &mut self,
+        case: Case,
+        Length { stops, least }: Length,
+        progress: &dyn Progress,
+    ) -> Result<Report, MeshError> {
         if self.settings.take() != Some(case.settings) {
             progress.detail("starting api-1 with the case's settings");
             start_anew(&self.docker, case.settings).await?;
         }
         task::in_rotation(&self.docker, STOPPED).await?;
         let load = Load::start(&self.docker, "web", LOAD).await?;
-        let least = Instant::now() + LEAST;
+        let least = Instant::now() + least;
         let stopped = async {
-            for number in 1..=STOPS {
-                progress.detail(&format!("load on; stopping and starting api-1, {number} of {STOPS}"));
+            for number in 1..=stops {
+                progress.detail(&format!("load on; stopping and starting api-1, {number} of {stops}"));
                 task::stop(&self.docker, STOPPED, case.order).await?;
                 task::start(&self.docker, STOPPED, case.settings).await?;
                 task::in_rotation(&self.docker, STOPPED).await?;

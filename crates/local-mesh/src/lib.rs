@@ -16,6 +16,7 @@ pub mod machine;
 pub mod mesh;
 pub mod parts;
 pub mod probe;
+pub mod rolling;
 pub mod secrets;
 pub mod task;
 pub mod timeline;

@@ -8,10 +8,10 @@ use consul_api::{CheckStatus, Client as Consul, Config, HealthCheck};
 pub use ecs_local::StopOrder;
 use ecs_local::labels::CONTAINER_NAME;
 use futures_util::future::join_all;
-use serde_json::json;
+use serde_json::{Value, json};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
-use sidecar_kit::http::{self, Client, Limits};
+use sidecar_kit::http::{self, Client, Limits, Response};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::compose::{self, Compose};
@@ -52,6 +52,9 @@ pub enum TaskError {
     /// The ECS API doesn't do what was asked.
     #[error(transparent)]
     Api(WaitError<ApiError>),
+    /// It runs, but ECS doesn't say that it is healthy.
+    #[error(transparent)]
+    NotHealthyInEcs(WaitError<NotHealthyInEcs>),
     /// It goes on running.
     #[error(transparent)]
     NotStopped(WaitError<StillRuns>),
@@ -72,6 +75,17 @@ pub enum TaskError {
 pub struct NotKnown {
     endpoint: String,
     known: BTreeSet<String>,
+}
+
+/// What ECS says of a task.
+#[derive(Debug, thiserror::Error)]
+pub enum NotHealthyInEcs {
+    /// It gives no answer.
+    #[error("ecs-local does not answer")]
+    Unanswered(#[source] http::Error),
+    /// Its answer is another.
+    #[error("ecs-local says {0}")]
+    Says(String),
 }
 
 /// Why ecs-local doesn't stop a task.
@@ -147,25 +161,26 @@ pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(), M
 /// # Errors
 /// See [`TaskError`].
 pub async fn stop_task(id: &str, order: StopOrder) -> Result<(), TaskError> {
-    let body = json!({ "cluster": PROJECT, "task": id, "reason": "cargo xtask stop" }).to_string();
-    let client = Client::plain();
-    let limits = Limits { time: Duration::from_secs(10), bytes: 1 << 20 };
+    let input = json!({ "cluster": PROJECT, "task": id, "reason": "cargo xtask stop" });
     // It may have been started a moment ago.
-    until("ecs-local", API_BOUND, Backoff::default(), async || {
-        let request = hyper::Request::post(ECS)
-            .header("content-type", "application/x-amz-json-1.1")
-            .header("x-amz-target", "AmazonEC2ContainerServiceV20141113.StopTask")
-            .header("x-ecs-local-stop-order", order.as_str())
-            .body(body.clone().into())
-            .expect("the URL is one");
-        match client.send(request, limits).await {
-            Ok(answer) if answer.status.is_success() => Attempt::Done(()),
-            Ok(answer) => Attempt::Final(ApiError::Refused { task: id.to_owned(), said: answer.excerpt() }),
-            Err(error) => Attempt::Again(ApiError::Unanswered(error)),
-        }
+    until("ecs-local", API_BOUND, Backoff::default(), async || match ecs("StopTask", order, &input).await {
+        Ok(answer) if answer.status.is_success() => Attempt::Done(()),
+        Ok(answer) => Attempt::Final(ApiError::Refused { task: id.to_owned(), said: answer.excerpt() }),
+        Err(error) => Attempt::Again(ApiError::Unanswered(error)),
     })
     .await
     .map_err(TaskError::Api)
+}
+
+/// What ecs-local answers to an action of the ECS API.
+async fn ecs(action: &str, order: StopOrder, input: &Value) -> Result<Response, http::Error> {
+    let request = hyper::Request::post(ECS)
+        .header("content-type", "application/x-amz-json-1.1")
+        .header("x-amz-target", format!("AmazonEC2ContainerServiceV20141113.{action}"))
+        .header("x-ecs-local-stop-order", order.as_str())
+        .body(input.to_string().into())
+        .expect("the URL is one");
+    Client::plain().send(request, Limits { time: Duration::from_secs(10), bytes: 1 << 20 }).await
 }
 
 /// Waits until none of a task's containers runs.
@@ -200,13 +215,44 @@ pub async fn stopped(docker: &Docker, task: &str) -> Result<(), MeshError> {
 /// # Errors
 /// See [`MeshError`].
 pub async fn start(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), MeshError> {
+    launch(docker, task, settings).await?;
+    ready(docker, task).await
+}
+
+/// Starts a task that has stopped, as [`start`] does, and waits only until its containers run.
+///
+/// # Errors
+/// See [`MeshError`].
+pub async fn launch(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), MeshError> {
     let services = compose::services(task).await?;
     if docker::tasks(docker).await?.get(task).is_some_and(|task| task.running) {
         return Err(TaskError::Running(task.to_owned()).into());
     }
     let services = services.iter().map(String::as_str).collect::<Vec<_>>();
-    compose_up(docker, Compose { settings, over: None }, &services).await?;
-    ready(docker, task).await
+    compose_up(docker, Compose { settings, over: None }, &services).await
+}
+
+/// Waits until ECS says that a running task is healthy.
+///
+/// # Errors
+/// See [`MeshError`].
+pub async fn healthy_in_ecs(docker: &Docker, task: &str) -> Result<(), MeshError> {
+    let input = json!({ "cluster": PROJECT, "tasks": [running(docker, task).await?.id] });
+    let backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(100));
+    let what = format!("{task} to be healthy in ECS");
+    let healthy = until(&what, READY_BOUND, backoff, async || {
+        let answer = match ecs("DescribeTasks", StopOrder::default(), &input).await {
+            Ok(answer) => answer,
+            Err(error) => return Attempt::Again(NotHealthyInEcs::Unanswered(error)),
+        };
+        let said = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
+        match said["tasks"][0]["healthStatus"].as_str() {
+            Some("HEALTHY") => Attempt::Done(()),
+            Some(health) => Attempt::Again(NotHealthyInEcs::Says(health.to_owned())),
+            None => Attempt::Final(NotHealthyInEcs::Says(answer.excerpt())),
+        }
+    });
+    Ok(healthy.await.map_err(TaskError::NotHealthyInEcs)?)
 }
 
 /// Waits until all checks of a task's node pass in Consul, those of service and proxy among them.

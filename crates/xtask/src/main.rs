@@ -8,14 +8,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ecs_local::secrets_manager::{CallError, SettingsError, Version};
-use local_mesh::demo::{self, CASES, Outcome, Row};
+use local_mesh::demo::{self, CASES, Length, Outcome, Row};
 use local_mesh::docker::{self, DockerError};
 use local_mesh::drawing::DrawError;
 use local_mesh::machine::{self, MachineError, Needs};
 use local_mesh::mesh::MeshError;
 use local_mesh::task::StopOrder;
 use local_mesh::timeline::Timeline;
-use local_mesh::{drawing, images, mesh, secrets, timeline, watch};
+use local_mesh::{drawing, images, mesh, rolling, secrets, timeline, watch};
 use sidecar_kit::env::Env;
 use sidecar_kit::{exit, log};
 
@@ -93,6 +93,9 @@ enum Command {
 enum Demo {
     /// Stop and start api-1 under load, with and without remedies, and count what fails. Takes some seven minutes.
     Shutdown,
+    /// Replace the only task of api under load, ten times a case, with the hold and the gate of health-sync, and count what fails.
+    /// Takes some fifteen minutes.
+    Rolling,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -168,6 +171,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             }
         }
         Command::Demo(Demo::Shutdown) => demo_shutdown().await?,
+        Command::Demo(Demo::Rolling) => demo_rolling().await?,
         Command::Get { task, url } => {
             let status = mesh::get(&task, &url).await?;
             return Ok(u8::try_from(status.code().unwrap_or(1)).unwrap_or(1).into());
@@ -195,7 +199,7 @@ async fn demo_shutdown() -> Result<(), Error> {
     let mut rows = Vec::new();
     for (number, case) in CASES.into_iter().enumerate() {
         reporter.step(number + 1, CASES.len(), case.name);
-        match demo.run(case, &reporter).await {
+        match demo.run(case, Length::DEMO, &reporter).await {
             Ok(outcome) => rows.push((case.name, outcome)),
             Err(error) => {
                 // The error is what matters, whatever becomes of this.
@@ -211,4 +215,33 @@ async fn demo_shutdown() -> Result<(), Error> {
         println!("{}", Row { name, report, retries_refused: *retries_refused });
     }
     Ok(())
+}
+
+/// Runs each case and prints what came of all.
+async fn demo_rolling() -> Result<(), Error> {
+    let docker = docker::connect().await?;
+    let reporter = Reporter::new(rolling::CASES.len());
+    let mut rows = Vec::new();
+    let mut failed = None;
+    for (number, case) in rolling::CASES.into_iter().enumerate() {
+        reporter.step(number + 1, rolling::CASES.len(), case.name);
+        match rolling::run(&docker, case, rolling::REPLACEMENTS, &reporter).await {
+            Ok(report) => rows.push((case.name, report)),
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
+    }
+    let ended = rolling::end(&docker).await;
+    reporter.finish();
+    println!("{}", demo::head());
+    for (name, report) in &rows {
+        println!("{}", Row { name, report, retries_refused: 0 });
+    }
+    // The first error is what matters.
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(ended?),
+    }
 }

@@ -1,4 +1,4 @@
-//! What the local mesh's drivers do from within a task's namespaces: watch its Envoy, freeze its agent.
+//! What the local mesh's drivers do from within a task's namespaces: watch its Envoy, freeze its agent, kill either.
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
@@ -35,14 +35,16 @@ enum Command {
     },
     /// Send STOP to every process of this PID namespace but PID 1 and this one
     Freeze,
+    /// Send KILL to every process of this PID namespace but PID 1 and this one
+    Kill,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
-    #[error("cannot freeze: is this another container's PID namespace (docker run --pid), and its user?")]
-    Freeze(#[source] std::io::Error),
+    #[error("cannot signal: is this another container's PID namespace (docker run --pid), and its user?")]
+    Signal(#[source] std::io::Error),
 }
 
 fn main() -> ExitCode {
@@ -50,15 +52,16 @@ fn main() -> ExitCode {
     exit::run("probe", async {
         match command {
             Command::Watch { admin, interval } => watch_until_told(&admin, interval).await,
-            Command::Freeze => freeze(),
+            Command::Freeze => signal(Signal::STOP),
+            Command::Kill => signal(Signal::KILL),
         }
     })
 }
 
-fn freeze() -> Result<ExitCode, Error> {
+fn signal(signal: Signal) -> Result<ExitCode, Error> {
     // Process group 1 stands for all processes that may be signalled, but for PID 1 and this one: kill(2), pid -1.
-    let frozen = kill_process_group(Pid::INIT, Signal::STOP);
-    frozen.map(|()| ExitCode::SUCCESS).map_err(|error| Error::Freeze(error.into()))
+    let sent = kill_process_group(Pid::INIT, signal);
+    sent.map(|()| ExitCode::SUCCESS).map_err(|error| Error::Signal(error.into()))
 }
 
 async fn watch_until_told(admin: &str, interval: Duration) -> Result<ExitCode, Error> {
