@@ -91,11 +91,40 @@ async fn a_delay_that_reaches_the_stop_timeout_is_warned_of() {
 }
 
 #[tokio::test]
-async fn an_app_with_other_words_for_its_log_runs_all_the_same() {
-    for (variable, value) in [("LOG_LEVEL", "WARNING"), ("LOG_FORMAT", "logfmt")] {
-        let finished = run(entrypoint(&["sh", "-c", "exit 42"]).env(variable, value), BOUND).await;
+async fn what_the_app_s_own_variables_say_never_keeps_it_from_starting() {
+    for name in ["app-entrypoint", "envoy-entrypoint"] {
+        for (variable, value) in [("LOG_LEVEL", "WARNING"), ("LOG_FORMAT", "logfmt")] {
+            let mut command = Command::new(binary(name));
+            let finished = run(command.args(["sh", "-c", "exit 42"]).env(variable, value), BOUND).await;
+            assert_eq!(finished.code, 42);
+            assert!(finished.stderr.contains(&format!("{variable} is {value:?}")), "{}", finished.stderr);
+        }
+    }
+    let mut command = entrypoint(&["sh", "-c", "exit 42"]);
+    command.envs(["SHUTDOWN_DELAY", "STOP_TIMEOUT", "STOP_SIGNAL", "SIGNAL_GROUP"].map(|name| (name, "the app's")));
+    let finished = run(&mut command, BOUND).await;
+    assert_eq!((finished.code, finished.stderr.as_str()), (42, ""));
+}
+
+#[tokio::test]
+async fn variables_of_its_own_say_what_flags_say_and_a_flag_may_have_one_dash() {
+    for (flags, variables) in [
+        (&[][..], &[("APP_ENTRYPOINT_SHUTDOWN_DELAY", "30s"), ("APP_ENTRYPOINT_STOP_TIMEOUT", "30s")][..]),
+        (&["-shutdown-delay", "30s", "-stop-timeout=30s"], &[]),
+    ] {
+        let mut command = entrypoint(&[flags, &["sh", "-c", "exit 42"]].concat());
+        let finished = run(command.envs(variables.iter().copied()), BOUND).await;
         assert_eq!(finished.code, 42);
-        assert!(finished.stderr.contains(&format!("{variable} is {value:?}")), "{}", finished.stderr);
+        assert!(finished.stderr.contains("the shutdown delay of 30s reaches"), "{}", finished.stderr);
+    }
+    // A yes takes TERM to the whole group: the app's child ends too.
+    for (value, code) in [("1", 143), ("Yes", 143), ("TRUE", 143), ("0", 5), ("no", 5), ("False", 5)] {
+        let script = "sh -c 'trap \"exit 5\" USR1; echo ready; while :; do sleep 0.05; done' & wait $!; exit $?";
+        let script = format!("trap 'kill -USR1 $!; wait $!; exit $?' TERM; {script}");
+        let mut process = Process::spawn(entrypoint(&["sh", "-c", &script]).env("APP_ENTRYPOINT_SIGNAL_GROUP", value));
+        process.says("ready", BOUND).await;
+        process.signal(Signal::TERM);
+        assert_eq!(process.exit_code(BOUND).await, code, "{value}");
     }
 }
 

@@ -70,7 +70,7 @@ async fn every_signal_reaches_the_child() {
     for (signal, name) in forwarded {
         process.signal(signal);
         eventually(&format!("{name} reaches the child"), BOUND, async || {
-            // The shell's own child, which has no trap, has stopped. CONT takes back what is still to be delivered.
+            // CONT takes back what is still to be delivered.
             if STOPS.contains(&signal) {
                 process.signal(Signal::CONT);
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -89,26 +89,15 @@ async fn every_signal_reaches_the_child() {
 }
 
 #[tokio::test]
-async fn a_signal_goes_to_the_child_s_whole_process_group() {
-    let script = "sh -c 'trap \"echo grandchild; exit\" TERM; echo ready; while :; do sleep 0.05; done' & \
-                  trap 'echo child; wait; exit 5' TERM; while :; do sleep 0.05; done";
-    let mut process = Process::spawn(&mut entrypoint(&["sh", "-c", script]));
-    process.says("ready", BOUND).await;
-    process.signal(Signal::TERM);
-    assert_eq!(process.exit_code(BOUND).await, 5);
-    process.says("grandchild", BOUND).await;
-}
-
-#[tokio::test]
 async fn term_right_after_the_start_is_not_lost() {
     for _ in 0..20 {
         let mut process = Process::spawn(&mut entrypoint(&["sleep", "60"]));
-        // As soon as its handlers stand, which is before the child starts.
-        eventually("the handlers stand", BOUND, async || {
+        // As soon as it holds signals back, which is before the child starts.
+        eventually("signals are held back", BOUND, async || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap().trim();
-            let term = u64::from_str_radix(caught, 16).unwrap() >> (Signal::TERM.as_raw() - 1) & 1;
-            if term == 1 { Ok(()) } else { Err(caught.to_owned()) }
+            let held = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim();
+            let term = u64::from_str_radix(held, 16).unwrap() >> (Signal::TERM.as_raw() - 1) & 1;
+            if term == 1 { Ok(()) } else { Err(held.to_owned()) }
         })
         .await;
         process.signal(Signal::TERM);
@@ -179,4 +168,25 @@ async fn dial_tells_whether_something_listens() {
     let refused = run(&mut entrypoint(&["dial", &closed]), BOUND).await;
     assert_eq!(refused.code, 1);
     assert!(refused.stderr.contains(&format!("cannot connect to {closed}: Connection refused")), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn envoy_gets_all_files_that_the_hard_limit_allows() {
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -Sn 64; exec \"$0\" sh -c 'ulimit -Sn; ulimit -Hn'"]).arg(binary("envoy-entrypoint"));
+    let finished = run(&mut command, BOUND).await;
+    let (soft, hard) = finished.stdout.trim().split_once('\n').unwrap();
+    assert_eq!(soft, hard);
+    assert_ne!(soft, "64");
+}
+
+#[tokio::test]
+async fn a_variable_changes_the_number_of_envoy_s_workers() {
+    let command = ["echo", "envoy", "--concurrency", "2", "-l", "info"];
+    let unchanged = run(&mut entrypoint(&command), BOUND).await.stdout;
+    assert_eq!(unchanged, "envoy --concurrency 2 -l info\n");
+    let changed = run(entrypoint(&command).env("ENVOY_ENTRYPOINT_CONCURRENCY", "3"), BOUND).await.stdout;
+    assert_eq!(changed, "envoy -l info --concurrency 3\n");
+    let wrong = run(entrypoint(&command).env("ENVOY_ENTRYPOINT_CONCURRENCY", "0"), BOUND).await;
+    assert_eq!((wrong.code, wrong.stderr.lines().count()), (2, 1), "{}", wrong.stderr);
 }

@@ -87,7 +87,11 @@ impl State {
                 _ if self.failing.load(Ordering::SeqCst) => ("500 Internal Server Error", String::new()),
                 path if path.ends_with("/task") => ("200 OK", self.task.lock().expect("no writer panics").to_string()),
                 path if path.ends_with("-test") => {
-                    ("200 OK", json!({ "DockerId": OWN_DOCKER_ID, "Name": "envoy" }).to_string())
+                    let task = self.task.lock().expect("no writer panics");
+                    let mut containers = task["Containers"].as_array().into_iter().flatten();
+                    let own = containers.find(|container| container["DockerId"] == OWN_DOCKER_ID).cloned();
+                    let own = own.unwrap_or_else(|| json!({ "DockerId": OWN_DOCKER_ID, "Name": "envoy" }));
+                    ("200 OK", own.to_string())
                 }
                 _ => ("404 Not Found", String::new()),
             };

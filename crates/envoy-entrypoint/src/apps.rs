@@ -57,14 +57,29 @@ pub(crate) async fn told_to_stop(metadata: &MetadataClient) {
     while asked.next(MetadataClient::task).await.desired_status != Status::Stopped {}
 }
 
+/// Says what it means for this container that it logs through a log router, if it does. ECS starts a log router before the containers
+/// that log through it, and stops it after them ("Container dependency").
+pub(crate) async fn explain_log_router(metadata: &MetadataClient, ignored: &[String]) {
+    let routed = metadata.container().await.is_ok_and(|own| own.log_driver.as_deref() == Some("awsfirelens"));
+    if routed && ignored.is_empty() {
+        tracing::warn!(
+            "this container logs through a log router, which ECS stops only after it: name the router in --ignore-container, or Envoy \
+             waits for it until --grace is over"
+        );
+    }
+}
+
 /// Returns when every app container has stopped.
 pub(crate) async fn gone(metadata: &MetadataClient, ignored: &[String]) {
     let mut asked = Asked::every(WAITING, metadata);
     // Whatever the task definition calls it, this container is no app.
     let own = asked.next(MetadataClient::container).await.docker_id;
     let mut said = Vec::new();
+    let mut task = asked.next(MetadataClient::task).await;
+    for name in ignored.iter().filter(|name| !task.containers.iter().any(|container| container.name == **name)) {
+        tracing::warn!("--ignore-container names {name}, and this task has no such container");
+    }
     loop {
-        let task = asked.next(MetadataClient::task).await;
         let left = left(&task, &own, ignored);
         if left.is_empty() {
             return;
@@ -73,6 +88,7 @@ pub(crate) async fn gone(metadata: &MetadataClient, ignored: &[String]) {
             tracing::info!("waiting for {}", left.join(", "));
             said = left.into_iter().map(str::to_owned).collect();
         }
+        task = asked.next(MetadataClient::task).await;
     }
 }
 

@@ -3,8 +3,9 @@
 //! Three verbs: run a command as PID 1 should, install this binary into a volume for a task that keeps a stock Envoy image,
 //! and dial an address as a container health check in an image without a shell.
 
+mod admin;
 mod apps;
-mod drain;
+mod command;
 mod run;
 
 use std::ffi::OsString;
@@ -25,14 +26,14 @@ use tokio::net::TcpStream;
     about = "Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.",
     long_about = "Runs Envoy under supervision as a task's sidecar proxy.\n\nOn TERM Envoy runs on until the task metadata \
                   says that every app container has stopped; then Envoy gets TERM. Apps are all containers but those that \
-                  ecs-mesh, consul-ecs or AWS adds, this one, and those of --ignore-container. A second TERM ends Envoy at \
-                  once. All other signals are forwarded.",
+                  ecs-mesh, consul-ecs or AWS adds, this one, and those of --ignore-container. A second TERM changes \
+                  nothing; the end of --grace ends Envoy, whoever needs it. All other signals are forwarded.",
     after_help = "Without a verb the arguments are the command to run: `envoy-entrypoint envoy --config-path …`.\n\n\
                   Variables: those of the flags; ECS_CONTAINER_METADATA_URI_V4, set by ECS (without it no app is \
                   waited for); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
                   text).\n\n\
                   Exit codes: the command's own, or 128 + n if signal n ended it; 126 if it cannot be run, 127 if there \
-                  is no such program; 1 for a failed install or dial and a wrong ECS_CONTAINER_METADATA_URI_V4; 2 for a wrong \
+                  is no such program; 1 for a failed install or dial, an Envoy that never got a listener, and a wrong ECS_CONTAINER_METADATA_URI_V4; 2 for a wrong \
                   command line."
 )]
 pub struct Arguments {
@@ -65,6 +66,16 @@ pub enum Error {
     /// What every entry point may fail with.
     #[error(transparent)]
     Entrypoint(#[from] entrypoint::Error),
+    /// Envoy never got a listener, and was ended.
+    #[error(
+        "Envoy got no listener within {}, so it was ended: is this proxy registered at the agent, may its token read its service, and \
+         does the agent answer Envoy? An ingress gateway has none before its config entry: --listener-timeout 0s waits for ever",
+        humantime::format_duration(*bound)
+    )]
+    NoListener {
+        /// The bound.
+        bound: Duration,
+    },
     /// The variable that ECS sets is wrong.
     #[error(transparent)]
     Metadata(#[from] ecs_meta::Error),
@@ -110,7 +121,7 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
                 Err(ecs_meta::Error::MissingVariable) => None,
                 Err(error) => return Err(error.into()),
             };
-            Ok(run::run(held, &command, &options, metadata).await.map_err(entrypoint::Error::from)?.into())
+            Ok(run::run(held, &command, &options, metadata).await?.into())
         }
         Verb::Entrypoint(entrypoint::Verb::Install { directory }) => {
             sidecar_kit::file::install(&directory, "envoy-entrypoint").map_err(entrypoint::Error::from)?;

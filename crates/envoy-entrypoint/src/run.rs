@@ -1,22 +1,25 @@
 //! Envoy's life: running, then needed by the apps, then told to end.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::pending;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::BoolishValueParser;
 use ecs_meta::MetadataClient;
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::{parse_delay, parse_duration};
-use supervise::{Ended, Event, HeldSignals, StartError, Supervised, Target};
+use supervise::{Ended, Event, HeldSignals, Supervised, Target, entrypoint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{apps, drain};
+use crate::admin::Admin;
+use crate::{Error, apps, command};
 
 /// How long Envoy may take to end after TERM.
 const END_BOUND: Duration = Duration::from_secs(5);
@@ -30,17 +33,24 @@ pub(crate) struct Options {
     /// How long Envoy runs on after TERM at most.
     #[arg(long, env = "ENVOY_ENTRYPOINT_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
     grace: Duration,
-    /// Drain Envoy's inbound listeners when the task is to stop: start Envoy with --drain-time-s below the app's delay, and
-    /// with --drain-strategy immediate.
+    /// Drain Envoy's inbound listeners when the task is to stop: each answer closes its connection, and new connections come in until
+    /// Envoy ends. Start Envoy with --drain-time-s below the app's delay, and with --drain-strategy immediate.
     #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN", value_parser = BoolishValueParser::new())]
     drain: bool,
     /// This Envoy is a gateway: it has no app to wait for and runs on for that long after TERM, at most the grace, until others
     /// know that it goes. With --drain all of its listeners drain, not the inbound ones alone.
     #[arg(long, env = "ENVOY_ENTRYPOINT_GATEWAY_DELAY", value_name = "DURATION", value_parser = parse_delay)]
     gateway_delay: Option<Duration>,
-    /// Where Envoy's admin page is.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_ADMIN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:19000")]
-    admin: SocketAddr,
+    /// Where Envoy's admin page is. [default: where the bootstrap of its --config-path says, else 127.0.0.1:19000]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_ADMIN", value_name = "ADDRESS:PORT")]
+    admin: Option<SocketAddr>,
+    /// Envoy's worker threads: in the place of the command's own --concurrency.
+    #[arg(long, env = "ENVOY_ENTRYPOINT_CONCURRENCY", value_name = "N")]
+    concurrency: Option<NonZeroU32>,
+    /// How long Envoy may be without a listener after its start; then it is ended. 0s: as long as it likes, for an ingress gateway,
+    /// which has none before its config entry. An Envoy that had a listener is never ended for this reason.
+    #[arg(long, env = "ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_delay)]
+    listener_timeout: Duration,
     /// How often Envoy is started again when it ends by itself before TERM.
     #[arg(long, env = "ENVOY_ENTRYPOINT_RESTARTS", value_name = "N", default_value = "0")]
     restarts: u32,
@@ -63,19 +73,31 @@ pub(crate) async fn run(
     command: &[OsString],
     options: &Options,
     metadata: Option<MetadataClient>,
-) -> Result<Ended, StartError> {
+) -> Result<Ended, Error> {
+    raise_file_limit();
+    let command = match options.concurrency {
+        Some(workers) => Cow::Owned(command::with_concurrency(command, workers.get())),
+        None => Cow::Borrowed(command),
+    };
     let target = if options.signal_group { Target::Group } else { Target::Child };
-    let mut envoy = Supervised::start(held, command, target, &[Signal::TERM])?;
+    let mut envoy = Supervised::start(held, &command, target, &[Signal::TERM]).map_err(entrypoint::Error::from)?;
     if metadata.is_none() {
         tracing::warn!("{} is not set: no app is waited for after TERM", ecs_meta::VARIABLE);
     }
     if options.drain {
-        drain::warn_of(command);
+        command::warn_of_draining(&command);
     }
+    let admin = Admin::at(options.admin.unwrap_or_else(|| command::admin(&command)));
     let term = Notify::new();
     let life = async {
-        if let Some(ended) = until_term(&mut envoy, options).await? {
-            return Ok(ended);
+        tokio::select! {
+            ended = until_term(&mut envoy, options) => if let Some(ended) = ended? {
+                return Ok(ended);
+            },
+            () = no_listener(&admin, options.listener_timeout) => {
+                let _ = end(&mut envoy).await;
+                return Err(Error::NoListener { bound: options.listener_timeout });
+            }
         }
         term.notify_one();
         if let Some(ended) = while_needed(&mut envoy, options, metadata.as_ref()).await {
@@ -91,14 +113,36 @@ pub(crate) async fn run(
                 () = term.notified() => {}
                 () = told_to_stop(metadata.as_ref()) => {}
             }
-            drain::listeners(options.admin, options.gateway_delay.is_some()).await;
+            admin.drain_listeners(options.gateway_delay.is_some()).await;
+        }
+        pending::<Infallible>().await
+    };
+    let log_router = async {
+        if let Some(metadata) = &metadata {
+            apps::explain_log_router(metadata, &options.ignore_container).await;
         }
         pending::<Infallible>().await
     };
     tokio::select! {
         ended = life => ended,
         never = draining => match never {},
+        never = log_router => match never {},
     }
+}
+
+/// Envoy has two descriptors for each connection that passes; systems allow 1024 by default and far more where a program asks.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // It fails for no value up to the maximum.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
+/// When Envoy has got no listener within the bound; never where there is none.
+async fn no_listener(admin: &Admin, bound: Duration) {
+    if bound.is_zero() {
+        return pending().await;
+    }
+    admin.no_listener_within(bound).await;
 }
 
 /// Until ECS has decided that the task stops: never where nobody can be asked.
@@ -110,7 +154,7 @@ async fn told_to_stop(metadata: Option<&MetadataClient>) {
 }
 
 /// Until TERM, or until Envoy has ended for good.
-async fn until_term(envoy: &mut Supervised, options: &Options) -> Result<Option<Ended>, StartError> {
+async fn until_term(envoy: &mut Supervised, options: &Options) -> Result<Option<Ended>, entrypoint::Error> {
     let mut restarts = options.restarts;
     let mut backoff = Backoff::new(options.restart_delay, Duration::from_secs(30));
     loop {
@@ -130,7 +174,7 @@ async fn until_term(envoy: &mut Supervised, options: &Options) -> Result<Option<
     }
 }
 
-/// From TERM until no app needs Envoy, or somebody has lost patience. Envoy's end, if it came meanwhile.
+/// From TERM until no app needs Envoy, or the grace is over. Envoy's end, if it came meanwhile.
 async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: Option<&MetadataClient>) -> Option<Ended> {
     let grace = humantime::format_duration(options.grace);
     match options.gateway_delay.map(humantime::format_duration) {
@@ -145,11 +189,17 @@ async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: Optio
             (None, None) => {}
         }
     };
+    let ended = async {
+        loop {
+            match envoy.next().await {
+                Event::Ended(ended) => return ended,
+                // An ECS agent that restarted sends TERM again.
+                Event::Signal(_) => tracing::info!("TERM again: Envoy runs on as before"),
+            }
+        }
+    };
     tokio::select! {
-        event = envoy.next() => match event {
-            Event::Ended(ended) => return Some(ended),
-            Event::Signal(_) => tracing::warn!("a second TERM: ending Envoy, whoever needs it still"),
-        },
+        ended = ended => return Some(ended),
         () = gone => match options.gateway_delay {
             Some(_) => tracing::info!("the gateway's delay is over: ending Envoy"),
             None => tracing::info!("no app is left: ending Envoy"),
@@ -159,7 +209,7 @@ async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: Optio
     None
 }
 
-/// Ends Envoy's process group.
+/// Ends Envoy, which runs, and at last its whole process group.
 async fn end(envoy: &mut Supervised) -> Ended {
     envoy.send(Signal::TERM);
     let deadline = Instant::now() + END_BOUND;
@@ -169,8 +219,8 @@ async fn end(envoy: &mut Supervised) -> Ended {
                 return ended;
             },
             () = sleep_until(deadline) => {
-                tracing::warn!("Envoy has not ended {} after TERM: killing it", humantime::format_duration(END_BOUND));
                 envoy.kill();
+                tracing::warn!("Envoy has not ended {} after TERM: it is killed", humantime::format_duration(END_BOUND));
                 break;
             }
         }

@@ -1,6 +1,7 @@
 //! How a program begins and ends: arguments, exit codes, and errors on one line.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ pub const USAGE: u8 = 2;
 #[must_use]
 pub fn parse_arguments<A: Parser>() -> A {
     let command = without_empty_variables(A::command());
-    let parsed = command.try_get_matches().and_then(|matches| A::from_arg_matches(&matches));
+    let arguments = with_two_dashes(&command, std::env::args_os());
+    let parsed = command.try_get_matches_from(arguments).and_then(|matches| A::from_arg_matches(&matches));
     parsed.unwrap_or_else(|error| {
         if !error.use_stderr() {
             error.exit();
@@ -43,7 +45,7 @@ pub fn parse_arguments<A: Parser>() -> A {
 /// pen and would not fit a clock.
 ///
 /// # Errors
-/// With what would do.
+/// With what is valid.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     parse_delay(text).and_then(|duration| if duration.is_zero() { Err(DURATION.to_owned()) } else { Ok(duration) })
 }
@@ -51,7 +53,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// The same for a delay, which may be none: `0s`.
 ///
 /// # Errors
-/// With what would do.
+/// With what is valid.
 pub fn parse_delay(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).ok().filter(|duration| *duration <= DAY).ok_or_else(|| DURATION.to_owned())
 }
@@ -69,6 +71,29 @@ fn without_empty_variables(command: Command) -> Command {
             if empty { argument.env(None::<&str>) } else { argument }
         })
         .mut_subcommands(without_empty_variables)
+}
+
+/// The arguments, with two dashes before each flag that has one: consul-ecs's flags, as those of every Go program, have one or two.
+/// Ends at the first argument that is no flag: what follows may be another program's.
+fn with_two_dashes(command: &Command, mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut dashed = Vec::from_iter(arguments.next());
+    while let Some(argument) = arguments.next() {
+        let text = argument.to_str().unwrap_or_default();
+        let name = text.trim_start_matches('-');
+        let (name, value) = name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
+        let flag = command.get_arguments().find(|flag| flag.get_long() == Some(name));
+        let Some(flag) = flag.filter(|_| text.starts_with('-')) else {
+            dashed.push(argument);
+            break;
+        };
+        let takes_next = flag.get_action().takes_values() && value.is_none();
+        dashed.push(if text.starts_with("--") { argument } else { format!("-{text}").into() });
+        if takes_next {
+            dashed.extend(arguments.next());
+        }
+    }
+    dashed.extend(arguments);
+    dashed
 }
 
 /// The variable that a refused value came from: the one that stands for the flag, where the flag was not given.
@@ -151,6 +176,34 @@ mod tests {
         for wrong in ["", "10", "0s", "25h", "18446744073709551615s", "-1s"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_flag_may_have_one_dash_and_another_program_s_arguments_are_left_alone() {
+        let flag = |name: &'static str| clap::Arg::new(name).long(name);
+        let command = Command::new("x").args([flag("delay"), flag("drain").action(clap::ArgAction::SetTrue)]);
+        let rows: [(&[&str], &[&str]); 6] = [
+            (&["-delay", "1s", "-drain", "app", "-delay"], &["--delay", "1s", "--drain", "app", "-delay"]),
+            (&["-delay=1s", "app"], &["--delay=1s", "app"]),
+            (&["--delay", "-drain", "-drain"], &["--delay", "-drain", "--drain"]),
+            (&["--", "-delay"], &["--", "-delay"]),
+            (&["-other", "-delay"], &["-other", "-delay"]),
+            (&["run", "app", "-delay", "2"], &["run", "app", "-delay", "2"]),
+        ];
+        for (given, expected) in rows {
+            let given = std::iter::once("x").chain(given.iter().copied()).map(OsString::from);
+            assert_eq!(with_two_dashes(&command, given)[1..], expected.iter().map(OsString::from).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_program_does_not_wait_for_what_its_work_has_left_running() {
+        let begun = std::time::Instant::now();
+        let _ = run("x", async {
+            tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
+            Ok::<_, Outer>(ExitCode::SUCCESS)
+        });
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
     }
 
     #[test]

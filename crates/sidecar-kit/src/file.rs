@@ -1,6 +1,6 @@
 //! Files that are whole or not there.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -20,13 +20,13 @@ pub struct WriteError {
 /// # Errors
 /// When the directory is missing, full or not writable; nothing is left behind.
 pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<(), WriteError> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = write_new(&temporary, contents, mode).and_then(|()| fs::rename(&temporary, path));
+    let failed = |source| WriteError { path: path.to_owned(), source };
+    let (temporary, file) = create_beside(path, mode).map_err(failed)?;
+    let written = fill(file, contents, mode).and_then(|()| fs::rename(&temporary, path));
     written.map_err(|source| {
-        // It may not exist; the write's error is the one worth telling.
+        // The write's error is the one worth reporting.
         let _ = fs::remove_file(&temporary);
-        WriteError { path: path.to_owned(), source }
+        failed(source)
     })
 }
 
@@ -63,9 +63,20 @@ pub fn install(directory: &Path, name: &str) -> Result<(), WriteError> {
     }
 }
 
-fn write_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    // What open gives is cut by the umask, and a file that a kill left behind keeps its own.
+/// A new file beside `path`, with a name that nobody can foresee. Where that name is taken, even by a link, another is tried.
+fn create_beside(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    loop {
+        let temporary = path.with_file_name(format!(".{name}.{:016x}.tmp", fastrand::u64(..)));
+        match OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            opened => return opened.map(|file| (temporary, file)),
+        }
+    }
+}
+
+fn fill(mut file: File, contents: &[u8], mode: u32) -> io::Result<()> {
+    // What open gives is cut by the umask.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(contents)?;
     file.sync_all()
@@ -84,6 +95,20 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_link_is_replaced_and_what_it_names_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, "another's").unwrap();
+        let path = dir.path().join("file");
+        for link in [path.clone(), dir.path().join(format!(".file.{}.tmp", std::process::id()))] {
+            std::os::unix::fs::symlink(&elsewhere, link).unwrap();
+        }
+        write_atomically(&path, b"new", 0o640).unwrap();
+        assert!(path.symlink_metadata().unwrap().is_file());
+        assert_eq!((fs::read(&path).unwrap(), fs::read(&elsewhere).unwrap()), (b"new".to_vec(), b"another's".to_vec()));
     }
 
     #[test]

@@ -4,10 +4,13 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::backoff::Backoff;
 use crate::exit::one_line;
+
+/// Less time than this is not enough for an attempt.
+const LAST_ATTEMPT: Duration = Duration::from_millis(100);
 
 /// What one attempt came to.
 #[derive(Debug)]
@@ -85,11 +88,13 @@ pub async fn until<T, E: Error>(
             }
             Err(_) => return Err(WaitError::TimedOut { what: what.to_owned(), bound, last }),
         }
-        let delay = backoff.delay();
-        if Instant::now() + delay >= deadline {
+        // Another attempt is made before the bound, unless hardly any time is left for it.
+        let left = deadline - Instant::now();
+        if left < LAST_ATTEMPT {
+            sleep_until(deadline).await;
             return Err(WaitError::TimedOut { what: what.to_owned(), bound, last });
         }
-        sleep(delay).await;
+        sleep(backoff.delay().min(left / 2)).await;
     }
 }
 
@@ -115,9 +120,16 @@ mod tests {
     async fn gives_up_at_the_bound_and_says_for_what_it_waited() {
         let start = Instant::now();
         let bound = Duration::from_secs(30);
-        let waited =
-            until("the agent", bound, Backoff::default(), async || Attempt::<(), _>::Again(NotYet)).await.unwrap_err();
-        assert!(start.elapsed() <= bound);
+        // The first delay alone is longer than the bound.
+        let backoff = Backoff::new(Duration::from_secs(90), Duration::from_secs(90));
+        let mut attempts = Vec::new();
+        let waited = until("the agent", bound, backoff, async || {
+            attempts.push(start.elapsed());
+            Attempt::<(), _>::Again(NotYet)
+        });
+        let waited = waited.await.unwrap_err();
+        assert_eq!(start.elapsed(), bound);
+        assert!(attempts.last().unwrap() > &Duration::from_secs(29), "{attempts:?}");
         assert_eq!(one_line(&waited), "gave up waiting for the agent after 30s: not yet");
     }
 

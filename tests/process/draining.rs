@@ -1,0 +1,231 @@
+//! What happens to each protocol while a real Envoy drains: each row of `docs/draining.md`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{SendRequest, handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_tests::metadata::{Metadata, OWN_DOCKER_ID};
+use mesh_tests::process::Process;
+use mesh_tests::{binary, eventually, free_port, part};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// An app in HTTP/1 that sends the head of its answer when it is told to, and then a chunk whenever it is told to.
+struct App {
+    port: u16,
+    asked: Receiver<()>,
+    tell: Sender<&'static str>,
+}
+
+fn app() -> App {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (heard, asked) = channel();
+    let (tell, told) = channel::<&'static str>();
+    std::thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        let mut lines = BufReader::new(&stream).lines();
+        while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+        heard.send(()).unwrap();
+        for text in told {
+            (&stream).write_all(text.as_bytes()).unwrap();
+        }
+    });
+    App { port, asked, tell }
+}
+
+const HEAD: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+const CHUNK: &str = "5\r\nchunk\r\n";
+const END: &str = "0\r\n\r\n";
+
+fn echo() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+        }
+    });
+    port
+}
+
+fn address(port: u16) -> Value {
+    json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } })
+}
+
+fn cluster(name: &str, port: u16) -> Value {
+    let endpoints = json!([{ "lb_endpoints": [{ "endpoint": { "address": address(port) } }] }]);
+    json!({ "name": name, "connect_timeout": "5s", "load_assignment": { "cluster_name": name, "endpoints": endpoints } })
+}
+
+fn listener(name: &str, port: u16, filter: Value) -> Value {
+    let filters = json!([{ "name": name, "typed_config": filter }]);
+    json!({ "name": name, "traffic_direction": "INBOUND", "address": address(port), "filter_chains": [{ "filters": filters }] })
+}
+
+/// HTTP/1 and HTTP/2 at one port, with an answer of Envoy's own at `/` and the app's below its name; TCP at the other.
+fn bootstrap(admin: u16, http: u16, tcp: u16, apps: &[(&str, u16)], echo: u16) -> Value {
+    let network = "type.googleapis.com/envoy.extensions.filters.network";
+    let router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
+    let mut routes = Vec::new();
+    for (name, _) in apps {
+        let route = json!({ "cluster": name, "timeout": "0s" });
+        routes.push(json!({ "match": { "prefix": format!("/{name}") }, "route": route }));
+    }
+    routes.push(json!({ "match": { "prefix": "/" }, "direct_response": { "status": 200 } }));
+    let manager = json!({
+        "@type": format!("{network}.http_connection_manager.v3.HttpConnectionManager"), "stat_prefix": "http",
+        "http_filters": [{ "name": "router", "typed_config": { "@type": router } }],
+        "route_config": { "virtual_hosts": [{ "name": "any", "domains": ["*"], "routes": routes }] },
+    });
+    let proxy = json!({ "@type": format!("{network}.tcp_proxy.v3.TcpProxy"), "stat_prefix": "tcp", "cluster": "echo" });
+    let clusters = apps.iter().map(|(name, port)| cluster(name, *port)).chain([cluster("echo", echo)]);
+    json!({
+        "admin": { "address": address(admin) },
+        "static_resources": {
+            "listeners": [listener("http", http, manager), listener("tcp", tcp, proxy)],
+            "clusters": clusters.collect::<Vec<_>>(),
+        },
+    })
+}
+
+async fn connected(port: u16) -> TcpStream {
+    let connect = async || TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string());
+    let stream = eventually("the listener is open", BOUND, connect).await;
+    stream.set_read_timeout(Some(BOUND)).unwrap();
+    stream
+}
+
+fn send(mut connection: &TcpStream, path: &str) {
+    write!(connection, "GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+}
+
+/// The head of the next answer.
+fn head(lines: &mut impl BufRead) -> String {
+    let lines = lines.lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+    lines.map(|line| line + "\n").collect()
+}
+
+/// What came until the connection was closed.
+fn rest(mut connection: &TcpStream) -> String {
+    let mut rest = String::new();
+    connection.read_to_string(&mut rest).unwrap();
+    rest
+}
+
+fn echoes(mut connection: &TcpStream) -> bool {
+    let mut back = [0; 4];
+    connection.write_all(b"ping").is_ok() && connection.read_exact(&mut back).is_ok() && &back == b"ping"
+}
+
+type Http2 = (SendRequest<Empty<Bytes>>, JoinHandle<hyper::Result<()>>);
+
+async fn http2(port: u16) -> Http2 {
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    (sender, tokio::spawn(connection))
+}
+
+async fn get(sender: &mut SendRequest<Empty<Bytes>>, path: &str) -> hyper::Response<Incoming> {
+    let request = Request::get(format!("http://a{path}")).body(Empty::new()).unwrap();
+    tokio::time::timeout(BOUND, sender.send_request(request)).await.expect("an answer in time").unwrap()
+}
+
+#[tokio::test]
+async fn each_protocol_is_drained_as_the_documentation_says() {
+    let own = json!({ "DockerId": OWN_DOCKER_ID, "Name": "sidecar-proxy", "KnownStatus": "RUNNING", "DesiredStatus": "RUNNING" });
+    let app_container =
+        |known: &str| json!({ "DockerId": "app", "Name": "app", "KnownStatus": known, "DesiredStatus": "RUNNING" });
+    let metadata = Metadata::start("shop", json!([&own, app_container("RUNNING")]));
+    let (admin, http, tcp) = (free_port(), free_port(), free_port());
+    let (slow, stream) = (app(), app());
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("envoy.json");
+    let apps = [("slow", slow.port), ("stream", stream.port)];
+    std::fs::write(&config, bootstrap(admin, http, tcp, &apps, echo()).to_string()).unwrap();
+    let mut command = Command::new(binary("envoy-entrypoint"));
+    command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).arg("--drain").arg(part("envoy"));
+    command.arg("--config-path").arg(config).args(["--drain-time-s", "1", "--drain-strategy", "immediate"]);
+    let mut process =
+        Process::spawn(command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]));
+
+    // Before: one connection of each kind that is open and idle, one with a request under way, a stream, a TCP connection.
+    let idle = connected(http).await;
+    send(&idle, "/");
+    let mut idle_lines = BufReader::new(&idle);
+    assert!(head(&mut idle_lines).starts_with("HTTP/1.1 200"));
+    let busy = connected(http).await;
+    send(&busy, "/slow");
+    slow.asked.recv_timeout(BOUND).unwrap();
+    let (mut idle2, idle2_end) = http2(http).await;
+    assert_eq!(get(&mut idle2, "/").await.status(), 200);
+    let (mut streaming, streaming_end) = http2(http).await;
+    stream.tell.send(HEAD).unwrap();
+    let mut body = get(&mut streaming, "/stream").await.into_body();
+    let mut next_chunk = async || {
+        stream.tell.send(CHUNK).unwrap();
+        let frame = tokio::time::timeout(BOUND, body.frame()).await.expect("a chunk in time");
+        frame.is_some_and(|frame| frame.is_ok())
+    };
+    assert!(next_chunk().await);
+    let open_tcp = connected(tcp).await;
+    assert!(echoes(&open_tcp));
+
+    process.signal(Signal::TERM);
+    process.says("draining the inbound listeners", BOUND).await;
+    // For twice the drain time.
+    let before = metadata.answered();
+    eventually("the drain time is over", BOUND, async || {
+        let asked = metadata.answered() - before;
+        if asked >= 20 { Ok(()) } else { Err(format!("asked {asked} times")) }
+    })
+    .await;
+
+    // HTTP/1: the request under way gets its answer, an idle connection the next one; then each is closed. A new one is served once.
+    slow.tell.send(HEAD).unwrap();
+    slow.tell.send(CHUNK).unwrap();
+    slow.tell.send(END).unwrap();
+    let answer = rest(&busy);
+    assert!(answer.contains("connection: close") && answer.contains("chunk"), "{answer}");
+    send(&idle, "/");
+    assert!(head(&mut idle_lines).contains("connection: close"));
+    assert_eq!(rest(&idle), "");
+    let new = connected(http).await;
+    send(&new, "/");
+    let answer = rest(&new);
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+
+    // HTTP/2: an idle connection gets the next answer and then GOAWAY, and is closed. A new one too.
+    assert!(!idle2_end.is_finished());
+    assert_eq!(get(&mut idle2, "/").await.status(), 200);
+    tokio::time::timeout(BOUND, idle2_end).await.expect("it is closed in time").unwrap().unwrap();
+    let (mut new2, new2_end) = http2(http).await;
+    assert_eq!(get(&mut new2, "/").await.status(), 200);
+    tokio::time::timeout(BOUND, new2_end).await.expect("it is closed in time").unwrap().unwrap();
+
+    // A stream, as gRPC has them, goes on; a new request on its connection is answered, with GOAWAY, and the stream still goes on.
+    assert!(next_chunk().await);
+    assert_eq!(get(&mut streaming, "/").await.status(), 200);
+    assert!(next_chunk().await);
+    assert!(!streaming_end.is_finished());
+
+    // TCP: nothing changes.
+    assert!(echoes(&open_tcp) && echoes(&connected(tcp).await));
+
+    // The end: what is still open breaks off.
+    metadata.set_containers(json!([&own, app_container("STOPPED")]));
+    assert_eq!(process.exit_code(BOUND).await, 0, "{}", process.output());
+    assert!(!next_chunk().await);
+    assert!(!echoes(&open_tcp));
+}
