@@ -149,10 +149,10 @@ async fn each_protocol_is_drained_as_the_documentation_says() {
         |known: &str| json!({ "DockerId": "app", "Name": "app", "KnownStatus": known, "DesiredStatus": "RUNNING" });
     let metadata = Metadata::start("shop", json!([&own, app_container("RUNNING")]));
     let (admin, http, tcp) = (free_port(), free_port(), free_port());
-    let (slow, stream) = (app(), app());
+    let (slow, slow2, stream) = (app(), app(), app());
     let directory = tempfile::tempdir().unwrap();
     let config = directory.path().join("envoy.json");
-    let apps = [("slow", slow.port), ("stream", stream.port)];
+    let apps = [("slow1", slow.port), ("slow2", slow2.port), ("stream", stream.port)];
     std::fs::write(&config, bootstrap(admin, http, tcp, &apps, echo()).to_string()).unwrap();
     let mut command = Command::new(binary("envoy-entrypoint"));
     command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).arg("--drain").arg(part("envoy"));
@@ -166,8 +166,12 @@ async fn each_protocol_is_drained_as_the_documentation_says() {
     let mut idle_lines = BufReader::new(&idle);
     assert!(head(&mut idle_lines).starts_with("HTTP/1.1 200"));
     let busy = connected(http).await;
-    send(&busy, "/slow");
+    send(&busy, "/slow1");
     slow.asked.recv_timeout(BOUND).unwrap();
+    let (mut busy2, busy2_end) = http2(http).await;
+    let under_way =
+        tokio::spawn(async move { get(&mut busy2, "/slow2").await.into_body().collect().await.unwrap().to_bytes() });
+    eventually("the app is asked", BOUND, async || slow2.asked.try_recv().map_err(|error| error.to_string())).await;
     let (mut idle2, idle2_end) = http2(http).await;
     assert_eq!(get(&mut idle2, "/").await.status(), 200);
     let (mut streaming, streaming_end) = http2(http).await;
@@ -193,9 +197,10 @@ async fn each_protocol_is_drained_as_the_documentation_says() {
     .await;
 
     // HTTP/1: the request under way gets its answer, an idle connection the next one; then each is closed. A new one is served once.
-    slow.tell.send(HEAD).unwrap();
-    slow.tell.send(CHUNK).unwrap();
-    slow.tell.send(END).unwrap();
+    for text in [HEAD, CHUNK, END] {
+        slow.tell.send(text).unwrap();
+        slow2.tell.send(text).unwrap();
+    }
     let answer = rest(&busy);
     assert!(answer.contains("connection: close") && answer.contains("chunk"), "{answer}");
     send(&idle, "/");
@@ -206,7 +211,9 @@ async fn each_protocol_is_drained_as_the_documentation_says() {
     let answer = rest(&new);
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
 
-    // HTTP/2: an idle connection gets the next answer and then GOAWAY, and is closed. A new one too.
+    // HTTP/2: the same, with GOAWAY.
+    assert_eq!(under_way.await.unwrap(), "chunk");
+    tokio::time::timeout(BOUND, busy2_end).await.expect("it is closed in time").unwrap().unwrap();
     assert!(!idle2_end.is_finished());
     assert_eq!(get(&mut idle2, "/").await.status(), 200);
     tokio::time::timeout(BOUND, idle2_end).await.expect("it is closed in time").unwrap().unwrap();
