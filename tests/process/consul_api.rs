@@ -18,6 +18,8 @@ fn client(agent: &Agent, token: &str) -> Client {
     Client::new(Config::from_env(&env).unwrap()).unwrap()
 }
 
+const SERVICES: [&str; 2] = ["api-1", "api-1-sidecar-proxy"];
+
 fn service() -> ServiceRegistration {
     ServiceRegistration {
         id: "api-1".to_owned(),
@@ -72,23 +74,23 @@ async fn a_service_is_registered_read_put_into_maintenance_and_removed() {
     assert_eq!(read.kind, Some(ServiceKind::ConnectProxy));
     let read = read.proxy.unwrap();
     assert_eq!((read.destination_service_name.as_str(), read.upstreams[0].local_bind_port), ("api", 1234));
-    assert_eq!(client.agent_services().await.unwrap().len(), 2);
+    assert_eq!(client.agent_services(&SERVICES).await.unwrap().len(), 2);
 
     client.update_check("api-1-app-consul-ecs", CheckStatus::Passing, "HEALTHY").await.unwrap();
-    let checks = client.agent_checks().await.unwrap();
+    let checks = client.agent_checks(&SERVICES).await.unwrap();
     assert_eq!(checks["api-1-app-consul-ecs"].status, CheckStatus::Passing);
     assert_eq!(checks["api-1-app-consul-ecs"].output, "HEALTHY");
 
     client.set_maintenance("api-1", true, "the task stops").await.unwrap();
-    let checks = client.agent_checks().await.unwrap();
+    let checks = client.agent_checks(&SERVICES).await.unwrap();
     let maintenance = checks.values().find(|check| check.check_id.starts_with("_service_maintenance")).unwrap();
     assert_eq!((maintenance.status, maintenance.notes.as_str()), (CheckStatus::Critical, "the task stops"));
     client.set_maintenance("api-1", false, "").await.unwrap();
-    assert_eq!(client.agent_checks().await.unwrap().len(), 1);
+    assert_eq!(client.agent_checks(&SERVICES).await.unwrap().len(), 1);
 
     client.deregister_service("api-1-sidecar-proxy").await.unwrap();
     client.deregister_service("api-1").await.unwrap();
-    assert!(client.agent_services().await.unwrap().is_empty());
+    assert!(client.agent_services(&SERVICES).await.unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -126,8 +126,8 @@ async fn term_turns_checks_critical_and_service_and_proxy_to_maintenance_for_goo
     }
 }
 
-/// A way to the agent on which a write of `passing` takes this long, and who hears when one is on it.
-fn slow_way(agent: &str, delay: Duration) -> (String, Receiver<()>) {
+/// A way to the agent on which a request that contains `text` takes this long, and who hears when one is on it.
+fn slow_way(agent: &str, text: &'static str, delay: Duration) -> (String, Receiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, agent) = (listener.local_addr().unwrap().to_string(), agent.to_owned());
     let (holding, held) = channel();
@@ -137,16 +137,16 @@ fn slow_way(agent: &str, delay: Duration) -> (String, Receiver<()>) {
             let (mut answers, mut back) = (agent.try_clone().unwrap(), client.try_clone().unwrap());
             std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
             let holding = holding.clone();
-            std::thread::spawn(move || forward(client, agent, delay, &holding));
+            std::thread::spawn(move || forward(client, agent, text, delay, &holding));
         }
     });
     (address, held)
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, holding: &Sender<()>) {
+fn forward(mut from: TcpStream, mut to: TcpStream, text: &str, delay: Duration, holding: &Sender<()>) {
     let mut buffer = [0; 1 << 16];
     while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if buffer[..length].windows(9).any(|word| word == b"\"passing\"") {
+        if String::from_utf8_lossy(&buffer[..length]).contains(text) {
             let _ = holding.send(());
             std::thread::sleep(delay);
         }
@@ -162,7 +162,7 @@ async fn a_write_of_passing_that_is_under_way_at_term_does_not_come_out_last() {
     for delay in [Duration::from_millis(60), Duration::from_secs(3)] {
         let agent = Agent::start().await;
         let metadata = Metadata::start("shop", app("UNHEALTHY"));
-        let (way, held) = slow_way(&agent.http, delay);
+        let (way, held) = slow_way(&agent.http, "\"passing\"", delay);
         let mut sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
         sync.says("check critical", BOUND).await;
         metadata.set_containers(app("HEALTHY"));
@@ -229,7 +229,7 @@ async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
         sync.says("syncing the health of shop-f1a2", BOUND).await;
         sync.signal(Signal::TERM);
         assert_eq!(sync.exit_code(BOUND).await, 1);
-        sync.says("health-sync: not told to Consul within 1s: check shop-f1a2-app-consul-ecs critical: ", BOUND).await;
+        sync.says("health-sync: not written to Consul within 1s: check shop-f1a2-app-consul-ecs critical: ", BOUND).await;
         sync.says("maintenance of shop-f1a2-sidecar-proxy: ", BOUND).await;
     }
 }
@@ -255,13 +255,282 @@ async fn servers_that_are_down_hold_neither_its_end_nor_the_agent_s() {
 }
 
 #[tokio::test]
-async fn term_before_anything_is_known_of_the_task_ends_it_and_it_says_that_nothing_was_told() {
+async fn term_before_anything_is_known_of_the_task_ends_it_and_it_says_that_nothing_was_written() {
     let nobody = format!("127.0.0.1:{}", free_port());
     let mut sync = Process::spawn(&mut command(&nobody, &format!("http://{nobody}/v4/x"), &["app"]));
-    sync.says("waiting for the task metadata", BOUND).await;
+    sync.says("no task metadata: ", BOUND).await;
     sync.signal(Signal::TERM);
     assert_eq!(sync.exit_code(BOUND).await, 1);
-    sync.says("health-sync: TERM before there was any task metadata: nothing was told to Consul", BOUND).await;
+    sync.says("health-sync: TERM before there was any task metadata: nothing was written to Consul", BOUND).await;
+}
+
+/// More rounds of a health-sync, each of which asks for the task.
+async fn rounds(metadata: &Metadata, more: u64) {
+    let answered = metadata.answered();
+    eventually(&format!("{more} more rounds"), BOUND, async || {
+        if metadata.answered() >= answered + more { Ok(()) } else { Err(metadata.answered().to_string()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn metadata_that_says_nothing_changes_nothing() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    sync.says("check passing", BOUND).await;
+    rounds(&metadata, 2).await;
+    for nothing in [Value::Null, json!([]), app("UNHEALTHY"), json!([{ "Name": "app", "Health": 5 }])] {
+        metadata.set_field("Containers", nothing.clone());
+        rounds(&metadata, 4).await;
+        assert_eq!(status(&agent, CHECK).await.unwrap(), "passing", "{nothing}");
+    }
+    sync.says("no task metadata: the task metadata lists containers, but not this one; trying again", BOUND).await;
+    metadata.set_containers(json!([{ "Name": "app", "KnownStatus": "STOPPED", "Health": { "status": "HEALTHY" } }]));
+    becomes(&agent, CHECK, "critical").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_a_read_back_holds_no_status_up() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let first = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    becomes(&agent, CHECK, "passing").await;
+    drop(first);
+    let (way, held) = slow_way(&agent.http, "GET ", 10 * BOUND);
+    let sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
+    eventually("a read is under way", BOUND, async || held.try_recv().map_err(|error| error.to_string())).await;
+    for (health, status) in [("UNHEALTHY", "critical"), ("HEALTHY", "passing"), ("UNHEALTHY", "critical")] {
+        metadata.set_containers(app(health));
+        becomes(&agent, CHECK, status).await;
+    }
+    assert!(!sync.output().contains("WARN"), "all that while the read is under way: {}", sync.output());
+}
+
+#[tokio::test]
+async fn an_agent_that_is_slow_is_written_to_once() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let (way, writes) = slow_way(&agent.http, "PUT ", Duration::from_millis(600));
+    let mut sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
+    becomes(&agent, CHECK, "passing").await;
+    sync.says("check passing", BOUND).await;
+    rounds(&metadata, 4).await;
+    while writes.try_recv().is_ok() {}
+    sync.signal(Signal::TERM);
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    assert_eq!(writes.try_iter().count(), 3, "a check, and service and proxy: {}", sync.output());
+}
+
+#[tokio::test]
+async fn idle_it_asks_the_agent_for_nothing() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let (way, requests) = slow_way(&agent.http, "HTTP/1.1", Duration::ZERO);
+    let _sync = Process::spawn(command(&way, &metadata.uri, &["app"]).env("CONSUL_ECS_CHECK_TTL", "100000h"));
+    becomes(&agent, CHECK, "passing").await;
+    // What it does at the start ends: a second after the last request of it there is none.
+    eventually("a second without a request", BOUND, async || {
+        while requests.try_recv().is_ok() {}
+        requests.recv_timeout(Duration::from_secs(1)).err().map(|_| ()).ok_or_else(|| "there are requests".to_owned())
+    })
+    .await;
+    rounds(&metadata, 40).await;
+    assert_eq!(requests.try_iter().count(), 0);
+}
+
+#[tokio::test]
+async fn checks_are_kept_without_metadata_and_turn_critical_when_health_sync_dies() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let sync = Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("CONSUL_ECS_CHECK_TTL", "3s"));
+    becomes(&agent, CHECK, "passing").await;
+    metadata.set_failing(true);
+    sync.says("no task metadata: ", BOUND).await;
+    let index = async || agent.call("GET", "/v1/health/checks/shop", &Value::Null).await[0]["ModifyIndex"].clone();
+    let before = index().await;
+    // Two times to live.
+    for _ in 0..60 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(status(&agent, CHECK).await.unwrap(), "passing", "{}", sync.output());
+    }
+    assert_eq!(index().await, before, "the servers see nothing of a heartbeat");
+    drop(sync);
+    becomes(&agent, CHECK, "critical").await;
+}
+
+#[tokio::test]
+async fn it_asks_for_the_metadata_without_end() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    metadata.set_failing(true);
+    let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    sync.says("no task metadata: the endpoint answered 500", BOUND).await;
+    for wrong in [Value::Null, json!("nonsense"), json!([])] {
+        metadata.set_field("Containers", wrong);
+        metadata.set_failing(false);
+        rounds(&metadata, 2).await;
+    }
+    metadata.set_containers(app("HEALTHY"));
+    becomes(&agent, CHECK, "passing").await;
+}
+
+async fn healthy(metadata: &Metadata, arguments: &[&str]) -> (i32, String) {
+    let mut command = Command::new(binary("health-sync"));
+    command.env_clear().env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).arg("healthy").args(arguments);
+    let ended = run(&mut command, BOUND).await;
+    assert!(ended.code == 0 || ended.stderr.lines().count() == 1, "{}", ended.stderr);
+    (ended.code, ended.stderr)
+}
+
+#[tokio::test]
+async fn healthy_is_false_where_health_sync_is_dead_or_hangs() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    metadata.set_failing(true);
+    let (code, line) = healthy(&metadata, &[]).await;
+    assert!(code == 1 && line.contains("health-sync does not run in this container"), "{code} {line}");
+    let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    sync.says("no task metadata", BOUND).await;
+    assert_eq!(healthy(&metadata, &[]).await, (0, String::new()), "ECS's agent may be away");
+    metadata.set_failing(false);
+    becomes(&agent, CHECK, "passing").await;
+    assert_eq!(healthy(&metadata, &[]).await, (0, String::new()));
+    sync.signal(Signal::STOP);
+    let (code, line) = healthy(&metadata, &[]).await;
+    assert!(code == 1 && line.contains("health-sync hangs: no answer within 4s"), "{code} {line}");
+    sync.signal(Signal::CONT);
+    assert_eq!(healthy(&metadata, &[]).await, (0, String::new()));
+    drop(sync);
+    assert_eq!(healthy(&metadata, &[]).await.0, 1);
+}
+
+/// With the token of a task, whose service identity is all that it may.
+#[tokio::test]
+async fn the_gate_opens_when_the_servers_list_the_proxy_as_passing_and_stays_open() {
+    let mut agent = Agent::start_with_acls().await;
+    let metadata = Metadata::start("shop", app("UNHEALTHY"));
+    metadata.set_failing(true);
+    let token = agent.service_token("shop").await;
+    let sync = Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("CONSUL_HTTP_TOKEN", &token));
+    sync.says("no task metadata", BOUND).await;
+    let gate = async || healthy(&metadata, &["--in-mesh"]).await;
+    assert_eq!(gate().await, (1, "health-sync: there is no task metadata yet\n".to_owned()));
+    metadata.set_failing(false);
+    sync.says("check critical", BOUND).await;
+    // The app, and the proxy's listener, which nobody serves yet.
+    eventually("the gate names what is critical", BOUND, async || match gate().await {
+        (1, line) if line.contains(r#"do not have shop-f1a2-sidecar-proxy as passing yet: "#) => {
+            if line.contains(r#""Proxy Public Listener" is critical"#) { Ok(()) } else { Err(line) }
+        }
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    metadata.set_containers(app("HEALTHY"));
+    sync.says("check passing", BOUND).await;
+    assert_eq!(gate().await.0, 1);
+    let check = "service:shop-f1a2-sidecar-proxy:1";
+    agent.call("PUT", &format!("/v1/agent/check/deregister/{check}"), &Value::Null).await;
+    eventually("the gate is open", BOUND, async || match gate().await {
+        (0, _) => Ok(()),
+        (_, line) => Err(line),
+    })
+    .await;
+    metadata.set_containers(app("UNHEALTHY"));
+    sync.says("ECS says UNHEALTHY, check critical", BOUND).await;
+    assert_eq!(gate().await, (0, String::new()), "the app's health is the app's");
+    agent.stop(BOUND).await;
+    assert_eq!(gate().await, (0, String::new()), "an outage ends no task");
+}
+
+/// Another instance's proxy, which is passing or not.
+async fn register_other(agent: &Agent, status: &str) {
+    let other = json!({
+        "Kind": "connect-proxy", "ID": "shop-b2-sidecar-proxy", "Name": "shop-sidecar-proxy", "Port": 20000,
+        "Proxy": { "DestinationServiceName": "shop" },
+        "Checks": [{ "CheckID": "other", "Name": "other", "TTL": "1h", "Status": status }],
+    });
+    agent.call("PUT", "/v1/agent/service/register", &other).await;
+}
+
+/// The own proxy is passing: nobody serves its listener here.
+async fn without_listener_check(agent: &Agent) {
+    eventually("the servers list the task's proxy", BOUND, async || {
+        let proxies = agent.call("GET", "/v1/health/connect/shop", &Value::Null).await;
+        if proxies.as_array().unwrap().iter().any(|proxy| proxy["Service"]["ID"] == SERVICES[1]) {
+            Ok(())
+        } else {
+            Err(proxies.to_string())
+        }
+    })
+    .await;
+    agent.call("PUT", "/v1/agent/check/deregister/service:shop-f1a2-sidecar-proxy:1", &Value::Null).await;
+}
+
+#[tokio::test]
+async fn the_critical_status_waits_for_another_instance_that_is_passing() {
+    let agent = Agent::start_with_acls().await;
+    let token = agent.service_token("shop").await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    register_other(&agent, "critical").await;
+    let mut command = command(&agent.http, &metadata.uri, &["app"]);
+    let mut sync =
+        Process::spawn(command.env("CONSUL_HTTP_TOKEN", token).env("HEALTH_SYNC_HOLD", format!("{BOUND:?}")));
+    sync.says("check passing", BOUND).await;
+    without_listener_check(&agent).await;
+    sync.signal(Signal::TERM);
+    sync.says("no other instance of shop is passing yet: the critical status waits for one, at most 20s", BOUND).await;
+    let read = async || agent.call("GET", "/v1/agent/checks", &Value::Null).await[CHECK]["Status"].clone();
+    assert_eq!(read().await, "passing");
+    agent.call("PUT", "/v1/agent/check/pass/other", &Value::Null).await;
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    assert_eq!(read().await, "critical");
+}
+
+#[tokio::test]
+async fn the_hold_has_a_bound_and_none_is_waited_for_that_is_going_or_already_there() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let maintenance = |on: bool| format!("/v1/agent/service/maintenance/shop-b2-sidecar-proxy?enable={on}");
+    for (other, hold, held) in [
+        (None, "20s", false),
+        (Some("passing"), "20s", false),
+        (Some("maintenance"), "20s", false),
+        (Some("critical"), "0s", false),
+        (Some("critical"), "300ms", true),
+    ] {
+        if let Some(other) = other {
+            register_other(&agent, if other == "passing" { "passing" } else { "critical" }).await;
+            agent.call("PUT", &maintenance(other == "maintenance"), &Value::Null).await;
+        }
+        let mut sync =
+            Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("HEALTH_SYNC_HOLD", hold));
+        sync.says("check passing", BOUND).await;
+        becomes(&agent, CHECK, "passing").await;
+        sync.signal(Signal::TERM);
+        assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+        assert_eq!(sync.output().contains("the critical status waits for one"), held, "{other:?} {hold}");
+        assert_eq!(status(&agent, CHECK).await.unwrap(), "critical");
+    }
+}
+
+#[tokio::test]
+async fn a_held_status_is_not_written_once_the_node_has_left() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    register_other(&agent, "critical").await;
+    let mut command = command(&agent.http, &metadata.uri, &["app"]);
+    let mut sync = Process::spawn(command.env("HEALTH_SYNC_HOLD", format!("{BOUND:?}")));
+    sync.says("check passing", BOUND).await;
+    without_listener_check(&agent).await;
+    sync.signal(Signal::TERM);
+    sync.says("the critical status waits for one", BOUND).await;
+    // As the servers do it where the node leaves; the agent does not know of it.
+    let gone = json!({ "Datacenter": "dc1", "Node": "test", "ServiceID": SERVICES[1] });
+    agent.call("PUT", "/v1/catalog/deregister", &gone).await;
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    sync.says("the task's node has left the cluster: nothing is written", BOUND).await;
+    assert_eq!(status(&agent, CHECK).await.unwrap(), "passing");
 }
 
 #[tokio::test]

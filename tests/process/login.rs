@@ -526,10 +526,10 @@ async fn term_before_there_is_any_task_metadata_logs_out_all_the_same() {
     assert_eq!(logins(&agent).await.len(), 1, "{}", sync.output());
 
     let mut sync = Process::spawn(&mut task.command("health-sync", &no_metadata));
-    sync.says("waiting for the task metadata", BOUND).await;
+    sync.says("no task metadata: ", BOUND).await;
     sync.signal(Signal::TERM);
     assert_eq!(sync.exit_code(BOUND).await, 1);
-    sync.says("health-sync: TERM before there was any task metadata: nothing was told to Consul", BOUND).await;
+    sync.says("health-sync: TERM before there was any task metadata: nothing was written to Consul", BOUND).await;
     assert_eq!(logins(&agent).await, Vec::<Value>::new(), "{}", sync.output());
 }
 

@@ -25,7 +25,7 @@ struct State {
 pub const OWN_DOCKER_ID: &str = "0f1e2d3c";
 
 impl Metadata {
-    /// Starts answering for task `f1a2` of a family, with these containers.
+    /// Starts answering for task `f1a2` of a family, with these containers and the one whose endpoint this is.
     ///
     /// # Panics
     /// When loopback has no port left.
@@ -35,7 +35,7 @@ impl Metadata {
         let uri = format!("http://{}/v4/f1a2-test", listener.local_addr().expect("a bound listener has an address"));
         let task = Mutex::new(json!({
             "Cluster": "blue", "Family": family, "Revision": "1", "DesiredStatus": "RUNNING", "KnownStatus": "RUNNING",
-            "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2", "Containers": containers
+            "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2", "Containers": with_own(containers)
         }));
         let state = Arc::new(State { task, answered: AtomicU64::new(0), failing: AtomicBool::new(false) });
         let shared = state.clone();
@@ -48,12 +48,20 @@ impl Metadata {
         Self { uri, state }
     }
 
-    /// The containers from now on.
+    /// The containers from now on, and the one whose endpoint this is.
     ///
     /// # Panics
     /// Never, unless another test's thread did.
     pub fn set_containers(&self, containers: Value) {
-        self.state.task.lock().expect("no reader panics")["Containers"] = containers;
+        self.state.task.lock().expect("no reader panics")["Containers"] = with_own(containers);
+    }
+
+    /// A field of the task from now on, as it is.
+    ///
+    /// # Panics
+    /// Never, unless another test's thread did.
+    pub fn set_field(&self, name: &str, value: Value) {
+        self.state.task.lock().expect("no reader panics")[name] = value;
     }
 
     /// The task's desired status from now on.
@@ -74,6 +82,16 @@ impl Metadata {
     pub fn answered(&self) -> u64 {
         self.state.answered.load(Ordering::SeqCst)
     }
+}
+
+/// ECS lists the container that asks, too.
+fn with_own(mut containers: Value) -> Value {
+    if let Some(containers) = containers.as_array_mut()
+        && containers.iter().all(|container| container["DockerId"] != OWN_DOCKER_ID)
+    {
+        containers.push(json!({ "DockerId": OWN_DOCKER_ID, "Name": "envoy", "KnownStatus": "RUNNING" }));
+    }
+    containers
 }
 
 impl State {

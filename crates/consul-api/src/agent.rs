@@ -7,6 +7,7 @@ use hyper::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::catalog::equals;
 use crate::client::{Call, Client};
 use crate::error::Error;
 
@@ -467,20 +468,20 @@ impl Client {
         self.fetch(Call::new(Method::GET, "/v1/agent/service").segment(id)).await
     }
 
-    /// The services that the token may see, by ID.
+    /// Those of these services that the agent has and the token may see, by ID.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn agent_services(&self) -> Result<BTreeMap<String, AgentService>, Error> {
-        self.fetch(Call::new(Method::GET, "/v1/agent/services")).await
+    pub async fn agent_services(&self, ids: &[&str]) -> Result<BTreeMap<String, AgentService>, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/agent/services").query("filter", any_of("ID", ids))).await
     }
 
-    /// The checks that the token may see, by ID.
+    /// The checks of these services that the agent has and the token may see, by ID; maintenance is one.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn agent_checks(&self) -> Result<BTreeMap<String, AgentCheck>, Error> {
-        self.fetch(Call::new(Method::GET, "/v1/agent/checks")).await
+    pub async fn agent_checks(&self, services: &[&str]) -> Result<BTreeMap<String, AgentCheck>, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/agent/checks").query("filter", any_of("ServiceID", services))).await
     }
 
     /// Takes a service out of the mesh or back in, whatever its checks say.
@@ -500,6 +501,10 @@ impl Client {
         let call = Call::new(Method::PUT, "/v1/agent/check/update").segment(id);
         self.execute(call.json(&serde_json::json!({ "Status": status, "Output": output }))).await
     }
+}
+
+fn any_of(field: &str, values: &[&str]) -> String {
+    values.iter().map(|value| equals(field, value)).collect::<Vec<_>>().join(" or ")
 }
 
 /// Go writes an empty list or map as `null`.

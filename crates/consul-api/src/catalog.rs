@@ -109,6 +109,23 @@ pub struct HealthCheck {
     pub service_id: String,
 }
 
+impl ServiceHealth {
+    /// Whether proxies send requests to it: as Consul has it, unless a check is critical.
+    #[must_use]
+    pub fn is_routed_to(&self) -> bool {
+        self.checks.iter().all(|check| !matches!(check.status, CheckStatus::Critical | CheckStatus::Maintenance))
+    }
+}
+
+/// Which instances are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instances<'a> {
+    /// Those of this service.
+    Of(&'a str),
+    /// The proxies of this service, whatever they are called.
+    ProxiesOf(&'a str),
+}
+
 impl Client {
     /// The leader's address; none while there is no leader.
     ///
@@ -203,6 +220,24 @@ impl Client {
         self.blocking("/v1/health/service", name, after, wait).await
     }
 
+    /// Some instances with their checks, as the leader has them after it has made sure that it is the leader.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn consistent_health(&self, which: Instances<'_>) -> Result<Vec<ServiceHealth>, Error> {
+        self.fetch(health(which).query("consistent", "")).await
+    }
+
+    /// One instance with its checks, by its ID; none where the servers don't have it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn instance_health(&self, which: Instances<'_>, id: &str) -> Result<Option<ServiceHealth>, Error> {
+        let found: Vec<ServiceHealth> = self.fetch(health(which).query("filter", equals("Service.ID", id))).await?;
+        // A Consul that doesn't know filters lists all.
+        Ok(found.into_iter().find(|instance| instance.service.id == id))
+    }
+
     /// All checks of a node; none for a node that the catalog doesn't have. `after` and `wait` as for
     /// [`Client::service_health`].
     ///
@@ -234,6 +269,18 @@ impl Client {
         let request = format!("GET {path}/{name}");
         Ok(Indexed { index: following(after, index), value: decode(request, &response)? })
     }
+}
+
+fn health(which: Instances<'_>) -> Call {
+    match which {
+        Instances::Of(service) => Call::new(Method::GET, "/v1/health/service").segment(service),
+        Instances::ProxiesOf(service) => Call::new(Method::GET, "/v1/health/connect").segment(service),
+    }
+}
+
+/// A filter ("Filtering" in the HTTP API's documentation).
+pub(crate) fn equals(field: &str, value: &str) -> String {
+    format!("{field} == {}", serde_json::Value::from(value))
 }
 
 /// "Blocking Queries": an index that went backwards starts over, and 0 would not block.

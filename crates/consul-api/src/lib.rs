@@ -23,7 +23,7 @@ pub use agent::{
     AgentCheck, AgentSelf, AgentSelfConfig, AgentService, CheckDefinition, CheckStatus, ExposeConfig, ExposePath,
     MeshGatewayConfig, Proxy, ServiceAddress, ServiceKind, ServiceRegistration, Upstream, Weights, XdsPort,
 };
-pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, ServiceHealth};
+pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, Instances, ServiceHealth};
 pub use client::Client;
 pub use config::{Config, ConfigError};
 pub use error::Error;

@@ -6,11 +6,12 @@ use std::net::Ipv4Addr;
 use bollard::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, EndpointSettings, HealthStatusEnum,
 };
-use ecs_meta::{ContainerType, Health, HealthStatus, Limits, Network, Status, TaskArn};
+use ecs_meta::{ContainerType, HealthStatus, Status, TaskArn};
 use time::OffsetDateTime;
 use time::UtcOffset;
 use time::format_description::well_known::Rfc3339;
 
+use crate::documented::{self, Health, Limits, Network};
 use crate::labels::Labels;
 
 /// The ECS agent keeps this much of a health check's output, in characters.
@@ -117,14 +118,14 @@ impl Container {
     }
 
     /// What the endpoint answers for it. `networks` are the task's.
-    pub(crate) fn metadata(&self, stopping: bool, networks: Vec<Network>) -> ecs_meta::Container {
+    pub(crate) fn metadata(&self, stopping: bool, networks: Vec<Network>) -> documented::Container {
         let pause = self.is_pause();
         let desired_status = match (stopping, pause) {
             (true, _) => Status::Stopped,
             (false, true) => Status::ResourcesProvisioned,
             (false, false) => Status::Running,
         };
-        ecs_meta::Container {
+        documented::Container {
             docker_id: self.id.clone(),
             name: self.labels.name.clone(),
             docker_name: self.docker_name.clone(),

@@ -7,6 +7,7 @@
 
 mod api;
 mod container;
+pub mod documented;
 mod engine;
 pub mod labels;
 mod live;

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use clap::ValueEnum;
-use ecs_meta::{ContainerType, HealthStatus, Network, Status, TaskArn};
+use ecs_meta::{ContainerType, HealthStatus, Status, TaskArn};
 use time::OffsetDateTime;
 
 use crate::container::{Container, rfc3339};
+use crate::documented::{self, Network};
 
 /// The order in which the containers of a task that stops get TERM. ECS's agents differ in it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -162,12 +163,12 @@ impl Task {
 
     /// What the endpoint answers for the task. `asked_to` is when the task was told to stop.
     #[must_use]
-    pub fn metadata(&self, asked_to: Option<OffsetDateTime>, with_tags: bool) -> ecs_meta::Task {
+    pub fn metadata(&self, asked_to: Option<OffsetDateTime>, with_tags: bool) -> documented::Task {
         let stopped_at = self.execution_stopped_at(asked_to);
         let labels = &self.containers[0].labels;
         // Images are there before a container is created; nothing is pulled for a task.
         let pulled_at = self.containers.iter().filter_map(|container| container.created_at).min();
-        ecs_meta::Task {
+        documented::Task {
             cluster: labels.cluster.clone(),
             task_arn: self.arn.clone(),
             family: labels.family.clone(),
@@ -194,12 +195,12 @@ impl Task {
 
     /// What the endpoint answers for one of its containers, if it has that one.
     #[must_use]
-    pub fn metadata_of(&self, name: &str, asked_to: Option<OffsetDateTime>) -> Option<ecs_meta::Container> {
+    pub fn metadata_of(&self, name: &str, asked_to: Option<OffsetDateTime>) -> Option<documented::Container> {
         let container = self.containers.iter().find(|container| container.labels.name == name)?;
         Some(self.container_metadata(container, self.execution_stopped_at(asked_to).is_some()))
     }
 
-    fn container_metadata(&self, container: &Container, stopping: bool) -> ecs_meta::Container {
+    fn container_metadata(&self, container: &Container, stopping: bool) -> documented::Container {
         let shares = container.joins.is_some() || container.labels.type_ == ContainerType::CniPause;
         let networks = if shares { self.networks.clone() } else { container.networks() };
         container.metadata(stopping, networks)
@@ -343,9 +344,9 @@ mod tests {
         let metadata = task.metadata(None, false);
         assert_eq!(metadata.vpc_id.as_deref(), Some("vpc-0123456789abcdef0"));
         for container in &metadata.containers {
-            assert_eq!(container.private_ip(), Some("10.20.3.5"), "{}", container.name);
+            assert_eq!(container.networks[0].ipv4_addresses, ["10.20.3.5"], "{}", container.name);
         }
-        assert_eq!(task.metadata_of("web", None).unwrap().private_ip(), Some("10.20.3.5"));
+        assert_eq!(task.metadata_of("web", None).unwrap().networks[0].ipv4_addresses, ["10.20.3.5"]);
         assert_eq!(task.metadata_of("nobody", None), None);
     }
 

@@ -1,6 +1,6 @@
 //! What Fargate answers is kept by the types with which ecs-local answers.
 
-use ecs_meta::Task;
+use ecs_local::documented::Task;
 use serde_json::Value;
 
 #[test]

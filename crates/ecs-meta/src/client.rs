@@ -50,6 +50,12 @@ pub enum Error {
         /// The start of the body.
         excerpt: String,
     },
+    /// The answer lacks what every task has. ECS's agent gives such answers while it starts.
+    #[error("the task metadata lists {missing}")]
+    Incomplete {
+        /// What it lacks.
+        missing: &'static str,
+    },
     /// The answer is not what AWS documents.
     #[error("cannot decode the {what}")]
     Undecodable {
@@ -67,7 +73,7 @@ impl Error {
         match self {
             Self::MissingVariable | Self::InvalidVariable { .. } | Self::Undecodable { .. } => false,
             Self::Http { source, .. } => !matches!(source, http::Error::TooLarge { .. } | http::Error::NotHttp { .. }),
-            Self::Status { .. } => true,
+            Self::Status { .. } | Self::Incomplete { .. } => true,
         }
     }
 }
@@ -103,6 +109,22 @@ impl MetadataClient {
     /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
     pub async fn task(&self) -> Result<Task, Error> {
         self.fetch("/task", "task metadata").await
+    }
+
+    /// The task with its containers, for who acts on what is listed or not: an answer without containers, or without the
+    /// one with the Docker ID `own`, says nothing of the others either.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`], and those of [`MetadataClient::task`].
+    pub async fn whole_task(&self, own: Option<&str>) -> Result<Task, Error> {
+        let task = self.task().await?;
+        if task.containers.is_empty() {
+            return Err(Error::Incomplete { missing: "no containers" });
+        }
+        if own.is_some_and(|own| task.containers.iter().all(|container| container.docker_id != own)) {
+            return Err(Error::Incomplete { missing: "containers, but not this one" });
+        }
+        Ok(task)
     }
 
     /// The task, for a container that starts: asked again while the failure may pass, at most for `bound`.
@@ -176,6 +198,28 @@ mod tests {
         let (client, served) = endpoint(answer("200 OK", r#"{"Name": "web"}"#)).await;
         assert_eq!(client.container().await.unwrap().name, "web");
         assert_eq!(served.await.unwrap(), "GET /v4/abc HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_containers_or_without_this_one_is_no_answer() {
+        let task = |rest: &str| {
+            let arn = "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b";
+            answer("200 OK", &format!(r#"{{"Cluster": "blue", "TaskARN": "{arn}", "Family": "f"{rest}}}"#))
+        };
+        for nothing in ["", r#", "Containers": null"#, r#", "Containers": []"#] {
+            let (client, _) = endpoint(task(nothing)).await;
+            let error = client.whole_task(None).await.unwrap_err();
+            assert!(error.may_pass());
+            assert_eq!(error.to_string(), "the task metadata lists no containers", "{nothing}");
+        }
+        let app = r#", "Containers": [{"Name": "app", "DockerId": "a"}]"#;
+        let (client, _) = endpoint(task(app)).await;
+        let error = client.whole_task(Some("b")).await.unwrap_err();
+        assert_eq!(error.to_string(), "the task metadata lists containers, but not this one");
+        for own in [None, Some("a")] {
+            let (client, _) = endpoint(task(app)).await;
+            assert_eq!(client.whole_task(own).await.unwrap().containers.len(), 1);
+        }
     }
 
     #[tokio::test]

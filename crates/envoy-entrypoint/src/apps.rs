@@ -54,7 +54,7 @@ impl<'a> Asked<'a> {
 /// Returns when ECS has decided that the task stops.
 pub(crate) async fn told_to_stop(metadata: &MetadataClient) {
     let mut asked = Asked::every(RUNNING, metadata);
-    while asked.next(MetadataClient::task).await.desired_status != Status::Stopped {}
+    while asked.next(async |metadata| metadata.whole_task(None).await).await.desired_status != Status::Stopped {}
 }
 
 /// Says what it means for this container that it logs through a log router, if it does. ECS starts a log router before the containers
@@ -75,7 +75,7 @@ pub(crate) async fn gone(metadata: &MetadataClient, ignored: &[String]) {
     // Whatever the task definition calls it, this container is no app.
     let own = asked.next(MetadataClient::container).await.docker_id;
     let mut said = Vec::new();
-    let mut task = asked.next(MetadataClient::task).await;
+    let mut task = asked.next(async |metadata| metadata.whole_task(Some(&own)).await).await;
     for name in ignored.iter().filter(|name| !task.containers.iter().any(|container| container.name == **name)) {
         tracing::warn!("--ignore-container names {name}, and this task has no such container");
     }
@@ -88,7 +88,7 @@ pub(crate) async fn gone(metadata: &MetadataClient, ignored: &[String]) {
             tracing::info!("waiting for {}", left.join(", "));
             said = left.into_iter().map(str::to_owned).collect();
         }
-        task = asked.next(MetadataClient::task).await;
+        task = asked.next(async |metadata| metadata.whole_task(Some(&own)).await).await;
     }
 }
 

@@ -1,7 +1,7 @@
 //! From ECS health to check statuses: what is, what was written, and so what to write.
 
 use consul_api::CheckStatus;
-use ecs_meta::{HealthStatus, Task};
+use ecs_meta::{HealthStatus, Status, Task};
 use mesh_config::Names;
 
 /// The checks of the synced containers.
@@ -12,8 +12,18 @@ pub struct Checks(Vec<Check>);
 struct Check {
     container: String,
     id: String,
-    /// What the agent has by our own writes; none before the first and after it lost it.
-    written: Option<CheckStatus>,
+    /// What the agent has by this program's own writes; none before the first and after the agent lost it.
+    written: Option<(CheckStatus, String)>,
+}
+
+/// A status to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update {
+    pub container: String,
+    pub id: String,
+    pub status: CheckStatus,
+    /// The health in ECS's words.
+    pub output: String,
 }
 
 impl Checks {
@@ -28,34 +38,57 @@ impl Checks {
     }
 
     /// All their IDs.
-    pub fn ids(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|check| check.id.as_str())
+    pub fn ids(&self) -> Vec<String> {
+        self.0.iter().map(|check| check.id.clone()).collect()
     }
 
-    /// What has to be written: container, check ID, status, and the health in ECS's words.
-    pub fn changes(&self, task: &Task) -> Vec<(String, String, CheckStatus, String)> {
+    /// What has to be written.
+    pub fn changes(&self, task: &Task) -> Vec<Update> {
         let change = |check: &Check| {
-            let (status, said) = health(task, &check.container);
-            let changed = check.written != Some(status);
-            changed.then(|| (check.container.clone(), check.id.clone(), status, said))
+            let (status, output) = health(task, &check.container);
+            let changed = check.written.as_ref().is_none_or(|(written, _)| *written != status);
+            changed.then(|| Update { container: check.container.clone(), id: check.id.clone(), status, output })
         };
         self.0.iter().filter_map(change).collect()
     }
 
-    /// The agent has taken this status.
-    pub fn written(&mut self, container: &str, status: CheckStatus) {
-        for check in self.0.iter_mut().filter(|check| check.container == container) {
-            check.written = Some(status);
+    /// What was written last, to be written again before its time to live is over.
+    pub fn standing(&self) -> Vec<Update> {
+        let update = |check: &Check| {
+            let (status, output) = check.written.clone()?;
+            Some(Update { container: check.container.clone(), id: check.id.clone(), status, output })
+        };
+        self.0.iter().filter_map(update).collect()
+    }
+
+    /// The agent has taken a change.
+    pub fn written(&mut self, update: Update) {
+        for check in self.0.iter_mut().filter(|check| check.id == update.id) {
+            check.written = Some((update.status, update.output.clone()));
         }
     }
 
-    /// Compares with what the agent has: what differs is written again. True if it lacks a check.
-    pub fn compare(&mut self, at_agent: impl Fn(&str) -> Option<CheckStatus>) -> bool {
+    /// The agent has taken what stood when it was sent. If the status changed meanwhile, nobody knows which of the two writes
+    /// came last, so that the newer is written again.
+    pub fn refreshed(&mut self, update: &Update) {
+        for check in self.0.iter_mut().filter(|check| check.id == update.id) {
+            if check.written.as_ref().is_some_and(|(written, _)| *written != update.status) {
+                check.written = None;
+            }
+        }
+    }
+
+    /// Compares what stood when the agent was asked with what the agent had: what differs is written again. True if it lacks a
+    /// check.
+    pub fn compare(&mut self, stood: &[Update], at_agent: impl Fn(&str) -> Option<CheckStatus>) -> bool {
         let mut lost = false;
         for check in &mut self.0 {
             let status = at_agent(&check.id);
             lost |= status.is_none();
-            if status != check.written {
+            let stood = stood.iter().find(|update| update.id == check.id).map(|update| update.status);
+            let written = check.written.as_ref().map(|(written, _)| *written);
+            // What was written since then is newer than the answer.
+            if status.is_none() || (status != stood && stood == written) {
                 check.written = None;
             }
         }
@@ -63,17 +96,21 @@ impl Checks {
     }
 }
 
-/// HEALTHY is passing, all else critical; so is a container that the metadata doesn't have.
+/// HEALTHY is passing, all else critical; so is a container that has stopped or that the metadata doesn't have.
 fn health(task: &Task, container: &str) -> (CheckStatus, String) {
-    let found = task.containers.iter().find(|found| found.name == container);
-    let said = match found.map(|found| found.health.as_ref()) {
-        None => "ECS does not know the container".to_owned(),
-        Some(None) => "the container has no health check in ECS".to_owned(),
-        Some(Some(health)) => format!("ECS says {}", health.status.as_str()),
+    let Some(found) = task.containers.iter().find(|found| found.name == container) else {
+        return (CheckStatus::Critical, "ECS does not know the container".to_owned());
     };
-    let healthy =
-        found.and_then(|found| found.health.as_ref()).is_some_and(|health| health.status == HealthStatus::Healthy);
-    (if healthy { CheckStatus::Passing } else { CheckStatus::Critical }, said)
+    match &found.health {
+        // ECS keeps what the last health check said.
+        _ if found.known_status == Status::Stopped => (CheckStatus::Critical, "the container has stopped".to_owned()),
+        None => (CheckStatus::Critical, "the container has no health check in ECS".to_owned()),
+        Some(health) => {
+            let healthy = health.status == HealthStatus::Healthy;
+            let status = if healthy { CheckStatus::Passing } else { CheckStatus::Critical };
+            (status, format!("ECS says {}", health.status.as_str()))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -90,13 +127,24 @@ mod tests {
         .unwrap()
     }
 
+    fn app(health: &str) -> Task {
+        task(json!([{ "Name": "app", "Health": { "status": health } }]))
+    }
+
     fn checks() -> Checks {
         Checks::new(&["app".to_owned()], &Names::new(None, "shop", "f1a2"))
+    }
+
+    fn write(checks: &mut Checks, task: &Task) {
+        for update in checks.changes(task) {
+            checks.written(update);
+        }
     }
 
     #[test]
     fn healthy_is_passing_and_all_else_critical() {
         let health = |status: &str| json!([{ "Name": "app", "Health": { "status": status } }]);
+        let stopped = json!([{ "Name": "app", "KnownStatus": "STOPPED", "Health": { "status": "HEALTHY" } }]);
         let rows = [
             (health("HEALTHY"), CheckStatus::Passing),
             (health("UNHEALTHY"), CheckStatus::Critical),
@@ -104,38 +152,52 @@ mod tests {
             (health("SOMETHING_NEW"), CheckStatus::Critical),
             (json!([{ "Name": "app" }]), CheckStatus::Critical),
             (json!([{ "Name": "other", "Health": { "status": "HEALTHY" } }]), CheckStatus::Critical),
+            (stopped, CheckStatus::Critical),
         ];
         for (containers, expected) in rows {
             let changes = checks().changes(&task(containers.clone()));
-            assert_eq!(changes[0].2, expected, "{containers}");
+            assert_eq!(changes[0].status, expected, "{containers}");
         }
     }
 
     #[test]
     fn one_write_a_change_and_none_otherwise() {
         let mut checks = checks();
-        let healthy = task(json!([{ "Name": "app", "Health": { "status": "HEALTHY" } }]));
-        assert_eq!(checks.changes(&healthy).len(), 1);
-        checks.written("app", CheckStatus::Passing);
-        assert!(checks.changes(&healthy).is_empty());
-        let unhealthy = task(json!([{ "Name": "app", "Health": { "status": "UNHEALTHY" } }]));
-        assert_eq!(checks.changes(&unhealthy).len(), 1, "until it was written");
-        assert_eq!(checks.changes(&unhealthy).len(), 1);
-        checks.written("app", CheckStatus::Critical);
+        write(&mut checks, &app("HEALTHY"));
+        assert!(checks.changes(&app("HEALTHY")).is_empty());
+        assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1, "until it was written");
+        assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1);
+        write(&mut checks, &app("UNHEALTHY"));
         assert!(checks.changes(&task(json!([{ "Name": "app" }]))).is_empty(), "critical for another reason");
     }
 
     #[test]
     fn what_the_agent_lost_or_has_otherwise_is_written_again() {
         let mut checks = checks();
-        let healthy = task(json!([{ "Name": "app", "Health": { "status": "HEALTHY" } }]));
-        checks.written("app", CheckStatus::Passing);
-        assert!(!checks.compare(|_| Some(CheckStatus::Passing)));
-        assert!(checks.changes(&healthy).is_empty());
-        assert!(!checks.compare(|_| Some(CheckStatus::Critical)));
-        assert_eq!(checks.changes(&healthy).len(), 1);
-        checks.written("app", CheckStatus::Passing);
-        assert!(checks.compare(|_| None));
-        assert_eq!(checks.changes(&healthy).len(), 1);
+        write(&mut checks, &app("HEALTHY"));
+        let stood = checks.standing();
+        assert!(!checks.compare(&stood, |_| Some(CheckStatus::Passing)));
+        assert!(checks.changes(&app("HEALTHY")).is_empty());
+        assert!(!checks.compare(&stood, |_| Some(CheckStatus::Critical)));
+        assert_eq!(checks.changes(&app("HEALTHY")).len(), 1);
+        write(&mut checks, &app("HEALTHY"));
+        assert!(!checks.compare(&[], |_| Some(CheckStatus::Critical)), "the answer is older than the write");
+        assert!(checks.changes(&app("HEALTHY")).is_empty());
+        assert!(checks.compare(&stood, |_| None));
+        assert_eq!(checks.changes(&app("HEALTHY")).len(), 1);
+    }
+
+    #[test]
+    fn a_heartbeat_repeats_what_was_written_and_loses_against_a_change() {
+        let mut checks = checks();
+        assert_eq!(checks.standing(), [], "nothing was written yet");
+        write(&mut checks, &app("HEALTHY"));
+        let heartbeat = checks.standing().remove(0);
+        assert_eq!((heartbeat.status, heartbeat.output.as_str()), (CheckStatus::Passing, "ECS says HEALTHY"));
+        checks.refreshed(&heartbeat);
+        assert!(checks.changes(&app("HEALTHY")).is_empty());
+        write(&mut checks, &app("UNHEALTHY"));
+        checks.refreshed(&heartbeat);
+        assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1, "which of the two came last is not known");
     }
 }

@@ -1,46 +1,68 @@
 //! Carries the ECS health of a task's containers into Consul's checks, and takes the task out of the mesh on TERM.
 //!
-//! One loop is the only writer. It reads the metadata, writes what changed, and waits; TERM ends it, and only then are the
-//! critical statuses written. Nothing that was on its way before can turn one back: a write under way is waited for; what had
-//! to be cut off may still reach the agent, so the agent is then asked until the end what it has, and told again.
+//! What goes on at the same time: the statuses follow the metadata, the heartbeat keeps the checks from running out, and the
+//! agent is read back and given again what it lost. None waits for another, so that nothing holds a changed status up. TERM
+//! ends them all, and only then are the critical statuses written. Nothing that was on its way before can turn one back: a
+//! write under way is waited for; what had to be cut off may still reach the agent, so the agent is then asked until the end
+//! what it has, and what was turned back is set again.
 
 mod health;
 mod logout;
+mod mesh;
+mod probe;
 mod shutdown;
+mod writes;
 
+use std::cell::{Cell, OnceCell, RefCell};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use consul_api::{Client, Error as ConsulError, ServiceRegistration};
 use ecs_meta::{MetadataClient, Task};
-use futures_util::future::{LocalBoxFuture, Shared};
-use futures_util::{FutureExt, StreamExt};
-use mesh_config::{Config, Role, SERVICE_TOKEN_FILE, VARIABLE};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use mesh_config::{CheckTtl, Config, Role, SERVICE_TOKEN_FILE, VARIABLE};
+use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::log;
-use sidecar_kit::wait::WaitError;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
-use tokio::time::sleep;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::health::Checks;
+use crate::health::{Checks, Update};
 use crate::logout::NotLoggedOut;
+use crate::mesh::{Leave, Place};
+use crate::probe::Probe;
+pub use crate::probe::{NotHealthy, Question, ask as healthy};
 use crate::shutdown::NotSet;
+use crate::writes::{WriteError, Writes};
 
-/// How often the agent is asked whether it still has what was registered, in rounds.
-const ROUNDS_PER_LOOK: u32 = 4;
+/// How often the agent is asked whether it still has what was registered; also after each write that failed.
+const READ_BACK: Duration = Duration::from_secs(60);
+
+/// What asking the agent and registering anew may take.
+const READ_BACK_BOUND: Duration = Duration::from_secs(10);
+
+/// How soon what failed at the agent is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a write that is under way when TERM comes may still take: most of what is left then belongs to the critical writes.
 const LAST_WRITE: Duration = Duration::from_millis(100);
+
+/// A loop that has not come round for this much longer than its interval hangs; all that it waits for ends sooner.
+const HANGS: Duration = Duration::from_secs(30);
 
 /// What the flags say.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// How often the metadata is asked.
     pub interval: Duration,
-    /// How long to wait for the metadata at start.
-    pub timeout: Duration,
+    /// How long the critical status may wait on TERM for another instance that is passing.
+    pub hold: Duration,
+    /// The time to live of the checks.
+    pub check_ttl: CheckTtl,
 }
 
 /// Why it ended otherwise than by TERM with all set.
@@ -56,11 +78,9 @@ pub enum RunError {
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
     #[error("no task metadata")]
-    Metadata(#[from] WaitError<ecs_meta::Error>),
-    #[error("no task metadata")]
     MetadataVariable(#[from] ecs_meta::Error),
-    #[error("TERM before there was any task metadata: nothing was told to Consul")]
-    NothingTold,
+    #[error("TERM before there was any task metadata: nothing was written to Consul")]
+    NothingWritten,
     #[error("cannot use the address of Consul's agent")]
     Consul(#[from] consul_api::ConfigError),
     #[error("{VARIABLE}: consulHTTPAddr or consulCACertFile: cannot use the address of Consul's servers")]
@@ -71,28 +91,38 @@ pub enum RunError {
     NotLoggedOut(#[from] NotLoggedOut),
 }
 
-/// TERM has come; may be awaited by many and again.
-type Term = Shared<LocalBoxFuture<'static, ()>>;
+/// What failed last, so that a lasting failure is logged once.
+#[derive(Default)]
+struct Failure(Option<String>);
 
-/// What became of the last write before TERM.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LastWrite {
-    /// The agent has answered it, or there was none.
-    Ended,
-    /// It may still reach the agent.
-    CutOff,
+impl Failure {
+    /// Logs a failure that begins or changes, and its end.
+    fn report(&mut self, outcome: &Result<(), String>, over: &str) {
+        match outcome {
+            Ok(()) if self.0.take().is_some() => tracing::info!("{over}"),
+            Ok(()) => {}
+            Err(error) if self.0.as_ref() == Some(error) => {}
+            Err(error) => {
+                tracing::warn!("{error}; trying again");
+                self.0 = Some(error.clone());
+            }
+        }
+    }
 }
 
-/// What one round needs.
+/// The task in the mesh, once its metadata is known.
 struct Sync {
     consul: Client,
-    metadata: MetadataClient,
+    options: Options,
     /// Service and proxy, or the gateway, as mesh-init registers them.
     registrations: Vec<ServiceRegistration>,
-    checks: Checks,
-    rounds: u32,
-    /// What was last said of a failure, so that a lasting one is said once.
-    said: Option<String>,
+    checks: RefCell<Checks>,
+    place: Place,
+    writes: Writes,
+    /// A write has failed: the agent may have lost what was registered.
+    failed: Notify,
+    /// When the loop of statuses last came round.
+    round: Cell<Instant>,
 }
 
 /// Runs until TERM (or INT), then takes the task out of the mesh.
@@ -101,10 +131,50 @@ struct Sync {
 /// See [`RunError`].
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     // Before anything else: a TERM that comes during the start is not lost.
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
+    let signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
     let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
     log::init(env, config.log_level.and_then(|level| level.as_str().parse().ok()))?;
-    let role = Role::of(&config);
+    let metadata = MetadataClient::from_env(env)?;
+    let sync = OnceCell::new();
+    let probe = Probe::open(env);
+    let answering = async {
+        match &probe {
+            Ok(probe) => probe.serve(async |question| healthy_now(sync.get(), question).await).await,
+            Err(error) => {
+                tracing::warn!("`health-sync healthy` gets no answer from this process: {}", one_line(error));
+                std::future::pending().await
+            }
+        }
+    };
+    tokio::select! {
+        ended = live(options, env, &config, &metadata, signals, &sync) => ended,
+        () = answering => unreachable!("it answers without end"),
+    }
+}
+
+/// What `health-sync healthy` is answered.
+async fn healthy_now(sync: Option<&Sync>, question: Question) -> Result<(), String> {
+    match (sync, question) {
+        (None, Question::Alive) => Ok(()),
+        (None, Question::InMesh) => Err("there is no task metadata yet".to_owned()),
+        (Some(sync), _) if sync.hangs() => {
+            Err(format!("health-sync hangs: it has not asked for the task metadata for {:?}", sync.round.get().elapsed()))
+        }
+        (Some(_), Question::Alive) => Ok(()),
+        (Some(sync), Question::InMesh) => sync.place.reached(&sync.consul).await,
+    }
+}
+
+/// From the first metadata to the end.
+async fn live(
+    options: Options,
+    env: &Env,
+    config: &Config,
+    metadata: &MetadataClient,
+    mut signals: Signals,
+    known: &OnceCell<Sync>,
+) -> Result<ExitCode, RunError> {
+    let role = Role::of(config);
     let login = config.consul_login.as_ref().is_some_and(|login| login.enabled);
     let with_login;
     let env = if login {
@@ -123,7 +193,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         client.map(|client| client.no_longer_than(logout::PATIENCE)).map_err(RunError::Servers)
     };
     if login {
-        // What is wrong with them is told now, not at the end.
+        // What is wrong with them is reported now, not at the end.
         servers()?;
     }
     let log_out = async |instances: &[(&str, &str)]| {
@@ -134,37 +204,38 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
             Err(error) => Err(error),
         }
     };
-    let metadata = MetadataClient::from_env(env)?;
     let task = tokio::select! {
-        task = metadata.task_within(options.timeout) => task?,
+        task = first_answer(metadata) => task,
         _ = signals.next() => {
             // Nothing was written: no status is on its way to the servers.
             if let Err(error) = log_out(&[]).await {
                 tracing::warn!("{}", one_line(&error));
             }
-            return Err(RunError::NothingTold);
+            return Err(RunError::NothingWritten);
         }
     };
     let names = role.names(&task);
     // A gateway has no check of a container: Consul dials its listener.
     let containers = if matches!(role, Role::Gateway(_)) { &[] } else { &*config.health_sync_containers };
-    let mut sync = Sync {
+    let sync = known.get_or_init(|| Sync {
         consul,
-        metadata,
-        registrations: role.registrations(&config, &names, &task),
-        checks: Checks::new(containers, &names),
-        rounds: 0,
-        said: None,
-    };
+        options,
+        registrations: role.registrations(config, &names, &task, options.check_ttl),
+        checks: RefCell::new(Checks::new(containers, &names)),
+        place: Place::new(role, &names),
+        writes: Writes::default(),
+        failed: Notify::new(),
+        round: Cell::new(Instant::now()),
+    });
     tracing::info!(?containers, "syncing the health of {}", names.service_id);
-    let term = async move {
-        signals.next().await;
+    let leave = sync.until_it_leaves(metadata, task, async { signals.next().await.unwrap_or_default() }).await;
+    let left = match leave {
+        Leave::Write => sync.leave().await,
+        Leave::HasLeft => {
+            tracing::info!("the task's node has left the cluster: nothing is written");
+            Ok(())
+        }
     };
-    let last_write = sync.until(term.boxed_local().shared(), options.interval).await;
-    tracing::info!("TERM: taking {} out of the mesh", names.service_id);
-    let checks = sync.checks.ids().collect::<Vec<_>>();
-    let services = sync.registrations.iter().map(|registration| registration.id.as_str()).collect::<Vec<_>>();
-    let left = shutdown::leave_mesh(&sync.consul, &checks, &services, last_write).await;
     let instances = [(names.service.as_str(), names.service_id.as_str()), (&names.proxy, &names.proxy_id)];
     let logged_out = log_out(&instances).await;
     if let (Err(_), Err(error)) = (&left, &logged_out) {
@@ -175,106 +246,192 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The task's metadata, asked for without end: ECS's agent may be away for as long as it likes.
+async fn first_answer(metadata: &MetadataClient) -> Task {
+    let mut failure = Failure::default();
+    let mut backoff = Backoff::default();
+    loop {
+        match metadata.whole_task(None).await {
+            Ok(task) => return task,
+            Err(error) => failure.report(&Err(no_metadata(&error)), ""),
+        }
+        sleep(backoff.delay()).await;
+    }
+}
+
+fn no_metadata(error: &ecs_meta::Error) -> String {
+    format!("no task metadata: {}", one_line(error))
+}
+
 impl Sync {
-    /// Round after round until `term`. A read is dropped then, a write has [`LAST_WRITE`] to end.
-    async fn until(&mut self, term: Term, interval: Duration) -> LastWrite {
-        loop {
-            let task = tokio::select! {
-                biased;
-                () = term.clone() => return LastWrite::Ended,
-                task = self.metadata.task() => task,
-            };
-            let cut_off = async {
-                term.clone().await;
-                sleep(LAST_WRITE).await;
-            };
-            tokio::select! {
-                biased;
-                () = cut_off => return LastWrite::CutOff,
-                () = self.round(task) => {}
-            }
-            tokio::select! {
-                biased;
-                () = term.clone() => return LastWrite::Ended,
-                () = sleep(interval) => {}
-            }
+    /// Keeps the checks until TERM, and says how the task is then to leave the mesh.
+    async fn until_it_leaves(&self, metadata: &MetadataClient, task: Task, term: impl Future) -> Leave {
+        let work = async { tokio::join!(self.statuses(metadata, task), self.heartbeats(), self.read_backs()) };
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            _ = term => {}
+            _ = &mut work => {}
         }
-    }
-
-    /// Restores what the agent lost and writes what changed.
-    async fn round(&mut self, task: Result<Task, ecs_meta::Error>) {
-        let outcome = match task {
-            Ok(task) => self.write(&task).await.map_err(|error| self.told(&error)),
-            // No word is no news: the checks stay as they are.
-            Err(error) => Err(format!("no task metadata: {}", one_line(&error))),
+        self.writes.stop();
+        tracing::info!("TERM: taking {} out of the mesh", self.registrations[0].id);
+        let last_writes = async {
+            tokio::select! {
+                () = self.writes.ended() => {}
+                _ = &mut work => {}
+                () = sleep(LAST_WRITE) => {}
+            }
         };
-        match outcome {
-            Ok(()) if self.said.take().is_some() => tracing::info!("syncing again"),
-            Ok(()) => {}
-            Err(error) if self.said.as_ref() == Some(&error) => {}
-            Err(error) => {
-                tracing::warn!("{error}; trying again");
-                self.said = Some(error);
+        let ((), leave) = tokio::join!(last_writes, self.place.until_replaced(&self.consul, self.options.hold));
+        leave
+    }
+
+    /// The task leaves the mesh.
+    async fn leave(&self) -> Result<(), NotSet> {
+        let checks = self.checks.borrow().ids();
+        let checks = checks.iter().map(String::as_str).collect::<Vec<_>>();
+        shutdown::leave_mesh(&self.consul, &checks, &self.services(), self.writes.may_come_late()).await
+    }
+
+    /// The IDs of what is registered.
+    fn services(&self) -> Vec<&str> {
+        self.registrations.iter().map(|registration| registration.id.as_str()).collect()
+    }
+
+    fn hangs(&self) -> bool {
+        self.round.get().elapsed() > self.options.interval + HANGS
+    }
+
+    /// Writes what changed, round after round.
+    async fn statuses(&self, metadata: &MetadataClient, task: Task) {
+        let mut failure = Failure::default();
+        let mut answer = Ok(task);
+        // The own container, by its Docker ID, and whether it has been listed: an answer that lacks it then is incomplete. An
+        // endpoint that never lists it is believed, as one that stands for ECS's may not.
+        let (mut own, mut listed) = (None::<String>, false);
+        loop {
+            self.round.set(Instant::now());
+            let outcome = match &answer {
+                Ok(task) => self.write_changes(task).await,
+                // No answer is no news: the checks stay as they are.
+                Err(error) => Err(no_metadata(error)),
+            };
+            failure.report(&outcome, "syncing again");
+            if own.is_none() {
+                own = metadata.container().await.ok().map(|container| container.docker_id);
+            }
+            if let (false, Some(own), Ok(task)) = (listed, &own, &answer) {
+                listed = task.containers.iter().any(|container| container.docker_id == *own);
+            }
+            sleep(self.options.interval).await;
+            answer = metadata.whole_task(own.as_deref().filter(|_| listed)).await;
+        }
+    }
+
+    async fn write_changes(&self, task: &Task) -> Result<(), String> {
+        let changes = self.checks.borrow().changes(task);
+        let written = join_all(changes.into_iter().map(async |change| {
+            self.update(&change).await?;
+            tracing::info!("{}: {}, check {}", change.container, change.output, change.status.as_str());
+            self.checks.borrow_mut().written(change);
+            Ok(())
+        }));
+        written.await.into_iter().collect()
+    }
+
+    async fn update(&self, Update { id, status, output, .. }: &Update) -> Result<(), String> {
+        self.writes.make(self.consul.update_check(id, *status, output)).await.map_err(|error| {
+            self.failed.notify_one();
+            self.explained(&error)
+        })
+    }
+
+    /// Writes each check's status again before its time to live is over, whatever the metadata says; not while the loop of
+    /// statuses hangs.
+    async fn heartbeats(&self) {
+        // A day is short enough for any, and long enough for Consul's clock.
+        let interval = (self.options.check_ttl.duration() / 3).min(Duration::from_secs(24 * 60 * 60));
+        let mut failure = Failure::default();
+        loop {
+            sleep(if failure.0.is_some() { interval.min(AGAIN) } else { interval }).await;
+            if self.hangs() {
+                continue;
+            }
+            let standing = self.checks.borrow().standing();
+            let refreshed = join_all(standing.iter().map(async |update| {
+                self.update(update).await?;
+                self.checks.borrow_mut().refreshed(update);
+                Ok(())
+            }));
+            failure.report(&refreshed.await.into_iter().collect(), "the checks are refreshed again");
+        }
+    }
+
+    /// Reads back what the agent has, and restores what it lost.
+    async fn read_backs(&self) {
+        let mut failure = Failure::default();
+        let mut backoff = Backoff::new(AGAIN, READ_BACK_BOUND);
+        loop {
+            let restored = timeout(READ_BACK_BOUND, self.restore()).await;
+            let restored =
+                restored.unwrap_or_else(|_| Err(format!("Consul's agent does not answer within {READ_BACK_BOUND:?}")));
+            failure.report(&restored, "the agent has all that was registered");
+            if restored.is_err() {
+                sleep(backoff.delay()).await;
+                continue;
+            }
+            backoff.reset();
+            // A write that fails again and again is no reason to ask more often than that.
+            sleep(AGAIN).await;
+            tokio::select! {
+                () = sleep(READ_BACK) => {}
+                () = self.failed.notified() => {}
             }
         }
     }
 
-    /// What failed, on one line; where the token is refused, with one that would do.
-    fn told(&self, error: &ConsulError) -> String {
-        let told = one_line(error);
-        let service = &self.registrations[0].name;
-        match error {
-            ConsulError::PermissionDenied { .. } => {
-                format!("{told}; expected a token with the service identity {service}")
-            }
-            _ => told,
-        }
-    }
-
-    async fn write(&mut self, task: &Task) -> Result<(), ConsulError> {
-        if self.rounds.is_multiple_of(ROUNDS_PER_LOOK) {
-            self.restore().await?;
-        }
-        self.rounds = self.rounds.wrapping_add(1);
-        let mut outcome = Ok(());
-        for (container, id, status, said) in self.checks.changes(task) {
-            match self.consul.update_check(&id, status, &said).await {
-                Ok(()) => {
-                    tracing::info!("{container}: {said}, check {}", status.as_str());
-                    self.checks.written(&container, status);
-                }
-                Err(error) => {
-                    // The agent may have lost the check: look before the next write.
-                    self.rounds = 0;
-                    outcome = outcome.and(Err(error));
-                }
-            }
-        }
-        outcome
-    }
-
-    /// Registers anew what the agent no longer has (it was restarted without its data), and takes back a maintenance that an
-    /// earlier run of ours left behind.
-    async fn restore(&mut self) -> Result<(), ConsulError> {
-        let services = self.consul.agent_services().await?;
+    /// Registers anew what the agent no longer has (it was restarted without its data), and ends a maintenance that an earlier
+    /// run left behind.
+    async fn restore(&self) -> Result<(), String> {
+        let explained = |error: ConsulError| self.explained(&WriteError::Consul(error));
+        let ids = self.services();
+        let services = self.consul.agent_services(&ids).await.map_err(explained)?;
         for registration in &self.registrations {
             if !services.contains_key(&registration.id) {
-                self.consul.register_service_keeping_checks(registration).await?;
+                self.register(registration).await?;
                 tracing::warn!("the agent had lost {}: registered it again", registration.id);
             }
         }
-        let checks = self.consul.agent_checks().await?;
-        for registration in &self.registrations {
-            let id = shutdown::maintenance_check_id(&registration.id);
-            if checks.get(&id).is_some_and(|check| check.notes == shutdown::REASON) {
-                self.consul.set_maintenance(&registration.id, false, "").await?;
+        let stood = self.checks.borrow().standing();
+        let checks = self.consul.agent_checks(&ids).await.map_err(explained)?;
+        for id in ids {
+            let maintenance = checks.get(&shutdown::maintenance_check_id(id));
+            if maintenance.is_some_and(|check| check.notes == shutdown::REASON) {
+                let end = self.consul.set_maintenance(id, false, "");
+                self.writes.make(end).await.map_err(|error| self.explained(&error))?;
             }
         }
-        let lost = self.checks.compare(|id| checks.get(id).map(|check| check.status));
+        let lost = self.checks.borrow_mut().compare(&stood, |id| checks.get(id).map(|check| check.status));
         if lost {
             // A check alone cannot be lost but by hand; the registration brings it back, critical.
-            self.consul.register_service_keeping_checks(&self.registrations[0]).await?;
+            self.register(&self.registrations[0]).await?;
         }
         Ok(())
+    }
+
+    async fn register(&self, registration: &ServiceRegistration) -> Result<(), String> {
+        let register = self.consul.register_service_keeping_checks(registration);
+        self.writes.make(register).await.map_err(|error| self.explained(&error))
+    }
+
+    /// What failed, on one line; where the token is refused, with one that would do.
+    fn explained(&self, error: &WriteError) -> String {
+        let line = one_line(error);
+        match error {
+            WriteError::Consul(ConsulError::PermissionDenied { .. }) => {
+                format!("{line}; expected a token with the service identity {}", self.registrations[0].name)
+            }
+            _ => line,
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use consul_api::{CheckStatus, Client, ServiceHealth};
+use consul_api::Client;
 use futures_util::future::join_all;
 use mesh_config::{CLIENT_TOKEN_FILE, SERVICE_TOKEN_FILE};
 use sidecar_kit::exit::one_line;
@@ -76,7 +76,7 @@ async fn log_out_of(servers: &Client, token: &Secret) -> Result<(), String> {
 async fn out_of_the_mesh(servers: &Client, instances: &[(&str, &str)]) -> Result<(), String> {
     for (name, id) in instances {
         match servers.service_health(name, None, Duration::ZERO).await {
-            Ok(found) if found.value.iter().any(|instance| instance.service.id == *id && is_routed_to(instance)) => {
+            Ok(found) if found.value.iter().any(|instance| instance.service.id == *id && instance.is_routed_to()) => {
                 return Err(format!("{id} is not critical there yet"));
             }
             Ok(_) => {}
@@ -86,8 +86,4 @@ async fn out_of_the_mesh(servers: &Client, instances: &[(&str, &str)]) -> Result
         }
     }
     Ok(())
-}
-
-fn is_routed_to(instance: &ServiceHealth) -> bool {
-    instance.checks.iter().all(|check| check.status != CheckStatus::Critical)
 }

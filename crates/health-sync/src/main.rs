@@ -3,10 +3,12 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
-use health_sync::Options;
+use clap::builder::BoolishValueParser;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use health_sync::{Options, Question};
+use mesh_config::CheckTtl;
 use sidecar_kit::env::Env;
-use sidecar_kit::exit;
+use sidecar_kit::exit::{self, parse_delay, parse_duration};
 
 /// Carries the ECS health of a task's containers into Consul's TTL checks. On TERM it turns them critical, puts service and
 /// proxy into maintenance, and exits.
@@ -18,21 +20,58 @@ use sidecar_kit::exit;
 #[command(
     name = "health-sync",
     version,
+    args_conflicts_with_subcommands = true,
     after_help = "Exit codes: 0 after TERM, when all was set; 1 failed, or something could not be set; 2 wrong command line."
 )]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The container's health check: asks the health-sync that runs in this container.
+    ///
+    /// Exit codes: 0 healthy; 1 not, with one line that says why: health-sync does not run, hangs or, with --in-mesh, the task
+    /// has not been in the mesh yet; 2 wrong command line.
+    Healthy(HealthyArguments),
+}
+
+#[derive(Debug, Args)]
+struct RunArguments {
     /// How often the task metadata is asked.
-    #[arg(long, env = "HEALTH_SYNC_INTERVAL", default_value = "500ms", value_name = "DURATION",
-          value_parser = sidecar_kit::exit::parse_duration)]
+    #[arg(long, env = "HEALTH_SYNC_INTERVAL", default_value = "500ms", value_name = "DURATION", value_parser = parse_duration)]
     interval: Duration,
-    /// How long to wait for the metadata at start.
-    #[arg(long, env = "HEALTH_SYNC_TIMEOUT", default_value = "90s", value_name = "DURATION",
-          value_parser = sidecar_kit::exit::parse_duration)]
-    timeout: Duration,
+    /// How long the critical status waits on TERM while other instances of the service are listed but none is passing; 0s:
+    /// not at all.
+    #[arg(long, env = "HEALTH_SYNC_HOLD", default_value = "2500ms", value_name = "DURATION", value_parser = parse_delay)]
+    hold: Duration,
+    /// Consul turns a check critical that health-sync has not refreshed for this long; mesh-init needs the same value. At most
+    /// 100000h, with which it never happens.
+    #[arg(long, env = "CONSUL_ECS_CHECK_TTL", default_value_t, value_name = "DURATION")]
+    check_ttl: CheckTtl,
+}
+
+#[derive(Debug, Args)]
+struct HealthyArguments {
+    /// Not healthy either until Consul's servers have listed this task's proxy (or the gateway) as passing once.
+    #[arg(long, env = "HEALTH_SYNC_IN_MESH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
+    in_mesh: bool,
 }
 
 fn main() -> ExitCode {
-    let Arguments { interval, timeout } = exit::parse_arguments();
-    let options = Options { interval, timeout };
-    exit::run("health-sync", health_sync::run(options, &Env::of_process()))
+    let Arguments { command, run: RunArguments { interval, hold, check_ttl } } = exit::parse_arguments();
+    let env = Env::of_process();
+    match command {
+        Some(Command::Healthy(HealthyArguments { in_mesh })) => {
+            let question = if in_mesh { Question::InMesh } else { Question::Alive };
+            exit::run("health-sync", async { health_sync::healthy(&env, question) })
+        }
+        None => {
+            let options = Options { interval, hold, check_ttl };
+            exit::run("health-sync", health_sync::run(options, &env))
+        }
+    }
 }

@@ -8,8 +8,6 @@ use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::LastWrite;
-
 /// Why the service is in maintenance; also how a later run knows its own doing.
 pub const REASON: &str = "the ECS task is stopping";
 
@@ -17,18 +15,16 @@ pub const REASON: &str = "the ECS task is stopping";
 /// as a node that is gone, until they reconcile a minute later.
 const BOUND: Duration = Duration::from_secs(1);
 
-/// A write that hangs is tried again within the bound.
-const ATTEMPT: Duration = Duration::from_millis(300);
-
 /// How often the agent is asked whether something was turned back.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What could not be set, and why; the task ends all the same.
 #[derive(Debug, thiserror::Error)]
-#[error("not told to Consul within {}: {}", humantime::format_duration(BOUND), .0.join("; "))]
+#[error("not written to Consul within {}: {}", humantime::format_duration(BOUND), .0.join("; "))]
 pub struct NotSet(Vec<String>);
 
-/// Sets everything at once and retries each until the bound; after a write that was cut off, also what that turned back.
+/// Sets everything at once and retries what fails until the bound; a write that takes long is waited for. Where an earlier write
+/// `may_come_late`, also what that turned back is set again.
 ///
 /// # Errors
 /// With all that could not be set.
@@ -36,18 +32,18 @@ pub async fn leave_mesh(
     consul: &Client,
     checks: &[&str],
     services: &[&str],
-    last_write: LastWrite,
+    may_come_late: bool,
 ) -> Result<(), NotSet> {
     let deadline = Instant::now() + BOUND;
     set(consul, checks, services, deadline).await?;
-    if last_write == LastWrite::Ended {
+    if !may_come_late {
         return Ok(());
     }
     loop {
         sleep(LOOK).await;
         let left = deadline.saturating_duration_since(Instant::now());
         // An agent that gives no answer is leaving, or hangs: what was set is set.
-        let Ok(Ok(agent)) = timeout(left, consul.agent_checks()).await else { return Ok(()) };
+        let Ok(Ok(agent)) = timeout(left, consul.agent_checks(services)).await else { return Ok(()) };
         let critical = |id: &str| agent.get(id).is_none_or(|check| check.status == CheckStatus::Critical);
         let back = checks.iter().copied().filter(|id| !critical(id)).collect::<Vec<_>>();
         let maintained = |id: &&str| agent.contains_key(&maintenance_check_id(id));
@@ -63,7 +59,7 @@ pub fn maintenance_check_id(service_id: &str) -> String {
 
 async fn set(consul: &Client, checks: &[&str], services: &[&str], deadline: Instant) -> Result<(), NotSet> {
     let critical = join_all(checks.iter().map(async |id| {
-        let set = retried(deadline, ATTEMPT, async || {
+        let set = retried(deadline, BOUND, async || {
             set_or_absent(consul.update_check(id, CheckStatus::Critical, REASON).await)
         })
         .await;
@@ -71,7 +67,7 @@ async fn set(consul: &Client, checks: &[&str], services: &[&str], deadline: Inst
     }));
     let maintenance = join_all(services.iter().map(async |id| {
         let set =
-            retried(deadline, ATTEMPT, async || set_or_absent(consul.set_maintenance(id, true, REASON).await)).await;
+            retried(deadline, BOUND, async || set_or_absent(consul.set_maintenance(id, true, REASON).await)).await;
         set.err().map(|reason| format!("maintenance of {id}: {reason}"))
     }));
     let (critical, maintenance) = tokio::join!(critical, maintenance);

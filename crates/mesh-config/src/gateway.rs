@@ -7,7 +7,8 @@ use consul_api::{CheckDefinition, Proxy, ServiceAddress, ServiceKind, ServiceReg
 use ecs_meta::Task;
 use serde_json::{Map, Value};
 
-use crate::{Config, Gateway, GatewayKind, Names, Service, meta, registration};
+use crate::registration::LISTENER_INTERVAL;
+use crate::{CheckTtl, Config, Gateway, GatewayKind, Names, Service, meta, registration};
 
 /// The port of a gateway's listener, of an ingress gateway's readiness listener, unless configured.
 pub const GATEWAY_PORT: u16 = 8443;
@@ -70,10 +71,16 @@ impl<'a> Role<'a> {
 
     /// What is registered, in this order; the last is what Envoy is the proxy of.
     #[must_use]
-    pub fn registrations(self, config: &Config, names: &Names, task: &Task) -> Vec<ServiceRegistration> {
+    pub fn registrations(
+        self,
+        config: &Config,
+        names: &Names,
+        task: &Task,
+        check_ttl: CheckTtl,
+    ) -> Vec<ServiceRegistration> {
         match self {
             Self::Service(service) => vec![
-                registration::service(config, service, names, task),
+                registration::service(config, service, names, task, check_ttl),
                 registration::proxy(config, service, names, task),
             ],
             Self::Gateway(gateway) => vec![registration(gateway, names, task)],
@@ -136,7 +143,7 @@ fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistr
         checks: vec![CheckDefinition {
             name: format!("{} listener", gateway.kind.as_str()),
             tcp: Some(dialled),
-            interval: Some("10s".to_owned()),
+            interval: Some(LISTENER_INTERVAL.to_owned()),
             deregister_critical_service_after: Some("10m".to_owned()),
             ..CheckDefinition::default()
         }],
@@ -187,7 +194,7 @@ mod tests {
     fn registered(gateway: Value) -> Value {
         let config = Config::parse(&json!({ "bootstrapDir": "/consul", "gateway": gateway }).to_string()).unwrap();
         let role = Role::of(&config);
-        let registrations = role.registrations(&config, &role.names(&v4()), &v4());
+        let registrations = role.registrations(&config, &role.names(&v4()), &v4(), CheckTtl::default());
         serde_json::to_value(&registrations).unwrap()
     }
 
@@ -200,7 +207,7 @@ mod tests {
                     "source": "consul-ecs", "task-arn": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2", "task-id": "f1a2",
                 },
                 "Checks": [{
-                    "Name": format!("{kind} listener"), "TCP": "10.1.2.3:8443", "Interval": "10s",
+                    "Name": format!("{kind} listener"), "TCP": "10.1.2.3:8443", "Interval": "1s",
                     "DeregisterCriticalServiceAfter": "10m",
                 }],
             }]);
@@ -255,7 +262,7 @@ mod tests {
             let config = Config::parse(&document.to_string()).unwrap();
             let role = Role::of(&config);
             assert!(matches!(role, Role::Gateway(_)));
-            assert_eq!(role.registrations(&config, &role.names(task), task).len(), 1);
+            assert_eq!(role.registrations(&config, &role.names(task), task, CheckTtl::default()).len(), 1);
             role.ready_bind(task)
         };
         let ready = |kind: &str, task: &Task| ready_at(kind, "", task);

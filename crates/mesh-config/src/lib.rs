@@ -5,6 +5,7 @@
 //! a service with its proxy or a gateway; [`shape`] is the document's own description, from which its JSON schema and its
 //! reference page are made; [`rules`] is what we ask beyond it.
 
+mod check_ttl;
 mod document;
 mod gateway;
 mod names;
@@ -13,13 +14,14 @@ pub mod registration;
 pub mod rules;
 pub mod shape;
 
+pub use check_ttl::{CheckTtl, CheckTtlError};
 pub use document::{
     Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,
     GatewayKind, LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
 };
 pub use gateway::{GATEWAY_PORT, Role};
 pub use names::{
-    BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, HEALTH_SYNC_NAME, HEALTH_SYNC_TTL, Names, PUBLIC_LISTENER_PORT,
+    BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, HEALTH_SYNC_NAME, Names, PUBLIC_LISTENER_PORT,
     SERVICE_TOKEN_FILE, is_sidecar, meta,
 };
 pub use reader::{ConfigError, FieldError};

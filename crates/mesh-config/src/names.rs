@@ -10,9 +10,6 @@ pub const SERVICE_TOKEN_FILE: &str = "service-token";
 pub const CLIENT_TOKEN_FILE: &str = "client-token";
 /// The name of every check that health-sync keeps.
 pub const HEALTH_SYNC_NAME: &str = "consul ecs synced";
-/// The time to live of every check that health-sync keeps, as Consul writes durations: it never runs out, since
-/// health-sync writes a check when it changes and not otherwise.
-pub const HEALTH_SYNC_TTL: &str = "100000h";
 /// The port of Envoy's public listener unless `proxy.publicListenerPort` says otherwise.
 pub const PUBLIC_LISTENER_PORT: u16 = 20000;
 

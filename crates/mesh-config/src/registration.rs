@@ -9,14 +9,24 @@ use consul_api::{
 use ecs_meta::Task;
 
 use crate::{
-    Config, DestinationType, ExposeProtocol, HEALTH_SYNC_NAME, HEALTH_SYNC_TTL, MeshGatewayMode, Names, Service, meta,
+    CheckTtl, Config, DestinationType, ExposeProtocol, HEALTH_SYNC_NAME, MeshGatewayMode, Names, Service, meta,
 };
+
+/// How often the listener of a proxy or a gateway is dialled. The first time is at random within it, and until then the servers
+/// don't list a new task's proxy as passing.
+pub(crate) const LISTENER_INTERVAL: &str = "1s";
 
 /// The registration of the app's service: its own checks, and a TTL check for each container that health-sync reports.
 /// No address: the agent's is the task's.
 #[must_use]
-pub fn service(config: &Config, service: &Service, names: &Names, task: &Task) -> ServiceRegistration {
-    let synced = config.health_sync_containers.iter().map(|container| health_sync_check(names, container));
+pub fn service(
+    config: &Config,
+    service: &Service,
+    names: &Names,
+    task: &Task,
+    check_ttl: CheckTtl,
+) -> ServiceRegistration {
+    let synced = config.health_sync_containers.iter().map(|container| health_sync_check(names, container, check_ttl));
     ServiceRegistration {
         id: names.service_id.clone(),
         name: names.service.clone(),
@@ -40,7 +50,7 @@ pub fn proxy(config: &Config, service: &Service, names: &Names, task: &Task) -> 
             CheckDefinition {
                 name: "Proxy Public Listener".to_owned(),
                 tcp: Some(format!("127.0.0.1:{listener}")),
-                interval: Some("10s".to_owned()),
+                interval: Some(LISTENER_INTERVAL.to_owned()),
                 deregister_critical_service_after: Some("10m".to_owned()),
                 ..CheckDefinition::default()
             },
@@ -85,12 +95,12 @@ fn port(service: &Service) -> Option<u16> {
 
 /// Critical until health-sync's first word. `Status` is the first registration's alone: an agent that has the check
 /// already keeps what it has.
-fn health_sync_check(names: &Names, container: &str) -> CheckDefinition {
+fn health_sync_check(names: &Names, container: &str, check_ttl: CheckTtl) -> CheckDefinition {
     CheckDefinition {
         check_id: Some(names.health_sync_check_id(container)),
         name: HEALTH_SYNC_NAME.to_owned(),
         notes: Some(format!("The ECS health of container {container}, kept by health-sync.")),
-        ttl: Some(HEALTH_SYNC_TTL.to_owned()),
+        ttl: Some(check_ttl.to_string()),
         status: Some(CheckStatus::Critical),
         ..CheckDefinition::default()
     }
@@ -187,7 +197,7 @@ mod tests {
         .unwrap();
         let described = config.service.clone().unwrap();
         let names = Names::new(described.name.as_deref(), &task.family, task.task_id());
-        let service = service(&config, &described, &names, &task);
+        let service = service(&config, &described, &names, &task, CheckTtl::default());
         let proxy = proxy(&config, &described, &names, &task);
         (serde_json::to_value(service).unwrap(), serde_json::to_value(proxy).unwrap())
     }
@@ -207,7 +217,7 @@ mod tests {
                 "Kind": "connect-proxy", "ID": "shop-f1a2-sidecar-proxy", "Name": "shop-sidecar-proxy", "Port": 20000,
                 "Meta": meta,
                 "Checks": [
-                    { "Name": "Proxy Public Listener", "TCP": "127.0.0.1:20000", "Interval": "10s",
+                    { "Name": "Proxy Public Listener", "TCP": "127.0.0.1:20000", "Interval": "1s",
                       "DeregisterCriticalServiceAfter": "10m" },
                     { "Name": "Destination Alias", "AliasService": "shop-f1a2" },
                 ],
@@ -256,7 +266,7 @@ mod tests {
         }));
         assert_eq!(
             service["Checks"],
-            json!([{ "CheckID": "web-f1a2-app-consul-ecs", "Name": "consul ecs synced", "TTL": "100000h",
+            json!([{ "CheckID": "web-f1a2-app-consul-ecs", "Name": "consul ecs synced", "TTL": "30s",
                 "Status": "critical", "Notes": "The ECS health of container app, kept by health-sync." }])
         );
     }

@@ -2,7 +2,7 @@
 
 use ecs_meta::Task;
 use mesh_config::shape::{Kind, Shape};
-use mesh_config::{Config, Role};
+use mesh_config::{CheckTtl, Config, Role};
 use serde_json::{Value, json};
 
 /// What mesh-init itself needs; none of it is registered.
@@ -70,7 +70,7 @@ fn registered(document: &Value) -> Value {
     let arn = "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2";
     let task: Task = serde_json::from_value(json!({ "Cluster": "blue", "Family": "shop", "TaskARN": arn })).unwrap();
     let role = Role::of(&config);
-    serde_json::to_value(role.registrations(&config, &role.names(&task), &task)).unwrap()
+    serde_json::to_value(role.registrations(&config, &role.names(&task), &task, CheckTtl::default())).unwrap()
 }
 
 /// That another value at the pointer makes another registration.

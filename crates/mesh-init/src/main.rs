@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use mesh_config::CheckTtl;
 use mesh_init::bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
 use mesh_init::login::Settings;
 use mesh_init::{agent_config, run, validate};
@@ -56,6 +57,10 @@ struct RunArguments {
     /// How long to wait for the metadata, and then for the agent.
     #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
     timeout: Duration,
+    /// Consul turns a check that health-sync keeps critical when health-sync has not refreshed it for this long; health-sync
+    /// needs the same value. At most 100000h, with which it never happens.
+    #[arg(long, value_name = "DURATION", env = "CONSUL_ECS_CHECK_TTL", default_value_t)]
+    check_ttl: CheckTtl,
     /// The agent's gRPC address: <host>:<port>, http://…, https://… or unix://<path> [default: the port that the agent
     /// tells, else 8502, on the loopback address].
     #[arg(long, value_name = "ADDRESS", env = "CONSUL_GRPC_ADDR")]
@@ -211,6 +216,7 @@ fn agent_config_options(arguments: AgentConfigArguments) -> agent_config::Option
 fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {
     let RunArguments {
         timeout,
+        check_ttl,
         grpc_addr,
         grpc_ca_file,
         grpc_ca_path,
@@ -239,6 +245,7 @@ fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {
     };
     Ok(run::Options {
         timeout,
+        check_ttl,
         admin_bind,
         admin_access_log_path,
         grpc_addr,

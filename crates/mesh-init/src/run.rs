@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use consul_api::{AgentSelf, AgentService, Client, ServiceRegistration, XdsPort, at_start};
 use ecs_meta::{MetadataClient, Task};
-use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, Config, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
+use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, CheckTtl, Config, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use serde_json::Map;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
@@ -40,6 +40,8 @@ const ADMIN_PORT: u16 = 19000;
 pub struct Options {
     /// How long to wait for the metadata, and then for the agent.
     pub timeout: Duration,
+    /// The time to live of the checks that health-sync keeps.
+    pub check_ttl: CheckTtl,
     /// The address of Envoy's admin interface, `<host>:<port>`; else the loopback address and 19000.
     pub admin_bind: Option<String>,
     /// The agent's gRPC address in Consul's form; else the agent is asked, else it is the loopback address and 8502.
@@ -172,7 +174,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let draft = Bootstrap { token: token.as_ref(), ..draft };
 
     let agent = Agent(&consul);
-    let registrations = role.registrations(&config, &names, &task);
+    let registrations = role.registrations(&config, &names, &task, options.check_ttl);
     let mut standing = 0;
     let registered = agent.register(&registrations, &names, options.timeout, &mut standing).await;
     let done = match registered {

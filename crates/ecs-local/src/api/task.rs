@@ -4,6 +4,7 @@ use ecs_meta::Status;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use crate::documented;
 use crate::live::{Live, StopRequest, short_name};
 use crate::task::Task;
 
@@ -55,7 +56,7 @@ fn show(task: &Task, stopping: Option<OffsetDateTime>, request: Option<StopReque
     without_nulls(shown)
 }
 
-fn container(metadata: &ecs_meta::Container, task: &Task) -> Value {
+fn container(metadata: &documented::Container, task: &Task) -> Value {
     let health = metadata.health.as_ref().map_or("UNKNOWN", |health| health.status.as_str());
     let addresses = metadata.networks.iter().flat_map(|network| &network.ipv4_addresses);
     let interfaces = addresses.map(|address| json!({ "privateIpv4Address": address })).collect::<Vec<_>>();

@@ -1,0 +1,108 @@
+//! `health-sync healthy`: the container's health check asks the running health-sync over an abstract unix socket, which needs no
+//! file and no volume. The running one answers from its own loop, so that one that is dead or hangs is seen.
+
+use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener as StdListener, UnixStream};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use sidecar_kit::env::Env;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixListener;
+use tokio::time::{sleep, timeout};
+
+/// How long `healthy` waits for an answer: less than the 5 s after which ECS gives a health check up.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long one question may take to answer, so that the next one is not kept waiting.
+const ANSWER: Duration = Duration::from_secs(3);
+
+const HEALTHY: &str = "healthy";
+
+/// An abstract name has at most 107 bytes (unix(7)).
+const NAME: usize = 107;
+
+/// What is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Whether health-sync works.
+    Alive = b'a' as isize,
+    /// Whether it works and the task has been in the mesh.
+    InMesh = b'm' as isize,
+}
+
+/// Why the container is not healthy.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum NotHealthy {
+    #[error(transparent)]
+    Metadata(#[from] ecs_meta::Error),
+    #[error("health-sync does not run in this container")]
+    NotRunning(#[source] io::Error),
+    #[error("health-sync hangs: no answer within {}", humantime::format_duration(PATIENCE))]
+    NoAnswer(#[source] io::Error),
+    #[error("{0}")]
+    Answer(String),
+}
+
+/// The container's own name: its metadata endpoint, which no other container has.
+fn address(env: &Env) -> Result<SocketAddr, ecs_meta::Error> {
+    let name = format!("health-sync {}", env.get(ecs_meta::VARIABLE).ok_or(ecs_meta::Error::MissingVariable)?);
+    // What tells containers apart is at the end.
+    let name = &name.as_bytes()[name.len().saturating_sub(NAME)..];
+    Ok(SocketAddr::from_abstract_name(name).expect("a name of at most 107 bytes"))
+}
+
+/// Asks the health-sync that runs in this container.
+///
+/// # Errors
+/// Why the container is not healthy.
+pub fn ask(env: &Env, question: Question) -> Result<ExitCode, NotHealthy> {
+    let mut stream = UnixStream::connect_addr(&address(env)?).map_err(NotHealthy::NotRunning)?;
+    let mut answer = String::new();
+    let mut exchange = || {
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(&[question as u8])?;
+        stream.read_to_string(&mut answer)
+    };
+    exchange().map_err(NotHealthy::NoAnswer)?;
+    if answer == HEALTHY { Ok(ExitCode::SUCCESS) } else { Err(NotHealthy::Answer(answer)) }
+}
+
+/// Where questions come in.
+#[derive(Debug)]
+pub struct Probe(UnixListener);
+
+impl Probe {
+    /// Begins to take questions.
+    ///
+    /// # Errors
+    /// Another process listens there, or the variable is not set.
+    pub fn open(env: &Env) -> io::Result<Self> {
+        let listener = StdListener::bind_addr(&address(env).map_err(io::Error::other)?)?;
+        listener.set_nonblocking(true)?;
+        UnixListener::from_std(listener).map(Self)
+    }
+
+    /// Answers one question after the other, without end, with what `healthy` says.
+    pub async fn serve(&self, healthy: impl AsyncFn(Question) -> Result<(), String>) {
+        loop {
+            match self.0.accept().await {
+                Ok((mut stream, _)) => {
+                    // Whoever asks may be gone already.
+                    let _ = timeout(ANSWER, async {
+                        let question = match stream.read_u8().await? {
+                            b'm' => Question::InMesh,
+                            _ => Question::Alive,
+                        };
+                        let answer = healthy(question).await.err().unwrap_or_else(|| HEALTHY.to_owned());
+                        stream.write_all(answer.as_bytes()).await
+                    })
+                    .await;
+                }
+                Err(_) => sleep(ANSWER).await,
+            }
+        }
+    }
+}

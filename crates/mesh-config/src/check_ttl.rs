@@ -1,0 +1,72 @@
+//! The time to live of the checks that health-sync keeps.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// Consul turns a check critical that health-sync has not refreshed for this long. mesh-init and health-sync register the same
+/// checks, so both are given the same value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckTtl(Duration);
+
+/// What consul-ecs registers: such a check never runs out.
+const MAXIMUM: Duration = Duration::from_secs(100_000 * 60 * 60);
+const MINIMUM: Duration = Duration::from_secs(1);
+
+/// A text is no time to live.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected a duration from 1s to 100000h, such as 30s")]
+pub struct CheckTtlError;
+
+impl CheckTtl {
+    /// As a duration.
+    #[must_use]
+    pub fn duration(self) -> Duration {
+        self.0
+    }
+}
+
+impl Default for CheckTtl {
+    /// 30 s.
+    fn default() -> Self {
+        Self(Duration::from_secs(30))
+    }
+}
+
+impl FromStr for CheckTtl {
+    type Err = CheckTtlError;
+
+    fn from_str(text: &str) -> Result<Self, CheckTtlError> {
+        let duration = humantime::parse_duration(text).map_err(|_| CheckTtlError)?;
+        if (MINIMUM..=MAXIMUM).contains(&duration) { Ok(Self(duration)) } else { Err(CheckTtlError) }
+    }
+}
+
+/// As Go writes durations, which has no days.
+impl fmt::Display for CheckTtl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let milliseconds = self.0.as_millis();
+        match (milliseconds % 3_600_000, milliseconds % 1_000) {
+            (0, _) => write!(f, "{}h", milliseconds / 3_600_000),
+            (_, 0) => write!(f, "{}s", milliseconds / 1_000),
+            _ => write!(f, "{milliseconds}ms"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ttl_is_written_as_consul_reads_it_and_is_neither_too_short_nor_too_long() {
+        let rows = [("30s", "30s"), ("100000h", "100000h"), ("1m 30s", "90s"), ("1500ms", "1500ms"), ("2h", "2h")];
+        for (text, written) in rows {
+            assert_eq!(text.parse::<CheckTtl>().unwrap().to_string(), written);
+        }
+        assert_eq!(CheckTtl::default().to_string(), "30s");
+        for wrong in ["", "30", "0s", "999ms", "100001h", "-1s", "never"] {
+            assert_eq!(wrong.parse::<CheckTtl>(), Err(CheckTtlError), "{wrong}");
+        }
+    }
+}
