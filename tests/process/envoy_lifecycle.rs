@@ -93,6 +93,30 @@ async fn while_it_waits_the_metadata_is_asked_at_most_ten_times_a_second_and_bef
 }
 
 #[tokio::test]
+async fn metadata_that_says_nothing_of_the_apps_does_not_end_envoy() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let mut process = started(&metadata, &[]).await;
+    process.signal(Signal::TERM);
+    process.says("waiting for app", BOUND).await;
+    let stranger = container("app", "STOPPED");
+    for nothing in [Value::Null, json!([]), json!([stranger])] {
+        metadata.set_field("Containers", nothing);
+        asked_again(&metadata, 3).await;
+        assert!(!process.output().contains("envoy got TERM"), "{}", process.output());
+    }
+    process.says("the task metadata lists containers, but not this one", BOUND).await;
+    // A value of another shape than documented, in fields that say nothing of who has stopped.
+    let mut app = container("app", "STOPPED");
+    app["RestartCount"] = json!(-1);
+    app["Labels"] = Value::Null;
+    metadata.set_field("EphemeralStorageMetrics", json!({ "Utilized": 1.5 }));
+    let mut all = containers(&[]);
+    all.as_array_mut().unwrap().push(app);
+    metadata.set_containers(all);
+    assert_eq!(process.exit_code(BOUND).await, 7, "{}", process.output());
+}
+
+#[tokio::test]
 async fn without_metadata_envoy_runs_on_and_ends_when_it_is_there_again() {
     let metadata = Metadata::start("shop", containers(&[("app", "STOPPED")]));
     metadata.set_failing(true);

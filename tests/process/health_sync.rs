@@ -329,10 +329,10 @@ async fn idle_it_asks_the_agent_for_nothing() {
     let (way, requests) = slow_way(&agent.http, "HTTP/1.1", Duration::ZERO);
     let _sync = Process::spawn(command(&way, &metadata.uri, &["app"]).env("CONSUL_ECS_CHECK_TTL", "100000h"));
     becomes(&agent, CHECK, "passing").await;
-    // What it does at the start ends: a second after the last request of it there is none.
-    eventually("a second without a request", BOUND, async || {
+    // What it does at the start ends: a failed write has it read back once more, a second later.
+    eventually("three seconds without a request", BOUND, async || {
         while requests.try_recv().is_ok() {}
-        requests.recv_timeout(Duration::from_secs(1)).err().map(|_| ()).ok_or_else(|| "there are requests".to_owned())
+        requests.recv_timeout(Duration::from_secs(3)).err().map(|_| ()).ok_or_else(|| "there are requests".to_owned())
     })
     .await;
     rounds(&metadata, 40).await;

@@ -1,7 +1,9 @@
 //! Asking the endpoint.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::{StatusCode, Uri};
 use serde::de::DeserializeOwned;
 use sidecar_kit::backoff::Backoff;
@@ -13,6 +15,8 @@ use crate::metadata::{Container, Task};
 
 /// The variable in which ECS gives a container its endpoint.
 pub const VARIABLE: &str = "ECS_CONTAINER_METADATA_URI_V4";
+
+const TASK: &str = "task metadata";
 
 /// The endpoint is on the same host and answers within milliseconds; a large task's answer has some 50 KiB.
 const LIMITS: http::Limits = http::Limits { time: Duration::from_secs(2), bytes: 1 << 20 };
@@ -83,6 +87,8 @@ impl Error {
 pub struct MetadataClient {
     http: http::Client,
     uri: String,
+    /// The last answer to [`MetadataClient::whole_task`] and what it says: while nothing happens, the next has the same bytes.
+    last: Mutex<Option<(Bytes, Arc<Task>)>>,
 }
 
 impl MetadataClient {
@@ -100,7 +106,7 @@ impl MetadataClient {
         if !usable {
             return Err(Error::InvalidVariable { value: value.to_owned() });
         }
-        Ok(Self { http: http::Client::plain(), uri: uri.to_owned() })
+        Ok(Self { http: http::Client::plain(), uri: uri.to_owned(), last: Mutex::default() })
     }
 
     /// The task and all its containers.
@@ -108,7 +114,7 @@ impl MetadataClient {
     /// # Errors
     /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
     pub async fn task(&self) -> Result<Task, Error> {
-        self.fetch("/task", "task metadata").await
+        decode(&self.fetch("/task", TASK).await?, TASK)
     }
 
     /// The task with its containers, for who acts on what is listed or not: an answer without containers, or without the
@@ -116,8 +122,17 @@ impl MetadataClient {
     ///
     /// # Errors
     /// [`Error::Incomplete`], and those of [`MetadataClient::task`].
-    pub async fn whole_task(&self, own: Option<&str>) -> Result<Task, Error> {
-        let task = self.task().await?;
+    ///
+    /// # Panics
+    /// Never: nothing panics while it holds the last answer.
+    pub async fn whole_task(&self, own: Option<&str>) -> Result<Arc<Task>, Error> {
+        let answer = self.fetch("/task", TASK).await?;
+        let mut last = self.last.lock().expect("nothing panics while it holds the last answer");
+        let task = match &*last {
+            Some((bytes, task)) if *bytes == answer => task.clone(),
+            _ => Arc::new(decode(&answer, TASK)?),
+        };
+        *last = Some((answer, task.clone()));
         if task.containers.is_empty() {
             return Err(Error::Incomplete { missing: "no containers" });
         }
@@ -145,10 +160,11 @@ impl MetadataClient {
     /// # Errors
     /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
     pub async fn container(&self) -> Result<Container, Error> {
-        self.fetch("", "container metadata").await
+        let what = "container metadata";
+        decode(&self.fetch("", what).await?, what)
     }
 
-    async fn fetch<T: DeserializeOwned>(&self, path: &str, what: &'static str) -> Result<T, Error> {
+    async fn fetch(&self, path: &str, what: &'static str) -> Result<Bytes, Error> {
         let request = hyper::Request::get(format!("{}{path}", self.uri))
             .body(Default::default())
             .map_err(|_| Error::InvalidVariable { value: self.uri.clone() })?;
@@ -156,8 +172,12 @@ impl MetadataClient {
         if answer.status != StatusCode::OK {
             return Err(Error::Status { what, status: answer.status, excerpt: answer.excerpt() });
         }
-        serde_json::from_slice(&answer.body).map_err(|source| Error::Undecodable { what, source })
+        Ok(answer.body)
     }
+}
+
+fn decode<T: DeserializeOwned>(answer: &[u8], what: &'static str) -> Result<T, Error> {
+    serde_json::from_slice(answer).map_err(|source| Error::Undecodable { what, source })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod writes;
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use consul_api::{Client, Error as ConsulError, ServiceRegistration};
@@ -247,7 +248,7 @@ async fn live(
 }
 
 /// The task's metadata, asked for without end: ECS's agent may be away for as long as it likes.
-async fn first_answer(metadata: &MetadataClient) -> Task {
+async fn first_answer(metadata: &MetadataClient) -> Arc<Task> {
     let mut failure = Failure::default();
     let mut backoff = Backoff::default();
     loop {
@@ -265,7 +266,7 @@ fn no_metadata(error: &ecs_meta::Error) -> String {
 
 impl Sync {
     /// Keeps the checks until TERM, and says how the task is then to leave the mesh.
-    async fn until_it_leaves(&self, metadata: &MetadataClient, task: Task, term: impl Future) -> Leave {
+    async fn until_it_leaves(&self, metadata: &MetadataClient, task: Arc<Task>, term: impl Future) -> Leave {
         let work = async { tokio::join!(self.statuses(metadata, task), self.heartbeats(), self.read_backs()) };
         tokio::pin!(work);
         tokio::select! {
@@ -303,7 +304,7 @@ impl Sync {
     }
 
     /// Writes what changed, round after round.
-    async fn statuses(&self, metadata: &MetadataClient, task: Task) {
+    async fn statuses(&self, metadata: &MetadataClient, task: Arc<Task>) {
         let mut failure = Failure::default();
         let mut answer = Ok(task);
         // The own container, by its Docker ID, and whether it has been listed: an answer that lacks it then is incomplete. An
