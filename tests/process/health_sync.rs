@@ -51,7 +51,8 @@ async fn ecs_health_becomes_the_check_s_status_with_one_write_a_change() {
     // As ECS says that it doesn't know yet.
     let metadata = Metadata::start("shop", json!([{ "Name": "app", "Health": {} }]));
     let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
-    becomes(&agent, CHECK, "critical").await;
+    // The agent has nothing yet: the registration is critical, and then so is the first write.
+    sync.says("check critical", BOUND).await;
     metadata.set_containers(app("HEALTHY"));
     becomes(&agent, CHECK, "passing").await;
     let writes = || sync.output().matches("check passing").count() + sync.output().matches("check critical").count();
@@ -229,7 +230,8 @@ async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
         sync.says("syncing the health of shop-f1a2", BOUND).await;
         sync.signal(Signal::TERM);
         assert_eq!(sync.exit_code(BOUND).await, 1);
-        sync.says("health-sync: not written to Consul within 1s: check shop-f1a2-app-consul-ecs critical: ", BOUND).await;
+        sync.says("health-sync: not written to Consul within 1s: check shop-f1a2-app-consul-ecs critical: ", BOUND)
+            .await;
         sync.says("maintenance of shop-f1a2-sidecar-proxy: ", BOUND).await;
     }
 }
@@ -444,13 +446,15 @@ async fn the_gate_opens_when_the_servers_list_the_proxy_as_passing_and_stays_ope
 }
 
 /// Another instance's proxy, which is passing or not.
-async fn register_other(agent: &Agent, status: &str) {
+async fn register_other(agent: &Agent, passing: bool) {
     let other = json!({
         "Kind": "connect-proxy", "ID": "shop-b2-sidecar-proxy", "Name": "shop-sidecar-proxy", "Port": 20000,
         "Proxy": { "DestinationServiceName": "shop" },
-        "Checks": [{ "CheckID": "other", "Name": "other", "TTL": "1h", "Status": status }],
+        "Checks": [{ "CheckID": "other", "Name": "other", "TTL": "1h" }],
     });
     agent.call("PUT", "/v1/agent/service/register", &other).await;
+    let verb = if passing { "pass" } else { "fail" };
+    agent.call("PUT", &format!("/v1/agent/check/{verb}/other"), &Value::Null).await;
 }
 
 /// The own proxy is passing: nobody serves its listener here.
@@ -472,7 +476,7 @@ async fn the_critical_status_waits_for_another_instance_that_is_passing() {
     let agent = Agent::start_with_acls().await;
     let token = agent.service_token("shop").await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
-    register_other(&agent, "critical").await;
+    register_other(&agent, false).await;
     let mut command = command(&agent.http, &metadata.uri, &["app"]);
     let mut sync =
         Process::spawn(command.env("CONSUL_HTTP_TOKEN", token).env("HEALTH_SYNC_HOLD", format!("{BOUND:?}")));
@@ -500,11 +504,10 @@ async fn the_hold_has_a_bound_and_none_is_waited_for_that_is_going_or_already_th
         (Some("critical"), "300ms", true),
     ] {
         if let Some(other) = other {
-            register_other(&agent, if other == "passing" { "passing" } else { "critical" }).await;
+            register_other(&agent, other == "passing").await;
             agent.call("PUT", &maintenance(other == "maintenance"), &Value::Null).await;
         }
-        let mut sync =
-            Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("HEALTH_SYNC_HOLD", hold));
+        let mut sync = Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("HEALTH_SYNC_HOLD", hold));
         sync.says("check passing", BOUND).await;
         becomes(&agent, CHECK, "passing").await;
         sync.signal(Signal::TERM);
@@ -518,7 +521,7 @@ async fn the_hold_has_a_bound_and_none_is_waited_for_that_is_going_or_already_th
 async fn a_held_status_is_not_written_once_the_node_has_left() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
-    register_other(&agent, "critical").await;
+    register_other(&agent, false).await;
     let mut command = command(&agent.http, &metadata.uri, &["app"]);
     let mut sync = Process::spawn(command.env("HEALTH_SYNC_HOLD", format!("{BOUND:?}")));
     sync.says("check passing", BOUND).await;

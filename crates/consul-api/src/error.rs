@@ -169,9 +169,14 @@ impl Error {
                     .any(|t| text.contains(t))
                 {
                     Self::NotJoined { request, body }
-                } else if ["unknown check", "unknown service", "missing service registration"]
-                    .iter()
-                    .any(|t| text.contains(t))
+                } else if [
+                    "unknown check",
+                    "not have associated ttl",
+                    "unknown service",
+                    "missing service registration",
+                ]
+                .iter()
+                .any(|t| text.contains(t))
                 {
                     Self::NotFound { request, body }
                 } else if ["permission denied", "acl not found"].iter().any(|t| text.contains(t)) {

@@ -1,6 +1,5 @@
 //! Asking the endpoint.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,14 +11,15 @@ use sidecar_kit::http;
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::metadata::{Container, Task};
+use crate::watch::Watch;
 
 /// The variable in which ECS gives a container its endpoint.
 pub const VARIABLE: &str = "ECS_CONTAINER_METADATA_URI_V4";
 
-const TASK: &str = "task metadata";
+pub(crate) const TASK: &str = "task metadata";
 
 /// The endpoint is on the same host and answers within milliseconds; a large task's answer has some 50 KiB.
-const LIMITS: http::Limits = http::Limits { time: Duration::from_secs(2), bytes: 1 << 20 };
+pub(crate) const LIMITS: http::Limits = http::Limits { time: Duration::from_secs(2), bytes: 1 << 20 };
 
 /// Why there is no metadata.
 #[derive(Debug, thiserror::Error)]
@@ -87,8 +87,6 @@ impl Error {
 pub struct MetadataClient {
     http: http::Client,
     uri: String,
-    /// The last answer to [`MetadataClient::whole_task`] and what it says: while nothing happens, the next has the same bytes.
-    last: Mutex<Option<(Bytes, Arc<Task>)>>,
 }
 
 impl MetadataClient {
@@ -106,7 +104,7 @@ impl MetadataClient {
         if !usable {
             return Err(Error::InvalidVariable { value: value.to_owned() });
         }
-        Ok(Self { http: http::Client::plain(), uri: uri.to_owned(), last: Mutex::default() })
+        Ok(Self { http: http::Client::plain(), uri: uri.to_owned() })
     }
 
     /// The task and all its containers.
@@ -122,24 +120,16 @@ impl MetadataClient {
     ///
     /// # Errors
     /// [`Error::Incomplete`], and those of [`MetadataClient::task`].
-    ///
-    /// # Panics
-    /// Never: nothing panics while it holds the last answer.
-    pub async fn whole_task(&self, own: Option<&str>) -> Result<Arc<Task>, Error> {
-        let answer = self.fetch("/task", TASK).await?;
-        let mut last = self.last.lock().expect("nothing panics while it holds the last answer");
-        let task = match &*last {
-            Some((bytes, task)) if *bytes == answer => task.clone(),
-            _ => Arc::new(decode(&answer, TASK)?),
-        };
-        *last = Some((answer, task.clone()));
-        if task.containers.is_empty() {
-            return Err(Error::Incomplete { missing: "no containers" });
-        }
-        if own.is_some_and(|own| task.containers.iter().all(|container| container.docker_id != own)) {
-            return Err(Error::Incomplete { missing: "containers, but not this one" });
-        }
+    pub async fn whole_task(&self, own: Option<&str>) -> Result<Task, Error> {
+        let task = self.task().await?;
+        task.lists(own)?;
         Ok(task)
+    }
+
+    /// The task, asked for at this interval from now on.
+    #[must_use]
+    pub fn watch(&self, interval: Duration) -> Watch {
+        Watch::start(&self.uri, interval)
     }
 
     /// The task, for a container that starts: asked again while the failure may pass, at most for `bound`.
@@ -176,7 +166,7 @@ impl MetadataClient {
     }
 }
 
-fn decode<T: DeserializeOwned>(answer: &[u8], what: &'static str) -> Result<T, Error> {
+pub(crate) fn decode<T: DeserializeOwned>(answer: &[u8], what: &'static str) -> Result<T, Error> {
     serde_json::from_slice(answer).map_err(|source| Error::Undecodable { what, source })
 }
 

@@ -6,7 +6,9 @@
 mod arn;
 mod client;
 mod metadata;
+mod watch;
 
 pub use arn::{ArnError, ClusterArn, TaskArn};
 pub use client::{Error, MetadataClient, VARIABLE};
 pub use metadata::{Container, ContainerType, Health, HealthStatus, Network, Status, Task};
+pub use watch::{Answer, Watch};

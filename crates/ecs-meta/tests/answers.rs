@@ -13,13 +13,42 @@ fn task(containers: Value) -> Value {
 #[test]
 fn a_value_of_the_wrong_shape_in_a_field_that_no_sidecar_uses_spoils_nothing() {
     let fields_of_a_task = [
-        "Revision", "ServiceName", "KnownStatus", "Limits", "PullStartedAt", "PullStoppedAt", "ExecutionStoppedAt",
-        "AvailabilityZone", "LaunchType", "VPCID", "TaskTags", "ContainerInstanceTags", "Errors", "ClockDrift",
-        "EphemeralStorageMetrics", "FaultInjectionEnabled", "Later",
+        "Revision",
+        "ServiceName",
+        "KnownStatus",
+        "Limits",
+        "PullStartedAt",
+        "PullStoppedAt",
+        "ExecutionStoppedAt",
+        "AvailabilityZone",
+        "LaunchType",
+        "VPCID",
+        "TaskTags",
+        "ContainerInstanceTags",
+        "Errors",
+        "ClockDrift",
+        "EphemeralStorageMetrics",
+        "FaultInjectionEnabled",
+        "Later",
     ];
     let fields_of_a_container = [
-        "DockerName", "Image", "ImageID", "Ports", "Labels", "ExitCode", "Limits", "CreatedAt", "StartedAt", "FinishedAt",
-        "Volumes", "LogOptions", "ContainerARN", "Snapshotter", "RestartCount", "ClockDrift", "Later",
+        "DockerName",
+        "Image",
+        "ImageID",
+        "Ports",
+        "Labels",
+        "ExitCode",
+        "Limits",
+        "CreatedAt",
+        "StartedAt",
+        "FinishedAt",
+        "Volumes",
+        "LogOptions",
+        "ContainerARN",
+        "Snapshotter",
+        "RestartCount",
+        "ClockDrift",
+        "Later",
     ];
     for wrong in [json!(null), json!(-1.5), json!("x"), json!([1, null]), json!({ "Utilized": 1.5 })] {
         let mut app = json!({ "Name": "app", "KnownStatus": "RUNNING", "Health": { "status": "HEALTHY" } });

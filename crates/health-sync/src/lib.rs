@@ -13,13 +13,13 @@ mod probe;
 mod shutdown;
 mod writes;
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use consul_api::{Client, Error as ConsulError, ServiceRegistration};
-use ecs_meta::{MetadataClient, Task};
+use ecs_meta::{Answer, MetadataClient, Task, Watch};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use mesh_config::{CheckTtl, Config, Role, SERVICE_TOKEN_FILE, VARIABLE};
@@ -30,7 +30,7 @@ use sidecar_kit::log;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook_tokio::Signals;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::health::{Checks, Update};
 use crate::logout::NotLoggedOut;
@@ -52,7 +52,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// What a write that is under way when TERM comes may still take: most of what is left then belongs to the critical writes.
 const LAST_WRITE: Duration = Duration::from_millis(100);
 
-/// A loop that has not come round for this much longer than its interval hangs; all that it waits for ends sooner.
+/// The metadata is asked for without end, each time for at most 2 s. If nobody has asked for this much longer than the interval,
+/// health-sync hangs.
 const HANGS: Duration = Duration::from_secs(30);
 
 /// What the flags say.
@@ -122,8 +123,10 @@ struct Sync {
     writes: Writes,
     /// A write has failed: the agent may have lost what was registered.
     failed: Notify,
-    /// When the loop of statuses last came round.
-    round: Cell<Instant>,
+    /// What was written may no longer be what the agent has.
+    stale: Notify,
+    /// When the metadata was last asked for.
+    asked: Arc<Mutex<Instant>>,
 }
 
 /// Runs until TERM (or INT), then takes the task out of the mesh.
@@ -159,7 +162,7 @@ async fn healthy_now(sync: Option<&Sync>, question: Question) -> Result<(), Stri
         (None, Question::Alive) => Ok(()),
         (None, Question::InMesh) => Err("there is no task metadata yet".to_owned()),
         (Some(sync), _) if sync.hangs() => {
-            Err(format!("health-sync hangs: it has not asked for the task metadata for {:?}", sync.round.get().elapsed()))
+            Err(format!("health-sync hangs: it has not asked for the task metadata for {:?}", sync.not_asked_for()))
         }
         (Some(_), Question::Alive) => Ok(()),
         (Some(sync), Question::InMesh) => sync.place.reached(&sync.consul).await,
@@ -205,8 +208,9 @@ async fn live(
             Err(error) => Err(error),
         }
     };
+    let mut watch = metadata.watch(options.interval);
     let task = tokio::select! {
-        task = first_answer(metadata) => task,
+        task = first_answer(&mut watch) => task,
         _ = signals.next() => {
             // Nothing was written: no status is on its way to the servers.
             if let Err(error) = log_out(&[]).await {
@@ -226,10 +230,12 @@ async fn live(
         place: Place::new(role, &names),
         writes: Writes::default(),
         failed: Notify::new(),
-        round: Cell::new(Instant::now()),
+        stale: Notify::new(),
+        asked: watch.clock(),
     });
     tracing::info!(?containers, "syncing the health of {}", names.service_id);
-    let leave = sync.until_it_leaves(metadata, task, async { signals.next().await.unwrap_or_default() }).await;
+    let leave =
+        sync.until_it_leaves(metadata, &mut watch, task, async { signals.next().await.unwrap_or_default() }).await;
     let left = match leave {
         Leave::Write => sync.leave().await,
         Leave::HasLeft => {
@@ -247,27 +253,47 @@ async fn live(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The task's metadata, asked for without end: ECS's agent may be away for as long as it likes.
-async fn first_answer(metadata: &MetadataClient) -> Arc<Task> {
+/// The task's metadata, waited for without end: ECS's agent may be away for as long as it likes.
+async fn first_answer(watch: &mut Watch) -> Arc<Task> {
     let mut failure = Failure::default();
-    let mut backoff = Backoff::default();
+    let mut own = OwnContainer::default();
     loop {
-        match metadata.whole_task(None).await {
+        match own.whole(&watch.changed().await) {
             Ok(task) => return task,
-            Err(error) => failure.report(&Err(no_metadata(&error)), ""),
+            Err(error) => failure.report(&Err(error), ""),
         }
-        sleep(backoff.delay()).await;
     }
 }
 
-fn no_metadata(error: &ecs_meta::Error) -> String {
-    format!("no task metadata: {}", one_line(error))
+/// The container that this process runs in. An answer that lacks it, once it was listed, is incomplete. An endpoint that never
+/// lists it is believed: one that stands in for ECS's may not.
+#[derive(Default)]
+struct OwnContainer {
+    id: Option<String>,
+    listed: bool,
+}
+
+impl OwnContainer {
+    /// The task, where the answer says something of its containers.
+    fn whole(&mut self, answer: &Answer) -> Result<Arc<Task>, String> {
+        let no_metadata = |error: &ecs_meta::Error| format!("no task metadata: {}", one_line(error));
+        let task = answer.as_ref().map_err(|error| no_metadata(error))?;
+        task.lists(self.id.as_deref().filter(|_| self.listed)).map_err(|error| no_metadata(&error))?;
+        self.listed = self.id.as_deref().is_some_and(|id| task.lists(Some(id)).is_ok());
+        Ok(task.clone())
+    }
 }
 
 impl Sync {
     /// Keeps the checks until TERM, and says how the task is then to leave the mesh.
-    async fn until_it_leaves(&self, metadata: &MetadataClient, task: Arc<Task>, term: impl Future) -> Leave {
-        let work = async { tokio::join!(self.statuses(metadata, task), self.heartbeats(), self.read_backs()) };
+    async fn until_it_leaves(
+        &self,
+        metadata: &MetadataClient,
+        watch: &mut Watch,
+        task: Arc<Task>,
+        term: impl Future,
+    ) -> Leave {
+        let work = async { tokio::join!(self.statuses(metadata, watch, task), self.heartbeats(), self.read_backs()) };
         tokio::pin!(work);
         tokio::select! {
             biased;
@@ -300,32 +326,34 @@ impl Sync {
     }
 
     fn hangs(&self) -> bool {
-        self.round.get().elapsed() > self.options.interval + HANGS
+        self.not_asked_for() > self.options.interval + HANGS
     }
 
-    /// Writes what changed, round after round.
-    async fn statuses(&self, metadata: &MetadataClient, task: Arc<Task>) {
+    fn not_asked_for(&self) -> Duration {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Writes what changed, and again what failed.
+    async fn statuses(&self, metadata: &MetadataClient, watch: &mut Watch, first: Arc<Task>) {
         let mut failure = Failure::default();
-        let mut answer = Ok(task);
-        // The own container, by its Docker ID, and whether it has been listed: an answer that lacks it then is incomplete. An
-        // endpoint that never lists it is believed, as one that stands for ECS's may not.
-        let (mut own, mut listed) = (None::<String>, false);
+        let mut answer: Answer = Ok(first);
+        let mut own = OwnContainer::default();
         loop {
-            self.round.set(Instant::now());
-            let outcome = match &answer {
-                Ok(task) => self.write_changes(task).await,
+            let outcome = match own.whole(&answer) {
+                Ok(task) => self.write_changes(&task).await,
                 // No answer is no news: the checks stay as they are.
-                Err(error) => Err(no_metadata(error)),
+                Err(error) => Err(error),
             };
             failure.report(&outcome, "syncing again");
-            if own.is_none() {
-                own = metadata.container().await.ok().map(|container| container.docker_id);
+            let again = outcome.is_err() || own.id.is_none();
+            tokio::select! {
+                changed = watch.changed() => answer = changed,
+                () = self.stale.notified() => {}
+                () = sleep(self.options.interval), if again => {}
             }
-            if let (false, Some(own), Ok(task)) = (listed, &own, &answer) {
-                listed = task.containers.iter().any(|container| container.docker_id == *own);
+            if own.id.is_none() {
+                own.id = metadata.container().await.ok().map(|container| container.docker_id);
             }
-            sleep(self.options.interval).await;
-            answer = metadata.whole_task(own.as_deref().filter(|_| listed)).await;
         }
     }
 
@@ -365,6 +393,7 @@ impl Sync {
                 Ok(())
             }));
             failure.report(&refreshed.await.into_iter().collect(), "the checks are refreshed again");
+            self.stale.notify_one();
         }
     }
 
@@ -413,6 +442,7 @@ impl Sync {
             }
         }
         let lost = self.checks.borrow_mut().compare(&stood, |id| checks.get(id).map(|check| check.status));
+        self.stale.notify_one();
         if lost {
             // A check alone cannot be lost but by hand; the registration brings it back, critical.
             self.register(&self.registrations[0]).await?;

@@ -60,7 +60,8 @@ impl Place {
         }
         let Self { id, .. } = self;
         let found = timeout(ANSWER, consul.instance_health(self.instances(), id)).await;
-        let found = found.map_err(|_| format!("Consul's servers do not say within {ANSWER:?} whether they have {id}"))?;
+        let found =
+            found.map_err(|_| format!("Consul's servers do not say within {ANSWER:?} whether they have {id}"))?;
         let instance = found.map_err(|error| one_line(&error))?;
         let instance = instance.ok_or_else(|| format!("Consul's servers do not have {id} yet"))?;
         if !instance.is_routed_to() {
@@ -146,9 +147,9 @@ mod tests {
     use super::*;
 
     fn instance(id: &str, checks: &[(&str, &str, &str)]) -> Value {
-        let checks = checks.iter().map(|(id, service, status)| {
-            json!({ "CheckID": id, "Name": id, "ServiceID": service, "Status": status })
-        });
+        let checks = checks
+            .iter()
+            .map(|(id, service, status)| json!({ "CheckID": id, "Name": id, "ServiceID": service, "Status": status }));
         json!({
             "Node": { "Node": id, "Address": "10.1.0.9" }, "Service": { "ID": id, "Service": "shop-sidecar-proxy" },
             "Checks": checks.collect::<Vec<_>>(),

@@ -21,8 +21,8 @@ pub use document::{
 };
 pub use gateway::{GATEWAY_PORT, Role};
 pub use names::{
-    BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, HEALTH_SYNC_NAME, Names, PUBLIC_LISTENER_PORT,
-    SERVICE_TOKEN_FILE, is_sidecar, meta,
+    BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, HEALTH_SYNC_NAME, Names, PUBLIC_LISTENER_PORT, SERVICE_TOKEN_FILE, is_sidecar,
+    meta,
 };
 pub use reader::{ConfigError, FieldError};
 

@@ -1,0 +1,258 @@
+//! The task metadata, asked for again and again.
+//!
+//! A sidecar asks twice a second for as long as its task runs, and nearly every answer is the one before. So a thread of its own
+//! asks, with blocking reads and writes, and wakes nobody until an answer differs: that takes a quarter of the processor time of
+//! the same requests through an event loop and a pool of connections. ECS's endpoint is plain HTTP/1.1 on the same host.
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper::{StatusCode, Uri};
+use sidecar_kit::exit::one_line;
+use sidecar_kit::http::{self, server_of};
+use tokio::sync::watch;
+
+use crate::client::{Error, LIMITS, TASK, decode};
+use crate::metadata::Task;
+
+/// The last answer, or why there is none.
+pub type Answer = Result<Arc<Task>, Arc<Error>>;
+
+/// The answers of the endpoint from now on.
+#[derive(Debug)]
+pub struct Watch {
+    answers: watch::Receiver<Option<Answer>>,
+    asked: Arc<Mutex<Instant>>,
+}
+
+impl Watch {
+    /// Asks at this interval until the watch is dropped.
+    pub(crate) fn start(uri: &str, interval: Duration) -> Self {
+        let (sender, answers) = watch::channel(None);
+        let asked = Arc::new(Mutex::new(Instant::now()));
+        let (mut endpoint, beat) = (Endpoint::new(uri), asked.clone());
+        std::thread::spawn(move || {
+            let mut last: Option<Result<Vec<u8>, String>> = None;
+            while !sender.is_closed() {
+                let answer = endpoint.ask();
+                *beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                let kept = answer.as_ref().map(Vec::clone).map_err(|error| one_line(error));
+                if last.as_ref() != Some(&kept) {
+                    let answer = answer.and_then(|body| decode::<Task>(&body, TASK));
+                    // Only a watch that was dropped doesn't take it.
+                    let _ = sender.send(Some(answer.map(Arc::new).map_err(Arc::new)));
+                    last = Some(kept);
+                }
+                std::thread::sleep(interval);
+            }
+        });
+        Self { answers, asked }
+    }
+
+    /// The next answer that differs from the one before.
+    pub async fn changed(&mut self) -> Answer {
+        loop {
+            // The thread ends with the watch.
+            if self.answers.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(answer) = self.answers.borrow_and_update().clone() {
+                return answer;
+            }
+        }
+    }
+
+    /// When the endpoint was last asked: a clock that stands still shows that nobody asks any more.
+    #[must_use]
+    pub fn clock(&self) -> Arc<Mutex<Instant>> {
+        self.asked.clone()
+    }
+}
+
+/// One connection, kept for the next question.
+struct Endpoint {
+    server: String,
+    address: (String, u16),
+    request: Vec<u8>,
+    connection: Option<TcpStream>,
+    buffer: Vec<u8>,
+}
+
+impl Endpoint {
+    /// `uri` is one that a client took.
+    fn new(uri: &str) -> Self {
+        let parsed = uri.parse::<Uri>().expect("a client took it");
+        let authority = parsed.authority().map_or("", |authority| authority.as_str());
+        let host = parsed.host().unwrap_or_default();
+        Self {
+            server: server_of(&parsed),
+            address: (host.trim_matches(['[', ']']).to_owned(), parsed.port_u16().unwrap_or(80)),
+            request: format!("GET {}/task HTTP/1.1\r\nhost: {authority}\r\n\r\n", parsed.path()).into_bytes(),
+            connection: None,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// The body of the next answer. A connection that the endpoint has closed meanwhile is made anew.
+    fn ask(&mut self) -> Result<Vec<u8>, Error> {
+        let reused = self.connection.is_some();
+        let first = self.exchange();
+        match first {
+            Err(Failure::Http(http::Error::Broken { .. })) if reused && self.buffer.is_empty() => self.exchange(),
+            other => other,
+        }
+        .map_err(|failure| match failure {
+            Failure::Http(source) => Error::Http { what: TASK, source },
+            Failure::Status(status, excerpt) => Error::Status { what: TASK, status, excerpt },
+        })
+    }
+
+    fn exchange(&mut self) -> Result<Vec<u8>, Failure> {
+        let deadline = Instant::now() + LIMITS.time;
+        self.buffer.clear();
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connect()?,
+        };
+        connection.write_all(&self.request).map_err(|error| self.broken(&error))?;
+        loop {
+            let read = self.read(&mut connection, deadline)?;
+            match answer(&self.buffer, read == 0) {
+                Ok(Some(Head { status, body, lasts })) => {
+                    if lasts {
+                        self.connection = Some(connection);
+                    }
+                    return if status == StatusCode::OK { Ok(body) } else { Err(excerpt(status, body)) };
+                }
+                Ok(None) if read == 0 => return Err(self.broken(&"the connection was closed")),
+                Ok(None) => {}
+                Err(source) => return Err(http::Error::NotHttp { server: self.server.clone(), source }.into()),
+            }
+        }
+    }
+
+    fn connect(&self) -> Result<TcpStream, Failure> {
+        let unreachable =
+            |error: std::io::Error| http::Error::Unreachable { server: self.server.clone(), source: error.into() };
+        let (host, port) = &self.address;
+        let mut last = std::io::Error::other("no address");
+        for address in (host.as_str(), *port).to_socket_addrs().map_err(unreachable)? {
+            match TcpStream::connect_timeout(&address, LIMITS.time) {
+                Ok(connection) => {
+                    let bounded = connection
+                        .set_read_timeout(Some(LIMITS.time))
+                        .and_then(|()| connection.set_write_timeout(Some(LIMITS.time)));
+                    bounded.map_err(unreachable)?;
+                    return Ok(connection);
+                }
+                Err(error) => last = error,
+            }
+        }
+        Err(unreachable(last).into())
+    }
+
+    /// More of the answer; 0 at its end.
+    fn read(&mut self, connection: &mut TcpStream, deadline: Instant) -> Result<usize, Failure> {
+        let before = self.buffer.len();
+        if before > LIMITS.bytes {
+            return Err(http::Error::TooLarge { server: self.server.clone(), limit: LIMITS.bytes }.into());
+        }
+        self.buffer.resize(before + (16 << 10), 0);
+        let read = loop {
+            match connection.read(&mut self.buffer[before..]) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        self.buffer.truncate(before + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(_) if Instant::now() > deadline => Err(self.timed_out()),
+            Ok(read) => Ok(read),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                Err(self.timed_out())
+            }
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    fn timed_out(&self) -> Failure {
+        http::Error::TimedOut { server: self.server.clone(), limit: LIMITS.time }.into()
+    }
+
+    fn broken(&self, cause: &dyn std::fmt::Display) -> Failure {
+        http::Error::Broken { server: self.server.clone(), source: cause.to_string().into() }.into()
+    }
+}
+
+/// Why there is no body.
+enum Failure {
+    Http(http::Error),
+    Status(StatusCode, String),
+}
+
+impl From<http::Error> for Failure {
+    fn from(error: http::Error) -> Self {
+        Self::Http(error)
+    }
+}
+
+fn excerpt(status: StatusCode, body: Vec<u8>) -> Failure {
+    let answer = http::Response { status, headers: hyper::HeaderMap::new(), body: body.into() };
+    Failure::Status(status, answer.excerpt())
+}
+
+/// A whole answer.
+struct Head {
+    status: StatusCode,
+    body: Vec<u8>,
+    /// Whether the connection takes another question.
+    lasts: bool,
+}
+
+type NotHttp = Box<dyn std::error::Error + Send + Sync>;
+
+/// The answer in these bytes (RFC 9112); none while it is not complete. `ended`: no more bytes will come.
+fn answer(bytes: &[u8], ended: bool) -> Result<Option<Head>, NotHttp> {
+    let mut headers = [httparse::EMPTY_HEADER; 64];
+    let mut head = httparse::Response::new(&mut headers);
+    let httparse::Status::Complete(length) = head.parse(bytes)? else { return Ok(None) };
+    let status = StatusCode::from_u16(head.code.unwrap_or_default())?;
+    let header = |name: &str| {
+        let found = head.headers.iter().find(|header| header.name.eq_ignore_ascii_case(name));
+        found.map(|header| String::from_utf8_lossy(header.value).to_ascii_lowercase())
+    };
+    let rest = &bytes[length..];
+    let (body, bounded) = if header("transfer-encoding").is_some_and(|coding| coding.contains("chunked")) {
+        let Some(body) = unchunked(rest)? else { return Ok(None) };
+        (body, true)
+    } else if let Some(length) = header("content-length") {
+        let Some(body) = rest.get(..length.trim().parse()?) else { return Ok(None) };
+        (body.to_vec(), true)
+    } else if ended {
+        (rest.to_vec(), false)
+    } else {
+        return Ok(None);
+    };
+    let closes = header("connection").is_some_and(|connection| connection.contains("close"));
+    Ok(Some(Head { status, body, lasts: bounded && !closes && head.version == Some(1) }))
+}
+
+/// The chunks put together; none while the last has not come.
+fn unchunked(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHttp> {
+    let mut body = Vec::new();
+    loop {
+        let size = httparse::parse_chunk_size(bytes).map_err(|_| "a chunk without a size")?;
+        let httparse::Status::Complete((start, size)) = size else { return Ok(None) };
+        let size = usize::try_from(size)?;
+        if size == 0 {
+            // Trailers end with an empty line.
+            return Ok(bytes[start..].ends_with(b"\r\n").then_some(body));
+        }
+        let Some(chunk) = start.checked_add(size).and_then(|end| bytes.get(start..end)) else { return Ok(None) };
+        body.extend_from_slice(chunk);
+        let Some(rest) = bytes.get(start + size + 2..) else { return Ok(None) };
+        bytes = rest;
+    }
+}
