@@ -256,3 +256,86 @@ fn unchunked(mut bytes: &[u8]) -> Result<Option<Vec<u8>>, NotHttp> {
         bytes = rest;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+
+    fn body(text: &str) -> Option<(u16, String, bool)> {
+        let head = answer(text.as_bytes(), false).unwrap()?;
+        Some((head.status.as_u16(), String::from_utf8(head.body).unwrap(), head.lasts))
+    }
+
+    #[test]
+    fn an_answer_is_read_by_its_length_or_its_chunks_and_not_before_it_is_complete() {
+        let whole = [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", (200, "hello", true)),
+            ("HTTP/1.1 500 No\r\ncontent-length: 2\r\nConnection: close\r\n\r\nno", (500, "no", false)),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", (200, "ok", false)),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n7;x=y\r\n, there\r\n0\r\n\r\n",
+                (200, "hello, there", true),
+            ),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\nTrailer: x\r\n\r\n", (200, "", true)),
+        ];
+        for (text, (status, expected, lasts)) in whole {
+            assert_eq!(body(text), Some((status, expected.to_owned(), lasts)), "{text:?}");
+            for end in 0..text.len() {
+                assert_eq!(body(&text[..end]), None, "{:?}", &text[..end]);
+            }
+        }
+        let unbounded = b"HTTP/1.1 200 OK\r\n\r\nhello";
+        assert!(answer(unbounded, false).unwrap().is_none());
+        assert_eq!(answer(unbounded, true).unwrap().unwrap().body, b"hello");
+        for wrong in ["SSH-2.0-x\r\n", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n"] {
+            assert!(answer(wrong.as_bytes(), false).is_err(), "{wrong}");
+        }
+    }
+
+    /// An endpoint that gives these answers, one connection for each list; hears of each question.
+    fn endpoint(connections: Vec<Vec<String>>) -> (String, Receiver<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let uri = format!("http://{}/v4/abc", listener.local_addr().unwrap());
+        let (sender, asked) = channel();
+        std::thread::spawn(move || {
+            for answers in connections {
+                let (mut stream, _) = listener.accept().unwrap();
+                for answer in answers {
+                    let mut request = [0; 1024];
+                    let length = stream.read(&mut request).unwrap();
+                    assert!(request[..length].starts_with(b"GET /v4/abc/task HTTP/1.1\r\nhost: 127.0.0.1:"));
+                    stream.write_all(answer.as_bytes()).unwrap();
+                    sender.send(()).unwrap();
+                }
+            }
+        });
+        (uri, asked)
+    }
+
+    fn task(id: &str) -> String {
+        let body =
+            format!(r#"{{"Cluster":"b","TaskARN":"arn:aws:ecs:eu-north-1:210987654321:task/b/{id}","Family":"f"}}"#);
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_differs_is_shown_and_a_closed_connection_is_made_anew() {
+        let failed = "HTTP/1.1 500 No\r\ncontent-length: 4\r\n\r\ngone".to_owned();
+        let (uri, _) = endpoint(vec![vec![task("1"), task("1"), task("2")], vec![failed.clone(), failed, task("2")]]);
+        let mut watch = Watch::start(&uri, Duration::from_millis(5));
+        assert_eq!(watch.changed().await.unwrap().task_id(), "1");
+        assert_eq!(watch.changed().await.unwrap().task_id(), "2");
+        let error = watch.changed().await.unwrap_err();
+        assert_eq!(
+            one_line(&*error),
+            "the endpoint answered 500 No for the task metadata: gone".replace(" No", " Internal Server Error")
+        );
+        assert_eq!(watch.changed().await.unwrap().task_id(), "2");
+        // Nobody listens any more.
+        let error = watch.changed().await.unwrap_err();
+        assert!(one_line(&*error).starts_with("cannot fetch the task metadata: "), "{error}");
+    }
+}
