@@ -16,6 +16,7 @@ mod health_sync;
 mod login;
 mod machine;
 mod mesh_init;
+mod mesh_task;
 mod setup;
 mod supervise;
 mod xds_bridge;

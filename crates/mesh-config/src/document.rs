@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value};
 
 use crate::names::PUBLIC_LISTENER_PORT;
-use crate::reader::{self, ConfigError, Object, Unknown};
+use crate::reader::{self, ConfigError, Findings, Object, Unknown};
 use crate::rules;
 
 /// The document. What is `null` in it is the same as absent.
@@ -330,14 +330,30 @@ impl Config {
         }
     }
 
+    /// Reads a document that has fields of its own beside all of these but `bootstrapDir`: `own` asks for them. No rule is held to
+    /// it. The values are worth something if there are no errors.
+    pub fn read_beside<T>(
+        value: &Value,
+        bootstrap_dir: &str,
+        own: impl FnOnce(&mut Object<'_>) -> T,
+    ) -> (Self, T, Findings) {
+        let read = |root: &mut Object<'_>| (own(root), Self::read_rest(root, bootstrap_dir.into()));
+        let ((own, config), findings) = reader::document(value, read);
+        (config, own, findings)
+    }
+
     pub(crate) fn read(root: &mut Object<'_>) -> Self {
+        let bootstrap_dir = root
+            .field("bootstrapDir", "The directory of the task's shared volume where Envoy's bootstrap is written.")
+            .required()
+            .filled_text()
+            .unwrap_or_default();
+        Self::read_rest(root, bootstrap_dir.into())
+    }
+
+    pub(crate) fn read_rest(root: &mut Object<'_>, bootstrap_dir: PathBuf) -> Self {
         Self {
-            bootstrap_dir: root
-                .field("bootstrapDir", "The directory of the task's shared volume where Envoy's bootstrap is written.")
-                .required()
-                .filled_text()
-                .unwrap_or_default()
-                .into(),
+            bootstrap_dir,
             log_level: root
                 .field(
                     "logLevel",

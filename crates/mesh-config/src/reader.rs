@@ -61,9 +61,11 @@ impl ConfigError {
 
 /// What came to light while reading.
 #[derive(Debug, Default)]
-pub(crate) struct Findings {
-    pub(crate) errors: Vec<FieldError>,
-    pub(crate) warnings: Vec<String>,
+pub struct Findings {
+    /// What is wrong.
+    pub errors: Vec<FieldError>,
+    /// What is only warned of.
+    pub warnings: Vec<String>,
 }
 
 /// Where the findings go. While describing there is no document: each object is read as if it were there, and empty.
@@ -74,13 +76,15 @@ struct Reading {
 
 /// What to do with a field that nothing asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unknown {
+pub enum Unknown {
+    /// It is an error.
     Refused,
+    /// It is ignored, with a warning.
     Warned,
 }
 
 /// An object of the document.
-pub(crate) struct Object<'a> {
+pub struct Object<'a> {
     path: String,
     fields: Option<&'a Map<String, Value>>,
     shape: Shape,
@@ -88,7 +92,7 @@ pub(crate) struct Object<'a> {
 }
 
 /// A field that is asked for: optional, and null the same as absent, unless said otherwise.
-pub(crate) struct Asked<'o, 'a> {
+pub struct Asked<'o, 'a> {
     object: &'o mut Object<'a>,
     name: &'static str,
     about: &'static str,
@@ -125,7 +129,7 @@ fn wrong(path: String, got: String, expected: String) -> FieldError {
 }
 
 /// The value, if it is short; else what kind of value it is.
-pub(crate) fn describe_value(value: &Value) -> String {
+pub fn describe_value(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".to_owned(),
         Value::Array(_) => "an array".to_owned(),
@@ -145,7 +149,7 @@ fn kind(value: &Value) -> String {
 
 impl<'a> Object<'a> {
     /// Asks for a field. `about` says in a line what it is for.
-    pub(crate) fn field<'o>(&'o mut self, name: &'static str, about: &'static str) -> Asked<'o, 'a> {
+    pub fn field<'o>(&'o mut self, name: &'static str, about: &'static str) -> Asked<'o, 'a> {
         Asked { object: self, name, about, required: false, nullable: true, private: false }
     }
 
@@ -183,7 +187,7 @@ impl<'a> Object<'a> {
 
 impl<'a> Asked<'_, 'a> {
     /// It must be there.
-    pub(crate) fn required(self) -> Self {
+    pub fn required(self) -> Self {
         Self { required: true, nullable: false, ..self }
     }
 
@@ -241,13 +245,13 @@ impl<'a> Asked<'_, 'a> {
     }
 
     /// A string. The empty one is the same as absent, as it was to consul-ecs.
-    pub(crate) fn text(mut self) -> Option<String> {
+    pub fn text(mut self) -> Option<String> {
         let text = self.converted(Kind::Text, Value::as_str)?;
         (!text.is_empty()).then(|| text.to_owned())
     }
 
     /// A string that may not be empty.
-    pub(crate) fn filled_text(mut self) -> Option<String> {
+    pub fn filled_text(mut self) -> Option<String> {
         self.converted(Kind::FilledText, |value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned))
     }
 
@@ -258,7 +262,8 @@ impl<'a> Asked<'_, 'a> {
         (!text.is_empty()).then(|| text.to_owned())
     }
 
-    pub(crate) fn boolean(mut self) -> Option<bool> {
+    /// True or false.
+    pub fn boolean(mut self) -> Option<bool> {
         self.converted(Kind::Boolean, Value::as_bool)
     }
 
@@ -276,7 +281,8 @@ impl<'a> Asked<'_, 'a> {
         })
     }
 
-    pub(crate) fn texts(self) -> Vec<String> {
+    /// Strings.
+    pub fn texts(self) -> Vec<String> {
         self.all_texts(false)
     }
 
@@ -328,11 +334,12 @@ impl<'a> Asked<'_, 'a> {
     }
 
     /// An object that is passed on as it is. It may hold anything, also credentials.
-    pub(crate) fn opaque(self) -> Map<String, Value> {
+    pub fn opaque(self) -> Map<String, Value> {
         self.private().converted(Kind::Opaque, Value::as_object).cloned().unwrap_or_default()
     }
 
-    pub(crate) fn object<T>(mut self, unknown: Unknown, read: impl FnOnce(&mut Object<'a>) -> T) -> Option<T> {
+    /// An object, which `read` asks for its fields.
+    pub fn object<T>(mut self, unknown: Unknown, read: impl FnOnce(&mut Object<'a>) -> T) -> Option<T> {
         let value = self.value(&Kind::Object(Shape::default()).expected());
         let fields = value.and_then(Value::as_object);
         if let (Some(value), None) = (value, fields) {

@@ -1,11 +1,12 @@
 //! What the document looks like, as its reader asks for it: JSON schema and reference page are made from this.
 
 use std::fmt::Write;
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
 use crate::document::Config;
-use crate::reader;
+use crate::reader::{self, Object};
 use crate::rules::RULES;
 
 /// The names that Consul and its service identities take; the empty one is the same as absent.
@@ -74,7 +75,14 @@ impl Shape {
         reader::describe(Config::read)
     }
 
-    fn schema(&self) -> Map<String, Value> {
+    /// The shape of a document that has fields of its own beside all of these but `bootstrapDir`: `own` asks for them.
+    pub fn of_document_beside<T>(own: impl FnOnce(&mut Object<'_>) -> T) -> Self {
+        reader::describe(|root| (own(root), Config::read_rest(root, PathBuf::new())))
+    }
+
+    /// Its JSON schema.
+    #[must_use]
+    pub fn schema(&self) -> Map<String, Value> {
         let properties: Map<_, _> = self.fields.iter().map(|field| (field.name.to_owned(), field.schema())).collect();
         let required: Vec<_> = self.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
         let mut schema =

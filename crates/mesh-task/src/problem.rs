@@ -1,0 +1,80 @@
+//! What is wrong with the settings or the task definition.
+
+use std::fmt;
+
+use mesh_config::{FieldError, describe_value};
+use serde_json::Value;
+
+/// Which of the two documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Document {
+    /// The settings.
+    Settings,
+    /// The task definition.
+    Task,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// In which document.
+    pub document: Document,
+    /// Where in it, what stands there and what is expected.
+    pub error: FieldError,
+}
+
+/// Everything that is wrong with both documents.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let document = match self.document {
+            Document::Settings => "settings",
+            Document::Task => "task definition",
+        };
+        write!(f, "{document}: {}", self.error)
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, problem) in self.0.iter().enumerate() {
+            write!(f, "{}{problem}", if number == 0 { "" } else { "; " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Collects the problems of one document.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    document: Document,
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl Collected {
+    pub(crate) fn new(document: Document) -> Self {
+        Self { document, problems: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, error: FieldError) {
+        self.problems.push(Problem { document: self.document, error });
+    }
+
+    /// Something stands there that may not.
+    pub(crate) fn wrong(
+        &mut self,
+        path: impl Into<String>,
+        got: &Value,
+        expected: impl Into<String>,
+        rule: Option<&'static str>,
+    ) {
+        self.add(FieldError { path: path.into(), got: Some(describe_value(got)), expected: expected.into(), rule });
+    }
+
+    /// Nothing stands where something must.
+    pub(crate) fn missing(&mut self, path: impl Into<String>, expected: impl Into<String>, rule: Option<&'static str>) {
+        self.add(FieldError { path: path.into(), got: None, expected: expected.into(), rule });
+    }
+}

@@ -1,0 +1,158 @@
+//! The mesh task's definition.
+
+use mesh_config::{Names, Role};
+use serde_json::{Map, Value, json};
+
+use crate::problem::{Collected, Document, Problems};
+use crate::settings::Settings;
+use crate::sidecars::{self, APP_ENTRYPOINT, Around, PROXY, WRAPPER};
+use crate::task::{Container, Task, retain};
+use crate::{resources, rules};
+
+/// A mesh task's definition.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rendered {
+    /// What `register-task-definition` takes.
+    pub definition: Value,
+    /// What a reader should know of it, each in a line.
+    pub notes: Vec<String>,
+}
+
+/// Makes the definition of a mesh task. `task` is what `register-task-definition` takes or `describe-task-definition` gives; one
+/// that was rendered before is rendered anew.
+///
+/// # Errors
+/// All that is wrong with both documents.
+pub fn render(settings: &Value, task: &Value) -> Result<Rendered, Problems> {
+    let (settings, task) = read(settings, task)?;
+    let role = Role::of(&settings.config);
+    let Task { mut definition, family, containers } = task;
+    let task = Task { definition: Map::new(), family, containers };
+    let delayed: Vec<_> = rules::delayed(&settings, &task).into_iter().map(|one| one.name.clone()).collect();
+    let around = Around {
+        document: document(&settings, role, &task.containers),
+        log_routers: task.containers.iter().filter(|one| one.is_log_router()).map(|one| one.name.as_str()).collect(),
+        longest_stop: task.containers.iter().map(Container::stop_timeout).max().unwrap_or(0),
+        stop_limit: rules::stop_limit(&definition),
+        delays: !delayed.is_empty(),
+    };
+    let (sidecars, volumes) = sidecars::make(&settings, role, &around);
+    let mut notes = settings.warnings.clone();
+    let family = task.family.clone();
+    let mut containers: Vec<Value> = task
+        .containers
+        .into_iter()
+        .map(|container| {
+            let delay = settings.shutdown_delay.as_ref().filter(|_| delayed.contains(&container.name));
+            app(container, delay.map(|(text, _)| text.as_str()))
+        })
+        .collect();
+    containers.extend(sidecars);
+    let fargate = rules::is_fargate(&definition);
+    notes.extend(resources::fit(&mut definition, &containers, fargate));
+    if !definition.contains_key("executionRoleArn") && containers.iter().any(|one| one.get("secrets").is_some()) {
+        notes.push(
+            "executionRoleArn: missing; ECS needs the role that reads the secrets (`mesh-task policy`)".to_owned(),
+        );
+    }
+    if settings.logs_in() && !definition.contains_key("taskRoleArn") {
+        notes.push("taskRoleArn: missing; the login needs the task's role (`mesh-task policy`)".to_owned());
+    }
+    definition.insert("containerDefinitions".to_owned(), containers.into());
+    extend(&mut definition, "volumes", volumes);
+    tags(&mut definition, role, &family);
+    Ok(Rendered { definition: definition.into(), notes })
+}
+
+/// Reads both documents and holds the rules to them.
+pub(crate) fn read(settings: &Value, task: &Value) -> Result<(Settings, Task), Problems> {
+    let (settings, mut of_settings) = Settings::read(settings);
+    let mut found = Collected::new(Document::Task);
+    let task = Task::read(task, &mut found);
+    rules::check(&settings, &task, &mut of_settings, &mut found);
+    let problems = [of_settings.problems, found.problems].concat();
+    if problems.is_empty() { Ok((settings, task)) } else { Err(Problems(problems)) }
+}
+
+/// The document. A service that names no checks has those of all containers whose health ECS knows.
+fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> String {
+    let mut document = settings.document.clone();
+    if let Role::Service(service) = role
+        && service.checks.is_empty()
+        && !document.contains_key("healthSyncContainers")
+    {
+        let healthy = containers.iter().filter(|one| one.fields.contains_key("healthCheck") && !one.is_log_router());
+        let names: Vec<_> = healthy.map(|one| one.name.as_str()).collect();
+        if !names.is_empty() {
+            document.insert("healthSyncContainers".to_owned(), json!(names));
+        }
+    }
+    Value::Object(document).to_string()
+}
+
+/// A container of the user's: it starts after the proxy, under app-entrypoint where it has a delay. A log router is left alone.
+fn app(mut container: Container, delay: Option<&str>) -> Value {
+    if container.is_log_router() {
+        return container.fields.into();
+    }
+    wait_for(&mut container.fields, PROXY, "HEALTHY");
+    if let Some(delay) = delay {
+        let timeout = format!("{}s", container.stop_timeout());
+        let mut words = vec![WRAPPER, "--shutdown-delay", delay, "--stop-timeout", &timeout];
+        words.extend(container.entry_point().filter(|words| *words != [""]).into_iter().flatten());
+        let words = json!(words);
+        let fields = &mut container.fields;
+        fields.insert("entryPoint".to_owned(), words);
+        retain(fields, "dependsOn", |on| on["containerName"] != APP_ENTRYPOINT);
+        wait_for(fields, APP_ENTRYPOINT, "SUCCESS");
+        extend(fields, "mountPoints", vec![sidecars::wrapper_mount()]);
+    }
+    container.fields.into()
+}
+
+fn wait_for(fields: &mut Map<String, Value>, name: &str, condition: &str) {
+    let list = fields.entry("dependsOn").or_insert_with(|| json!([]));
+    let Value::Array(list) = list else { return };
+    let entry = json!({ "containerName": name, "condition": condition });
+    match list.iter_mut().find(|on| on["containerName"] == name) {
+        Some(on) => *on = entry,
+        None => list.push(entry),
+    }
+}
+
+fn extend(fields: &mut Map<String, Value>, name: &str, more: Vec<Value>) {
+    match fields.entry(name).or_insert_with(|| json!([])) {
+        Value::Array(list) => list.extend(more),
+        other => *other = more.into(),
+    }
+}
+
+/// The tags by which acl-controller knows the task. They reach it where the ECS service propagates those of the task definition.
+fn tags(definition: &mut Map<String, Value>, role: Role<'_>, family: &str) {
+    let (service, gateway) = match role {
+        Role::Service(service) => (Names::new(service.name.as_deref(), family, "").service, None),
+        Role::Gateway(gateway) => {
+            (gateway.name.clone().unwrap_or_else(|| family.to_owned()), Some(gateway.kind.as_str()))
+        }
+    };
+    let (namespace, partition) = role.place();
+    let tags = [
+        ("mesh", Some("true")),
+        ("service-name", Some(service.as_str())),
+        ("namespace", namespace),
+        ("partition", partition),
+        ("gateway-kind", gateway),
+    ];
+    let list = definition.entry("tags").or_insert_with(|| json!([]));
+    let Value::Array(list) = list else { return };
+    for (name, value) in tags {
+        let key = format!("consul.hashicorp.com/{name}");
+        let tag = value.map(|value| json!({ "key": key, "value": value }));
+        match (list.iter().position(|tag| tag["key"] == *key), tag) {
+            (Some(at), Some(tag)) => list[at] = tag,
+            (Some(at), None) => drop(list.remove(at)),
+            (None, Some(tag)) => list.push(tag),
+            (None, None) => {}
+        }
+    }
+}

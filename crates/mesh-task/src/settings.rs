@@ -1,0 +1,283 @@
+//! The settings: the `CONSUL_ECS_CONFIG_JSON` document without `bootstrapDir`, and what the task definition needs besides.
+
+use std::time::Duration;
+
+use mesh_config::shape::Shape;
+use mesh_config::{Config, Object, Role, Unknown, rules};
+use serde_json::{Map, Value, json};
+use sidecar_kit::exit::parse_delay;
+
+use crate::problem::{Collected, Document};
+
+/// Where the sidecars mount the volume that they share.
+pub(crate) const BOOTSTRAP_DIR: &str = "/consul";
+
+/// The version of Consul that runs as `consul-client` unless `images.consul` says otherwise.
+const CONSUL_IMAGE: &str = "hashicorp/consul:1.21.4";
+
+/// The fields that are not the document's.
+const OWN: [&str; 9] = [
+    "retryJoin",
+    "registry",
+    "images",
+    "secrets",
+    "datacenter",
+    "tls",
+    "shutdownDelay",
+    "shutdownDelayContainers",
+    "logConfiguration",
+];
+
+/// How to make a mesh task.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What the document says.
+    pub config: Config,
+    /// The document, as `CONSUL_ECS_CONFIG_JSON` has it.
+    pub(crate) document: Map<String, Value>,
+    /// How the task reaches Consul.
+    pub mode: Mode,
+    /// The images.
+    pub images: Images,
+    /// The secrets.
+    pub secrets: Secrets,
+    /// How long an app runs on after TERM, as written and as it is.
+    pub shutdown_delay: Option<(String, Duration)>,
+    /// The containers that have that delay; all apps if there are none here.
+    pub shutdown_delay_containers: Vec<String>,
+    /// The sidecars' `logConfiguration`.
+    pub log_configuration: Option<Value>,
+    /// What is only warned of.
+    pub warnings: Vec<String>,
+}
+
+/// How a task reaches Consul. A task without an agent will be another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Through a Consul agent in the task.
+    Agent(Agent),
+}
+
+/// The agent of the task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agent {
+    /// The servers: addresses or cloud auto-join strings.
+    pub retry_join: Vec<String>,
+    /// The datacenter; else Consul's default.
+    pub datacenter: Option<String>,
+}
+
+/// The images of the sidecars.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct Images {
+    pub mesh_init: String,
+    pub consul: String,
+    pub sidecar_proxy: String,
+    pub health_sync: String,
+    pub app_entrypoint: String,
+}
+
+/// The ARNs of the secrets, as `valueFrom` takes them. Each is optional: without any there are neither ACLs nor encryption.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Secrets {
+    /// The token of all agents.
+    pub client_token: Option<String>,
+    /// The token of this service.
+    pub service_token: Option<String>,
+    /// The gossip key.
+    pub gossip_key: Option<String>,
+    /// The certificate of the servers' authority.
+    pub ca: Option<String>,
+}
+
+/// The fields of our own, as they are written.
+struct Own {
+    retry_join: Vec<String>,
+    registry: Option<String>,
+    images: [Option<String>; 5],
+    secrets: Secrets,
+    datacenter: Option<String>,
+    tls: Option<bool>,
+    shutdown_delay: Option<String>,
+    shutdown_delay_containers: Vec<String>,
+    log_configuration: Map<String, Value>,
+}
+
+impl Settings {
+    /// Reads the settings. They are worth something if there are no problems.
+    pub(crate) fn read(value: &Value) -> (Self, Collected) {
+        let mut found = Collected::new(Document::Settings);
+        let (config, own, findings) = Config::read_beside(value, BOOTSTRAP_DIR, Own::read);
+        findings.errors.into_iter().for_each(|error| found.add(error));
+        let mut warnings = findings.warnings;
+        // What only warns a person who wrote a task by hand is refused where a program writes it.
+        let refused = |rule: &rules::Rule| !rule.warns || rule.name == "port-of-a-sidecar";
+        for (rule, error) in rules::broken(value).into_iter().filter(|_| value.is_object()) {
+            if refused(rule) {
+                found.add(error);
+            } else {
+                warnings.push(error.to_string());
+            }
+        }
+        let mut document = value.as_object().cloned().unwrap_or_default();
+        document.retain(|name, value| !OWN.contains(&name.as_str()) && !value.is_null());
+        document.insert("bootstrapDir".to_owned(), json!(BOOTSTRAP_DIR));
+
+        if value.get("retryJoin").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+            found.missing("retryJoin", "the addresses of Consul's servers, such as [\"consul.internal\"]", None);
+        }
+        for (index, address) in own.retry_join.iter().enumerate() {
+            if ["secret_access_key", "secret_key", "password", "token"].iter().any(|word| address.contains(word)) {
+                found.add(mesh_config::FieldError {
+                    path: format!("retryJoin[{index}]"),
+                    got: Some("a string with a key in it".to_owned()),
+                    expected:
+                        "no key, since a task definition shows it to everyone who may read it: give the task role the \
+                               permission to look the servers up"
+                            .to_owned(),
+                    rule: None,
+                });
+            }
+        }
+        let images = own.images(&mut found);
+        if own.tls == Some(true) && own.secrets.ca.is_none() {
+            found.missing("secrets.ca", "the ARN of the servers' CA certificate, since `tls` is true", None);
+        }
+        if let (Some(false), Some(ca)) = (own.tls, &own.secrets.ca) {
+            found.wrong("secrets.ca", &json!(ca), "nothing, since `tls` is false", None);
+        }
+        let shutdown_delay = own.shutdown_delay.and_then(|text| match parse_delay(&text) {
+            Ok(delay) if delay.is_zero() => None,
+            Ok(delay) => Some((text, delay)),
+            Err(expected) => {
+                found.wrong("shutdownDelay", &json!(text), expected, None);
+                None
+            }
+        });
+        let log_configuration = (!own.log_configuration.is_empty()).then(|| Value::Object(own.log_configuration));
+        let settings = Self {
+            mode: Mode::Agent(Agent { retry_join: own.retry_join, datacenter: own.datacenter }),
+            config,
+            document,
+            images,
+            secrets: own.secrets,
+            shutdown_delay,
+            shutdown_delay_containers: own.shutdown_delay_containers,
+            log_configuration,
+            warnings,
+        };
+        settings.check_login(&mut found);
+        (settings, found)
+    }
+
+    /// Whether the tokens come from an auth method of Consul's.
+    pub(crate) fn logs_in(&self) -> bool {
+        self.config.consul_login.as_ref().is_some_and(|login| login.enabled)
+    }
+
+    /// Whether this is a service or a gateway; none if the document has neither.
+    pub(crate) fn role(&self) -> Option<Role<'_>> {
+        (self.config.service.is_some() || self.config.gateway.is_some()).then(|| Role::of(&self.config))
+    }
+
+    fn check_login(&self, found: &mut Collected) {
+        if !self.logs_in() {
+            return;
+        }
+        if let Some(token) = &self.secrets.service_token {
+            found.wrong("secrets.serviceToken", &json!(token), "nothing, since `consulLogin` gives that token", None);
+        }
+        if self.secrets.client_token.is_none() && self.config.consul_http_addr.is_none() {
+            found.missing(
+                "consulHTTPAddr",
+                "the URL of Consul's servers, where the agent logs in; or `secrets.clientToken`",
+                None,
+            );
+        }
+    }
+}
+
+impl Own {
+    fn read(root: &mut Object<'_>) -> Self {
+        Self {
+            retry_join: root
+                .field("retryJoin", "Consul's servers, which the task's agent joins: addresses or cloud auto-join strings.")
+                .required()
+                .texts(),
+            registry: root
+                .field("registry", "Where our images are: `<registry>/<image>:<version>`.")
+                .text()
+                .map(|text| text.trim_end_matches('/').to_owned()),
+            images: root
+                .field("images", "Images one by one; each wins over `registry`.")
+                .object(Unknown::Refused, |images| {
+                    [
+                        images.field("meshInit", "The image of `consul-config` and `mesh-init`.").text(),
+                        images
+                            .field("consul", "The image of `consul-client`; default Consul's own.")
+                            .text(),
+                        images.field("sidecarProxy", "The image of `sidecar-proxy`: Envoy with envoy-entrypoint.").text(),
+                        images.field("healthSync", "The image of `health-sync`.").text(),
+                        images.field("appEntrypoint", "The image of `app-entrypoint`.").text(),
+                    ]
+                })
+                .unwrap_or_default(),
+            secrets: root
+                .field("secrets", "ARNs in Secrets Manager or the Parameter Store; a part after the name is kept.")
+                .object(Unknown::Refused, |secrets| Secrets {
+                    client_token: secrets
+                        .field("clientToken", "The agents' token: a secret of acl-controller, or one with a key given.")
+                        .text(),
+                    service_token: secrets
+                        .field("serviceToken", "The service's token: a secret of acl-controller, or one with a key given.")
+                        .text(),
+                    gossip_key: secrets.field("gossipKey", "The gossip key; gossip is not encrypted without it.").text(),
+                    ca: secrets.field("ca", "The certificate of the servers' authority; no TLS without it.").text(),
+                })
+                .unwrap_or_default(),
+            datacenter: root.field("datacenter", "The datacenter of the agent; default Consul's, `dc1`.").text(),
+            tls: root.field("tls", "Whether the agent speaks TLS to the servers; default whether `secrets.ca` is there.").boolean(),
+            shutdown_delay: root
+                .field("shutdownDelay", "How long the app runs on after TERM, such as `10s`; for a gateway, its Envoy.")
+                .text(),
+            shutdown_delay_containers: root
+                .field("shutdownDelayContainers", "The containers with that delay; default all but log routers and those that others wait for the end of.")
+                .texts(),
+            log_configuration: root
+                .field("logConfiguration", "The sidecars' `logConfiguration`, as a container definition has it.")
+                .opaque(),
+        }
+    }
+
+    fn images(&self, found: &mut Collected) -> Images {
+        let version = env!("CARGO_PKG_VERSION");
+        let [mesh_init, consul, sidecar_proxy, health_sync, app_entrypoint] = &self.images;
+        // The one that may not be needed is asked for where it is.
+        let mut image = |given: &Option<String>, field: &str, name: &str| {
+            let from_registry = || self.registry.as_ref().map(|registry| format!("{registry}/{name}:{version}"));
+            given.clone().or_else(from_registry).unwrap_or_else(|| {
+                if name != "app-entrypoint" || self.shutdown_delay.is_some() {
+                    found.missing(format!("images.{field}"), "an image, or `registry`, where our images are", None);
+                }
+                String::new()
+            })
+        };
+        Images {
+            mesh_init: image(mesh_init, "meshInit", "mesh-init"),
+            sidecar_proxy: image(sidecar_proxy, "sidecarProxy", "sidecar-proxy"),
+            health_sync: image(health_sync, "healthSync", "health-sync"),
+            app_entrypoint: image(app_entrypoint, "appEntrypoint", "app-entrypoint"),
+            consul: consul.clone().unwrap_or_else(|| CONSUL_IMAGE.to_owned()),
+        }
+    }
+}
+
+/// The JSON schema of the settings. The rules of the document and those of this crate come on top.
+#[must_use]
+pub fn schema() -> Value {
+    let mut schema = Shape::of_document_beside(Own::read).schema();
+    schema.insert("$schema".to_owned(), json!("http://json-schema.org/draft-07/schema#"));
+    schema.insert("title".to_owned(), json!("Settings of mesh-task"));
+    schema.into()
+}

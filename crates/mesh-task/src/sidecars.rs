@@ -1,0 +1,281 @@
+//! The containers that are added to a task, in the order in which they start.
+
+use mesh_config::{GATEWAY_PORT, GatewayKind, Role};
+use serde_json::{Map, Value, json};
+
+use crate::resources::{self, Share};
+use crate::settings::{Agent, BOOTSTRAP_DIR, Mode, Settings};
+
+/// The docker label of every container that was added here.
+pub const LABEL: &str = "ecs-mesh.rendered-by";
+
+pub(crate) const PROXY: &str = "sidecar-proxy";
+/// Container and volume of the binary that delays an app's TERM.
+pub(crate) const APP_ENTRYPOINT: &str = "app-entrypoint";
+const WRAPPER_DIR: &str = "/ecs-mesh";
+/// The first word of an entry point that was set here.
+pub(crate) const WRAPPER: &str = "/ecs-mesh/app-entrypoint";
+
+const MESH: &str = "mesh";
+const CONSUL_CONFIG: &str = "consul-config";
+const CONSUL_DATA: &str = "consul-data";
+/// The volumes that are added.
+pub(crate) const VOLUMES: [&str; 4] = [MESH, CONSUL_CONFIG, CONSUL_DATA, APP_ENTRYPOINT];
+
+/// ECS waits no longer for the first success of a health check.
+const START_PERIOD: u64 = 300;
+
+const OUR_USER: &str = "10001:10001";
+
+/// What of the task the sidecars depend on.
+#[derive(Debug)]
+pub(crate) struct Around<'a> {
+    /// The document, complete, as `CONSUL_ECS_CONFIG_JSON` has it.
+    pub(crate) document: String,
+    /// The task's FireLens log routers.
+    pub(crate) log_routers: Vec<&'a str>,
+    /// The longest stop timeout of an app, in seconds.
+    pub(crate) longest_stop: u64,
+    /// No stop timeout may be longer.
+    pub(crate) stop_limit: Option<u64>,
+    /// Whether an app runs under app-entrypoint.
+    pub(crate) delays: bool,
+}
+
+/// The names of all sidecars that are added, with what each depends on.
+pub(crate) fn dependencies(mode: &Mode) -> &'static [(&'static str, &'static [(&'static str, &'static str)])] {
+    match mode {
+        Mode::Agent(_) => &[
+            ("consul-config", &[]),
+            ("consul-client", &[("consul-config", "SUCCESS")]),
+            ("mesh-init", &[("consul-client", "START")]),
+            (PROXY, &[("mesh-init", "SUCCESS"), ("consul-client", "START")]),
+            ("health-sync", &[("mesh-init", "SUCCESS")]),
+        ],
+    }
+}
+
+/// The sidecars as container definitions, and the volumes that they need.
+pub(crate) fn make(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> (Vec<Value>, Vec<Value>) {
+    let mut containers: Vec<Value> = dependencies(&settings.mode)
+        .iter()
+        .map(|(name, depends_on)| {
+            let own = match (*name, &settings.mode) {
+                ("consul-config", Mode::Agent(agent)) => consul_config(settings, agent, role),
+                ("consul-client", Mode::Agent(_)) => consul_client(settings),
+                ("mesh-init", _) => mesh_init(settings, around),
+                (PROXY, _) => sidecar_proxy(settings, role, around),
+                (_, _) => health_sync(settings, around),
+            };
+            container(settings, name, depends_on, own)
+        })
+        .collect();
+    let mut volumes = vec![MESH, CONSUL_CONFIG, CONSUL_DATA];
+    if around.delays {
+        containers.push(container(settings, APP_ENTRYPOINT, &[], app_entrypoint(settings)));
+        volumes.push(APP_ENTRYPOINT);
+    }
+    (containers, volumes.into_iter().map(|name| json!({ "name": name })).collect())
+}
+
+/// Where an app finds app-entrypoint.
+pub(crate) fn wrapper_mount() -> Value {
+    json!({ "sourceVolume": APP_ENTRYPOINT, "containerPath": WRAPPER_DIR, "readOnly": true })
+}
+
+/// What all sidecars have, and their own.
+fn container(settings: &Settings, name: &str, depends_on: &[(&str, &str)], own: Value) -> Value {
+    let mut fields = Map::new();
+    let Share { cpu, memory } = resources::share(name);
+    let on: Vec<_> =
+        depends_on.iter().map(|(name, condition)| json!({ "containerName": name, "condition": condition })).collect();
+    let common = json!({
+        "name": name,
+        "cpu": cpu,
+        "memoryReservation": memory,
+        "dockerLabels": { LABEL: "mesh-task" },
+        "linuxParameters": { "capabilities": { "drop": ["ALL"] } },
+        "readonlyRootFilesystem": true,
+        "dependsOn": on,
+        "logConfiguration": settings.log_configuration,
+    });
+    for part in [common, own] {
+        let Value::Object(part) = part else { continue };
+        // What is none or empty says nothing.
+        let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+        fields.extend(part.into_iter().filter(|(_, value)| !empty(value)));
+    }
+    fields.into()
+}
+
+fn variable(name: &str, value: impl Into<String>) -> Value {
+    json!({ "name": name, "value": value.into() })
+}
+
+/// A variable whose value ECS takes from a secret.
+fn secret(name: &str, from: Option<&String>) -> Option<Value> {
+    from.map(|arn| json!({ "name": name, "valueFrom": arn }))
+}
+
+/// A variable with the token in a secret of acl-controller, whose value is JSON with the token under `token`.
+fn token(name: &str, from: Option<&String>) -> Option<Value> {
+    secret(name, from.map(|arn| with_key(arn)).as_ref())
+}
+
+/// `<arn>:token::` for a secret that no key is named of. A parameter holds the token itself.
+fn with_key(arn: &str) -> String {
+    let parts: Vec<_> = arn.split(':').collect();
+    let names_a_secret = parts.len() == 7 && parts[2] == "secretsmanager";
+    if names_a_secret { format!("{arn}:token::") } else { arn.to_owned() }
+}
+
+fn mount(volume: &str, path: &str, read_only: bool) -> Value {
+    let mut mount = json!({ "sourceVolume": volume, "containerPath": path });
+    if read_only {
+        mount["readOnly"] = true.into();
+    }
+    mount
+}
+
+fn log_level(settings: &Settings) -> Option<Value> {
+    settings.config.log_level.map(|level| variable("LOG_LEVEL", level.as_str()))
+}
+
+fn consul_config(settings: &Settings, agent: &Agent, role: Role<'_>) -> Value {
+    let secrets = &settings.secrets;
+    let logs_in = settings.logs_in() && secrets.client_token.is_none();
+    let mut environment = vec![variable("CONSUL_RETRY_JOIN", agent.retry_join.join(","))];
+    environment.extend(agent.datacenter.as_ref().map(|name| variable("CONSUL_DATACENTER", name)));
+    environment.extend(role.place().1.map(|partition| variable("CONSUL_PARTITION", partition)));
+    environment.extend(log_level(settings));
+    let mut mounts = vec![mount(CONSUL_CONFIG, "/consul/config", false)];
+    if logs_in {
+        let login = settings.config.consul_login.as_ref();
+        let named = |name: &str, value: Option<&String>| value.map(|value| variable(name, value));
+        environment.push(variable("CONSUL_LOGIN", "true"));
+        environment.extend(named("CONSUL_HTTP_ADDR", settings.config.consul_http_addr.as_ref()));
+        environment.extend(
+            login.filter(|login| !login.include_entity).map(|_| variable("CONSUL_LOGIN_INCLUDE_ENTITY", "false")),
+        );
+        environment.extend(named("CONSUL_LOGIN_REGION", login.and_then(|login| login.region.as_ref())));
+        environment.extend(named("CONSUL_LOGIN_STS_ENDPOINT", login.and_then(|login| login.sts_endpoint.as_ref())));
+        environment
+            .extend(named("CONSUL_LOGIN_SERVER_ID", login.and_then(|login| login.server_id_header_value.as_ref())));
+        mounts.insert(0, mount(MESH, BOOTSTRAP_DIR, false));
+    }
+    let secrets: Vec<_> = [
+        token("CONSUL_CLIENT_TOKEN", secrets.client_token.as_ref()),
+        secret("CONSUL_GOSSIP_KEY", secrets.gossip_key.as_ref()),
+        secret("CONSUL_CACERT_PEM", secrets.ca.as_ref()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    json!({
+        "image": settings.images.mesh_init,
+        "command": ["agent-config"],
+        "essential": false,
+        "user": OUR_USER,
+        "environment": environment,
+        "secrets": secrets,
+        "mountPoints": mounts,
+    })
+}
+
+fn consul_client(settings: &Settings) -> Value {
+    json!({
+        "image": settings.images.consul,
+        "command": ["consul", "agent", "-config-dir=/consul/config"],
+        "essential": true,
+        "user": "100:10001",
+        "environment": [variable("CONSUL_DISABLE_PERM_MGMT", "1")],
+        "mountPoints": [mount(CONSUL_CONFIG, "/consul/config", true), mount(CONSUL_DATA, "/consul/data", false)],
+        "stopTimeout": 20,
+    })
+}
+
+/// The token of the service, or what a login needs.
+fn service_secrets(settings: &Settings) -> Vec<Value> {
+    if settings.logs_in() {
+        secret("CONSUL_CACERT_PEM", settings.secrets.ca.as_ref()).into_iter().collect()
+    } else {
+        token("CONSUL_HTTP_TOKEN", settings.secrets.service_token.as_ref()).into_iter().collect()
+    }
+}
+
+fn mesh_init(settings: &Settings, around: &Around<'_>) -> Value {
+    json!({
+        "image": settings.images.mesh_init,
+        "essential": false,
+        "user": OUR_USER,
+        "environment": [variable(mesh_config::VARIABLE, &around.document)],
+        "secrets": service_secrets(settings),
+        "mountPoints": [mount(MESH, BOOTSTRAP_DIR, false)],
+    })
+}
+
+fn sidecar_proxy(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
+    let mut environment = vec![variable("ENVOY_ENTRYPOINT_DRAIN", "true")];
+    let mut stop_timeout = (around.longest_stop + 10).max(40);
+    let port = match role {
+        Role::Service(_) => settings.config.proxy.public_listener_port,
+        Role::Gateway(gateway) => {
+            let delay = settings.shutdown_delay.as_ref();
+            environment.push(variable("ENVOY_ENTRYPOINT_GATEWAY_DELAY", delay.map_or("6s", |(text, _)| text)));
+            // It has no listener before it has a config entry.
+            if gateway.kind == GatewayKind::Ingress {
+                environment.push(variable("ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", "0s"));
+            }
+            stop_timeout = stop_timeout.max(delay.map_or(0, |(_, delay)| delay.as_secs() + 10));
+            let port = gateway.lan_address.as_ref().and_then(|address| address.port);
+            port.filter(|port| *port != 0).unwrap_or(GATEWAY_PORT)
+        }
+    };
+    if !around.log_routers.is_empty() {
+        environment.push(variable("ENVOY_ENTRYPOINT_IGNORE_CONTAINERS", around.log_routers.join(",")));
+    }
+    environment.extend(log_level(settings));
+    json!({
+        "image": settings.images.sidecar_proxy,
+        "command": ["envoy", "--config-path", format!("{BOOTSTRAP_DIR}/{}", mesh_config::BOOTSTRAP_FILE),
+            "--disable-hot-restart", "--concurrency", "2", "--drain-time-s", "3", "--drain-strategy", "immediate"],
+        "essential": true,
+        "user": "101:10001",
+        "environment": environment,
+        "mountPoints": [mount(MESH, BOOTSTRAP_DIR, true)],
+        "portMappings": [{ "containerPort": port, "protocol": "tcp" }],
+        "ulimits": [{ "name": "nofile", "softLimit": 1_048_576, "hardLimit": 1_048_576 }],
+        "healthCheck": {
+            "command": ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", format!("127.0.0.1:{port}")],
+            "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD,
+        },
+        "stopTimeout": around.stop_limit.map_or(stop_timeout, |limit| stop_timeout.min(limit)),
+    })
+}
+
+fn health_sync(settings: &Settings, around: &Around<'_>) -> Value {
+    json!({
+        "image": settings.images.health_sync,
+        "essential": true,
+        "user": OUR_USER,
+        "environment": [variable(mesh_config::VARIABLE, &around.document)],
+        "secrets": service_secrets(settings),
+        "mountPoints": [mount(MESH, BOOTSTRAP_DIR, false)],
+        "healthCheck": {
+            "command": ["CMD", "/health-sync", "healthy", "--in-mesh"],
+            "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD,
+        },
+        "restartPolicy": { "enabled": true, "restartAttemptPeriod": 60 },
+        "stopTimeout": 30,
+    })
+}
+
+fn app_entrypoint(settings: &Settings) -> Value {
+    json!({
+        "image": settings.images.app_entrypoint,
+        "command": ["install", "/shared"],
+        "essential": false,
+        "user": OUR_USER,
+        "mountPoints": [mount(APP_ENTRYPOINT, "/shared", false)],
+    })
+}

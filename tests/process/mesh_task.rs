@@ -1,0 +1,124 @@
+//! What `mesh-task` prints is what AWS's own client takes, and what it says of documents that are wrong.
+
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::process::{Finished, run};
+use mesh_tests::{binary, part, readme};
+use serde_json::{Value, json};
+
+const BOUND: Duration = Duration::from_secs(60);
+
+/// Validates standard input as botocore does before it sends a RegisterTaskDefinition.
+const VALIDATE: &str = "\
+import json, sys
+from botocore.session import get_session
+from botocore.validate import ParamValidator
+shape = get_session().get_service_model('ecs').operation_model('RegisterTaskDefinition').input_shape
+definition = json.load(open(sys.argv[1]))
+report = ParamValidator().validate(definition, shape)
+print(report.generate_report())
+def unknown(value, shape, path):
+    if shape.type_name == 'structure':
+        for name, inner in value.items():
+            if name in shape.members: unknown(inner, shape.members[name], path + '.' + name)
+            else: print('unknown field ' + path + '.' + name)
+    elif shape.type_name == 'list':
+        for index, inner in enumerate(value): unknown(inner, shape.member, '%s[%d]' % (path, index))
+unknown(definition, shape, '')
+";
+
+async fn mesh_task(arguments: &[&str], directory: &std::path::Path) -> Finished {
+    run(Command::new(binary("mesh-task")).env_clear().args(arguments).current_dir(directory), BOUND).await
+}
+
+/// What botocore objects to.
+async fn objections(definition: &str, directory: &std::path::Path) -> String {
+    std::fs::write(directory.join("definition.json"), definition).unwrap();
+    let mut command = Command::new("python3");
+    command.args(["-c", VALIDATE, "definition.json"]).current_dir(directory).env("PYTHONPATH", part("awscli"));
+    let finished = run(&mut command, BOUND).await;
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    finished.stdout.trim().to_owned()
+}
+
+/// A folder with these documents.
+fn folder(documents: &[(&str, &Value)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, document) in documents {
+        std::fs::write(folder.path().join(name), document.to_string()).unwrap();
+    }
+    folder
+}
+
+fn example(number: usize) -> Value {
+    serde_json::from_str(&readme("mesh-task", "json", number)).unwrap()
+}
+
+#[tokio::test]
+async fn aws_s_client_takes_what_is_rendered() {
+    let (mut settings, mut task) = (example(0), example(1));
+    let gateway = json!({ "retryJoin": ["consul.internal"], "registry": "registry.example",
+        "gateway": { "kind": "mesh-gateway" } });
+    let empty = json!({ "family": "gateway", "networkMode": "awsvpc", "containerDefinitions": [] });
+    let login = json!({ "retryJoin": ["consul.internal"], "registry": "registry.example", "service": { "port": 8080 },
+        "consulHTTPAddr": "https://consul.internal:8501", "consulLogin": { "enabled": true } });
+    let plain = task.clone();
+    // All that is added at once.
+    settings["logLevel"] = json!("DEBUG");
+    settings["logConfiguration"] = json!({ "logDriver": "awsfirelens", "options": { "Name": "stdout" } });
+    let router = json!({ "name": "log-router", "image": "registry.example/fluent-bit:3", "essential": true,
+        "firelensConfiguration": { "type": "fluentbit" } });
+    task["containerDefinitions"].as_array_mut().unwrap().push(router);
+    for (settings, task) in [(&settings, &task), (&gateway, &empty), (&login, &plain)] {
+        let folder = folder(&[("mesh.json", settings), ("task.json", task)]);
+        let rendered = mesh_task(&["render", "--settings", "mesh.json", "task.json"], folder.path()).await;
+        assert_eq!(rendered.code, 0, "{}", rendered.stderr);
+        assert_eq!(objections(&rendered.stdout, folder.path()).await, "");
+
+        std::fs::write(folder.path().join("rendered.json"), &rendered.stdout).unwrap();
+        let again = mesh_task(&["render", "--settings", "mesh.json", "rendered.json"], folder.path()).await;
+        assert_eq!((again.code, &again.stdout), (0, &rendered.stdout), "{}", again.stderr);
+        let same = ["render", "--settings", "mesh.json", "task.json", "--check", "rendered.json"];
+        let checked = mesh_task(&same, folder.path()).await;
+        assert_eq!((checked.code, checked.stdout.as_str()), (0, ""));
+        let other = ["render", "--settings", "mesh.json", "task.json", "--check", "task.json"];
+        let checked = mesh_task(&other, folder.path()).await;
+        assert_eq!(checked.code, 1);
+        assert!(checked.stdout.contains("containerDefinitions[sidecar-proxy]: not deployed\n"), "{}", checked.stdout);
+    }
+    // It does object to what it doesn't know.
+    let folder = folder(&[]);
+    let wrong = json!({ "family": 1, "containerDefinitions": [{ "ofTomorrow": 1 }] }).to_string();
+    let objections = objections(&wrong, folder.path()).await;
+    assert!(objections.contains("family") && objections.contains("unknown field .containerDefinitions[0].ofTomorrow"));
+}
+
+#[tokio::test]
+async fn every_problem_is_a_line_that_begins_with_its_file() {
+    let settings = json!({ "service": { "port": 8080 }, "retryJoin": ["consul.internal"] });
+    let task = json!({ "family": "shop", "networkMode": "host", "containerDefinitions": [{ "name": "mesh-init" }] });
+    let folder = folder(&[("mesh.json", &settings), ("task.json", &task)]);
+    for command in ["render", "policy"] {
+        let refused = mesh_task(&[command, "--settings", "mesh.json", "task.json"], folder.path()).await;
+        assert_eq!((refused.code, refused.stdout.as_str()), (1, ""));
+        let begins: Vec<_> = refused.stderr.lines().map(|line| line.split(": ").nth(2).unwrap_or_default()).collect();
+        let paths = [
+            "images.meshInit",
+            "images.sidecarProxy",
+            "images.healthSync",
+            "networkMode",
+            "containerDefinitions[0].name",
+        ];
+        assert_eq!(begins, paths, "{}", refused.stderr);
+        assert!(refused.stderr.starts_with("error: mesh.json: ") && refused.stderr.contains("\nerror: task.json: "));
+    }
+    std::fs::write(folder.path().join("task.json"), "{ \"family\": 5ec3e7").unwrap();
+    let refused = mesh_task(&["render", "--settings", "mesh.json", "task.json"], folder.path()).await;
+    assert_eq!((refused.code, refused.stderr.lines().count()), (1, 1));
+    assert!(refused.stderr.starts_with("mesh-task: task.json is not JSON: "), "{}", refused.stderr);
+    let missing = mesh_task(&["render", "--settings", "mesh.json", "nowhere.json"], folder.path()).await;
+    assert_eq!((missing.code, missing.stderr.lines().count()), (1, 1));
+    assert!(missing.stderr.starts_with("mesh-task: cannot read nowhere.json: "), "{}", missing.stderr);
+    assert_eq!(mesh_task(&["render"], folder.path()).await.code, 2);
+}
