@@ -155,7 +155,7 @@ impl Settings {
                 None
             }
         });
-        let log_configuration = (!own.log_configuration.is_empty()).then(|| Value::Object(own.log_configuration));
+        let log_configuration = (!own.log_configuration.is_empty()).then_some(Value::Object(own.log_configuration));
         let settings = Self {
             mode: Mode::Agent(Agent { retry_join: own.retry_join, datacenter: own.datacenter }),
             config,
