@@ -7,7 +7,6 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
 use clap::{Parser, Subcommand};
 use rustix::process::Signal;
 use supervise::entrypoint::{self, Error};
@@ -19,6 +18,7 @@ use tokio::time::{Instant, sleep_until};
 #[command(
     name = "app-entrypoint",
     version,
+    disable_help_subcommand = true,
     about = "Keeps an app running for a while after the task was told to stop.",
     after_help = "Without a verb the arguments are the command to run: `app-entrypoint --shutdown-delay 10s myapp …`. A \
                   second TERM ends the delay.\n\n\
@@ -38,7 +38,7 @@ pub struct Arguments {
     #[arg(long, env = "APP_ENTRYPOINT_STOP_SIGNAL", default_value = "TERM", value_name = "SIGNAL", value_parser = signal)]
     stop_signal: StopSignal,
     /// Send signals to the app's whole process group, not to the app alone.
-    #[arg(long, env = "APP_ENTRYPOINT_SIGNAL_GROUP", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "APP_ENTRYPOINT_SIGNAL_GROUP")]
     signal_group: bool,
     #[command(subcommand)]
     verb: Verb,

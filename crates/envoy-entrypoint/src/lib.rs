@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 #[command(
     name = "envoy-entrypoint",
     version,
+    disable_help_subcommand = true,
     about = "Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.",
     long_about = "Runs Envoy under supervision as a task's sidecar proxy.\n\nOn TERM Envoy runs on until the task metadata \
                   says that every app container has stopped; then Envoy gets TERM. Apps are all containers but those that \

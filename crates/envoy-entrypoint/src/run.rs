@@ -9,7 +9,6 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::Args;
-use clap::builder::BoolishValueParser;
 use ecs_meta::MetadataClient;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use sidecar_kit::backoff::Backoff;
@@ -35,7 +34,7 @@ pub(crate) struct Options {
     grace: Duration,
     /// Drain Envoy's inbound listeners when the task is to stop: each answer closes its connection, and new connections come in until
     /// Envoy ends. Start Envoy with --drain-time-s below the app's delay, and with --drain-strategy immediate.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN")]
     drain: bool,
     /// This Envoy is a gateway: it has no app to wait for and runs on for that long after TERM, at most the grace, until others
     /// know that it goes. With --drain all of its listeners drain, not the inbound ones alone.
@@ -58,7 +57,7 @@ pub(crate) struct Options {
     #[arg(long, env = "ENVOY_ENTRYPOINT_RESTART_DELAY", value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
     restart_delay: Duration,
     /// Send signals to Envoy's whole process group, not to Envoy alone.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_SIGNAL_GROUP", value_parser = BoolishValueParser::new())]
+    #[arg(long, env = "ENVOY_ENTRYPOINT_SIGNAL_GROUP")]
     signal_group: bool,
 }
 

@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::builder::BoolishValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Command, Parser};
+use clap::{ArgAction, Command, Parser};
 
 use crate::stderr;
 
@@ -19,7 +20,7 @@ pub const USAGE: u8 = 2;
 /// `--version` print and exit with 0.
 #[must_use]
 pub fn parse_arguments<A: Parser>() -> A {
-    let command = without_empty_variables(A::command());
+    let command = with_variables(A::command());
     let arguments = with_two_dashes(&command, std::env::args_os());
     let parsed = command.try_get_matches_from(arguments).and_then(|matches| A::from_arg_matches(&matches));
     parsed.unwrap_or_else(|error| {
@@ -61,16 +62,19 @@ pub fn parse_delay(text: &str) -> Result<Duration, String> {
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const DURATION: &str = "expected a duration such as 500ms, 10s or 2m, at most 1day";
 
-/// An empty variable counts as not set, for flags as everywhere else; clap would take it for a value.
-fn without_empty_variables(command: Command) -> Command {
+/// Variables in the place of flags. An empty one counts as not set, as everywhere else; clap would take it for a value. A switch's may
+/// be 1, 0, yes, no and so on, in any case; clap alone knows only true and false.
+fn with_variables(command: Command) -> Command {
     command
         .mut_args(|argument| {
             // What stands in the environment may be a secret, and `--help` would show it.
             let argument = argument.hide_env_values(true);
             let empty = argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-            if empty { argument.env(None::<&str>) } else { argument }
+            let argument = if empty { argument.env(None::<&str>) } else { argument };
+            let switch = matches!(argument.get_action(), ArgAction::SetTrue);
+            if switch { argument.value_parser(BoolishValueParser::new()) } else { argument }
         })
-        .mut_subcommands(without_empty_variables)
+        .mut_subcommands(with_variables)
 }
 
 /// The arguments, with two dashes before each flag that has one: consul-ecs's flags, as those of every Go program, have one or two.
@@ -181,7 +185,7 @@ mod tests {
     #[test]
     fn a_flag_may_have_one_dash_and_another_program_s_arguments_are_left_alone() {
         let flag = |name: &'static str| clap::Arg::new(name).long(name);
-        let command = Command::new("x").args([flag("delay"), flag("drain").action(clap::ArgAction::SetTrue)]);
+        let command = Command::new("x").args([flag("delay"), flag("drain").action(ArgAction::SetTrue)]);
         let rows: [(&[&str], &[&str]); 6] = [
             (&["-delay", "1s", "-drain", "app", "-delay"], &["--delay", "1s", "--drain", "app", "-delay"]),
             (&["-delay=1s", "app"], &["--delay=1s", "app"]),
