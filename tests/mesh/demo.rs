@@ -1,10 +1,10 @@
-//! `cargo xtask demo shutdown`, its numbers.
+//! `cargo xtask demo shutdown` and `cargo xtask demo rolling`, their numbers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use local_mesh::Quiet;
 use local_mesh::demo::{self, CASES, Demo, Length, Outcome, Row};
+use local_mesh::{Quiet, rolling};
 
 use crate::whole;
 
@@ -43,4 +43,20 @@ async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
         }
     }
     demo.end().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_single_instance_is_replaced_and_no_request_fails() {
+    let docker = whole().await;
+    println!("{}", demo::head());
+    for case in rolling::CASES {
+        let report = rolling::run(&docker, case, 3, &Quiet).await.unwrap();
+        println!("{}", Row { name: case.name, report: &report, retries_refused: 0 });
+        assert_eq!(report.sent, report.succeeded + report.failed);
+        assert!(report.sent as f64 >= 200.0 * report.seconds, "{report:?}");
+        if case.lossless {
+            assert_eq!(report.failed, 0, "{}: {:?}", case.name, report.failures);
+        }
+    }
+    rolling::end(&docker).await.unwrap();
 }

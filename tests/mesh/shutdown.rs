@@ -137,9 +137,10 @@ async fn in_the_order_of_depends_on_a_task_that_stops_for_long_hears_of_tasks_th
     let load = Load::start(&docker, "web", Options { shutdown_delay: "25s", ..LOAD }).await.unwrap();
     assert!(watch.flowing().await, "requests go out of web");
     let meanwhile = async {
-        eventually("web's health-sync is done", BOUND, async || {
-            let health_sync = docker::task(&docker, "web").await.unwrap()["health-sync"].state.clone().unwrap();
-            if health_sync.running == Some(true) { Err("it runs".to_owned()) } else { Ok(()) }
+        // An agent that got TERM with the app would have closed its connection to Envoy by then.
+        eventually("web's app has ended", BOUND, async || {
+            let app = docker::task(&docker, "web").await.unwrap()["app"].state.clone().unwrap();
+            if app.running == Some(true) { Err("it runs".to_owned()) } else { Ok(()) }
         })
         .await;
         task::stop(&docker, "api-2", StopOrder::AllAtOnce).await.unwrap();

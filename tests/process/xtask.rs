@@ -25,6 +25,7 @@ async fn without_docker_every_command_that_needs_it_ends_in_one_line() {
         &["stop", "web"],
         &["start", "web"],
         &["demo", "shutdown"],
+        &["demo", "rolling"],
     ] {
         let ended = run(xtask(arguments).env("DOCKER_HOST", "unix:///nonexistent/docker.sock"), BOUND).await;
         assert_eq!((ended.code, ended.stderr.lines().count()), (1, 1), "{arguments:?}: {}", ended.stderr);
