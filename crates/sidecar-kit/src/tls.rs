@@ -395,11 +395,13 @@ mod tests {
         assert!(!shown.contains(middle) && !shown.contains(&decimal) && shown.len() < 300, "{shown}");
     }
 
+    type Damage = fn(&str) -> String;
+
     #[test]
     fn no_error_and_no_debug_shows_a_part_of_the_pem() {
         let (certificate, key) = made("consul.test");
         let both = format!("{certificate}{key}");
-        let damages: [(&str, fn(&str) -> String); 6] = [
+        let damages: [(&str, Damage); 6] = [
             ("its line breaks are written as \\n", |pem| pem.replace('\n', "\\n")),
             ("its line breaks are missing", |pem| pem.replace('\n', " ")),
             ("its line breaks are missing", |pem| pem.replace('\n', "")),
@@ -453,7 +455,7 @@ mod tests {
         let both = public(&[file, (CERT_DIR, format!("{}:{}", path("none"), path("more")))]).unwrap();
         assert_eq!((both.len(), both.built_in), (2, false));
         let neither = public(&[]).unwrap();
-        assert!(!neither.is_empty() && neither.built_in == (neither.len() == 0));
+        assert!(!neither.is_empty() && neither.built_in == (neither.certificates.is_empty()));
 
         let refused =
             |variable: &'static str, value: String| crate::exit::one_line(&public(&[(variable, value)]).unwrap_err());
