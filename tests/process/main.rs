@@ -13,6 +13,7 @@ mod envoy_entrypoint;
 mod envoy_lifecycle;
 mod gateways;
 mod health_sync;
+mod ipv6;
 mod login;
 mod machine;
 mod mesh_init;

@@ -482,7 +482,8 @@ async fn an_agent_with_the_written_configuration_joins_and_takes_the_task() {
     let other = json!({ "ports": { "http": client_http, "grpc": grpc, "serf_lan": serf_lan, "dns": -1 } });
     std::fs::write(&ports, other.to_string()).unwrap();
     let mut consul = Command::new(part("consul"));
-    let _client = Process::spawn(consul.arg("agent").arg("-config-file").arg(&output).arg("-config-file").arg(&ports));
+    consul.arg("agent").arg("-config-file").arg(&output).arg("-config-file").arg(&ports);
+    let client = Process::spawn(&mut consul);
     // At once: the agent refuses, then doesn't know its servers, then takes it.
     task.starts().await;
     eventually("the catalog has the task on its own node", BOUND, async || {
@@ -493,6 +494,53 @@ async fn an_agent_with_the_written_configuration_joins_and_takes_the_task() {
         }
     })
     .await;
+
+    // An agent that was killed and lost its data is the same node. Another one of its name would be refused while the servers take
+    // the first one to be alive.
+    drop(client);
+    std::fs::remove_dir_all(&data).unwrap();
+    let _client = Process::spawn(&mut consul);
+    let mut task = task;
+    task.document["service"]["tags"] = json!(["green"]);
+    task.starts().await;
+    eventually("the catalog has what the agent has without its data", Duration::from_secs(20), async || {
+        let instances = server.call("GET", "/v1/catalog/service/web", &Value::Null).await;
+        if instances[0]["ServiceTags"] == json!(["green"]) { Ok(()) } else { Err(instances.to_string()) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_whose_grpc_is_off_is_an_error_and_nothing_stays_registered() {
+    let agent = Agent::start_with(&json!({ "ports": { "grpc": -1 } })).await;
+    let task = Task::new(&agent.http, "");
+    task.fails_with(&[], &["the agent serves no gRPC, which Envoy needs: expected ports { grpc = 8502 }"]).await;
+    assert_eq!(agent.call("GET", "/v1/agent/services", &Value::Null).await, json!({}));
+    // Where Envoy is given another agent, this one need not serve it.
+    task.with("CONSUL_GRPC_ADDR", "127.0.0.1:8502").starts().await;
+}
+
+#[tokio::test]
+async fn the_admin_address_is_of_the_agent_s_family_whatever_that_of_grpc_is() {
+    let server = |bound: &str| {
+        Server::that_answers(
+            &json!({
+                "ID": "web-f1a2-sidecar-proxy", "Service": "web-sidecar-proxy", "Datacenter": "dc1",
+                "Proxy": { "DestinationServiceName": "web" },
+                "Config": { "Datacenter": "dc1", "NodeName": "n", "Version": "1.21.4" },
+                "DebugConfig": { "BindAddr": bound, "GRPCPort": 8502 },
+            })
+            .to_string(),
+        )
+    };
+    let (v4, v6) = (server("0.0.0.0"), server("::"));
+    for (agent, grpc, admin) in
+        [(&v6, "127.0.0.1:8502", "::1"), (&v4, "[::1]:8502", "127.0.0.1"), (&v6, "unix:///grpc.sock", "::1")]
+    {
+        let task = Task::new(&agent.0, "").with("CONSUL_GRPC_ADDR", grpc);
+        task.starts().await;
+        assert_eq!(task.bootstrap()["admin"]["address"]["socket_address"]["address"], admin, "{grpc}");
+    }
 }
 
 #[tokio::test]

@@ -602,7 +602,7 @@ impl Expose {
 /// What is said of address and port.
 const LAN_ADDRESS: [&str; 2] = ["An IP address or a name; default the task's.", "The gateway's port; default 8443."];
 const WAN_ADDRESS: [&str; 2] =
-    ["An IP address or a name; without one there is no WAN address.", "The port; default the gateway's."];
+    ["An IP address or a name; without one there is no WAN address.", "The port; default 8443."];
 
 fn address(object: &mut Object<'_>, about: [&'static str; 2]) -> Address {
     Address { address: object.field("address", about[0]).text(), port: object.field("port", about[1]).integer() }

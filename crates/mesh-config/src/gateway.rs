@@ -108,18 +108,20 @@ impl<'a> Role<'a> {
     }
 }
 
-/// The registration of a gateway: no address of its own unless the document has one, since the agent's is the task's.
+/// The registration of a gateway: no address of its own unless the document has one, since the agent's is the task's. In a
+/// task without an IPv4 address it has the task's, where its listener is then; else Envoy would listen on IPv4.
 fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistration {
     let port = port(gateway);
     let lan = lan(gateway);
     let wan = gateway.wan_address.as_ref();
     let wan = wan.and_then(|wan| Some((given(wan.address.as_deref())?, wan.port.filter(|port| *port != 0))));
+    let v6 = task.private_ip().filter(|_| registration::is_ipv6_only(task));
     let mut tagged_addresses = BTreeMap::new();
     if let Some(lan) = lan {
         tagged_addresses.insert("lan".to_owned(), ServiceAddress { address: lan.to_owned(), port });
     }
     if let Some((address, wan_port)) = wan {
-        let port = wan_port.unwrap_or(port);
+        let port = wan_port.unwrap_or(GATEWAY_PORT);
         tagged_addresses.insert("wan".to_owned(), ServiceAddress { address: address.to_owned(), port });
     }
     let dialled = dialled(gateway, task);
@@ -137,7 +139,7 @@ fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistr
         name: names.service.clone(),
         tags: gateway.tags.clone(),
         port: Some(port),
-        address: lan.map(str::to_owned),
+        address: lan.or(v6).map(str::to_owned),
         tagged_addresses,
         meta: meta(task.task_id(), &task.task_arn.to_string(), &gateway.meta),
         checks: vec![CheckDefinition {
@@ -236,11 +238,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_port_has_the_gateway_s_and_a_port_alone_makes_no_address() {
+    fn an_address_without_a_port_has_8443_and_a_port_alone_makes_no_address() {
         let gateway = registered(json!({
             "kind": "mesh-gateway", "lanAddress": { "port": 9443 }, "wanAddress": { "address": "198.51.100.7" },
         }));
-        let wan = json!({ "wan": { "Address": "198.51.100.7", "Port": 9443 } });
+        let wan = json!({ "wan": { "Address": "198.51.100.7", "Port": 8443 } });
         assert_eq!(gateway[0]["TaggedAddresses"], wan);
         assert_eq!((&gateway[0]["Address"], &gateway[0]["Port"]), (&Value::Null, &json!(9443)));
         assert_eq!(gateway[0]["Checks"][0]["TCP"], "10.1.2.3:9443");
@@ -250,6 +252,17 @@ mod tests {
         assert_eq!(gateway[0]["Checks"][0]["TCP"], "[fd00::7]:8443");
         let gateway = registered(json!({ "kind": "mesh-gateway", "wanAddress": { "port": 443 } }));
         assert_eq!(gateway[0]["TaggedAddresses"], Value::Null);
+    }
+
+    #[test]
+    fn a_gateway_in_a_task_with_ipv6_alone_is_at_the_task_s_address() {
+        let task = task(&json!({ "NetworkMode": "awsvpc", "IPv6Addresses": ["fd00::1"] }));
+        let document = json!({ "bootstrapDir": "/consul", "gateway": { "kind": "mesh-gateway" } });
+        let config = Config::parse(&document.to_string()).unwrap();
+        let gateway = config.gateway.as_ref().unwrap();
+        let registered = registration(gateway, &Role::Gateway(gateway).names(&task), &task);
+        assert_eq!(registered.address.as_deref(), Some("fd00::1"));
+        assert_eq!(registered.checks[0].tcp.as_deref(), Some("[fd00::1]:8443"));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The task's service and proxy as Consul's agent is told of them ("Register Service - Agent HTTP API").
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 
 use consul_api::{
     CheckDefinition, CheckStatus, ExposeConfig, ExposePath, MeshGatewayConfig, Proxy, ServiceKind, ServiceRegistration,
     Upstream, Weights,
 };
 use ecs_meta::Task;
+use serde_json::{Map, Value};
 
 use crate::{
     CheckTtl, Config, DestinationType, ExposeProtocol, HEALTH_SYNC_NAME, MeshGatewayMode, Names, Service, meta,
@@ -49,7 +51,7 @@ pub fn proxy(config: &Config, service: &Service, names: &Names, task: &Task) -> 
         checks: vec![
             CheckDefinition {
                 name: "Proxy Public Listener".to_owned(),
-                tcp: Some(format!("127.0.0.1:{listener}")),
+                tcp: Some(format!("{}:{listener}", if is_ipv6_only(task) { "[::1]" } else { "127.0.0.1" })),
                 interval: Some(LISTENER_INTERVAL.to_owned()),
                 deregister_critical_service_after: Some("10m".to_owned()),
                 ..CheckDefinition::default()
@@ -65,13 +67,29 @@ pub fn proxy(config: &Config, service: &Service, names: &Names, task: &Task) -> 
             destination_service_id: Some(names.service_id.clone()),
             local_service_address: Some("127.0.0.1".to_owned()),
             local_service_port: port(service),
-            config: Some(proxy.config.clone()).filter(|config| !config.is_empty()),
+            config: Some(config_on(task, &proxy.config)).filter(|config| !config.is_empty()),
             upstreams: proxy.upstreams.iter().map(upstream).collect(),
             mesh_gateway: proxy.mesh_gateway.map(mesh_gateway),
             expose: proxy.expose.as_ref().map(expose),
         }),
         ..common(service, task)
     }
+}
+
+/// Whether the task has IPv6 addresses alone. Envoy's listeners are on IPv4 unless Consul is told otherwise.
+pub(crate) fn is_ipv6_only(task: &Task) -> bool {
+    task.private_ip().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok())
+}
+
+/// The proxy's configuration. In a task without an IPv4 address the public listener and exposed paths are on all IPv6
+/// addresses, unless the document says where.
+fn config_on(task: &Task, config: &Map<String, Value>) -> Map<String, Value> {
+    let mut config = config.clone();
+    let given = config.keys().any(|key| key.eq_ignore_ascii_case("bind_address"));
+    if is_ipv6_only(task) && !given {
+        config.insert("bind_address".to_owned(), "::".into());
+    }
+    config
 }
 
 /// What service and proxy share.
@@ -184,9 +202,32 @@ fn expose(expose: &crate::Expose) -> ExposeConfig {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_task_with_ipv6_alone_has_its_public_listener_there_and_checked_there() {
+        let proxy_of = |addresses: Value, config: Value| {
+            let document = json!({ "bootstrapDir": "/c", "service": { "port": 1 }, "proxy": { "config": config } });
+            let config = Config::parse(&document.to_string()).unwrap();
+            let task: Task = serde_json::from_value(json!({
+                "Cluster": "blue", "Family": "Shop", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
+                "Containers": [{ "Name": "app", "Networks": [addresses] }],
+            }))
+            .unwrap();
+            let service = config.service.clone().unwrap();
+            let proxy = proxy(&config, &service, &Names::new(None, "shop", "f1a2"), &task);
+            let bind = proxy.proxy.unwrap().config.unwrap_or_default();
+            (json!(bind), proxy.checks[0].tcp.clone().unwrap())
+        };
+        let v6 = json!({ "IPv6Addresses": ["fd00::7"] });
+        let both = json!({ "IPv4Addresses": ["10.0.0.7"], "IPv6Addresses": ["fd00::7"] });
+        assert_eq!(proxy_of(v6.clone(), json!({})), (json!({ "bind_address": "::" }), "[::1]:20000".to_owned()));
+        assert_eq!(proxy_of(both, json!({})), (json!({}), "127.0.0.1:20000".to_owned()));
+        let given = json!({ "Bind_Address": "fd00::7" });
+        assert_eq!(proxy_of(v6, given.clone()), (given, "[::1]:20000".to_owned()));
+    }
 
     fn registrations(document: &Value) -> (Value, Value) {
         let config = Config::parse(&document.to_string()).unwrap();
