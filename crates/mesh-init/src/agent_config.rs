@@ -51,7 +51,7 @@ pub enum AgentConfigError {
     Log(#[from] log::LogError),
     #[error("CONSUL_RETRY_JOIN is not set: expected the servers' addresses, separated by commas")]
     NoServers,
-    #[error("--output (MESH_INIT_AGENT_CONFIG) is {}: expected a name that ends in .json, since Consul reads no other", .0.display())]
+    #[error("--output (MESH_INIT_AGENT_CONFIG) is {}: expected a name that ends in .json, since Consul reads no other", shown_path(.0))]
     Output(PathBuf),
     #[error("{variable}_FILE")]
     Secret { variable: &'static str, source: SecretFileError },

@@ -36,6 +36,8 @@ pub fn parse_arguments<A: Parser>() -> A {
         let lines = text.lines().map(str::trim).take_while(|line| !line.is_empty());
         let what = lines.collect::<Vec<_>>().join(" ");
         let what = what.strip_prefix("error: ").unwrap_or(&what);
+        // clap quotes what it could not understand.
+        let what = if what.contains("-----BEGIN ") { "an argument or its variable holds a PEM text" } else { what };
         let variable =
             variable_behind(&A::command(), &error).map_or(String::new(), |name| format!("the variable {name}; "));
         fail(&program, &format!("{what} ({variable}see --help)"), USAGE)

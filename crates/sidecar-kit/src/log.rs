@@ -7,6 +7,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::env::Env;
+use crate::secret::shown;
 use crate::stderr::Lines;
 
 /// Libraries that trace by themselves.
@@ -14,7 +15,7 @@ const LIBRARIES: [&str; 7] = ["bollard", "h2", "hyper", "hyper_util", "rustls", 
 
 /// `LOG_LEVEL` or `LOG_FORMAT` holds something else than it may.
 #[derive(Debug, thiserror::Error)]
-#[error("{variable} is {value:?}: expected {expected}")]
+#[error("{variable} is {value}: expected {expected}")]
 pub struct LogError {
     variable: &'static str,
     value: String,
@@ -31,7 +32,7 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
         None => default_level.unwrap_or(Level::INFO),
         Some(value) => value.parse().map_err(|_| LogError {
             variable: "LOG_LEVEL",
-            value: value.to_owned(),
+            value: shown(value),
             expected: "trace, debug, info, warn or error",
         })?,
     };
@@ -49,7 +50,7 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
             subscriber.json().flatten_event(true).with_target(false).finish().with(filter_fn(ours)).try_init()
         }
         Some(value) => {
-            return Err(LogError { variable: "LOG_FORMAT", value: value.to_owned(), expected: "text or json" });
+            return Err(LogError { variable: "LOG_FORMAT", value: shown(value), expected: "text or json" });
         }
     };
     // Only a second call fails, and then logging has started.

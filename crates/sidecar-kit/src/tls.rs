@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::env::Env;
+use crate::secret::shown;
 
 /// How a server proves who it is.
 #[derive(Debug, Clone, Default)]
@@ -32,7 +33,7 @@ pub struct TlsOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum TlsOptionsError {
     /// The name is neither a DNS name nor an address.
-    #[error("{0:?} is not a server name")]
+    #[error("{0} is not a server name")]
     ServerName(String),
     /// The public authorities cannot be read.
     #[error(transparent)]
@@ -314,7 +315,7 @@ impl TlsOptions {
     /// The server name to check, parsed.
     pub(crate) fn parsed_server_name(&self) -> Result<Option<ServerName<'static>>, TlsOptionsError> {
         let parse =
-            |name: &String| ServerName::try_from(name.clone()).map_err(|_| TlsOptionsError::ServerName(name.clone()));
+            |name: &String| ServerName::try_from(name.clone()).map_err(|_| TlsOptionsError::ServerName(shown(name)));
         self.server_name.as_ref().map(parse).transpose()
     }
 
