@@ -106,7 +106,7 @@ impl Cluster {
         format!("http://127.0.0.1:{}/", self.api_port)
     }
 
-    fn endpoint(&self, container: &str) -> String {
+    pub fn endpoint(&self, container: &str) -> String {
         format!("{}/v4/{TASK_ID}-{container}", self.url)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_tests::http::request;
+use mesh_tests::http::{get, request};
 use mesh_tests::moto::{Moto, aws};
 use mesh_tests::process::Finished;
 use serde_json::{Value, json};
@@ -174,25 +174,29 @@ async fn the_aws_cli_describes_tasks_with_tags_when_asked_and_says_which_are_mis
 async fn a_task_that_has_stopped_is_listed_as_stopped_with_its_reason_until_its_containers_are_removed() {
     let cluster = Cluster::new("stopped").await;
     cluster.run_pause(&[]);
-    cluster.run_app("app", &[], &["/demo-app", "serve"]);
+    cluster.run_app("app", &["--label", "ecs-mesh.tag.team=blue"], &["/demo-app", "serve"]);
     let list = async |status: &str| {
         let list = ["list-tasks", "--cluster", &cluster.name, "--desired-status", status];
         arns(&answered(&cluster.api(), &list).await)
     };
     let describe = async || {
-        let (_, described) =
-            raw(&cluster, "DescribeTasks", &json!({ "cluster": cluster.name, "tasks": [TASK_ID] })).await;
+        let describe = json!({ "cluster": cluster.name, "tasks": [TASK_ID], "include": ["TAGS"] });
+        let (_, described) = raw(&cluster, "DescribeTasks", &describe).await;
         described["tasks"][0].clone()
     };
     let running = describe().await;
     assert_eq!((&running["lastStatus"], &running["desiredStatus"]), (&"RUNNING".into(), &"RUNNING".into()));
     assert!(running["createdAt"].as_f64() < running["startedAt"].as_f64(), "{running}");
+    assert_eq!(running["tags"][0]["value"], "blue");
     let arn = cluster.arn(TASK_ID);
     assert_eq!((list("RUNNING").await, list("STOPPED").await), (vec![arn.clone()], vec![]));
 
     let stop = ["stop-task", "--cluster", &cluster.name, "--task", &arn, "--reason", "a test"];
     answered(&cluster.api(), &stop).await;
-    // From now on it is wanted STOPPED, whether or not it has already.
+    // From now on it is wanted STOPPED, whether or not it has already, and its tags are deleted.
+    assert_eq!(describe().await["tags"], json!([]));
+    let metadata = get(&format!("{}/taskWithTags", cluster.endpoint("app"))).await.unwrap();
+    assert!(!metadata.contains("TaskTags"), "{metadata}");
     assert_eq!((list("RUNNING").await, list("STOPPED").await), (vec![], vec![arn.clone()]));
     cluster.until_task("all have stopped", |task| task["KnownStatus"] == "STOPPED").await;
     cluster.process.as_ref().unwrap().says("stopped arn:", SOON).await;

@@ -72,6 +72,8 @@ pub(crate) struct Found {
     pub(crate) name: String,
     /// Since when the task is being stopped.
     pub(crate) stopping: Option<OffsetDateTime>,
+    /// Whether it has its tags, see [`Live::has_tags`].
+    pub(crate) has_tags: bool,
 }
 
 impl Live {
@@ -92,7 +94,7 @@ impl Live {
         let Some(labels) = labels else { return Ok(None) };
         let stopping = self.stopping(&labels.task);
         let task = self.inspect(&labels.task, &listed).await?;
-        Ok(task.map(|task| Found { task, name: labels.name, stopping }))
+        Ok(task.map(|task| Found { has_tags: self.has_tags(&task), task, name: labels.name, stopping }))
     }
 
     async fn task(&self, arn: &TaskArn) -> Result<Option<Task>, EngineError> {
@@ -273,6 +275,12 @@ impl Live {
     pub(crate) fn stop_request(&self, task: &Task) -> Option<StopRequest> {
         let request = self.seen().requests.get(&task.arn).cloned();
         request.filter(|request| task.run_began().is_none_or(|began| began < request.at))
+    }
+
+    /// Whether a task has its tags: `StopTask` deletes them, while the containers still run ("StopTask" in the Amazon ECS API
+    /// Reference).
+    pub(crate) fn has_tags(&self, task: &Task) -> bool {
+        self.stop_request(task).is_none()
     }
 
     /// Begins to stop a task because somebody asked for it, as [`Live::begin_stop`] does.

@@ -70,7 +70,7 @@ pub(crate) async fn metadata(live: Arc<Live>, request: Request<Incoming>) -> Res
             None => json(StatusCode::NOT_FOUND, &format!("container {} has been removed", found.name)),
         },
         "task" => |found| json(StatusCode::OK, &found.task.metadata(found.stopping, false)),
-        "taskWithTags" => |found| json(StatusCode::OK, &found.task.metadata(found.stopping, true)),
+        "taskWithTags" => |found| json(StatusCode::OK, &found.task.metadata(found.stopping, found.has_tags)),
         _ => return json(StatusCode::NOT_FOUND, &format!("no such path: {path}")),
     };
     match live.find(id).await {

@@ -1,5 +1,7 @@
 //! A task as the API shows it ("Task" in the Amazon ECS API Reference).
 
+use std::collections::BTreeMap;
+
 use ecs_meta::Status;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -39,8 +41,8 @@ fn show(task: &Task, stopping: Option<OffsetDateTime>, request: Option<StopReque
         "containers": containers.collect::<Vec<_>>(),
     });
     if metadata.desired_status == Status::Stopped {
-        let (at, code, reason) = match request {
-            Some(StopRequest { at, reason }) => (Some(at), "UserInitiated", reason),
+        let (at, code, reason) = match &request {
+            Some(StopRequest { at, reason }) => (Some(*at), "UserInitiated", reason.clone()),
             None => {
                 let at = task.essential_exit().and_then(|exited| exited.finished_at);
                 (at, "EssentialContainerExited", "Essential container in task exited".to_owned())
@@ -51,7 +53,9 @@ fn show(task: &Task, stopping: Option<OffsetDateTime>, request: Option<StopReque
         shown["stoppedReason"] = reason.into();
     }
     if with_tags {
-        shown["tags"] = task.tags().iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
+        // StopTask deletes them.
+        let tags = if request.is_none() { task.tags() } else { BTreeMap::new() };
+        shown["tags"] = tags.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     }
     without_nulls(shown)
 }
@@ -136,11 +140,14 @@ mod tests {
             (&"EssentialContainerExited".into(), &1_925_089_448.0.into())
         );
         assert_eq!(shown["containers"][0]["exitCode"], 3);
+        let shown = show(&task(exited.clone()), None, None, true);
+        assert_eq!(shown["tags"][0]["key"], "team", "nobody called StopTask");
 
         let request =
             StopRequest { at: OffsetDateTime::from_unix_timestamp(1_925_089_447).unwrap(), reason: "r".into() };
-        let shown = show(&task(exited), None, Some(request), false);
+        let shown = show(&task(exited), None, Some(request), true);
         assert_eq!((&shown["stopCode"], &shown["stoppedReason"]), (&"UserInitiated".into(), &"r".into()));
         assert_eq!(shown["stoppingAt"], 1_925_089_447.0);
+        assert_eq!(shown["tags"], json!([]), "StopTask deletes them");
     }
 }
