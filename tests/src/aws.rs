@@ -118,6 +118,15 @@ impl Aws {
         (task["desiredStatus"], task["lastStatus"]) = (desired.into(), last.into());
     }
 
+    /// Stops a task as StopTask does: its tags are deleted, and its containers run on for a while.
+    ///
+    /// # Panics
+    /// When there is no such task.
+    pub fn stop(&self, arn: &str) {
+        self.set_status(arn, "STOPPED", "STOPPING");
+        self.state().tasks.get_mut(arn).expect("the task is there")["tags"] = json!([]);
+    }
+
     /// The task is no longer known.
     pub fn forget(&self, arn: &str) {
         self.state().tasks.remove(arn);

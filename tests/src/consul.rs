@@ -64,6 +64,38 @@ impl Agent {
         agent
     }
 
+    /// Starts a primary datacenter and a secondary one that replicates its tokens, both of one server; the management token is
+    /// the same.
+    pub async fn start_two_datacenters() -> (Self, Self) {
+        let serf_wan = free_port();
+        let primary = Self::start_with_acls_and(json!({ "ports": { "serf_wan": serf_wan } })).await;
+        let management = &primary.management;
+        let secondary = json!({
+            "datacenter": "dc2", "node_name": "test-2", "primary_datacenter": "dc1",
+            "retry_join_wan": [format!("127.0.0.1:{serf_wan}")], "ports": { "serf_wan": free_port() },
+            "acl": {
+                "enabled": true, "default_policy": "deny", "enable_token_replication": true,
+                "tokens": { "agent": management, "replication": management }
+            }
+        });
+        let mut secondary = Self::start_with(&secondary).await;
+        secondary.management.clone_from(management);
+        eventually("the secondary datacenter replicates", Duration::from_secs(60), async || {
+            let (status, answer) = http::request("GET", &secondary.url("/v1/acl/replication"), &[], "").await?;
+            let replication: Value = serde_json::from_str(&answer).map_err(|error| format!("{status}: {error}"))?;
+            if replication["ReplicatedTokenIndex"].as_u64() > Some(0) { Ok(()) } else { Err(answer) }
+        })
+        .await;
+        (primary, secondary)
+    }
+
+    /// Lets a secondary datacenter replicate ACLs, or not.
+    pub async fn replicate(&self, replicates: bool) {
+        let wrong = "00000000-0000-0000-0000-00000000ffff";
+        let token = if replicates { &self.management } else { wrong };
+        self.call("PUT", "/v1/agent/token/replication", &json!({ "Token": token })).await;
+    }
+
     /// Starts a server with more configuration and waits for its leader.
     pub async fn start_with(more: &Value) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory can be made");

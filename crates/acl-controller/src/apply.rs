@@ -8,9 +8,10 @@ use sidecar_kit::secret::Secret;
 use crate::cycle::Controller;
 use crate::error::Error;
 use crate::metrics::Change;
-use crate::observe::{Known, Value};
+use crate::observe::{Known, Lists, Value};
 use crate::owner::{TokenOwner, is_described};
-use crate::plan::{Action, Stored, corrected, superseded};
+use crate::plan::{Action, Stored, corrected};
+use crate::rotation::{is_superseded, superseded};
 use crate::term::Term;
 
 impl Controller {
@@ -19,11 +20,12 @@ impl Controller {
         &self,
         term: &Term,
         (owner, grants): (&TokenOwner, &TokenGrants),
-        name: &str,
+        lists: &Lists,
         action: Action,
         tokens: &[&TokenEntry],
         known: &mut Known,
     ) -> Result<(), Error> {
+        let name = &*self.names.secret(owner);
         let vanished = |accessor: &str| Error::Vanished { accessor: accessor.to_owned() };
         let entry = |accessor: &str| {
             tokens.iter().find(|token| token.accessor_id == accessor).ok_or_else(|| vanished(accessor))
@@ -45,10 +47,21 @@ impl Controller {
                 let token = self.consul.create_token(term, grants).await?;
                 tracing::info!("{owner}: token {} created", token.entry.accessor_id);
                 self.metrics.changed(Change::Created);
+                self.end_window(term, &token.entry.accessor_id, tokens, known).await?;
                 self.store(term, name, &token, known).await?;
+            }
+            Action::Remake(accessor) => {
+                let value = self.value(name, lists).await?.filter(|(_, value)| value.accessor_id == accessor);
+                let (_, value) = value.ok_or_else(|| vanished(&accessor))?;
+                let secret_id = Secret::new(value.token);
+                let token = self.consul.create_token_as(term, grants, &accessor, &secret_id).await?;
+                known.agrees_with(&token.entry);
+                tracing::info!("{owner}: token {accessor} created again, as the secret {name} holds it");
+                self.metrics.changed(Change::Created);
             }
             Action::Store(accessor) => {
                 let token = self.consul.token(&accessor).await?.ok_or_else(|| vanished(&accessor))?;
+                self.end_window(term, &accessor, tokens, known).await?;
                 self.store(term, name, &token, known).await?;
                 tracing::warn!("{owner}: the secret {name} did not hold token {accessor}; repaired");
                 self.metrics.changed(Change::Repaired);
@@ -58,7 +71,7 @@ impl Controller {
                 let token = self.consul.create_token(term, grants).await?;
                 let by = &token.entry.accessor_id;
                 // Said before the new one is handed out: what nothing explains would be deleted while tasks use it.
-                self.consul.update_token(term, &accessor, &superseded(&old.grants, by)).await?;
+                self.consul.update_token(term, &accessor, &superseded(&old.grants, by, SystemTime::now())).await?;
                 self.store(term, name, &token, known).await?;
                 tracing::info!(
                     "{owner}: token {accessor} replaced by {by}; it lives while tasks from before the change do"
@@ -77,6 +90,20 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// After a rotation that was cut off: the secret holds the replaced token until now, not until the rotation began.
+    async fn end_window(&self, term: &Term, by: &str, tokens: &[&TokenEntry], known: &Known) -> Result<(), Error> {
+        let Stored::Token { accessor, .. } = &known.stored else { return Ok(()) };
+        let held = tokens.iter().find(|token| token.accessor_id == *accessor && is_superseded(token));
+        match held {
+            Some(held) => {
+                let grants = superseded(&held.grants, by, SystemTime::now());
+                self.consul.update_token(term, accessor, &grants).await?;
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Puts a token that Consul has into the secret.

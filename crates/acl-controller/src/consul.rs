@@ -1,12 +1,15 @@
 //! The calls to Consul, each counted, and each refusal with the permission that is missing.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use consul_api::{
     Client, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession, Policy, Role, SessionId, Token, TokenEntry,
     TokenGrants,
 };
+
+use sidecar_kit::secret::Secret;
 
 use crate::metrics::Metrics;
 use crate::term::{NotLeader, Term};
@@ -44,6 +47,9 @@ pub enum Error {
     /// Any other failure.
     #[error(transparent)]
     Failed(consul_api::Error),
+    /// No client of the primary datacenter can be made.
+    #[error(transparent)]
+    Config(consul_api::ConfigError),
     /// The lock isn't held.
     #[error(transparent)]
     NotLeader(#[from] NotLeader),
@@ -52,7 +58,11 @@ pub enum Error {
 /// Consul, as the controller uses it. Whatever writes tokens, policies or nodes needs a [`Term`].
 #[derive(Debug)]
 pub struct Consul {
-    client: Client,
+    client: Arc<Client>,
+    /// For tokens and policies, which are written in the primary datacenter alone.
+    acls: Mutex<Arc<Client>>,
+    /// Tokens that this controller made and that no list has shown yet.
+    unlisted: Mutex<HashSet<String>>,
     metrics: Arc<Metrics>,
 }
 
@@ -60,7 +70,38 @@ impl Consul {
     /// With this client.
     #[must_use]
     pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
-        Self { client, metrics }
+        let client = Arc::new(client);
+        Self { acls: Mutex::new(client.clone()), client, unlisted: Mutex::default(), metrics }
+    }
+
+    /// Finds out where tokens and policies are written. A secondary datacenter has copies, which may be behind by hours: whoever
+    /// read those would make the same token again and again.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn locate_acls(&self) -> Result<(), Error> {
+        let source = self.counted("ReadReplication", ACL, self.client.acl_source_datacenter()).await?;
+        if source.as_deref() == self.acls().config().datacenter() {
+            return Ok(());
+        }
+        let client = match source {
+            Some(primary) => {
+                tracing::info!("tokens and policies are read in {primary}, the primary datacenter");
+                let config = self.client.config().clone().in_datacenter(&primary);
+                Arc::new(Client::new(config).map_err(Error::Config)?)
+            }
+            None => self.client.clone(),
+        };
+        *self.acls.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    fn acls(&self) -> Arc<Client> {
+        self.acls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn unlisted(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.unlisted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn counted<T>(
@@ -85,12 +126,28 @@ impl Consul {
         })
     }
 
-    /// All tokens.
+    /// All tokens, also those that this controller made and that the list does not show yet.
     ///
     /// # Errors
     /// See [`enum@Error`].
     pub async fn tokens(&self) -> Result<Vec<TokenEntry>, Error> {
-        self.counted("ListTokens", ACL, self.client.tokens()).await
+        let mut tokens = self.counted("ListTokens", ACL, self.acls().tokens()).await?;
+        let missing = {
+            let mut unlisted = self.unlisted();
+            for token in &tokens {
+                unlisted.remove(&token.accessor_id);
+            }
+            unlisted.iter().cloned().collect::<Vec<_>>()
+        };
+        for accessor_id in missing {
+            match self.token(&accessor_id).await? {
+                Some(token) => tokens.push(token.entry),
+                None => {
+                    self.unlisted().remove(&accessor_id);
+                }
+            }
+        }
+        Ok(tokens)
     }
 
     /// A token with its secret ID; none if it is gone.
@@ -99,7 +156,7 @@ impl Consul {
     /// See [`enum@Error`].
     pub async fn token(&self, accessor_id: &str) -> Result<Option<Token>, Error> {
         let read = async {
-            match self.client.token(accessor_id).await {
+            match self.acls().token(accessor_id).await {
                 // What Consul shows to a token that may only read: stored, it would replace every good one.
                 Ok(token) if token.secret_id.expose() == HIDDEN => Err(consul_api::Error::PermissionDenied {
                     request: format!("GET /v1/acl/token/{accessor_id}"),
@@ -119,7 +176,27 @@ impl Consul {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn create_token(&self, term: &Term, grants: &TokenGrants) -> Result<Token, Error> {
-        term.hold(self.counted("CreateToken", ACL, self.client.create_token(grants))).await?
+        let token = term.hold(self.counted("CreateToken", ACL, self.acls().create_token(grants))).await??;
+        self.unlisted().insert(token.entry.accessor_id.clone());
+        Ok(token)
+    }
+
+    /// Makes a token that has been before, with the same IDs.
+    ///
+    /// # Errors
+    /// See [`enum@Error`].
+    pub async fn create_token_as(
+        &self,
+        term: &Term,
+        grants: &TokenGrants,
+        accessor_id: &str,
+        secret_id: &Secret,
+    ) -> Result<Token, Error> {
+        let acls = self.acls();
+        let created = acls.create_token_as(grants, accessor_id, secret_id);
+        let token = term.hold(self.counted("CreateToken", ACL, created)).await??;
+        self.unlisted().insert(accessor_id.to_owned());
+        Ok(token)
     }
 
     /// Replaces what a token may do, and returns it as it is then.
@@ -128,7 +205,7 @@ impl Consul {
     /// See [`enum@Error`]; [`Error::Gone`] where there is no such token.
     pub async fn update_token(&self, term: &Term, accessor_id: &str, grants: &TokenGrants) -> Result<Token, Error> {
         let updated = async {
-            match self.client.update_token(accessor_id, grants).await {
+            match self.acls().update_token(accessor_id, grants).await {
                 Ok(token) => Ok(Some(token)),
                 // The list that named the token was answered with the controller's own, so it is not that one that is unknown.
                 Err(error) if error.is_missing_token() => Ok(None),
@@ -145,7 +222,7 @@ impl Consul {
     /// See [`enum@Error`].
     pub async fn delete_token(&self, term: &Term, accessor_id: &str) -> Result<(), Error> {
         let deleted = async {
-            match self.client.delete_token(accessor_id).await {
+            match self.acls().delete_token(accessor_id).await {
                 // 1.8 answers with success, later ones with 404.
                 Err(consul_api::Error::NotFound { .. }) => Ok(()),
                 deleted => deleted,
@@ -159,7 +236,7 @@ impl Consul {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn policies(&self) -> Result<Vec<Policy>, Error> {
-        self.counted("ListPolicies", ACL, self.client.policies()).await
+        self.counted("ListPolicies", ACL, self.acls().policies()).await
     }
 
     /// A policy with its rules.
@@ -167,7 +244,7 @@ impl Consul {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn policy(&self, id: &str) -> Result<Policy, Error> {
-        self.counted("ReadPolicy", ACL, self.client.policy(id)).await
+        self.counted("ReadPolicy", ACL, self.acls().policy(id)).await
     }
 
     /// Makes a policy.
@@ -175,7 +252,7 @@ impl Consul {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn create_policy(&self, term: &Term, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
-        term.hold(self.counted("CreatePolicy", ACL, self.client.create_policy(policy))).await?
+        term.hold(self.counted("CreatePolicy", ACL, self.acls().create_policy(policy))).await?
     }
 
     /// Replaces a policy's text.
@@ -183,7 +260,7 @@ impl Consul {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn update_policy(&self, term: &Term, id: &str, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
-        term.hold(self.counted("UpdatePolicy", ACL, self.client.update_policy(id, policy))).await?
+        term.hold(self.counted("UpdatePolicy", ACL, self.acls().update_policy(id, policy))).await?
     }
 
     /// Removes a policy.
@@ -191,7 +268,7 @@ impl Consul {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn delete_policy(&self, term: &Term, id: &str) -> Result<(), Error> {
-        term.hold(self.counted("DeletePolicy", ACL, self.client.delete_policy(id))).await?
+        term.hold(self.counted("DeletePolicy", ACL, self.acls().delete_policy(id))).await?
     }
 
     /// All roles.
@@ -199,7 +276,7 @@ impl Consul {
     /// # Errors
     /// See [`enum@Error`].
     pub async fn roles(&self) -> Result<Vec<Role>, Error> {
-        self.counted("ListRoles", ACL, self.client.roles()).await
+        self.counted("ListRoles", ACL, self.acls().roles()).await
     }
 
     /// All keys that begin with a prefix.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use consul_api::{Policy, TokenEntry, TokenGrants};
+use consul_api::{NewPolicy, Policy, TokenEntry, TokenGrants};
 use futures_util::StreamExt;
 use futures_util::stream;
 use sidecar_kit::backoff::Backoff;
@@ -19,9 +19,10 @@ use crate::metrics::Metrics;
 use crate::observe::{Known, Lists};
 use crate::owner::{Maker, Names, TokenOwner};
 use crate::plan::{Action, Demand, Stored, plan};
+use crate::policies::RightPolicies;
 use crate::record::{Note, Record};
 use crate::takeover::Former;
-use crate::tasks::Desired;
+use crate::tasks::{Desired, Tagged};
 use crate::term::Term;
 
 /// After a failure a service is tried again after this long at first, and at least this often.
@@ -35,6 +36,10 @@ const TOLD: usize = 20;
 pub struct Rules {
     /// How long a service without tasks keeps its token.
     pub grace: Duration,
+    /// Whether the secret of a service without tasks keeps its value, while the token goes.
+    pub keep_secrets: bool,
+    /// How long a stopping task may run.
+    pub stop_timeout: Duration,
     /// At what age a service's token is replaced.
     pub rotate_after: Option<Duration>,
     /// How many services are worked on at a time.
@@ -60,10 +65,15 @@ pub struct Controller {
 
 /// What a controller remembers between the cycles of one term. A new leader begins with nothing: it reads every secret once, and
 /// every grace begins anew.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Memory {
+    /// When the term began.
+    pub(crate) began: Instant,
+    /// What the tags of running tasks said.
+    pub(crate) tagged: Tagged,
     pub(crate) known: HashMap<TokenOwner, Known>,
-    pub(crate) without_tasks: HashMap<TokenOwner, Instant>,
+    /// Whether the last cycle had not all tasks.
+    pub(crate) incomplete: bool,
     failures: HashMap<TokenOwner, Failure>,
     /// The tasks that were there in the last cycle.
     followed: Followed,
@@ -73,10 +83,32 @@ pub struct Memory {
     former: Former,
     /// Prefixes of other controllers that collide with this one's, reported already.
     colliding: BTreeSet<String>,
+    /// Whether it is known where tokens and policies are written.
+    acls_located: bool,
     /// What terminating gateways link and no token can be given, told already.
     unlinked: gateways::Unlinked,
-    /// The client policy's modify index when its rules were right.
-    policy: Option<u64>,
+    policies: RightPolicies,
+}
+
+impl Memory {
+    /// That of a controller that has just taken the lock.
+    #[must_use]
+    pub fn of_new_term() -> Self {
+        Self {
+            began: Instant::now(),
+            tagged: Tagged::default(),
+            known: HashMap::new(),
+            incomplete: false,
+            failures: HashMap::new(),
+            followed: Followed::default(),
+            record: None,
+            former: Former::default(),
+            colliding: BTreeSet::new(),
+            acls_located: false,
+            unlinked: gateways::Unlinked::new(),
+            policies: RightPolicies::new(),
+        }
+    }
 }
 
 /// An owner that failed.
@@ -127,7 +159,15 @@ impl Controller {
     /// # Errors
     /// When the lists can't be had, or the lock is lost meanwhile: nothing is known then of any service.
     pub async fn cycle(&self, term: &Term, memory: &mut Memory) -> Result<bool, Error> {
-        let mut lists = self.lists(&mut memory.followed, &mut memory.unlinked).await?;
+        if !memory.acls_located {
+            self.consul.locate_acls().await?;
+            memory.acls_located = true;
+        }
+        let mut lists = self
+            .lists(&mut memory.followed, &mut memory.unlinked)
+            .await
+            .inspect_err(|_| memory.acls_located = false)?;
+        memory.tagged.restore(&mut lists.tasks.tasks, lists.tasks.complete);
         let mut record = match memory.record.take() {
             Some(record) => record,
             None => Record::read(&self.consul, &self.names).await?,
@@ -148,32 +188,37 @@ impl Controller {
         self.take_over(term, &mut memory.former, lists).await?;
         let lists = &*lists;
         let desired = Desired::new(&lists.tasks.tasks);
-        let demands = self.demands(memory, lists, &desired);
+        let demands = self.demands(memory, record, lists, &desired);
         // An owner that is gone can't fail any more.
         memory.failures.retain(|owner, _| demands.contains_key(owner));
-        let (work, waiting) = self.work(memory, record, lists, &desired, demands);
+        let (mut work, waiting) = self.work(memory, record, lists, &desired, demands);
         let listed_tokens = lists.tokens.iter().map(|token| (token.accessor_id.as_str(), &token.grants)).collect();
-        let policies = &lists.policies;
-        let policy = &mut memory.policy;
         let mut failures = Vec::new();
-        // The client token links the policy, which so comes first.
-        let clients = work.iter().any(|work| work.owner == TokenOwner::Clients);
-        let policy = if clients { self.ensure_policy(term, policy, policies).await } else { Ok(()) };
-        let clients = policy.is_ok();
-        if let Err(error) = policy {
-            let secret = self.names.secret(&TokenOwner::Clients);
-            failures.push((TokenOwner::Clients, lists.secrets.get(&secret).cloned().flatten(), error));
+        // A token links a policy by its name, so the policy comes first.
+        for (name, description, rules) in self.own_policies() {
+            let links = |work: &Work<'_>| work.grants.policies.iter().any(|policy| policy.name == name);
+            if !work.iter().any(links) {
+                continue;
+            }
+            let new = NewPolicy { name: &name, description, rules };
+            if let Err(error) = self.ensure_policy(term, &new, &mut memory.policies, &lists.policies).await {
+                let error = Arc::new(error);
+                let (with, without) = work.into_iter().partition::<Vec<_>, _>(links);
+                let failed = |work: Work<'_>| (work.owner, work.listed.cloned(), Error::Policy(error.clone()));
+                failures.extend(with.into_iter().map(failed));
+                work = without;
+            }
         }
-        let work = work.into_iter().filter(|work| clients || work.owner != TokenOwner::Clients);
         let outcomes: Vec<_> = stream::iter(work)
             .map(|work| async {
                 let (owner, listed) = (work.owner.clone(), work.listed.cloned());
-                (owner, listed, self.reconcile(term, work, lists, &listed_tokens).await)
+                let is_needed = matches!(work.demand, Demand::Needed(_));
+                (owner, listed, is_needed, self.reconcile(term, work, lists, &listed_tokens).await)
             })
             .buffer_unordered(self.rules.concurrency)
             .collect()
             .await;
-        for (owner, listed, outcome) in outcomes {
+        for (owner, listed, is_needed, outcome) in outcomes {
             match outcome {
                 Ok(outcome) => {
                     if memory.failures.remove(&owner).is_some() {
@@ -182,15 +227,18 @@ impl Controller {
                     if let Outcome::Known(known) = outcome {
                         if let Stored::Token { accessor, foreign: false, .. } = &known.stored {
                             record.stored(&owner, accessor);
+                            if is_needed {
+                                record.is_there(&owner, accessor);
+                            }
                         }
                         memory.known.insert(owner, known);
                         continue;
                     }
-                    memory.without_tasks.remove(&owner);
                     memory.known.remove(&owner);
-                    if matches!(outcome, Outcome::Gone) {
+                    if matches!(outcome, Outcome::Gone) && !self.rules.keep_secrets {
                         record.remove(&owner);
                     }
+                    record.set_without_tasks_since(&owner, None);
                 }
                 Err(error) => failures.push((owner, listed, error)),
             }
@@ -285,6 +333,12 @@ impl Controller {
             let known = memory.known.get(&owner).cloned();
             let tokens = tokens.remove(&owner).unwrap_or_default();
             let grants = self.grants(&owner, lists);
+            let is_mesh_gateway = match (&owner, &demand) {
+                (TokenOwner::Service(service), Demand::Needed(_)) => desired.mesh_gateways.contains(service),
+                // Nothing but the tags of its tasks says what a service is, so a token without tasks stays what it is.
+                _ => tokens.iter().any(|token| self.names.is_of_mesh_gateway(&token.grants)),
+            };
+            let grants = if is_mesh_gateway { self.names.of_mesh_gateway(grants) } else { grants };
             let note = record.of(&owner).cloned().unwrap_or_default();
             work.push(Work { owner, grants, demand, refused, scope, listed, tokens, known, note });
         }
@@ -328,7 +382,7 @@ impl Controller {
             let token = listed_tokens.get(accessor.as_str()).copied();
             let maker = self.names.maker(&owner, token, note.accessors.contains(accessor));
             *foreign = maker != Maker::Ourselves;
-            if matches!(demand, Demand::Since(_)) {
+            if matches!(demand, Demand::Needed(_)) {
                 let (name, accessor) = (name.clone(), accessor.clone());
                 let description = token.map(|token| token.description.replace('\n', ", ")).unwrap_or_default();
                 unusable = match maker {
@@ -338,7 +392,7 @@ impl Controller {
                 };
             }
         }
-        if known.stored == Stored::Missing && matches!(demand, Demand::Since(_)) {
+        if known.stored == Stored::Missing && matches!(demand, Demand::Needed(_)) {
             let found = format!("{name}-{scope}");
             let name = name.clone();
             unusable = Some(match lists.secrets.contains_key(&found) {
@@ -351,9 +405,12 @@ impl Controller {
         }
         let now = SystemTime::now();
         let rotate_after = self.rules.rotate_after.filter(|_| owner != TokenOwner::Clients);
-        for action in plan(&grants, demand, &known.stored, &tokens, rotate_after, now) {
+        for action in plan(&grants, &demand, &known.stored, &tokens, note.kept.as_deref(), rotate_after, now) {
             let clears = action == Action::Clear;
-            match self.apply(term, (&owner, &grants), &name, action, &tokens, &mut known).await {
+            if clears && self.rules.keep_secrets {
+                continue;
+            }
+            match self.apply(term, (&owner, &grants), lists, action, &tokens, &mut known).await {
                 // The tokens don't stay for ever for a secret that can't be written any more.
                 Err(error) if clears && demand == Demand::Gone && error.is_lasting() => unusable = Some(error),
                 applied => applied?,

@@ -1,5 +1,7 @@
 //! Why a cycle, or the work on one token owner, failed.
 
+use std::sync::Arc;
+
 use crate::term::NotLeader;
 use crate::{aws, consul};
 
@@ -9,6 +11,9 @@ pub enum Error {
     /// A call to AWS failed.
     #[error(transparent)]
     Aws(#[from] aws::Error),
+    /// A policy that the token links can't be had.
+    #[error(transparent)]
+    Policy(Arc<Error>),
     /// A call to Consul failed.
     #[error(transparent)]
     Consul(#[from] consul::Error),
@@ -84,7 +89,12 @@ impl Error {
     }
 
     pub(crate) fn is_not_leader(&self) -> bool {
-        matches!(self, Self::Aws(aws::Error::NotLeader(_)) | Self::Consul(consul::Error::NotLeader(_)))
+        match self {
+            Self::Aws(error) => matches!(error, aws::Error::NotLeader(_)),
+            Self::Consul(error) => matches!(error, consul::Error::NotLeader(_)),
+            Self::Policy(error) => error.is_not_leader(),
+            _ => false,
+        }
     }
 }
 

@@ -18,8 +18,14 @@ pub fn links(entries: &[Value], told: &mut Unlinked) -> Links {
     for entry in entries {
         let gateway = entry["Name"].as_str().unwrap_or_default();
         let services = entry["Services"].as_array().into_iter().flatten();
-        for service in services.filter_map(|service| service["Name"].as_str()) {
-            if may_be_identity(service) {
+        let own = namespace_of(&entry["Namespace"], "default");
+        let services = services.filter_map(|service| Some((service["Name"].as_str()?, &service["Namespace"])));
+        for (service, namespace) in services {
+            // An identity holds in the token's namespace alone: there the name is that of another service.
+            if namespace_of(namespace, own) != own {
+                let service = format!("{service} in the namespace {}", namespace.as_str().unwrap_or_default());
+                unlinked.insert((gateway.to_owned(), service));
+            } else if may_be_identity(service) {
                 links.entry(gateway.to_owned()).or_default().insert(service.to_owned());
             } else {
                 unlinked.insert((gateway.to_owned(), service.to_owned()));
@@ -29,11 +35,15 @@ pub fn links(entries: &[Value], told: &mut Unlinked) -> Links {
     for (gateway, service) in unlinked.difference(told) {
         tracing::warn!(
             "service {gateway}: its terminating gateway links {service:?}, which no service identity can name: link each \
-             service by its name in lower case, or give the gateway a token of your own"
+             service by its name in lower case and in the gateway's own namespace, or give the gateway a token of your own"
         );
     }
     *told = unlinked;
     links
+}
+
+fn namespace_of<'a>(namespace: &'a Value, default: &'a str) -> &'a str {
+    namespace.as_str().filter(|namespace| !namespace.is_empty()).unwrap_or(default)
 }
 
 #[cfg(test)]
@@ -47,12 +57,23 @@ mod tests {
         let entries = json!([
             { "Name": "tgw", "Services": [{ "Name": "legacy" }, { "Name": "billing" }, { "Name": "*" }, { "Name": "Old" }] },
             { "Name": "empty", "Services": null },
+            { "Name": "spaced", "Namespace": "red", "Services": [
+                { "Name": "same", "Namespace": "red" }, { "Name": "unsaid" }, { "Name": "local", "Namespace": "blue" },
+            ] },
+            { "Name": "default", "Services": [
+                { "Name": "same", "Namespace": "default" }, { "Name": "local", "Namespace": "blue" },
+            ] },
         ]);
         let mut told = Unlinked::new();
         let links = links(entries.as_array().unwrap(), &mut told);
-        let of = ["billing", "legacy"].map(str::to_owned).into();
-        assert_eq!(links, Links::from([("tgw".to_owned(), of)]));
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
+        let expected = [
+            ("tgw", names(&["billing", "legacy"])),
+            ("spaced", names(&["same", "unsaid"])),
+            ("default", names(&["same"])),
+        ];
+        assert_eq!(links, expected.map(|(gateway, services)| (gateway.to_owned(), services)).into());
         let unlinked = told.iter().map(|(_, service)| service.as_str()).collect::<Vec<_>>();
-        assert_eq!(unlinked, ["*", "Old"]);
+        assert_eq!(unlinked, ["local in the namespace blue", "local in the namespace blue", "*", "Old"]);
     }
 }

@@ -5,7 +5,6 @@
 
 mod apply;
 pub mod aws;
-mod client_policy;
 pub mod consul;
 pub mod cycle;
 mod demand;
@@ -17,7 +16,9 @@ mod nodes;
 mod observe;
 pub mod owner;
 pub mod plan;
+mod policies;
 pub mod record;
+pub mod rotation;
 mod takeover;
 pub mod tasks;
 pub mod term;
@@ -281,7 +282,7 @@ async fn serve(
     term: &Term,
     terms: &mut watch::Receiver<Option<Term>>,
 ) {
-    let mut memory = Memory::default();
+    let mut memory = Memory::of_new_term();
     let mut backoff = Backoff::new(Duration::from_millis(500), poll_interval.max(Duration::from_secs(1)));
     while !term.is_over() {
         controller.metrics.alive(Duration::ZERO);

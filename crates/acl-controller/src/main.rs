@@ -43,10 +43,19 @@ struct Arguments {
     #[arg(long, env = "ACL_CONTROLLER_POLL_INTERVAL", default_value = "10s", value_name = "DURATION",
           value_parser = exit::parse_duration)]
     poll_interval: Duration,
-    /// How long a service without tasks keeps its token; longer than any stop timeout.
-    #[arg(long, env = "ACL_CONTROLLER_GRACE", default_value = "10m", value_name = "DURATION",
-          value_parser = exit::parse_duration)]
+    /// How long a service without tasks keeps its token, at most 400days; longer than any stop timeout, and than the time between
+    /// two runs of a scheduled task.
+    #[arg(long, env = "ACL_CONTROLLER_GRACE", default_value = "10m", value_name = "DURATION", value_parser = grace)]
     grace: Duration,
+    /// After the grace delete the token alone: the secret keeps its value, and a task that starts later has the token made again
+    /// with the same IDs.
+    #[arg(long, env = "ACL_CONTROLLER_KEEP_SECRETS")]
+    keep_secrets: bool,
+    /// The longest stop timeout of the cluster's tasks. ECS deletes the tags of a task that is being stopped; after a controller
+    /// has taken over, a replaced token lives for at least this long, since such a task may use it.
+    #[arg(long, env = "ACL_CONTROLLER_STOP_TIMEOUT", default_value = "120s", value_name = "DURATION",
+          value_parser = exit::parse_delay)]
+    stop_timeout: Duration,
     /// At what age a service's token is replaced, such as 30days; without, never.
     #[arg(long, env = "ACL_CONTROLLER_ROTATE_AFTER", value_name = "DURATION", value_parser = age)]
     rotate_after: Option<Duration>,
@@ -72,6 +81,14 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
+/// A grace, which may be longer than a year for what runs once a year.
+fn grace(text: &str) -> Result<Duration, String> {
+    let most = Duration::from_secs(400 * 24 * 60 * 60);
+    let expected = "expected a duration such as 10m, 36h or 400days, at most 400days";
+    let grace = humantime::parse_duration(text).ok();
+    grace.filter(|grace| !grace.is_zero() && *grace <= most).ok_or_else(|| expected.to_owned())
+}
+
 /// A token's age, which may be longer than a day.
 fn age(text: &str) -> Result<Duration, String> {
     let most = Duration::from_secs(10 * 366 * 24 * 60 * 60);
@@ -87,13 +104,15 @@ fn main() -> ExitCode {
         consul_http_addr,
         poll_interval,
         grace,
+        keep_secrets,
+        stop_timeout,
         rotate_after,
         concurrency,
         deregister_nodes,
         listen,
     } = exit::parse_arguments();
     let concurrency = usize::from(concurrency.get());
-    let rules = Rules { grace, rotate_after, concurrency, deregister_nodes };
+    let rules = Rules { grace, keep_secrets, stop_timeout, rotate_after, concurrency, deregister_nodes };
     let options = Options { cluster, secret_name_prefix, poll_interval, rules, listen };
     let env = Env::of_process().with("CONSUL_HTTP_ADDR", consul_http_addr);
     exit::run("acl-controller", acl_controller::run(options, &env))

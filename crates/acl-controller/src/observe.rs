@@ -40,6 +40,14 @@ impl Known {
         Self { listed: listed.cloned(), version: None, stored, index: None }
     }
 
+    /// Consul has the token that the secret holds, as it is there.
+    pub(crate) fn agrees_with(&mut self, token: &TokenEntry) {
+        if let Stored::Token { agrees, .. } = &mut self.stored {
+            *agrees = true;
+        }
+        self.index = Some(token.modify_index);
+    }
+
     /// Whether the lists say nothing that isn't known.
     pub(crate) fn covers(&self, listed: Option<&String>, tokens: &[&TokenEntry]) -> bool {
         let Stored::Token { accessor, .. } = &self.stored else { return self.is_version(listed) };

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use consul_api::{AclLink, Policy, ServiceIdentity, TokenGrants};
 use ecs_meta::ClusterArn;
 
-use crate::plan::SUPERSEDED;
+use crate::rotation::SUPERSEDED;
 use crate::tasks::may_be_identity;
 
 /// Which cluster's service a token is for. consul-ecs writes this line too, with the cluster's name or its ARN.
@@ -75,6 +75,25 @@ impl Names {
     #[must_use]
     pub fn policy(&self) -> String {
         format!("{}-consul-client-policy", self.prefix)
+    }
+
+    /// The name of the mesh gateways' policy.
+    #[must_use]
+    pub fn mesh_gateway_policy(&self) -> String {
+        format!("{}-mesh-gateway-policy", self.prefix)
+    }
+
+    /// What a token is to have that is a mesh gateway's, besides its identity.
+    #[must_use]
+    pub fn of_mesh_gateway(&self, grants: TokenGrants) -> TokenGrants {
+        let policies = vec![AclLink { id: String::new(), name: self.mesh_gateway_policy() }];
+        TokenGrants { policies, ..grants }
+    }
+
+    /// Whether a token is a mesh gateway's.
+    #[must_use]
+    pub fn is_of_mesh_gateway(&self, token: &TokenGrants) -> bool {
+        token.policies.iter().any(|policy| policy.name == self.mesh_gateway_policy())
     }
 
     /// The key below which this cluster's controllers keep what they share.

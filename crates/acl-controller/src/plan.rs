@@ -2,39 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
-use aws_smithy_types::DateTime;
-use aws_smithy_types::date_time::Format;
 use consul_api::{AclLink, ServiceIdentity, TokenEntry, TokenGrants};
 
 use crate::owner::{described, is_described};
-
-/// What a token says that rotation has replaced, before the accessor ID of the new one.
-pub(crate) const SUPERSEDED: &str = "consul.hashicorp.com/superseded-by: ";
-
-/// A task that was created so long after a secret's change may still have got the value before it: the clocks of ECS, Secrets
-/// Manager and this controller differ, and Secrets Manager takes a moment.
-pub const MARGIN: Duration = Duration::from_secs(60);
-
-/// The same grants, said to be replaced by another token.
-#[must_use]
-pub fn superseded(grants: &TokenGrants, by: &str) -> TokenGrants {
-    TokenGrants { description: format!("{}\n{SUPERSEDED}{by}", grants.description), ..grants.clone() }
-}
-
-/// The accessor ID of the token that has replaced this one.
-fn successor(token: &TokenEntry) -> Option<&str> {
-    token.grants.description.lines().rev().find_map(|line| line.trim().strip_prefix(SUPERSEDED))
-}
-
-fn is_superseded(token: &TokenEntry) -> bool {
-    successor(token).is_some()
-}
+use crate::rotation::{Running, age_order, is_kept, is_superseded, made};
 
 /// Whether an owner's tokens are needed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Demand {
-    /// It has tasks, the oldest created then.
-    Since(SystemTime),
+    /// It has tasks.
+    Needed(Running),
     /// It has none that are known, but may have some, or soon get some: what there is, is kept right, and nothing is made.
     Idle,
     /// It has none, and had none for the whole grace.
@@ -71,6 +48,8 @@ pub enum Action {
     Correct(String),
     /// Make a token, then store it.
     Create,
+    /// Make the token again that the secret holds.
+    Remake(String),
     /// Store this token.
     Store(String),
     /// Make a token, say of this one that it is replaced, then store the new one.
@@ -81,23 +60,24 @@ pub enum Action {
     Delete(String),
 }
 
-/// What is to be done for an owner. `grants` is what its tokens are to have, `tokens` are all of them, `rotate_after` the age at
-/// which one is replaced.
+/// What is to be done for an owner. `grants` is what its tokens are to have, `tokens` are all of them, `kept_in_secret` is the
+/// accessor ID of the one that was deleted while the secret kept it, `rotate_after` the age at which one is replaced.
 #[must_use]
 pub fn plan(
     grants: &TokenGrants,
-    wanted: Demand,
+    wanted: &Demand,
     stored: &Stored,
     tokens: &[&TokenEntry],
+    kept_in_secret: Option<&str>,
     rotate_after: Option<Duration>,
     now: SystemTime,
 ) -> Vec<Action> {
     // Somebody else's token is let be where nothing of ours needs the secret.
     let clear = matches!(stored, Stored::Token { foreign: false, .. }).then_some(Action::Clear);
-    let (oldest_task, idle) = match wanted {
-        Demand::Since(oldest) => (oldest, false),
+    let (running, idle) = match wanted {
+        Demand::Needed(running) => (running, false),
         Demand::Idle if tokens.is_empty() => return clear.into_iter().collect(),
-        Demand::Idle => (SystemTime::UNIX_EPOCH, true),
+        Demand::Idle => (&Running::Unknown, true),
         Demand::Gone => {
             // The secret first: nobody is handed a token that is about to go.
             return clear
@@ -111,7 +91,7 @@ pub fn plan(
         Stored::Token { accessor, .. } => tokens.iter().find(|token| token.accessor_id == *accessor),
         Stored::Missing | Stored::Unusable | Stored::Nothing => None,
     };
-    let newest = tokens.iter().filter(|token| !is_superseded(token)).max_by_key(|token| token.create_index);
+    let newest = tokens.iter().filter(|token| !is_superseded(token)).max_by_key(|token| age_order(token));
     // A superseded token in the secret: a rotation was cut off before it stored the new one.
     let current = in_secret.filter(|token| !is_superseded(token)).or(newest);
     let stored_since = match (stored, current) {
@@ -120,19 +100,7 @@ pub fn plan(
         }
         _ => None,
     };
-    let kept = |token: &&&TokenEntry| {
-        let Some(current) = current else { return is_superseded(token) };
-        // Tasks may have got whatever was made before the one in the secret, as when somebody has put a newer one there; what was
-        // made after it nobody has been given. A duplicate of either kind goes in this cycle unless a task may use it.
-        let in_use = is_superseded(token) || token.create_index < current.create_index;
-        // What had replaced it was in the secret before the next rotation began, which made another.
-        let find = |accessor: &str| tokens.iter().find(|token| token.accessor_id == accessor);
-        let next = successor(token).filter(|by| *by != current.accessor_id).and_then(find);
-        let replaced = next.and_then(|next| made(find(successor(next)?)?));
-        // A secret that is only now being written is newer than every task.
-        let in_use = in_use && replaced.or(stored_since).is_none_or(|since| oldest_task < since + MARGIN);
-        in_use || current.accessor_id == token.accessor_id
-    };
+    let kept = |token: &&&TokenEntry| is_kept(token, current.copied(), stored_since, running);
     for token in tokens.iter().filter(kept) {
         if !as_it_should_be(grants, &token.grants) {
             actions.push(Action::Correct(token.accessor_id.clone()));
@@ -141,7 +109,10 @@ pub fn plan(
     match current {
         _ if *stored == Stored::Unusable => {}
         None if idle => actions.extend(clear),
-        None => actions.push(Action::Create),
+        None => actions.push(match stored {
+            Stored::Token { accessor, .. } if kept_in_secret == Some(accessor) => Action::Remake(accessor.clone()),
+            _ => Action::Create,
+        }),
         Some(_) if idle && matches!(stored, Stored::Missing | Stored::Token { foreign: true, .. }) => {}
         Some(token) if stored_since.is_none() => actions.push(Action::Store(token.accessor_id.clone())),
         Some(token) => {
@@ -173,12 +144,6 @@ fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
         && found.templated_policies.is_empty()
 }
 
-/// When a token was made.
-fn made(token: &TokenEntry) -> Option<SystemTime> {
-    let made = DateTime::from_str(&token.create_time, Format::DateTimeWithOffset).ok()?;
-    SystemTime::try_from(made).ok()
-}
-
 /// The grants of a token that is put right: what it is to have, with what else its description says.
 #[must_use]
 pub fn corrected(wanted: &TokenGrants, found: &TokenGrants) -> TokenGrants {
@@ -191,6 +156,7 @@ mod tests {
 
     use super::*;
     use crate::owner::{Names, TokenOwner};
+    use crate::rotation::{Start, superseded};
 
     const HOUR: Duration = Duration::from_secs(3600);
 
@@ -221,9 +187,9 @@ mod tests {
         }
     }
 
-    fn replaced(accessor: &str, hour: u64, by: &str) -> TokenEntry {
+    fn replaced(accessor: &str, hour: u64, by: &str, until: u64) -> TokenEntry {
         let token = token(accessor, hour);
-        TokenEntry { grants: superseded(&token.grants, by), ..token }
+        TokenEntry { grants: superseded(&token.grants, by, at(until)), ..token }
     }
 
     fn stored(accessor: &str, hour: u64) -> Stored {
@@ -235,10 +201,15 @@ mod tests {
         Stored::Token { accessor: accessor.into(), agrees: false, since: at(1), foreign: true }
     }
 
-    /// With the oldest task created at an hour, and tokens that are replaced when they are ten hours old.
-    fn planned(oldest: u64, stored: &Stored, tokens: &[TokenEntry], now: u64) -> Vec<Action> {
+    /// With a task that was created and started at an hour.
+    fn needed(hour: u64) -> Demand {
+        Demand::Needed(Running::These(vec![Start { created: at(hour), started: Some(at(hour)) }]))
+    }
+
+    /// With a task from an hour, and tokens that are replaced when they are ten hours old.
+    fn planned(task: u64, stored: &Stored, tokens: &[TokenEntry], now: u64) -> Vec<Action> {
         let tokens = tokens.iter().collect::<Vec<_>>();
-        plan(&grants(), Demand::Since(at(oldest)), stored, &tokens, Some(HOUR * 10), at(now))
+        plan(&grants(), &needed(task), stored, &tokens, None, Some(HOUR * 10), at(now))
     }
 
     fn delete(accessor: &str) -> Action {
@@ -261,6 +232,18 @@ mod tests {
         // A crash between token and secret.
         assert_eq!(planned(1, &Stored::Nothing, &[token("a", 1)], 2), [store("a")]);
         assert_eq!(planned(1, &stored("foreign", 1), &[token("a", 1)], 2), [store("a")]);
+    }
+
+    #[test]
+    fn a_token_that_its_secret_kept_is_made_again_and_one_that_somebody_deleted_is_not() {
+        let planned = |stored: &Stored, kept, tokens: &[&TokenEntry]| {
+            plan(&grants(), &needed(1), stored, tokens, kept, Some(HOUR * 10), at(2))
+        };
+        assert_eq!(planned(&stored("a", 1), Some("a"), &[]), [Action::Remake("a".into())]);
+        assert_eq!(planned(&stored("a", 1), Some("b"), &[]), [Action::Create]);
+        assert_eq!(planned(&stored("a", 1), None, &[]), [Action::Create]);
+        assert_eq!(planned(&Stored::Nothing, Some("a"), &[]), [Action::Create]);
+        assert_eq!(planned(&stored("a", 1), Some("a"), &[&token("a", 1)]), []);
     }
 
     #[test]
@@ -309,7 +292,7 @@ mod tests {
         let linked = |links: &[&str]| names.grants(&web(), &links.iter().map(|&link| link.to_owned()).collect());
         let planned = |wanted: &TokenGrants, found: &TokenGrants| {
             let token = TokenEntry { grants: found.clone(), ..token("a", 1) };
-            plan(wanted, Demand::Since(at(1)), &stored("a", 1), &[&token], None, at(2))
+            plan(wanted, &needed(1), &stored("a", 1), &[&token], None, None, at(2))
         };
         let both = linked(&["billing", "legacy", "web"]);
         let services = both.service_identities.iter().map(|identity| identity.service_name.as_str());
@@ -326,21 +309,18 @@ mod tests {
     fn a_token_is_rotated_at_its_age_and_a_replaced_one_lives_until_the_tasks_before_the_change_are_gone() {
         assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 10), []);
         assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 11), [Action::Rotate("a".into())]);
-        let both = [replaced("a", 1, "b"), token("b", 11)];
+        let both = [replaced("a", 1, "b", 11), token("b", 11)];
         assert_eq!(planned(1, &stored("b", 11), &both, 12), []);
         assert_eq!(planned(11, &stored("b", 11), &both, 12), [], "within the margin");
         assert_eq!(planned(12, &stored("b", 11), &both, 12), [delete("a")]);
     }
 
     #[test]
-    fn a_token_replaced_by_one_that_was_replaced_goes_by_its_own_change_and_not_the_last() {
-        let tokens = [replaced("a", 1, "b"), replaced("b", 5, "c"), replaced("c", 9, "d"), token("d", 13)];
-        assert_eq!(planned(8, &stored("d", 13), &tokens, 14), []);
-        assert_eq!(planned(10, &stored("d", 13), &tokens, 14), [delete("a")]);
+    fn a_replaced_token_goes_by_its_own_window_and_not_by_the_last_change() {
+        let tokens = [replaced("a", 1, "b", 5), replaced("b", 5, "c", 9), replaced("c", 9, "d", 13), token("d", 13)];
+        assert_eq!(planned(3, &stored("d", 13), &tokens, 14), [delete("b"), delete("c")]);
+        assert_eq!(planned(7, &stored("d", 13), &tokens, 14), [delete("a"), delete("c")]);
         assert_eq!(planned(14, &stored("d", 13), &tokens, 14), [delete("a"), delete("b"), delete("c")]);
-        // Without a link of the chain it is the last change that counts.
-        let tokens = [replaced("a", 1, "b"), replaced("c", 9, "d"), token("d", 13)];
-        assert_eq!(planned(10, &stored("d", 13), &tokens, 14), []);
     }
 
     #[test]
@@ -349,16 +329,16 @@ mod tests {
         let both = [token("a", 1), token("b", 11)];
         assert_eq!(planned(1, &stored("a", 1), &both, 11), [Action::Rotate("a".into()), delete("b")]);
         // Before the new one was stored.
-        let both = [replaced("a", 1, "b"), token("b", 11)];
+        let both = [replaced("a", 1, "b", 11), token("b", 11)];
         assert_eq!(planned(1, &stored("a", 1), &both, 11), [store("b")]);
         // And the new one was deleted.
-        assert_eq!(planned(1, &stored("a", 1), &[replaced("a", 1, "b")], 11), [Action::Create]);
+        assert_eq!(planned(1, &stored("a", 1), &[replaced("a", 1, "b", 11)], 11), [Action::Create]);
     }
 
     #[test]
     fn a_service_that_is_gone_has_its_secret_emptied_before_its_tokens_go() {
         let token = token("a", 1);
-        let gone = |stored: &Stored| plan(&grants(), Demand::Gone, stored, &[&token], None, at(2));
+        let gone = |stored: &Stored| plan(&grants(), &Demand::Gone, stored, &[&token], None, None, at(2));
         assert_eq!(gone(&stored("a", 1)), [Action::Clear, delete("a")]);
         assert_eq!(gone(&Stored::Nothing), [delete("a")]);
         assert_eq!(gone(&Stored::Missing), [delete("a")]);
@@ -369,7 +349,7 @@ mod tests {
     fn without_tasks_and_within_the_grace_drift_is_repaired_but_nothing_is_made() {
         let idle = |stored: &Stored, tokens: &[TokenEntry]| {
             let tokens = tokens.iter().collect::<Vec<_>>();
-            plan(&grants(), Demand::Idle, stored, &tokens, Some(HOUR * 10), at(20))
+            plan(&grants(), &Demand::Idle, stored, &tokens, None, Some(HOUR * 10), at(20))
         };
         let a = [token("a", 1)];
         assert_eq!(idle(&stored("a", 1), &a), [], "not even for its age");
@@ -378,25 +358,25 @@ mod tests {
         assert_eq!(idle(&Stored::Missing, &a), []);
         assert_eq!(idle(&foreign("b"), &a), []);
         assert_eq!(idle(&stored("deleted", 1), &[]), [Action::Clear]);
-        assert_eq!(idle(&stored("deleted", 1), &[replaced("a", 1, "deleted")]), [Action::Clear]);
+        assert_eq!(idle(&stored("deleted", 1), &[replaced("a", 1, "deleted", 2)]), [Action::Clear]);
         assert_eq!(idle(&Stored::Nothing, &[]), []);
         assert_eq!(idle(&foreign("b"), &[]), []);
-        assert_eq!(idle(&stored("b", 2), &[replaced("a", 1, "b"), token("b", 2), token("c", 3)]), [delete("c")]);
+        assert_eq!(idle(&stored("b", 2), &[replaced("a", 1, "b", 2), token("b", 2), token("c", 3)]), [delete("c")]);
     }
 
     #[test]
     fn with_a_secret_that_cannot_be_used_tokens_are_kept_right_and_taken_back_and_nothing_is_made_or_stored() {
-        let planned = |wanted, tokens: &[TokenEntry]| {
+        let planned = |wanted: &Demand, tokens: &[TokenEntry]| {
             let tokens = tokens.iter().collect::<Vec<_>>();
-            plan(&grants(), wanted, &Stored::Unusable, &tokens, Some(HOUR), at(20))
+            plan(&grants(), wanted, &Stored::Unusable, &tokens, None, Some(HOUR), at(20))
         };
         let mut wrong = token("b", 2);
         wrong.grants.policies.push(AclLink { id: "1".into(), name: "global-management".into() });
         let both = [token("a", 1), wrong];
-        for wanted in [Demand::Since(at(3)), Demand::Idle] {
-            assert_eq!(planned(wanted, &[]), []);
-            assert_eq!(planned(wanted, &both), [Action::Correct("b".into())], "either may be in it");
+        for wanted in [needed(3), Demand::Idle] {
+            assert_eq!(planned(&wanted, &[]), []);
+            assert_eq!(planned(&wanted, &both), [Action::Correct("b".into())], "either may be in it");
         }
-        assert_eq!(planned(Demand::Gone, &both), [delete("a"), delete("b")]);
+        assert_eq!(planned(&Demand::Gone, &both), [delete("a"), delete("b")]);
     }
 }

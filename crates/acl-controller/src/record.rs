@@ -1,6 +1,7 @@
 //! What the controllers of one cluster note in Consul beside their lock, so that the next one knows it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::SystemTime;
 
 use consul_api::{KeyValue, KeyWrite};
 use futures_util::stream::{self, TryStreamExt};
@@ -21,6 +22,31 @@ pub struct Note {
     /// doesn't list holds a token that somebody deleted, and may be overwritten.
     #[serde(default)]
     pub accessors: Vec<String>,
+    /// Since when the owner has no tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339")]
+    pub without_tasks_since: Option<SystemTime>,
+    /// The accessor ID of the token that was deleted, or is about to be, while the secret keeps it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
+}
+
+mod rfc3339 {
+    use std::time::SystemTime;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
+        match time {
+            Some(time) => serializer.collect_str(&humantime::format_rfc3339_millis(*time)),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    /// A time that can't be read counts as none.
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        Ok(text.and_then(|text| humantime::parse_rfc3339(&text).ok()))
+    }
 }
 
 /// All notes, as they are to be and as Consul has them.
@@ -73,6 +99,41 @@ impl Record {
         note.accessors.push(accessor.to_owned());
         let surplus = note.accessors.len().saturating_sub(KEPT);
         note.accessors.drain(..surplus);
+    }
+
+    /// The owners that are known to have no tasks.
+    pub fn without_tasks(&self) -> impl Iterator<Item = &TokenOwner> {
+        self.notes.iter().filter(|(_, note)| note.without_tasks_since.is_some()).map(|(owner, _)| owner)
+    }
+
+    /// Since when an owner has no tasks.
+    #[must_use]
+    pub fn without_tasks_since(&self, owner: &TokenOwner) -> Option<SystemTime> {
+        self.of(owner)?.without_tasks_since
+    }
+
+    /// Notes since when an owner has no tasks; none if it has some, or is no longer to be worked on.
+    pub fn set_without_tasks_since(&mut self, owner: &TokenOwner, since: Option<SystemTime>) {
+        if since.is_some() || self.notes.contains_key(owner) {
+            self.notes.entry(owner.clone()).or_default().without_tasks_since = since;
+        }
+    }
+
+    /// Notes that the token which an owner's secret holds is about to be deleted while the secret keeps it. False until Consul has
+    /// the note: a token that was deleted without one would not be made again with the same IDs.
+    pub fn keep(&mut self, owner: &TokenOwner) -> bool {
+        let Some(note) = self.notes.get_mut(owner) else { return true };
+        note.kept = note.accessors.last().cloned();
+        self.written.get(owner).is_some_and(|written| written.kept == note.kept)
+    }
+
+    /// Notes that a token is there again.
+    pub fn is_there(&mut self, owner: &TokenOwner, accessor: &str) {
+        if let Some(note) = self.notes.get_mut(owner)
+            && note.kept.as_deref() == Some(accessor)
+        {
+            note.kept = None;
+        }
     }
 
     /// Forgets an owner.

@@ -1,7 +1,9 @@
 //! From the cluster's tasks to the services that must have a token.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::SystemTime;
+
+use crate::rotation::Start;
 
 /// The tag that puts a task into the mesh.
 const MESH: &str = "consul.hashicorp.com/mesh";
@@ -10,6 +12,8 @@ const SERVICE_NAME: &str = "consul.hashicorp.com/service-name";
 /// The tags that name a task's namespace and admin partition (Consul Enterprise).
 const NAMESPACE: &str = "consul.hashicorp.com/namespace";
 const PARTITION: &str = "consul.hashicorp.com/partition";
+/// The tag that says that a task is a gateway, and of which kind.
+const GATEWAY_KIND: &str = "consul.hashicorp.com/gateway-kind";
 /// The name whose secret would be that of the client token.
 const RESERVED: &str = "consul-client-token";
 
@@ -18,19 +22,31 @@ const RESERVED: &str = "consul-client-token";
 pub struct Task {
     /// Its ARN.
     pub arn: String,
-    /// The service's name, lower case; none if it isn't in the mesh.
-    pub service: Option<String>,
+    /// What its tags say; none if it isn't in the mesh.
+    pub mesh: Option<Mesh>,
+    /// Whether it is to stop. ECS deletes the tags of a task that StopTask ends, while its containers still run.
+    pub stopping: bool,
+    /// When it read its secrets; created at the epoch if ECS doesn't say when.
+    pub start: Start,
+}
+
+/// A task's part in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mesh {
+    /// The service's name, lower case.
+    pub service: String,
+    /// Whether the task is a mesh gateway.
+    pub is_mesh_gateway: bool,
     /// Its namespace and admin partition, as consul-ecs 0.4 has them at the end of its secret's name (Consul Enterprise).
     pub scope: String,
-    /// When it was created, which is before its containers got their secrets; the epoch if ECS doesn't say.
-    pub created: SystemTime,
 }
 
 impl Task {
     /// From what ECS says; none for a task that has stopped.
     #[must_use]
     pub fn new(task: &aws_sdk_ecs::types::Task) -> Option<Self> {
-        if task.last_status() == Some("STOPPED") {
+        let status = task.last_status().unwrap_or_default();
+        if status == "STOPPED" {
             return None;
         }
         let tag = |key: &str| {
@@ -40,20 +56,51 @@ impl Task {
         // …:task-definition/<family>:<revision>
         let definition = task.task_definition_arn().and_then(|arn| arn.rsplit('/').next()).unwrap_or_default();
         let family = definition.rsplit_once(':').map_or(definition, |(family, _)| family);
-        let service = tag(MESH).is_some_and(|value| value == "true");
-        let service = service.then(|| tag(SERVICE_NAME).unwrap_or(family).to_lowercase());
-        let created = task.created_at().or(task.started_at()).and_then(|at| SystemTime::try_from(*at).ok());
-        let created = created.unwrap_or(SystemTime::UNIX_EPOCH);
-        let scope = [NAMESPACE, PARTITION].map(|key| tag(key).unwrap_or("default")).join("-");
-        Some(Self { arn: task.task_arn().unwrap_or_default().to_owned(), service, scope, created })
+        let mesh = tag(MESH).is_some_and(|value| value == "true").then(|| Mesh {
+            service: tag(SERVICE_NAME).unwrap_or(family).to_lowercase(),
+            is_mesh_gateway: tag(GATEWAY_KIND) == Some("mesh-gateway"),
+            scope: [NAMESPACE, PARTITION].map(|key| tag(key).unwrap_or("default")).join("-"),
+        });
+        let time = |at: &aws_smithy_types::DateTime| SystemTime::try_from(*at).ok();
+        let started = task.started_at().and_then(time);
+        let created = task.created_at().and_then(time).or(started).unwrap_or(SystemTime::UNIX_EPOCH);
+        let starting = ["PROVISIONING", "PENDING", "ACTIVATING"].contains(&status);
+        let start = Start { created, started: started.or((!starting).then_some(created)) };
+        let stopping = task.desired_status() == Some("STOPPED");
+        Some(Self { arn: task.task_arn().unwrap_or_default().to_owned(), mesh, stopping, start })
+    }
+}
+
+/// What the tags of running tasks said.
+#[derive(Debug, Default)]
+pub struct Tagged(HashMap<String, Mesh>);
+
+impl Tagged {
+    /// Gives each stopping task without tags what its tags said. `complete` says whether these are all tasks that run.
+    pub fn restore(&mut self, tasks: &mut [Task], complete: bool) {
+        for task in &mut *tasks {
+            match &task.mesh {
+                Some(mesh) if self.0.get(&task.arn) != Some(mesh) => {
+                    self.0.insert(task.arn.clone(), mesh.clone());
+                }
+                None if task.stopping => task.mesh = self.0.get(&task.arn).cloned(),
+                _ => {}
+            }
+        }
+        if complete {
+            let running = tasks.iter().map(|task| task.arn.as_str()).collect::<HashSet<_>>();
+            self.0.retain(|arn, _| running.contains(arn.as_str()));
+        }
     }
 }
 
 /// The services that have tasks.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Each with the creation of its oldest task.
-    pub services: BTreeMap<String, SystemTime>,
+    /// Each with the starts of its tasks.
+    pub services: BTreeMap<String, Vec<Start>>,
+    /// Those that are mesh gateways.
+    pub mesh_gateways: BTreeSet<String>,
     /// The namespace and admin partition of one of its tasks.
     pub scopes: BTreeMap<String, String>,
     /// Names that can't be a service's, each with why, and with the task that has it.
@@ -66,7 +113,7 @@ impl Desired {
     pub fn new(tasks: &[Task]) -> Self {
         let mut desired = Self::default();
         for task in tasks {
-            let Some(service) = &task.service else { continue };
+            let Some(Mesh { service, is_mesh_gateway, scope }) = &task.mesh else { continue };
             if let Some(why) = refusal(service) {
                 desired.refused.entry(service.clone()).or_insert_with(|| {
                     format!(
@@ -76,9 +123,11 @@ impl Desired {
                 });
                 continue;
             }
-            desired.scopes.insert(service.clone(), task.scope.clone());
-            let oldest = desired.services.entry(service.clone()).or_insert(task.created);
-            *oldest = task.created.min(*oldest);
+            desired.scopes.insert(service.clone(), scope.clone());
+            desired.services.entry(service.clone()).or_default().push(task.start);
+            if *is_mesh_gateway {
+                desired.mesh_gateways.insert(service.clone());
+            }
         }
         desired
     }
@@ -120,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_service_is_the_tag_else_the_family_in_lower_case_and_needs_the_mesh_tag() {
-        let service = |tags| task(tags, "RUNNING").unwrap().service;
+        let service = |tags| task(tags, "RUNNING").unwrap().mesh.map(|mesh| mesh.service);
         assert_eq!(service(&[(MESH, "true")]).as_deref(), Some("shop"));
         assert_eq!(service(&[(MESH, "true"), (SERVICE_NAME, "Web")]).as_deref(), Some("web"));
         assert_eq!(service(&[(MESH, "true"), (SERVICE_NAME, "")]).as_deref(), Some("shop"));
@@ -130,9 +179,20 @@ mod tests {
 
     #[test]
     fn the_scope_is_that_of_the_tags_or_the_default() {
-        let scope = |tags| task(tags, "RUNNING").unwrap().scope;
+        let scope = |tags| task(tags, "RUNNING").unwrap().mesh.unwrap().scope;
         assert_eq!(scope(&[(MESH, "true")]), "default-default");
         assert_eq!(scope(&[(MESH, "true"), (NAMESPACE, "shop"), (PARTITION, "eu")]), "shop-eu");
+    }
+
+    #[test]
+    fn a_mesh_gateway_is_what_its_tag_says() {
+        let is_mesh_gateway = |kind| {
+            let task = task(&[(MESH, "true"), (GATEWAY_KIND, kind)], "RUNNING").unwrap();
+            !Desired::new(&[task]).mesh_gateways.is_empty()
+        };
+        assert!(is_mesh_gateway("mesh-gateway"));
+        assert!(!is_mesh_gateway("ingress-gateway") && !is_mesh_gateway("terminating-gateway"));
+        assert!(!is_mesh_gateway(""));
     }
 
     #[test]
@@ -144,16 +204,56 @@ mod tests {
     }
 
     #[test]
-    fn a_service_has_its_oldest_task_and_a_name_that_cannot_be_one_is_refused() {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let task = |service: &str, seconds| Task {
-            arn: "a".into(),
-            service: Some(service.into()),
-            scope: "default-default".into(),
-            created: at(seconds),
+    fn a_task_reads_its_secret_from_its_creation_until_it_has_started() {
+        let at = |seconds| aws_smithy_types::DateTime::from_secs(seconds);
+        let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let start = |created: Option<i64>, started: Option<i64>, status: &str| {
+            let task = EcsTask::builder().set_created_at(created.map(at)).set_started_at(started.map(at));
+            let Start { created, started } = Task::new(&task.last_status(status).build()).unwrap().start;
+            (created, started)
         };
+        assert_eq!(start(Some(3), Some(7), "RUNNING"), (time(3), Some(time(7))));
+        assert_eq!(start(Some(3), None, "PENDING"), (time(3), None));
+        assert_eq!(start(Some(3), None, "STOPPING"), (time(3), Some(time(3))), "it never started");
+        assert_eq!(start(None, Some(7), "RUNNING"), (time(7), Some(time(7))));
+        assert_eq!(start(None, None, "PENDING"), (time(0), None));
+    }
+
+    fn running(arn: &str, service: Option<&str>, stopping: bool, created: u64) -> Task {
+        let created = SystemTime::UNIX_EPOCH + Duration::from_secs(created);
+        let start = Start { created, started: Some(created) };
+        let mesh = service.map(|service| Mesh {
+            service: service.into(),
+            is_mesh_gateway: false,
+            scope: "default-default".into(),
+        });
+        Task { arn: arn.into(), mesh, stopping, start }
+    }
+
+    #[test]
+    fn a_stopping_task_without_tags_keeps_its_service_and_a_running_one_does_not() {
+        let mut tagged = Tagged::default();
+        let mut after = |task: Task, complete| {
+            let mut tasks = [task];
+            tagged.restore(&mut tasks, complete);
+            tasks[0].mesh.clone().map(|mesh| mesh.service)
+        };
+        assert_eq!(after(running("a", None, true, 1), true), None, "its tags were never seen");
+        assert_eq!(after(running("a", Some("web"), false, 1), true).as_deref(), Some("web"));
+        assert_eq!(after(running("a", None, false, 1), true), None, "somebody took the tag away");
+        assert_eq!(after(running("a", None, true, 1), true).as_deref(), Some("web"));
+        assert_eq!(after(running("b", None, true, 1), false), None);
+        assert_eq!(after(running("a", None, true, 1), true).as_deref(), Some("web"), "it was only not listed");
+        assert_eq!(after(running("b", None, true, 1), true), None);
+        assert_eq!(after(running("a", None, true, 1), true), None, "it was gone");
+    }
+
+    #[test]
+    fn a_service_has_its_tasks_and_a_name_that_cannot_be_one_is_refused() {
+        let task = |service: &str, created| running("a", Some(service), false, created);
         let desired = Desired::new(&[task("web", 7), task("web", 5), task(RESERVED, 1), task("a b", 1), task("-a", 1)]);
-        assert_eq!(desired.services, BTreeMap::from([("web".to_owned(), at(5))]));
+        let starts = [7, 5].map(|created| running("a", None, false, created).start);
+        assert_eq!(desired.services, BTreeMap::from([("web".to_owned(), starts.to_vec())]));
         assert_eq!(desired.refused.keys().collect::<Vec<_>>(), ["-a", "a b", RESERVED]);
         assert!(desired.refused[RESERVED].contains("the secret of the consul-clients"));
     }

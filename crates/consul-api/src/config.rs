@@ -159,6 +159,12 @@ impl Config {
         Self { datacenter: Some(datacenter.to_owned()), ..self }
     }
 
+    /// The datacenter to which requests are forwarded, if it is another than the agent's.
+    #[must_use]
+    pub fn datacenter(&self) -> Option<&str> {
+        self.datacenter.as_deref()
+    }
+
     /// The namespace, if one is given.
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {

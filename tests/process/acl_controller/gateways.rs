@@ -71,3 +71,65 @@ async fn what_somebody_adds_to_a_gateway_s_token_is_taken_back() {
     world.agent.call("PUT", &path, &token).await;
     assert_eq!(world.speaks_for(&["legacy", "tgw"]).await, accessor);
 }
+
+#[tokio::test]
+async fn a_mesh_gateway_s_token_has_what_routing_to_every_service_needs_and_keeps_it_between_two_tasks() {
+    let world = World::new(&["mgw", "web"]).await;
+    let mesh = |id, service, kind| {
+        let tags = [
+            ("consul.hashicorp.com/mesh", "true"),
+            ("consul.hashicorp.com/service-name", service),
+            ("consul.hashicorp.com/gateway-kind", kind),
+        ];
+        world.aws.put_task(id, "family", &tags, SystemTime::now())
+    };
+    let task = mesh("1", "mgw", "mesh-gateway");
+    mesh("2", "web", "terminating-gateway");
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let controller = Process::spawn(&mut command);
+    let has_policy = async || {
+        let token = world.token_of("p-mgw").await?;
+        let right = token["Policies"]
+            .as_array()
+            .is_some_and(|policies| policies.len() == 1 && policies[0]["Name"] == "p-mesh-gateway-policy");
+        if right && token["ServiceIdentities"] == json!([{ "ServiceName": "mgw" }]) {
+            Ok(token["AccessorID"].clone())
+        } else {
+            Err(token.to_string())
+        }
+    };
+    let accessor = eventually("the gateway has its policy", BOUND, has_policy).await;
+    world.settles("web").await;
+    let secret = world.aws.secret("p-mgw")["token"].as_str().unwrap().to_owned();
+    let token = [("X-Consul-Token", secret.as_str())];
+    for path in ["/v1/catalog/nodes", "/v1/health/service/consul"] {
+        let (status, seen) = http::request("GET", &world.agent.url(path), &token, "").await.unwrap();
+        assert!(status == 200 && seen.contains("127.0.0.1"), "{path}: {status} {seen}");
+    }
+    let policies = world.agent.call("GET", "/v1/acl/policies", &Value::Null).await;
+    let policy = policies.as_array().unwrap().iter().find(|policy| policy["Name"] == "p-mesh-gateway-policy").unwrap();
+    let path = format!("/v1/acl/policy/{}", policy["ID"].as_str().unwrap());
+    let rules = async || world.agent.call("GET", &path, &Value::Null).await["Rules"].as_str().unwrap().to_owned();
+    assert_eq!(rules().await, readme("hcl", 4).trim_end());
+    let wrong = json!({ "Name": "p-mesh-gateway-policy", "Rules": "operator = \"write\"" });
+    world.agent.call("PUT", &path, &wrong).await;
+    eventually("the policy is repaired", BOUND, async || {
+        let rules = rules().await;
+        if rules == readme("hcl", 4).trim_end() { Ok(()) } else { Err(rules) }
+    })
+    .await;
+    // ECS deletes a stopping task's tags; then the service has no task for a while, and a new controller has never seen one.
+    world.aws.stop(&task);
+    cycles(&address, 3.0).await;
+    assert_eq!(has_policy().await.unwrap(), accessor);
+    world.aws.forget(&task);
+    controller.says("service mgw: has no tasks", BOUND).await;
+    drop(controller);
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let controller = Process::spawn(&mut command);
+    controller.says("holding the lock", TAKEOVER).await;
+    cycles(&address, 3.0).await;
+    assert_eq!(has_policy().await.unwrap(), accessor);
+}

@@ -20,6 +20,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 mod calls;
+mod datacenters;
 mod gateways;
 mod leader;
 mod secrets;
@@ -47,7 +48,11 @@ struct World {
 impl World {
     /// With an empty client secret and an empty secret for each service.
     async fn new(services: &[&str]) -> Self {
-        let agent = Agent::start_with_acls().await;
+        Self::at(Agent::start_with_acls().await, services).await
+    }
+
+    /// The same with the controller at this agent.
+    async fn at(agent: Agent, services: &[&str]) -> Self {
         let rules = [0, 1, 2].map(|block| readme("hcl", block)).concat();
         let token = limited(&agent, "controller", &rules).await;
         let aws = Aws::start();
@@ -69,6 +74,8 @@ impl World {
         command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", "b1g-s3cr3t-key");
         command.env("CONSUL_HTTP_ADDR", &self.agent.http).env("CONSUL_HTTP_TOKEN", &self.token);
         command.args(["--cluster", cluster, "--secret-name-prefix", "p"]).env("ACL_CONTROLLER_POLL_INTERVAL", "200ms");
+        // Without a flag of its own no test waits for tasks that no controller saw.
+        command.env("ACL_CONTROLLER_STOP_TIMEOUT", "0s");
         // Everything is logged, so that a secret in the log is seen.
         command.args(["--listen", &format!("127.0.0.1:{}", free_port())]).env("LOG_LEVEL", "trace");
         command

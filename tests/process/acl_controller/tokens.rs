@@ -404,3 +404,152 @@ async fn within_the_grace_drift_is_repaired_and_after_it_a_secret_that_another_c
     let calls = world.aws.take_calls();
     assert!(calls.iter().all(|call| call.name != "GetSecretValue" && call.name != "PutSecretValue"), "{calls:?}");
 }
+
+#[tokio::test]
+async fn a_stopping_task_that_lost_its_tags_keeps_its_replaced_token_also_after_a_takeover() {
+    let world = World::new(&["web"]).await;
+    let task = world.aws.run("1", "web");
+    let controller = world.start();
+    let first = world.settles("web").await;
+    end(controller).await;
+    let controller = world.start_with(&["--rotate-after", "1s"]);
+    controller.says(&format!("token {first} replaced by"), BOUND).await;
+    end(controller).await;
+    let lives = async || world.tokens("web").await.iter().any(|token| token["AccessorID"] == first.as_str());
+
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let controller = Process::spawn(&mut command);
+    cycles(&address, 3.0).await;
+    world.aws.run_at("2", "web", SystemTime::now() + Duration::from_secs(120));
+    world.aws.stop(&task);
+    cycles(&address, 5.0).await;
+    assert!(lives().await, "its containers still run");
+    end(controller).await;
+
+    // This one never saw its tags.
+    let stop_timeout = Duration::from_secs(6);
+    let began = Instant::now();
+    let controller = world.start_with(&["--stop-timeout", "6s"]);
+    controller.says(&format!("token {first} deleted"), BOUND).await;
+    assert!(began.elapsed() >= stop_timeout, "{:?}", began.elapsed());
+    world.settles("web").await;
+}
+
+#[tokio::test]
+async fn a_service_whose_last_task_is_stopping_without_tags_has_tasks() {
+    let world = World::new(&["web"]).await;
+    let task = world.aws.run("1", "web");
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let controller = Process::spawn(command.args(["--grace", "1s"]));
+    let web = world.settles("web").await;
+    world.aws.stop(&task);
+    cycles(&address, 10.0).await;
+    assert_eq!(world.settles("web").await, web);
+    assert!(!controller.output().contains("has no tasks"), "{}", controller.output());
+    world.aws.forget(&task);
+    controller.says(&format!("token {web} deleted"), BOUND).await;
+}
+
+#[tokio::test]
+async fn a_token_goes_as_soon_as_no_task_from_its_own_window_is_left() {
+    let world = World::new(&["web"]).await;
+    // It runs on, and may have what the secret holds until 30 s after its start, since clocks may differ.
+    world.aws.run_at("1", "web", SystemTime::now() - Duration::from_secs(20));
+    let mut command = world.command("key");
+    let address = listens(&command);
+    let _controller = Process::spawn(command.args(["--rotate-after", "4s"]));
+    let first = eventually("the first token", BOUND, async || {
+        let value = world.aws.secret("p-web");
+        value["accessor_id"].as_str().map(str::to_owned).ok_or(value.to_string())
+    })
+    .await;
+    let deleted = "acl_controller_tokens_total{change=\"deleted\"}";
+    eventually("later tokens go", 4 * BOUND, async || match metrics(&address).await.get(deleted) {
+        Some(count) if *count >= 2.0 => Ok(()),
+        count => Err(format!("{count:?}")),
+    })
+    .await;
+    let tokens = world.tokens("web").await;
+    assert!(tokens.iter().any(|token| token["AccessorID"] == first.as_str()), "{tokens:?}");
+    let current = world.token_of("p-web").await.unwrap();
+    assert!(tokens.iter().any(|token| token["AccessorID"] == current["AccessorID"]), "{tokens:?}");
+}
+
+/// Waits until a service has no token, and gives what its secret holds then.
+async fn goes(world: &World, service: &str) -> Value {
+    eventually(&format!("the token of {service} goes"), BOUND, async || match &world.tokens(service).await[..] {
+        [] => Ok(()),
+        tokens => Err(format!("{tokens:?}")),
+    })
+    .await;
+    world.aws.secret(&format!("p-{service}"))
+}
+
+async fn end(mut controller: Process) {
+    controller.signal(Signal::TERM);
+    assert_eq!(controller.exit_code(BOUND).await, 0);
+}
+
+#[tokio::test]
+async fn the_grace_goes_on_when_another_controller_takes_over() {
+    let world = World::new(&["web"]).await;
+    let task = world.aws.run("1", "web");
+    let grace = ["--grace", "12s"];
+    let controller = world.start_with(&grace);
+    world.settles("web").await;
+    world.aws.forget(&task);
+    controller.says("service web: has no tasks; its token goes in 12s", BOUND).await;
+    let since = Instant::now();
+    let noted = eventually("it is noted", BOUND, async || {
+        let keys = world.agent.call("GET", "/v1/kv/ecs-mesh/acl-controller/?keys", &Value::Null).await;
+        let key = keys.as_array().into_iter().flatten().filter_map(Value::as_str).find(|key| key.ends_with("/web"));
+        let key = key.ok_or(keys.to_string())?.to_owned();
+        let note = world.agent.call("GET", &format!("/v1/kv/{key}?raw"), &Value::Null).await;
+        if note["without_tasks_since"].is_string() { Ok(note) } else { Err(note.to_string()) }
+    })
+    .await;
+    end(controller).await;
+    tokio::time::sleep(Duration::from_secs(6).saturating_sub(since.elapsed())).await;
+    let controller = world.start_with(&grace);
+    controller.says("holding the lock", BOUND).await;
+    let took_over = Instant::now();
+    assert_eq!(goes(&world, "web").await, json!({}));
+    assert!(took_over.elapsed() < Duration::from_secs(12), "a new grace began: {:?}, {noted}", took_over.elapsed());
+    assert!(since.elapsed() >= Duration::from_secs(12), "{:?}", since.elapsed());
+}
+
+#[tokio::test]
+async fn a_secret_that_is_kept_holds_the_token_that_the_next_task_finds_made_again() {
+    let world = World::new(&["web"]).await;
+    let task = world.aws.run("1", "web");
+    let flags = ["--keep-secrets", "--grace", "1s"];
+    let controller = world.start_with(&flags);
+    let web = world.settles("web").await;
+    let stored = world.aws.secret("p-web");
+    world.aws.forget(&task);
+    assert_eq!(goes(&world, "web").await, stored);
+    controller.says(&format!("token {web} deleted"), BOUND).await;
+    world.silent(&controller);
+    end(controller).await;
+
+    // The next day, under another controller.
+    let task = world.aws.run("2", "web");
+    let controller = world.start_with(&flags);
+    assert_eq!(world.settles("web").await, web);
+    assert_eq!(world.aws.secret("p-web"), stored);
+    controller.says(&format!("token {web} created again"), BOUND).await;
+    world.silent(&controller);
+
+    // What somebody deletes while it is in use is not made again: it may have been stolen.
+    world.agent.call("DELETE", &format!("/v1/acl/token/{web}"), &Value::Null).await;
+    let new = eventually("there is another token", BOUND, async || match world.settles("web").await {
+        accessor if accessor != web => Ok(accessor),
+        accessor => Err(accessor),
+    })
+    .await;
+    world.aws.forget(&task);
+    let kept = goes(&world, "web").await;
+    assert_eq!(kept["accessor_id"], new.as_str());
+}
