@@ -287,6 +287,10 @@ fn depends_on(settings: &Settings, task: &Task, found: &mut Collected) {
                     || (name == APP_ENTRYPOINT && !delayed.is_empty())
             };
             match name {
+                Some("health-sync") if entry.get("condition").is_some_and(|condition| condition == "HEALTHY") => {
+                    let expected = "no wait for health-sync's health: it is healthy when the app is";
+                    found.wrong(path, &json!("health-sync HEALTHY"), expected, Some("depends-on-circle"));
+                }
                 Some(name) if known(name) => on.push(name),
                 Some(name) => {
                     let expected = "a container of the task definition or a sidecar";

@@ -263,9 +263,9 @@ fn health_sync(settings: &Settings, around: &Around<'_>) -> Value {
         "mountPoints": [mount(MESH, BOOTSTRAP_DIR, false)],
         "healthCheck": {
             "command": ["CMD", "/health-sync", "healthy", "--in-mesh"],
-            "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD,
+            "interval": 5, "timeout": 5, "retries": 3, "startPeriod": START_PERIOD,
         },
-        "restartPolicy": { "enabled": true, "restartAttemptPeriod": 60 },
+        "restartPolicy": { "enabled": true },
         "stopTimeout": 30,
     })
 }

@@ -133,6 +133,10 @@ fn circles_of_depends_on() {
     assert_eq!(unknown, [("containerDefinitions[1].dependsOn[0].containerName".to_owned(), None)]);
     let sidecar = of_task(|task| task["containerDefinitions"][1]["dependsOn"] = on("consul-client"));
     assert_eq!(sidecar, []);
+    // health-sync is healthy when the proxy passes, which it does when the app does.
+    let health = json!([{ "containerName": "health-sync", "condition": "HEALTHY" }]);
+    let health = of_task(|task| task["containerDefinitions"][1]["dependsOn"] = health);
+    assert_eq!(health, one("containerDefinitions[1].dependsOn[0]", "depends-on-circle"));
     // The sidecars wait for the log router, which waits for the app.
     let mut settings = settings();
     settings["logConfiguration"] = json!({ "logDriver": "awsfirelens" });

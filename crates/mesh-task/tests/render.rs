@@ -353,3 +353,39 @@ fn the_check_finds_what_differs_and_not_what_ecs_fills_in() {
     ];
     assert_eq!(lines, expected);
 }
+
+#[test]
+fn rendered_twice_is_rendered_once_whatever_is_asked_for() {
+    type Change = fn(&mut Value, &mut Value);
+    let changes: [Change; 10] = [
+        |settings, _| settings["secrets"] = secrets(),
+        |settings, _| settings["shutdownDelay"] = json!("10s"),
+        |settings, _| settings["logConfiguration"] = json!({ "logDriver": "awsfirelens" }),
+        |settings, _| settings["proxy"] = json!({ "publicListenerPort": 21000 }),
+        |settings, _| settings["service"]["partition"] = json!("shops"),
+        |_, task| {
+            task["containerDefinitions"][0]["dependsOn"] =
+                json!([{ "containerName": "sidecar-proxy", "condition": "START" }])
+        },
+        |_, task| task["containerDefinitions"][0]["entryPoint"] = json!(["", "-a", "", "--shutdown-delay", "1s"]),
+        |_, task| {
+            task["volumes"] = json!([{ "name": "mine" }]);
+            task["containerDefinitions"][0]["mountPoints"] = json!([{ "sourceVolume": "mine", "containerPath": "/m" }]);
+        },
+        |_, task| {
+            let router =
+                json!({ "name": "router", "image": "router:1", "firelensConfiguration": { "type": "fluentd" } });
+            task["containerDefinitions"].as_array_mut().unwrap().push(router);
+        },
+        |_, task| task["containerDefinitions"][0]["memory"] = json!(1024),
+    ];
+    for asked in 0..1_u32 << changes.len() {
+        let (mut settings, mut task) = (settings(), task());
+        for (_, change) in changes.iter().enumerate().filter(|(bit, _)| asked >> bit & 1 == 1) {
+            change(&mut settings, &mut task);
+        }
+        let definition = rendered(&settings, &task);
+        let nothing: [String; 0] = [];
+        assert_eq!(differences(&json!({ "taskDefinition": definition }), &definition), nothing);
+    }
+}
