@@ -14,6 +14,9 @@ fn the_documentation_is_that_of_the_code() {
             std::fs::write(&path, &made).unwrap();
         }
         let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert!(written == made, "docs/{name} is not what the code says: UPDATE_DOCS=1 cargo test -p mesh-config");
+        assert!(
+            written == made,
+            "docs/{name} is not what the code says: UPDATE_DOCS=1 cargo test -p mesh-config -p mesh-task"
+        );
     }
 }

@@ -15,7 +15,7 @@ fn the_schema_is_that_of_the_types() {
     let written = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         written == made,
-        "docs/mesh-task.schema.json is not what the code says: UPDATE_DOCS=1 cargo test -p mesh-task"
+        "docs/mesh-task.schema.json is not what the code says: UPDATE_DOCS=1 cargo test -p mesh-config -p mesh-task"
     );
 }
 
