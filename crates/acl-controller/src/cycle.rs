@@ -63,8 +63,8 @@ pub struct Controller {
     pub metrics: Arc<Metrics>,
 }
 
-/// What a controller remembers between the cycles of one term. A new leader begins with nothing: it reads every secret once, and
-/// every grace begins anew.
+/// What a controller remembers between the cycles of one term. A new leader begins with nothing but the record: it reads every
+/// secret once.
 #[derive(Debug)]
 pub struct Memory {
     /// When the term began.
@@ -87,6 +87,7 @@ pub struct Memory {
     acls_located: bool,
     /// What terminating gateways link and no token can be given, told already.
     unlinked: gateways::Unlinked,
+    /// The policies that were right when they were last read.
     policies: RightPolicies,
 }
 

@@ -163,7 +163,8 @@ mod tests {
 
     #[test]
     fn a_token_is_kept_while_a_task_runs_that_read_the_secret_in_its_window() {
-        let rows: [(&[(u64, Option<u64>)], &str); 10] = [
+        type Tasks<'a> = &'a [(u64, Option<u64>)];
+        let rows: [(Tasks, &str); 10] = [
             (&[], "e*"),
             (&[(45, Some(46))], "e*"),
             (&[(5, Some(6))], "a e*"),
