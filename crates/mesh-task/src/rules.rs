@@ -91,6 +91,14 @@ fn volumes(task: &Task, found: &mut Collected) {
                 found.wrong(path, &json!(volume), expected, Some("volume-of-a-sidecar"));
             }
         }
+        for (index, from) in objects(&container.fields, &container.path, "volumesFrom", found) {
+            let source = from.get("sourceContainer").and_then(Value::as_str);
+            if let Some(source) = source.filter(|source| is_sidecar(source)) {
+                let path = format!("{}.volumesFrom[{index}].sourceContainer", container.path);
+                let expected = "another container: a sidecar's volumes have tokens that are not the app's";
+                found.wrong(path, &json!(source), expected, Some("volume-of-a-sidecar"));
+            }
+        }
     }
 }
 
@@ -107,11 +115,8 @@ pub(crate) fn delayed<'a>(settings: &Settings, task: &'a Task) -> Vec<&'a Contai
     };
     let named = &settings.shutdown_delay_containers;
     let is_meant = |container: &&Container| {
-        if named.is_empty() {
-            !container.is_log_router() && !ends(&container.name)
-        } else {
-            named.contains(&container.name)
-        }
+        !container.is_log_router()
+            && if named.is_empty() { !ends(&container.name) } else { named.contains(&container.name) }
     };
     task.containers.iter().filter(is_meant).filter(|container| !container.has_own_wrapper()).collect()
 }
@@ -167,8 +172,8 @@ fn delays(settings: &Settings, task: &Task, of_settings: &mut Collected, found: 
         }
     }
     for (index, name) in settings.shutdown_delay_containers.iter().enumerate() {
-        if !task.containers.iter().any(|container| container.name == *name) {
-            let expected = "a container of the task definition";
+        if !task.containers.iter().any(|container| container.name == *name && !container.is_log_router()) {
+            let expected = "a container of the task definition that is no log router";
             of_settings.wrong(format!("shutdownDelayContainers[{index}]"), &json!(name), expected, None);
         }
     }
@@ -194,6 +199,11 @@ fn taken(settings: &Settings, role: Role<'_>) -> BTreeMap<u64, &'static str> {
             let exposed = proxy.expose.iter().flat_map(|expose| &expose.paths);
             for port in exposed.filter_map(|path| path.listener_port) {
                 ports.insert(port.into(), "Envoy's listener of an exposed path");
+            }
+            for option in ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"] {
+                let address = proxy.config.get(option).and_then(Value::as_str);
+                let port = address.and_then(|address| address.rsplit(':').next()?.parse().ok());
+                ports.extend(port.map(|port| (port, "Envoy's listener for metrics")));
             }
         }
         Role::Gateway(gateway) => {

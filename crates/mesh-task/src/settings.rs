@@ -128,7 +128,7 @@ impl Settings {
             found.missing("retryJoin", "the addresses of Consul's servers, such as [\"consul.internal\"]", None);
         }
         for (index, address) in own.retry_join.iter().enumerate() {
-            if ["secret_access_key", "secret_key", "password", "token"].iter().any(|word| address.contains(word)) {
+            if holds_a_key(address) {
                 found.add(mesh_config::FieldError {
                     path: format!("retryJoin[{index}]"),
                     got: Some("a string with a key in it".to_owned()),
@@ -196,6 +196,14 @@ impl Settings {
             );
         }
     }
+}
+
+/// Whether a cloud auto-join string holds a credential.
+fn holds_a_key(address: &str) -> bool {
+    let names = address.split_whitespace().filter_map(|pair| pair.split_once('=')).map(|(name, _)| name);
+    let is_key =
+        |name: &str| name == "api_key" || ["secret", "token", "password"].iter().any(|word| name.contains(word));
+    address.contains("provider=") && names.into_iter().any(is_key)
 }
 
 impl Own {

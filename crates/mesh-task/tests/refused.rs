@@ -78,6 +78,9 @@ fn names_and_volumes_of_sidecars() {
         ("containerDefinitions[0].mountPoints[0].sourceVolume".to_owned(), rule),
     ];
     assert_eq!(volume, expected);
+    let from =
+        of_task(|task| task["containerDefinitions"][0]["volumesFrom"] = json!([{ "sourceContainer": "mesh-init" }]));
+    assert_eq!(from, one("containerDefinitions[0].volumesFrom[0].sourceContainer", "volume-of-a-sidecar"));
     // Neither does an app of a rendered task get to the tokens.
     let mut rendered = render(&settings(), &task()).unwrap().definition;
     rendered["containerDefinitions"][0]["mountPoints"] = json!([{ "sourceVolume": "mesh", "containerPath": "/m" }]);
@@ -112,10 +115,12 @@ fn ports_of_the_mesh() {
     moved["proxy"] =
         json!({ "publicListenerPort": 21000, "upstreams": [{ "destinationName": "a", "localBindPort": 7000 }] });
     let mut task = task();
-    let mappings = json!([{ "containerPort": 20000 }, { "containerPort": 21000 }, { "containerPort": 7000 }]);
+    moved["proxy"]["config"] = json!({ "envoy_prometheus_bind_addr": "0.0.0.0:9102" });
+    let ports = [20000, 21000, 7000, 9102].map(|port| json!({ "containerPort": port }));
+    let mappings = json!(ports);
     task["containerDefinitions"][0]["portMappings"] = mappings;
     let paths: Vec<_> = problems(&moved, &task).into_iter().map(|(path, _)| path).collect();
-    let expected = [1, 2].map(|index| format!("containerDefinitions[0].portMappings[{index}].containerPort"));
+    let expected = [1, 2, 3].map(|index| format!("containerDefinitions[0].portMappings[{index}].containerPort"));
     assert_eq!(paths, expected);
 }
 
@@ -180,6 +185,10 @@ fn stop_timeouts_and_delays() {
     }
     assert_eq!(entry_point(json!([""]), json!(["/shop"])), []);
     assert_eq!(entry_point(json!([""]), Value::Null), one("containerDefinitions[0].command", "entry-point"));
+    let mut named = settings();
+    named["shutdownDelay"] = json!("10s");
+    named["shutdownDelayContainers"] = json!(["app", "nobody"]);
+    assert_eq!(problems(&named, &task()), [("shutdownDelayContainers[1]".to_owned(), None)]);
     // One that is under an app-entrypoint already keeps it.
     assert_eq!(entry_point(json!(["/app-entrypoint", "/shop"]), Value::Null), []);
 }
@@ -203,6 +212,10 @@ fn settings_that_say_too_little_or_two_things() {
             settings["secrets"] = json!({ "serviceToken": "arn:aws:ssm:eu-west-1:111122223333:parameter/token" });
         }),
         ["secrets.serviceToken", "consulHTTPAddr"]
+    );
+    assert_eq!(
+        paths(|settings| settings["retryJoin"] = json!(["consul-token.internal", "provider=aws tag_key=a"])),
+        [""; 0]
     );
     let keys = json!(["provider=aws tag_key=consul tag_value=server access_key_id=x secret_access_key=5ec3e7"]);
     let Problems(problems) = {

@@ -198,6 +198,20 @@ fn a_login_takes_the_place_of_the_tokens() {
     let policy = policy(&settings, &task).unwrap();
     let statement = json!([{ "Effect": "Allow", "Action": ["iam:GetRole"], "Resource": [task["taskRoleArn"]] }]);
     assert_eq!(policy["taskRole"]["Statement"], statement);
+
+    // A role without its ARN, a group of logs that is made, servers that are looked up, another partition.
+    task["taskRoleArn"] = json!("shop");
+    task["executionRoleArn"] = json!("arn:aws-cn:iam::111122223333:role/shop-execution");
+    settings["retryJoin"] = json!(["provider=aws tag_key=consul tag_value=server"]);
+    let options = json!({ "awslogs-group": "/shop", "awslogs-region": "cn-north-1", "awslogs-create-group": "true" });
+    settings["logConfiguration"] = json!({ "logDriver": "awslogs", "options": options });
+    let policy = mesh_task::policy(&settings, &task).unwrap();
+    let resources = |role: &str| -> Vec<Value> {
+        let statements = policy[role]["Statement"].as_array().unwrap().iter();
+        statements.map(|statement| statement["Resource"][0].clone()).collect()
+    };
+    assert_eq!(resources("executionRole")[1], "arn:aws-cn:logs:cn-north-1:*:log-group:/shop:*");
+    assert_eq!(resources("taskRole"), ["*", "arn:aws-cn:iam::*:role/shop"]);
 }
 
 #[test]
