@@ -15,17 +15,7 @@ import json, sys
 from botocore.session import get_session
 from botocore.validate import ParamValidator
 shape = get_session().get_service_model('ecs').operation_model('RegisterTaskDefinition').input_shape
-definition = json.load(open(sys.argv[1]))
-report = ParamValidator().validate(definition, shape)
-print(report.generate_report())
-def unknown(value, shape, path):
-    if shape.type_name == 'structure':
-        for name, inner in value.items():
-            if name in shape.members: unknown(inner, shape.members[name], path + '.' + name)
-            else: print('unknown field ' + path + '.' + name)
-    elif shape.type_name == 'list':
-        for index, inner in enumerate(value): unknown(inner, shape.member, '%s[%d]' % (path, index))
-unknown(definition, shape, '')
+print(ParamValidator().validate(json.load(open(sys.argv[1])), shape).generate_report())
 ";
 
 async fn mesh_task(arguments: &[&str], directory: &std::path::Path) -> Finished {
@@ -91,7 +81,7 @@ async fn aws_s_client_takes_what_is_rendered() {
     let folder = folder(&[]);
     let wrong = json!({ "family": 1, "containerDefinitions": [{ "ofTomorrow": 1 }] }).to_string();
     let objections = objections(&wrong, folder.path()).await;
-    assert!(objections.contains("family") && objections.contains("unknown field .containerDefinitions[0].ofTomorrow"));
+    assert!(objections.contains("family") && objections.contains("\"ofTomorrow\""));
 }
 
 #[tokio::test]
