@@ -318,7 +318,7 @@ async fn what_cannot_be_used_ends_in_one_line_and_nothing_is_registered() {
         (with(&|d| d["services"] = json!({})), "services: expected one of the fields bootstrapDir, "),
         (
             with(&|d| d["proxy"]["upstreams"][0]["localBindPort"] = json!(20000)),
-            "proxy.upstreams[0].localBindPort: expected a port that no other",
+            "proxy.upstreams[0].localBindPort: expected an address and port that no other listener",
         ),
         (
             with(&|d| drop(d.as_object_mut().unwrap().remove("service"))),
