@@ -117,7 +117,7 @@ async fn says_what_it_could_not_tell(docker: &Docker, what: &[&str]) {
     assert_eq!(exit_code(docker, "api-2", "health-sync").await, 1);
     let log = log(docker, "api-2", "health-sync").await;
     let last = log.lines().last().unwrap_or_default();
-    assert!(last.contains("not told to Consul within 1s"), "{log}");
+    assert!(last.contains("not written to Consul within 1s"), "{log}");
     for missing in what {
         assert!(last.contains(missing), "{missing:?} is missing in {log}");
     }

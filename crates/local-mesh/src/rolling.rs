@@ -15,29 +15,47 @@ const TASKS: [&str; 2] = ["api-1", "api-2"];
 /// How often the task is replaced in a row of the demo.
 pub const REPLACEMENTS: usize = 10;
 
-/// One measure of health-sync's, with the other switched off.
-const HOLD: [(&str, &str); 1] = [("HEALTH_SYNC_IN_MESH", "false")];
-const GATE: [(&str, &str); 1] = [("HEALTH_SYNC_HOLD", "0s")];
+/// Each measure of health-sync's alone, and neither. A longer interval gives the measure work: without it Consul's checks pass up
+/// to that much later than ECS says HEALTHY. The hold waits for at most 2.5 s, the gate for as long as it takes.
+const NEITHER: Settings =
+    &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "10s")];
+const HOLD: Settings = &[("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "1s")];
+const GATE: Settings = &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_INTERVAL", "10s")];
+
+/// Variables that docker-compose.yml reads.
+type Settings = &'static [(&'static str, &'static str)];
+
+/// What is known of a case before it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expected {
+    /// No request fails.
+    Lossless,
+    /// Some requests fail: it shows that the measurement can.
+    Failures,
+    /// Either. Where all containers get TERM at once, the task's node may be gone before the hold is over.
+    Measured,
+}
 
 /// One case.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// Its name in the table.
     pub name: &'static str,
-    /// Variables that docker-compose.yml reads.
-    pub settings: &'static [(&'static str, &'static str)],
+    /// Health-sync's variables.
+    pub settings: Settings,
     /// The order of TERM.
     pub order: StopOrder,
-    /// Whether no request may fail: where all containers get TERM at once, the task's node is gone before the hold is over.
-    pub lossless: bool,
+    /// What is known of it.
+    pub expected: Expected,
 }
 
 /// All cases of the demo.
-pub const CASES: [Case; 4] = [
-    Case { name: "hold, depends-on", settings: &HOLD, order: StopOrder::DependsOn, lossless: true },
-    Case { name: "gate, depends-on", settings: &GATE, order: StopOrder::DependsOn, lossless: true },
-    Case { name: "gate, all at once", settings: &GATE, order: StopOrder::AllAtOnce, lossless: true },
-    Case { name: "hold, all at once", settings: &HOLD, order: StopOrder::AllAtOnce, lossless: false },
+pub const CASES: [Case; 5] = [
+    Case { name: "neither, depends-on", settings: NEITHER, order: StopOrder::DependsOn, expected: Expected::Failures },
+    Case { name: "hold, depends-on", settings: HOLD, order: StopOrder::DependsOn, expected: Expected::Lossless },
+    Case { name: "gate, depends-on", settings: GATE, order: StopOrder::DependsOn, expected: Expected::Lossless },
+    Case { name: "gate, all at once", settings: GATE, order: StopOrder::AllAtOnce, expected: Expected::Lossless },
+    Case { name: "hold, all at once", settings: HOLD, order: StopOrder::AllAtOnce, expected: Expected::Measured },
 ];
 
 /// Runs one case on the running mesh: `api` has one task, which is replaced this often under load from web.

@@ -140,7 +140,7 @@ async fn of_two_prefixes_that_collide_neither_controller_overwrites_the_other_s_
     world.settles("db").await;
     controller.says("another controller's secrets have the prefix \"p-b\", and this one's \"p\"", BOUND).await;
     controller.says("service b-web: the secret p-b-web holds the token", BOUND).await;
-    controller.says("b-consul-client-token", BOUND).await;
+    controller.says("service b-consul-client-token: ", BOUND).await;
     assert_eq!(secrets.each_ref().map(|(secret, _)| world.aws.secret(secret)), before);
     assert!(world.tokens("b-web").await.is_empty());
 }
