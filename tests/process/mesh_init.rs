@@ -12,6 +12,7 @@ use mesh_tests::consul::{Agent, certificates};
 use mesh_tests::process::{Finished, Process, run};
 use mesh_tests::{binary, eventually, free_port, http, part, readme};
 use serde_json::{Value, json};
+use sidecar_kit::file::create_beside;
 use tempfile::TempDir;
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -378,7 +379,8 @@ async fn a_proxy_that_consul_refuses_leaves_no_service_behind() {
 async fn what_a_killed_run_left_on_the_volume_is_removed() {
     let agent = Agent::start().await;
     let task = Task::new(&agent.http, "");
-    std::fs::write(task.volume.path().join(".envoy-bootstrap.json.1.tmp"), "t0k3n").unwrap();
+    let (left, _) = create_beside(&task.volume.path().join("envoy-bootstrap.json"), 0o640).unwrap();
+    std::fs::write(left, "t0k3n").unwrap();
     task.starts().await;
     assert_eq!(std::fs::read_dir(task.volume.path()).unwrap().count(), 1);
 }
@@ -397,6 +399,10 @@ async fn metadata_and_consul_that_are_absent_slow_endless_or_nonsense_end_in_one
     with_metadata(Server::that_is_silent()).fails_with(&bound, &[gave_up]).await;
     with_metadata(Server::that_never_ends()).fails_with(&["--timeout", "30s"], &["is larger than 1048576 bytes"]).await;
     with_metadata(Server::that_answers("<html>")).fails_with(&bound, &["cannot decode the task metadata"]).await;
+    // ECS's agent gives such an answer while it starts.
+    let unfinished =
+        r#"{"Cluster":"blue","Family":"web","TaskARN":"arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2"}"#;
+    with_metadata(Server::that_answers(unfinished)).fails_with(&bound, &[gave_up, "lists no containers"]).await;
 
     let gave_up = "cannot register web-f1a2: gave up waiting for Consul's agent at ";
     Task::new(&nobody, "").fails_with(&bound, &[gave_up, "Consul is not reachable"]).await;

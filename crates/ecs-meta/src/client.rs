@@ -132,12 +132,12 @@ impl MetadataClient {
         Watch::start(&self.uri, interval)
     }
 
-    /// The task, for a container that starts: asked again while the failure may pass, at most for `bound`.
+    /// The task with its containers, for a container that starts: asked again while the failure may pass, at most for `bound`.
     ///
     /// # Errors
     /// What is final at once ([`Error::may_pass`]), or that the bound was reached and why.
     pub async fn task_within(&self, bound: Duration) -> Result<Task, WaitError<Error>> {
-        until("the task metadata", bound, Backoff::default(), async || match self.task().await {
+        until("the task metadata", bound, Backoff::default(), async || match self.whole_task(None).await {
             Ok(task) => Attempt::Done(task),
             Err(error) if error.may_pass() => Attempt::Again(error),
             Err(error) => Attempt::Final(error),

@@ -2,9 +2,8 @@
 //!
 //! What goes on at the same time: the statuses follow the metadata, the heartbeat keeps the checks from running out, and the
 //! agent is read back and given again what it lost. None waits for another, so that nothing holds a changed status up. TERM
-//! ends them all, and only then are the critical statuses written. Nothing that was on its way before can turn one back: a
-//! write under way is waited for; what had to be cut off may still reach the agent, so the agent is then asked until the end
-//! what it has, and what was turned back is set again.
+//! ends them all, and only then are the critical statuses written. A write under way is waited for. A write that was cut off may
+//! still arrive. So health-sync then checks the agent for the rest of the second and sets again what such a write undid.
 
 mod health;
 mod logout;
@@ -375,10 +374,10 @@ impl Sync {
         })
     }
 
-    /// Writes each check's status again before its time to live is over, whatever the metadata says; not while the loop of
-    /// statuses hangs.
+    /// Writes each check's status again before its time to live is over, whatever the metadata says; not while the thread that
+    /// asks for the metadata hangs.
     async fn heartbeats(&self) {
-        // A day is short enough for any, and long enough for Consul's clock.
+        // Refresh at least once a day, even with a TTL of 100000h.
         let interval = (self.options.check_ttl.duration() / 3).min(Duration::from_secs(24 * 60 * 60));
         let mut failure = Failure::default();
         loop {

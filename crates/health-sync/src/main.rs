@@ -48,7 +48,7 @@ struct RunArguments {
     /// not at all.
     #[arg(long, env = "HEALTH_SYNC_HOLD", default_value = "2500ms", value_name = "DURATION", value_parser = parse_delay)]
     hold: Duration,
-    /// Consul turns a check critical that health-sync has not refreshed for this long; mesh-init needs the same value. At most
+    /// If health-sync doesn't refresh a check for this long, Consul turns it critical; mesh-init needs the same value. At most
     /// 100000h, with which it never happens.
     #[arg(long, env = "CONSUL_ECS_CHECK_TTL", default_value_t, value_name = "DURATION")]
     check_ttl: CheckTtl,

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// Consul turns a check critical that health-sync has not refreshed for this long. mesh-init and health-sync register the same
+/// If health-sync doesn't refresh a check for this long, Consul turns it critical. mesh-init and health-sync register the same
 /// checks, so both are given the same value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckTtl(Duration);

@@ -111,7 +111,7 @@ fn port(service: &Service) -> Option<u16> {
     Some(service.port).filter(|port| *port != 0)
 }
 
-/// Critical until health-sync's first word. `Status` is the first registration's alone: an agent that has the check
+/// Critical until health-sync first writes. `Status` applies only to the first registration: an agent that has the check
 /// already keeps what it has.
 fn health_sync_check(names: &Names, container: &str, check_ttl: CheckTtl) -> CheckDefinition {
     CheckDefinition {

@@ -57,8 +57,8 @@ struct RunArguments {
     /// How long to wait for the metadata, and then for the agent.
     #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
     timeout: Duration,
-    /// Consul turns a check that health-sync keeps critical when health-sync has not refreshed it for this long; health-sync
-    /// needs the same value. At most 100000h, with which it never happens.
+    /// If health-sync doesn't refresh a check for this long, Consul turns it critical; health-sync needs the same value. At most
+    /// 100000h, with which it never happens.
     #[arg(long, value_name = "DURATION", env = "CONSUL_ECS_CHECK_TTL", default_value_t)]
     check_ttl: CheckTtl,
     /// The agent's gRPC address: <host>:<port>, http://…, https://… or unix://<path> [default: the port that the agent

@@ -1,7 +1,7 @@
 //! The task's start in the mesh, in the order things happen: read the configuration, make sure of the bootstrap
 //! directory, ask for the metadata, register service and proxy, write the bootstrap.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use serde_json::Map;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
-use sidecar_kit::file::{WriteError, write_atomically};
+use sidecar_kit::file::{WriteError, create_beside, is_temporary_of, write_atomically};
 use sidecar_kit::log;
 use sidecar_kit::secret::{SecretFileError, SecretSource};
 use sidecar_kit::wait::{Attempt, WaitError, until};
@@ -115,7 +115,7 @@ pub enum RunError {
 ///
 /// # Errors
 /// See [`RunError`]. Before a configuration that cannot be used or a directory that cannot be written to is reported,
-/// nothing is registered; what fails later takes the registration back.
+/// nothing is registered; if a later step fails, mesh-init tries to deregister what it registered.
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let config = read_config(env)?;
     let role = Role::of(&config);
@@ -259,26 +259,18 @@ fn login(
 /// was killed is removed: a temporary file may hold a token.
 fn make_sure_of(directory: &Path) -> Result<(), RunError> {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if is_left_behind(&entry.file_name().to_string_lossy())
+        let file_name = entry.file_name();
+        // agent-config, which writes the last, has ended by now.
+        let files = [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE];
+        if files.iter().any(|file| is_temporary_of(file, &file_name.to_string_lossy()))
             && let Err(error) = fs::remove_file(entry.path())
         {
             tracing::warn!("cannot remove {}, left by an earlier run: {error}", entry.path().display());
         }
     }
-    let probe = directory.join(format!(".{BOOTSTRAP_FILE}.{}.probe", std::process::id()));
-    let written = File::create(&probe).and_then(|_| fs::remove_file(&probe));
+    let probe = create_beside(&directory.join(BOOTSTRAP_FILE), BOOTSTRAP_MODE);
+    let written = probe.and_then(|(probe, _)| fs::remove_file(probe));
     written.map_err(|source| RunError::BootstrapDir { path: directory.to_owned(), source })
-}
-
-/// Whether it is the name of a temporary file of ours: `.envoy-bootstrap.json.<process ID>.tmp`, or `.probe`; or that of
-/// a login's token.
-fn is_left_behind(name: &str) -> bool {
-    let hidden = name.strip_prefix('.').unwrap_or_default();
-    // agent-config, which writes the last, has ended by now.
-    let files = [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE];
-    let middle = files.iter().find_map(|file| hidden.strip_prefix(file)?.strip_prefix('.'));
-    let id = middle.and_then(|rest| rest.strip_suffix(".tmp").or_else(|| rest.strip_suffix(".probe")));
-    id.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The agent beside the task.
@@ -507,11 +499,12 @@ mod tests {
     #[test]
     fn what_a_killed_run_left_is_removed_and_nothing_else() {
         let directory = tempfile::tempdir().unwrap();
-        let others =
-            ["envoy-bootstrap.json", ".envoy-bootstrap.json.tmp", ".envoy-bootstrap.json.x1.tmp", ".other.1.tmp"];
-        let ours = [".envoy-bootstrap.json.1.tmp", ".service-token.1.tmp", ".envoy-bootstrap.json.4711.probe"];
-        for name in others.iter().chain(&ours) {
-            File::create(directory.path().join(name)).unwrap();
+        let others = ["envoy-bootstrap.json", ".envoy-bootstrap.json.tmp", ".other.0123456789abcdef.tmp"];
+        for name in others {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        for file in [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE] {
+            create_beside(&directory.path().join(file), 0o600).unwrap();
         }
         make_sure_of(directory.path()).unwrap();
         assert!(others.iter().all(|name| directory.path().join(name).exists()));

@@ -64,7 +64,10 @@ pub fn install(directory: &Path, name: &str) -> Result<(), WriteError> {
 }
 
 /// A new file beside `path`, with a name that nobody can foresee. Where that name is taken, even by a link, another is tried.
-fn create_beside(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
+///
+/// # Errors
+/// When the directory is missing, full or not writable.
+pub fn create_beside(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     loop {
         let temporary = path.with_file_name(format!(".{name}.{:016x}.tmp", fastrand::u64(..)));
@@ -73,6 +76,14 @@ fn create_beside(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
             opened => return opened.map(|file| (temporary, file)),
         }
     }
+}
+
+/// Whether `file_name` is a name that [`create_beside`] gives beside a file called `name`: what a killed run left there.
+#[must_use]
+pub fn is_temporary_of(name: &str, file_name: &str) -> bool {
+    let rest = file_name.strip_prefix('.').and_then(|rest| rest.strip_prefix(name));
+    let random = rest.and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".tmp"));
+    random.is_some_and(|random| random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 fn fill(mut file: File, contents: &[u8], mode: u32) -> io::Result<()> {
@@ -109,6 +120,20 @@ mod tests {
         write_atomically(&path, b"new", 0o640).unwrap();
         assert!(path.symlink_metadata().unwrap().is_file());
         assert_eq!((fs::read(&path).unwrap(), fs::read(&elsewhere).unwrap()), (b"new".to_vec(), b"another's".to_vec()));
+    }
+
+    #[test]
+    fn a_temporary_file_is_known_by_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..20 {
+            let (temporary, _) = create_beside(&dir.path().join("token"), 0o600).unwrap();
+            let file_name = temporary.file_name().unwrap().to_str().unwrap();
+            assert!(is_temporary_of("token", file_name), "{file_name}");
+            assert!(!is_temporary_of("tok", file_name) && !is_temporary_of("other", file_name), "{file_name}");
+        }
+        for other in ["token", ".token.tmp", ".token..tmp", ".token.1.tmp", "token.0123456789abcdef.tmp"] {
+            assert!(!is_temporary_of("token", other), "{other}");
+        }
     }
 
     #[test]
