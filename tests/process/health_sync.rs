@@ -293,6 +293,19 @@ async fn metadata_that_says_nothing_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_first_answer_without_the_own_container_is_no_answer() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", json!([]));
+    metadata.set_field("Containers", app("HEALTHY"));
+    let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    sync.says("no task metadata: the task metadata lists containers, but not this one; trying again", BOUND).await;
+    rounds(&metadata, 4).await;
+    assert_eq!(status(&agent, CHECK).await, None, "nothing is written: {}", sync.output());
+    metadata.set_containers(app("HEALTHY"));
+    becomes(&agent, CHECK, "passing").await;
+}
+
+#[tokio::test]
 async fn an_agent_that_does_not_answer_a_read_back_holds_no_status_up() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));

@@ -45,6 +45,9 @@ const READ_BACK: Duration = Duration::from_secs(60);
 /// What asking the agent and registering anew may take.
 const READ_BACK_BOUND: Duration = Duration::from_secs(10);
 
+/// How long the first write may wait for the ID of the own container.
+const OWN_ID: Duration = Duration::from_secs(3);
+
 /// How soon what failed at the agent is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -124,6 +127,8 @@ struct Sync {
     failed: Notify,
     /// What was written may no longer be what the agent has.
     stale: Notify,
+    /// Docker's ID of the container that this process runs in, once it is known.
+    own: OnceCell<String>,
     /// When the metadata was last asked for.
     asked: Arc<Mutex<Instant>>,
 }
@@ -208,8 +213,8 @@ async fn live(
         }
     };
     let mut watch = metadata.watch(options.interval);
-    let task = tokio::select! {
-        task = first_answer(&mut watch) => task,
+    let (task, own) = tokio::select! {
+        first = first_answer(metadata, &mut watch) => first,
         _ = signals.next() => {
             // Nothing was written: no status is on its way to the servers.
             if let Err(error) = log_out(&[]).await {
@@ -230,8 +235,12 @@ async fn live(
         writes: Writes::default(),
         failed: Notify::new(),
         stale: Notify::new(),
+        own: OnceCell::new(),
         asked: watch.clock(),
     });
+    if let Some(own) = own {
+        let _ = sync.own.set(own);
+    }
     tracing::info!(?containers, "syncing the health of {}", names.service_id);
     let leave =
         sync.until_it_leaves(metadata, &mut watch, task, async { signals.next().await.unwrap_or_default() }).await;
@@ -252,35 +261,39 @@ async fn live(
     Ok(ExitCode::SUCCESS)
 }
 
-/// The task's metadata, waited for without end: ECS's agent may be away for as long as it likes.
-async fn first_answer(watch: &mut Watch) -> Arc<Task> {
+/// The task's metadata, waited for without end: ECS's agent may be away for as long as it likes. With it, Docker's ID of this
+/// container, where the endpoint tells it in time.
+async fn first_answer(metadata: &MetadataClient, watch: &mut Watch) -> (Arc<Task>, Option<String>) {
     let mut failure = Failure::default();
-    let mut own = OwnContainer::default();
+    let mut own = None;
     loop {
-        match own.whole(&watch.changed().await) {
-            Ok(task) => return task,
+        let answer = watch.changed().await;
+        if own.is_none() && answer.is_ok() {
+            own = timeout(OWN_ID, own_id(metadata)).await.ok();
+        }
+        match whole(&answer, own.as_deref()) {
+            Ok(task) => return (task, own),
             Err(error) => failure.report(&Err(error), ""),
         }
     }
 }
 
-/// The container that this process runs in. An answer that lacks it, once it was listed, is incomplete. An endpoint that never
-/// lists it is believed: one that stands in for ECS's may not.
-#[derive(Default)]
-struct OwnContainer {
-    id: Option<String>,
-    listed: bool,
+/// Docker's ID of this container, asked for until the endpoint tells it.
+async fn own_id(metadata: &MetadataClient) -> String {
+    loop {
+        match metadata.container().await {
+            Ok(container) if !container.docker_id.is_empty() => return container.docker_id,
+            _ => sleep(AGAIN).await,
+        }
+    }
 }
 
-impl OwnContainer {
-    /// The task, where the answer says something of its containers.
-    fn whole(&mut self, answer: &Answer) -> Result<Arc<Task>, String> {
-        let no_metadata = |error: &ecs_meta::Error| format!("no task metadata: {}", one_line(error));
-        let task = answer.as_ref().map_err(|error| no_metadata(error))?;
-        task.lists(self.id.as_deref().filter(|_| self.listed)).map_err(|error| no_metadata(&error))?;
-        self.listed = self.id.as_deref().is_some_and(|id| task.lists(Some(id)).is_ok());
-        Ok(task.clone())
-    }
+/// The task, where the answer says something of its containers: one that lacks this container, `own`, is incomplete.
+fn whole(answer: &Answer, own: Option<&str>) -> Result<Arc<Task>, String> {
+    let no_metadata = |error: &ecs_meta::Error| format!("no task metadata: {}", one_line(error));
+    let task = answer.as_ref().map_err(|error| no_metadata(error))?;
+    task.lists(own).map_err(|error| no_metadata(&error))?;
+    Ok(task.clone())
 }
 
 impl Sync {
@@ -292,7 +305,9 @@ impl Sync {
         task: Arc<Task>,
         term: impl Future,
     ) -> Leave {
-        let work = async { tokio::join!(self.statuses(metadata, watch, task), self.heartbeats(), self.read_backs()) };
+        let work = async {
+            tokio::join!(self.learn(metadata), self.statuses(watch, task), self.heartbeats(), self.read_backs())
+        };
         tokio::pin!(work);
         tokio::select! {
             biased;
@@ -332,26 +347,28 @@ impl Sync {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
+    /// Asks for this container's ID, which the endpoint did not tell before the first write.
+    async fn learn(&self, metadata: &MetadataClient) {
+        if self.own.get().is_none() {
+            let _ = self.own.set(own_id(metadata).await);
+        }
+    }
+
     /// Writes what changed, and again what failed.
-    async fn statuses(&self, metadata: &MetadataClient, watch: &mut Watch, first: Arc<Task>) {
+    async fn statuses(&self, watch: &mut Watch, first: Arc<Task>) {
         let mut failure = Failure::default();
         let mut answer: Answer = Ok(first);
-        let mut own = OwnContainer::default();
         loop {
-            let outcome = match own.whole(&answer) {
+            let outcome = match whole(&answer, self.own.get().map(String::as_str)) {
                 Ok(task) => self.write_changes(&task).await,
                 // No answer is no news: the checks stay as they are.
                 Err(error) => Err(error),
             };
             failure.report(&outcome, "syncing again");
-            let again = outcome.is_err() || own.id.is_none();
             tokio::select! {
                 changed = watch.changed() => answer = changed,
                 () = self.stale.notified() => {}
-                () = sleep(self.options.interval), if again => {}
-            }
-            if own.id.is_none() {
-                own.id = metadata.container().await.ok().map(|container| container.docker_id);
+                () = sleep(self.options.interval), if outcome.is_err() => {}
             }
         }
     }
