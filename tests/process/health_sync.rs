@@ -550,6 +550,28 @@ async fn a_held_status_is_not_written_once_the_node_has_left() {
 }
 
 #[tokio::test]
+async fn a_held_status_is_not_written_late_where_the_servers_give_no_answer() {
+    let serf = free_port();
+    let server = Agent::start_with(&json!({ "ports": { "serf_lan": serf } })).await;
+    let client = json!({ "server": false, "bootstrap": false, "node_name": "client",
+        "retry_join": [format!("127.0.0.1:{serf}")] });
+    let client = Agent::start_with(&client).await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    register_other(&client, false).await;
+    let mut command = command(&client.http, &metadata.uri, &["app"]);
+    let mut sync = Process::spawn(command.env("HEALTH_SYNC_HOLD", format!("{:?}", 10 * BOUND)));
+    sync.says("check passing", BOUND).await;
+    without_listener_check(&client).await;
+    sync.signal(Signal::TERM);
+    sync.says("the critical status waits for one", BOUND).await;
+    drop(server);
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    sync.says("Consul's servers give no answer: the task's node may have left the cluster: nothing is written", BOUND)
+        .await;
+    assert_eq!(status(&client, CHECK).await.unwrap(), "passing");
+}
+
+#[tokio::test]
 async fn bad_input_ends_in_one_line() {
     let mut nothing = Command::new(binary("health-sync"));
     let no_metadata = |document: &str| {

@@ -246,8 +246,8 @@ async fn live(
         sync.until_it_leaves(metadata, &mut watch, task, async { signals.next().await.unwrap_or_default() }).await;
     let left = match leave {
         Leave::Write => sync.leave().await,
-        Leave::HasLeft => {
-            tracing::info!("the task's node has left the cluster: nothing is written");
+        Leave::Nothing(reason) => {
+            tracing::info!("{reason}: nothing is written");
             Ok(())
         }
     };

@@ -14,7 +14,10 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// How long the first answer about the others may take. What the servers don't say is not waited for: where they are out of
 /// reach, they don't hear of a critical status either.
-const FIRST_LOOK: Duration = Duration::from_millis(500);
+const FIRST_LOOK: Duration = Duration::from_millis(150);
+
+/// How long the servers may say nothing while the write is held. The task's node may have left since then.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// How often the servers are asked while the write is held.
 const LOOK: Duration = Duration::from_millis(100);
@@ -34,8 +37,8 @@ pub struct Place {
 pub enum Leave {
     /// Its checks are to be set critical.
     Write,
-    /// Its node has left the cluster: the write would register it anew.
-    HasLeft,
+    /// Its node has left the cluster, or may have: the write would register it anew. With the reason.
+    Nothing(&'static str),
 }
 
 impl Place {
@@ -79,9 +82,11 @@ impl Place {
         }
         let deadline = Instant::now() + bound;
         let mut held = false;
+        let mut answered = Instant::now();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let patience = if held { left } else { left.min(FIRST_LOOK) };
+            let patience = if held { SILENCE.saturating_sub(answered.elapsed()) } else { FIRST_LOOK };
+            let patience = left.min(patience);
             let listed = match timeout(patience, consul.consistent_health(self.instances())).await {
                 Ok(Ok(listed)) => Some(listed),
                 Ok(Err(error)) => {
@@ -91,8 +96,13 @@ impl Place {
                 Err(_) => None,
             };
             match listed.map(|listed| self.see(&listed)) {
-                Some(seen) if held && !seen.own => return Leave::HasLeft,
-                Some(seen) if seen.own && seen.one_is_coming => {}
+                Some(seen) if held && !seen.own => return Leave::Nothing("the task's node has left the cluster"),
+                Some(seen) if seen.own && seen.one_is_coming => answered = Instant::now(),
+                None if held && answered.elapsed() >= SILENCE => {
+                    return Leave::Nothing(
+                        "Consul's servers give no answer: the task's node may have left the cluster",
+                    );
+                }
                 None if held => {}
                 _ => return Leave::Write,
             }
