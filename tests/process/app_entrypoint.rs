@@ -99,6 +99,15 @@ async fn what_the_app_s_own_variables_say_never_keeps_it_from_starting() {
             assert_eq!(finished.code, 42);
             assert!(finished.stderr.contains(&format!("{variable} is {value:?}")), "{}", finished.stderr);
         }
+        // The other variable counts.
+        let mut command = Command::new(binary(name));
+        command.args(["sh", "-c", "exit 42"]).env("LOG_LEVEL", "WARNING").env("LOG_FORMAT", "json");
+        let finished = run(&mut command, BOUND).await;
+        assert!(finished.stderr.starts_with('{') && finished.stderr.contains("LOG_LEVEL is"), "{}", finished.stderr);
+        let mut command = Command::new(binary(name));
+        command.args(["sh", "-c", "exit 42"]).env("LOG_LEVEL", "error").env("LOG_FORMAT", "logfmt");
+        let finished = run(&mut command, BOUND).await;
+        assert_eq!((finished.code, finished.stderr.as_str()), (42, ""));
     }
     let mut command = entrypoint(&["sh", "-c", "exit 42"]);
     command.envs(["SHUTDOWN_DELAY", "STOP_TIMEOUT", "STOP_SIGNAL", "SIGNAL_GROUP"].map(|name| (name, "the app's")));

@@ -143,6 +143,18 @@ async fn a_wrong_value_is_named_with_the_variable_that_it_came_from() {
     assert!(finished.stderr.ends_with(" (the variable ENVOY_ENTRYPOINT_GRACE; see --help)\n"), "{}", finished.stderr);
     let finished = run(entrypoint(&["--grace", "never", "true"]).env("ENVOY_ENTRYPOINT_GRACE", "soon"), BOUND).await;
     assert!(finished.stderr.contains("'never'") && !finished.stderr.contains("variable"), "{}", finished.stderr);
+    // One dash, no variable, a flag of the command, a verb's flag.
+    for (arguments, variable, named) in [
+        (&["-grace", "never", "true"][..], ("ENVOY_ENTRYPOINT_GRACE", "soon"), false),
+        (&["-grace", "never", "true"], ("ENVOY_ENTRYPOINT_GRACE", ""), false),
+        (&["app", "--grace", "1s"], ("ENVOY_ENTRYPOINT_GRACE", "soon"), true),
+        (&["dial", "--timeout", "never", "a:1"], ("ENVOY_ENTRYPOINT_DIAL_TIMEOUT", "soon"), false),
+        (&["dial", "a:1"], ("ENVOY_ENTRYPOINT_DIAL_TIMEOUT", "soon"), true),
+    ] {
+        let finished = run(entrypoint(arguments).env(variable.0, variable.1), BOUND).await;
+        assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1));
+        assert_eq!(finished.stderr.contains("the variable"), named, "{arguments:?}: {}", finished.stderr);
+    }
 }
 
 #[tokio::test]

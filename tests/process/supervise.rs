@@ -35,13 +35,13 @@ enum Signals {
     Term {
         group: bool,
     },
-    /// TERM, then others until it has ended.
-    More,
+    /// TERM, then these until it has ended.
+    More(&'static [Signal]),
 }
 
 const TIMES: usize = 24;
 
-const ENDS: [End; 6] = [
+const ENDS: [End; 7] = [
     End {
         script: "sleep 60 & sleep 60 & sleep 60 & sleep 60 & echo ready; wait",
         signals: Signals::Term { group: true },
@@ -49,8 +49,13 @@ const ENDS: [End; 6] = [
     },
     End {
         script: "for i in 1 2 3 4; do (exec sleep 0.$i) & done; echo ready; exec sleep 60",
-        signals: Signals::More,
+        signals: Signals::More(&[Signal::WINCH, Signal::CONT, Signal::URG]),
         code: 143,
+    },
+    End {
+        script: "trap 'kill $!; exit 3' TERM; sleep 60 & echo ready; wait",
+        signals: Signals::More(&[Signal::TERM]),
+        code: 3,
     },
     End { script: "yes | cat | cat > /dev/null & echo ready; wait", signals: Signals::Term { group: true }, code: 143 },
     End { script: "exec sh -c 'echo ready; exec sleep 60'", signals: Signals::Term { group: false }, code: 143 },
@@ -78,12 +83,12 @@ async fn it_ends_with_its_command_however_that_ends() {
             match signals {
                 Signals::None => {}
                 Signals::Term { .. } => process.signal(Signal::TERM),
-                Signals::More => {
+                Signals::More(others) => {
                     process.signal(Signal::TERM);
                     // An ended process still takes signals until its end has been looked at.
                     for _ in 0..200 {
-                        for signal in [Signal::WINCH, Signal::CONT, Signal::URG] {
-                            process.signal(signal);
+                        for signal in *others {
+                            process.signal(*signal);
                         }
                         tokio::time::sleep(Duration::from_micros(200)).await;
                     }

@@ -129,7 +129,7 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
             Ok(ExitCode::SUCCESS)
         }
         Verb::Dial { address, timeout } => {
-            drop(held);
+            held.release();
             dial(address, timeout).await?;
             Ok(ExitCode::SUCCESS)
         }

@@ -1,7 +1,7 @@
 //! How a program begins and ends: arguments, exit codes, and errors on one line.
 
 use std::error::Error;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ pub const USAGE: u8 = 2;
 pub fn parse_arguments<A: Parser>() -> A {
     let command = with_variables(A::command());
     let arguments = with_two_dashes(&command, std::env::args_os());
-    let parsed = command.try_get_matches_from(arguments).and_then(|matches| A::from_arg_matches(&matches));
+    let parsed = command.try_get_matches_from(arguments.iter()).and_then(|matches| A::from_arg_matches(&matches));
     parsed.unwrap_or_else(|error| {
         if !error.use_stderr() {
             error.exit();
@@ -38,8 +38,8 @@ pub fn parse_arguments<A: Parser>() -> A {
         let what = what.strip_prefix("error: ").unwrap_or(&what);
         // clap quotes what it could not understand.
         let what = if what.contains("-----BEGIN ") { "an argument or its variable holds a PEM text" } else { what };
-        let variable =
-            variable_behind(&A::command(), &error).map_or(String::new(), |name| format!("the variable {name}; "));
+        let variable = variable_behind(&A::command(), &arguments, &error)
+            .map_or(String::new(), |name| format!("the variable {name}; "));
         fail(&program, &format!("{what} ({variable}see --help)"), USAGE)
     })
 }
@@ -102,16 +102,25 @@ fn with_two_dashes(command: &Command, mut arguments: impl Iterator<Item = OsStri
     dashed
 }
 
-/// The variable that a refused value came from: the one that stands for the flag, where the flag was not given.
-fn variable_behind(command: &Command, error: &clap::Error) -> Option<String> {
+/// The variable that a refused value came from: the one that stands for the flag, where the arguments alone are not refused so.
+fn variable_behind(command: &Command, arguments: &[OsString], error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
-    let flag = named.split(' ').next()?;
-    if std::env::args_os().any(|word| word.to_string_lossy().split('=').next() == Some(flag)) {
-        return None;
-    }
+    let flag = named.split(' ').next()?.strip_prefix("--");
     let commands = std::iter::once(command).chain(command.get_subcommands());
-    let argument = commands.flat_map(Command::get_arguments).find(|one| one.get_long() == flag.strip_prefix("--"))?;
-    argument.get_env().map(|name| name.to_string_lossy().into_owned())
+    let mut variables = commands.flat_map(Command::get_arguments).filter(|one| one.get_long() == flag);
+    let variable = variables.find_map(|one| one.get_env().filter(|name| is_set(name)));
+    let variable = variable?.to_string_lossy().into_owned();
+    let alone = without_variables(command.clone()).try_get_matches_from(arguments).err();
+    let same = alone.is_some_and(|alone| alone.get(ContextKind::InvalidArg) == error.get(ContextKind::InvalidArg));
+    (!same).then_some(variable)
+}
+
+fn is_set(variable: &OsStr) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty())
+}
+
+fn without_variables(command: Command) -> Command {
+    command.mut_args(|argument| argument.env(None::<&str>)).mut_subcommands(without_variables)
 }
 
 /// Runs the one library call of a program that ends with [`FAILURE`] on any error: see [`run_with`].

@@ -17,7 +17,8 @@ const LIBRARIES: [&str; 7] = ["bollard", "h2", "hyper", "hyper_util", "rustls", 
 #[derive(Debug, thiserror::Error)]
 #[error("{variable} is {value}: expected {expected}")]
 pub struct LogError {
-    variable: &'static str,
+    /// The variable.
+    pub variable: &'static str,
     value: String,
     expected: &'static str,
 }

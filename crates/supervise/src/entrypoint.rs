@@ -28,10 +28,15 @@ pub enum Verb {
 /// Starts logging. `LOG_LEVEL` and `LOG_FORMAT` are the command's variables too, and it may know values that mean nothing here: such
 /// a value is warned of and not used.
 pub fn start_logging(env: &Env) {
-    if let Err(error) = log::init(env, None) {
-        // Without variables there is nothing to refuse.
-        let _ = log::init(&Env::default(), None);
-        tracing::warn!("{error}; logging as text, from info on");
+    let mut env = env.clone();
+    let mut refused = Vec::new();
+    while let Err(error) = log::init(&env, None) {
+        // An empty one is refused no more.
+        env = env.with(error.variable, "");
+        refused.push(error);
+    }
+    for error in refused {
+        tracing::warn!("{error}; the default is used");
     }
 }
 

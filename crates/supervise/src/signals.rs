@@ -19,9 +19,10 @@ use tokio::io::unix::AsyncFd;
 /// The signals of a fault in this process. Held back, they would be lost or repeat without end.
 const FAULTS: [Named; 4] = [Named::SIGILL, Named::SIGBUS, Named::SIGFPE, Named::SIGSEGV];
 
-/// Every signal of this process waits until it is read. Dropping this lets them through again.
+/// Every signal of this process waits until it is read, to the end of the process: one that comes after the child's end would
+/// otherwise take the place of its exit code.
 #[derive(Debug)]
-#[must_use = "signals are held back only until this is dropped"]
+#[must_use = "nothing else reads the signals that are held back"]
 pub struct HeldSignals {
     held: SigSet,
     before: SigSet,
@@ -41,6 +42,12 @@ impl HeldSignals {
         }
     }
 
+    /// Lets them through again, in a program that runs no child.
+    pub fn release(self) {
+        // It fails only for a wrong argument.
+        let _ = self.before.thread_set_mask();
+    }
+
     /// What this process held back before.
     pub(crate) fn mask_before(&self) -> SigSet {
         self.before
@@ -56,13 +63,6 @@ impl HeldSignals {
         #[allow(unsafe_code, reason = "tokio can't know this of every type")]
         let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
         Ok(Signals(descriptor.map_err(io::Error::from)?))
-    }
-}
-
-impl Drop for HeldSignals {
-    fn drop(&mut self) {
-        // It fails only for a wrong argument.
-        let _ = self.before.thread_set_mask();
     }
 }
 
