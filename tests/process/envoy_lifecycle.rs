@@ -243,6 +243,25 @@ fn admin() -> (String, Receiver<String>) {
 }
 
 #[tokio::test]
+async fn an_envoy_that_ends_again_and_again_without_a_listener_has_its_bound_after_each_start() {
+    // An admin page that names no listener and outlives Envoy: the first bound is over while nothing runs.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }
+    });
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let mut restarting = Command::new(binary("envoy-entrypoint"));
+    restarting.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).args(["--admin", &address]);
+    restarting.args(["--listener-timeout", "3s", "--restarts", "1", "--restart-delay", "4s", "sh", "-c", "exit 3"]);
+    assert_eq!(Process::spawn(&mut restarting).exit_code(BOUND).await, 3);
+}
+
+#[tokio::test]
 async fn inbound_listeners_drain_once_at_term_or_when_ecs_wants_the_task_stopped() {
     for by_term in [true, false] {
         let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));

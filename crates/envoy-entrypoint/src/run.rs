@@ -46,7 +46,7 @@ pub(crate) struct Options {
     /// Envoy's worker threads: in the place of the command's own --concurrency.
     #[arg(long, env = "ENVOY_ENTRYPOINT_CONCURRENCY", value_name = "N")]
     concurrency: Option<NonZeroU32>,
-    /// How long Envoy may be without a listener after its start; then it is ended. 0s: as long as it likes, for an ingress gateway,
+    /// How long Envoy may be without a listener after its start; then it is ended. 0s: no limit, for an ingress gateway,
     /// which has none before its config entry. An Envoy that had a listener is never ended for this reason.
     #[arg(long, env = "ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_delay)]
     listener_timeout: Duration,
@@ -89,14 +89,8 @@ pub(crate) async fn run(
     let admin = Admin::at(options.admin.unwrap_or_else(|| command::admin(&command)));
     let term = Notify::new();
     let life = async {
-        tokio::select! {
-            ended = until_term(&mut envoy, options) => if let Some(ended) = ended? {
-                return Ok(ended);
-            },
-            () = no_listener(&admin, options.listener_timeout) => {
-                let _ = end(&mut envoy).await;
-                return Err(Error::NoListener { bound: options.listener_timeout });
-            }
+        if let Some(ended) = until_term(&mut envoy, options, &admin).await? {
+            return Ok(ended);
         }
         term.notify_one();
         if let Some(ended) = while_needed(&mut envoy, options, metadata.as_ref()).await {
@@ -152,19 +146,27 @@ async fn told_to_stop(metadata: Option<&MetadataClient>) {
     }
 }
 
-/// Until TERM, or until Envoy has ended for good.
-async fn until_term(envoy: &mut Supervised, options: &Options) -> Result<Option<Ended>, entrypoint::Error> {
+/// Until TERM, or until Envoy has ended for good. An Envoy without a listener is ended.
+async fn until_term(envoy: &mut Supervised, options: &Options, admin: &Admin) -> Result<Option<Ended>, Error> {
     let mut restarts = options.restarts;
     let mut backoff = Backoff::new(options.restart_delay, Duration::from_secs(30));
     loop {
-        match envoy.next().await {
+        // Only while Envoy runs, and anew for each that does.
+        let event = tokio::select! {
+            event = envoy.next() => event,
+            () = no_listener(admin, options.listener_timeout) => {
+                let _ = end(envoy).await;
+                return Err(Error::NoListener { bound: options.listener_timeout });
+            }
+        };
+        match event {
             Event::Signal(_) => return Ok(None),
             Event::Ended(ended) if restarts == 0 => return Ok(Some(ended)),
             Event::Ended(ended) => {
                 restarts -= 1;
                 tracing::warn!("Envoy ended with {}: starting it again, {restarts} restarts left", ended.code());
                 tokio::select! {
-                    () = sleep(backoff.delay()) => envoy.restart()?,
+                    () = sleep(backoff.delay()) => envoy.restart().map_err(entrypoint::Error::from)?,
                     // TERM: there is nothing to keep alive.
                     _ = envoy.next() => return Ok(Some(ended)),
                 }

@@ -1,7 +1,7 @@
 //! Runs one child the way PID 1 has to.
 //!
-//! The child gets a process group of its own and, where standard input is a terminal, the terminal. Every signal that can be held
-//! back is forwarded to it but those a caller keeps, orphans are reaped, and the child's end becomes an exit code.
+//! The child gets a process group of its own and, where standard input is a terminal, the terminal. It forwards every signal that
+//! can be held back, except those the caller keeps. Orphans are reaped, and the child's end becomes an exit code.
 
 pub mod entrypoint;
 mod signals;
@@ -183,7 +183,7 @@ impl Supervised {
         let _ = kill_process(child, Signal::KILL);
     }
 
-    /// Takes leave of every process that has ended; the child's end if it is among them.
+    /// Reaps every process that has ended; the child's end if it is among them.
     fn reap(&mut self) -> Option<Ended> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
