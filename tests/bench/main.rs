@@ -41,7 +41,7 @@ const SIZES: [(&str, f64); 5] = [
     ("health-sync", 5.0),
     ("envoy-entrypoint", 3.0),
     ("app-entrypoint", 3.0),
-    ("acl-controller", 15.0),
+    ("acl-controller", 8.0),
 ];
 
 #[tokio::main(flavor = "current_thread")]
@@ -156,10 +156,10 @@ async fn acl_controller(floor: Duration) -> Vec<Row> {
             format!("acl-controller: {SERVICES} new services among {TASKS} tasks, calls {} ms away", AWAY.as_millis()),
             Unit::Seconds,
             took.as_secs_f64(),
-            10.0,
+            1.2 * floor.as_secs_f64(),
         )
         .with_floor(floor.as_secs_f64()),
-        Row::new(format!("acl-controller: resident, idle, {SERVICES} services"), Unit::Megabytes, resident, 20.0),
+        Row::new(format!("acl-controller: resident, idle, {SERVICES} services"), Unit::Megabytes, resident, 15.0),
     ];
     // The consul-clients' secret is one more than the services'.
     for (call, budget) in [

@@ -47,6 +47,8 @@ struct State {
     calls: Vec<Made>,
     /// Refused from now on: `Call` or `Call secret`, with the error's code.
     refused: BTreeMap<String, String>,
+    /// The same, for the next time alone.
+    refused_once: BTreeMap<String, String>,
     /// Whether ListSecrets is behind.
     lags: bool,
     /// Answered only after this time: `Call` or `Call secret`.
@@ -186,6 +188,11 @@ impl Aws {
         self.state().refused.insert(call.to_owned(), code.to_owned());
     }
 
+    /// Refuses a call the next time alone.
+    pub fn refuse_once(&self, call: &str, code: &str) {
+        self.state().refused_once.insert(call.to_owned(), code.to_owned());
+    }
+
     /// Takes one refusal back.
     pub fn allow(&self, call: &str) {
         self.state().refused.remove(call);
@@ -259,7 +266,8 @@ fn serve(stream: &TcpStream, state: &Mutex<State>) {
         std::thread::sleep(wait.unwrap_or_default());
         let answer = {
             let mut state = state.lock().expect("no other thread panics");
-            match state.refused.get(&name).or(state.refused.get(&of_that)) {
+            let once = state.refused_once.remove(&name).or_else(|| state.refused_once.remove(&of_that));
+            match once.as_ref().or(state.refused.get(&name)).or(state.refused.get(&of_that)) {
                 Some(refusal) => Err(match refusal.split_once(": ") {
                     Some((code, message)) => (code.to_owned(), message.to_owned()),
                     None => (refusal.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}")),

@@ -34,7 +34,7 @@ use crate::term::{NotLeader, Term};
 const PAGE: i32 = 100;
 
 /// How long after a listing a task can't have begun and be about to stop without being seen, or not for long.
-const FRESH: Duration = Duration::from_secs(60);
+pub(crate) const FRESH: Duration = Duration::from_secs(60);
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]

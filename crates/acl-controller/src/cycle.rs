@@ -13,12 +13,14 @@ use tokio::time::Instant;
 
 use crate::aws::{Aws, Followed};
 use crate::consul::Consul;
+use crate::demand::demands;
 use crate::error::Error;
 use crate::gateways;
+use crate::listings::Listings;
 use crate::metrics::Metrics;
 use crate::observe::{Known, Lists};
 use crate::owner::{Maker, Names, TokenOwner};
-use crate::plan::{Action, Demand, Stored, plan};
+use crate::plan::{Action, Demand, Stored, may_be_kept, plan};
 use crate::policies::RightPolicies;
 use crate::record::{Note, Record};
 use crate::takeover::Former;
@@ -67,16 +69,14 @@ pub struct Controller {
 /// secret once.
 #[derive(Debug)]
 pub struct Memory {
-    /// When the term began.
-    pub(crate) began: Instant,
+    /// Since when every task was seen.
+    pub(crate) listings: Listings,
     /// What the tags of running tasks said.
     pub(crate) tagged: Tagged,
     pub(crate) known: HashMap<TokenOwner, Known>,
-    /// Whether the last cycle had not all tasks.
-    pub(crate) incomplete: bool,
     failures: HashMap<TokenOwner, Failure>,
     /// The tasks that were there in the last cycle.
-    followed: Followed,
+    pub(crate) followed: Followed,
     /// What earlier controllers have noted; none before it was read.
     record: Option<Record>,
     /// What is left of consul-ecs.
@@ -86,20 +86,19 @@ pub struct Memory {
     /// Whether it is known where tokens and policies are written.
     acls_located: bool,
     /// What terminating gateways link and no token can be given, told already.
-    unlinked: gateways::Unlinked,
+    pub(crate) unlinked: gateways::Unlinked,
     /// The policies that were right when they were last read.
     policies: RightPolicies,
 }
 
 impl Memory {
-    /// That of a controller that has just taken the lock.
+    /// That of a controller that has just taken the lock and begins a cycle at each of these intervals.
     #[must_use]
-    pub fn of_new_term() -> Self {
+    pub fn of_new_term(poll_interval: Duration) -> Self {
         Self {
-            began: Instant::now(),
+            listings: Listings::each(poll_interval),
             tagged: Tagged::default(),
             known: HashMap::new(),
-            incomplete: false,
             failures: HashMap::new(),
             followed: Followed::default(),
             record: None,
@@ -164,11 +163,8 @@ impl Controller {
             self.consul.locate_acls().await?;
             memory.acls_located = true;
         }
-        let mut lists = self
-            .lists(&mut memory.followed, &mut memory.unlinked)
-            .await
-            .inspect_err(|_| memory.acls_located = false)?;
-        memory.tagged.restore(&mut lists.tasks.tasks, lists.tasks.complete);
+        let lists = self.lists(memory).await;
+        let mut lists = lists.inspect_err(|_| memory.acls_located = false)?;
         let mut record = match memory.record.take() {
             Some(record) => record,
             None => Record::read(&self.consul, &self.names).await?,
@@ -186,15 +182,21 @@ impl Controller {
         lists: &mut Lists,
     ) -> Result<bool, Error> {
         self.report_colliding_prefixes(&mut memory.colliding, &lists.policies);
-        self.take_over(term, &mut memory.former, lists).await?;
+        let not_taken_over = self.take_over(term, &mut memory.former, lists).await?;
         let lists = &*lists;
         let desired = Desired::new(&lists.tasks.tasks);
-        let demands = self.demands(memory, record, lists, &desired);
+        let mut demands = demands(&self.rules, &self.names, memory, record, lists, &desired);
         // An owner that is gone can't fail any more.
         memory.failures.retain(|owner, _| demands.contains_key(owner));
+        // The secret may hold a token that is not taken over yet: nothing is made that would overwrite it.
+        let mut failures = Vec::new();
+        for (owner, error) in not_taken_over {
+            demands.remove(&owner);
+            let listed = lists.version(&self.names.secret(&owner)).cloned();
+            failures.push((owner, listed, error));
+        }
         let (mut work, waiting) = self.work(memory, record, lists, &desired, demands);
         let listed_tokens = lists.tokens.iter().map(|token| (token.accessor_id.as_str(), &token.grants)).collect();
-        let mut failures = Vec::new();
         // A token links a policy by its name, so the policy comes first.
         for (name, description, rules) in self.own_policies() {
             let links = |work: &Work<'_>| work.grants.policies.iter().any(|policy| policy.name == name);
@@ -408,7 +410,7 @@ impl Controller {
         let rotate_after = self.rules.rotate_after.filter(|_| owner != TokenOwner::Clients);
         for action in plan(&grants, &demand, &known.stored, &tokens, note.kept.as_deref(), rotate_after, now) {
             let clears = action == Action::Clear;
-            if clears && self.rules.keep_secrets {
+            if clears && self.rules.keep_secrets && may_be_kept(&known.stored, &tokens, note.kept.as_deref()) {
                 continue;
             }
             match self.apply(term, (&owner, &grants), lists, action, &tokens, &mut known).await {

@@ -11,6 +11,7 @@ mod demand;
 pub mod election;
 pub mod error;
 mod gateways;
+mod listings;
 pub mod metrics;
 mod nodes;
 mod observe;
@@ -282,7 +283,7 @@ async fn serve(
     term: &Term,
     terms: &mut watch::Receiver<Option<Term>>,
 ) {
-    let mut memory = Memory::of_new_term();
+    let mut memory = Memory::of_new_term(poll_interval);
     let mut backoff = Backoff::new(Duration::from_millis(500), poll_interval.max(Duration::from_secs(1)));
     while !term.is_over() {
         controller.metrics.alive(Duration::ZERO);

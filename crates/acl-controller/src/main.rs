@@ -15,7 +15,7 @@ use sidecar_kit::exit;
 ///
 /// A task is in the mesh if its tag consul.hashicorp.com/mesh is true; its service is the tag consul.hashicorp.com/service-name,
 /// else its family. The service's token is stored in the AWS secret PREFIX-SERVICE, that of all consul-clients in
-/// PREFIX-consul-client-token; both must exist, with the value {}. Any number may run: one works, the others stand by.
+/// PREFIX-consul-client-token; both must exist, with the value {} or none. Any number may run: one works, the others stand by.
 ///
 /// Consul is in Consul's own variables: CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT, CONSUL_CACERT_PEM and so on;
 /// AWS in the AWS SDK's: AWS_REGION (else the region of the task's ARN; that of a cluster's ARN wins), AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_ECS,
@@ -43,8 +43,8 @@ struct Arguments {
     #[arg(long, env = "ACL_CONTROLLER_POLL_INTERVAL", default_value = "10s", value_name = "DURATION",
           value_parser = exit::parse_duration)]
     poll_interval: Duration,
-    /// How long a service without tasks keeps its token, at most 400days; longer than any stop timeout, and than the time between
-    /// two runs of a scheduled task.
+    /// How long a service without tasks keeps its token, at most 400days; longer than any stop timeout, and, without
+    /// --keep-secrets, than the time between two runs of a scheduled task.
     #[arg(long, env = "ACL_CONTROLLER_GRACE", default_value = "10m", value_name = "DURATION", value_parser = grace)]
     grace: Duration,
     /// After the grace delete the token alone: the secret keeps its value, and a task that starts later has the token made again
@@ -52,7 +52,7 @@ struct Arguments {
     #[arg(long, env = "ACL_CONTROLLER_KEEP_SECRETS")]
     keep_secrets: bool,
     /// The longest stop timeout of the cluster's tasks. ECS deletes the tags of a task that is being stopped; after a controller
-    /// has taken over, a replaced token lives for at least this long, since such a task may use it.
+    /// has taken over, a token that was in a secret lives for at least this long, since such a task may use it.
     #[arg(long, env = "ACL_CONTROLLER_STOP_TIMEOUT", default_value = "120s", value_name = "DURATION",
           value_parser = exit::parse_delay)]
     stop_timeout: Duration,

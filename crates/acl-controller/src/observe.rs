@@ -6,8 +6,8 @@ use consul_api::{Policy, TokenEntry, TokenGrants};
 use serde::{Deserialize, Serialize};
 use sidecar_kit::secret::Secret;
 
-use crate::aws::{self, Followed, SecretValue, Tasks};
-use crate::cycle::Controller;
+use crate::aws::{self, SecretValue, Tasks};
+use crate::cycle::{Controller, Memory};
 use crate::error::Error;
 use crate::gateways::{self, Links};
 use crate::owner::TokenOwner;
@@ -79,13 +79,16 @@ impl Lists {
 
 impl Controller {
     /// What ECS, Secrets Manager and Consul have now.
-    pub(crate) async fn lists(
-        &self,
-        followed: &mut Followed,
-        unlinked: &mut gateways::Unlinked,
-    ) -> Result<Lists, Error> {
+    pub(crate) async fn lists(&self, memory: &mut Memory) -> Result<Lists, Error> {
+        let Memory { followed, tagged, listings, unlinked, .. } = memory;
         let (tasks, secrets, tokens, policies, gateways) = tokio::try_join!(
-            async { self.aws.tasks(followed).await.map_err(Error::from) },
+            async {
+                let mut tasks = self.aws.tasks(followed).await?;
+                // At once: ECS may not show the same tags again, and another list may fail.
+                tagged.restore(&mut tasks.tasks, tasks.complete);
+                listings.listed(tasks.complete);
+                Ok(tasks)
+            },
             async { self.aws.secrets().await.map_err(Error::from) },
             async { self.consul.tokens().await.map_err(Error::from) },
             async { self.consul.policies().await.map_err(Error::from) },

@@ -119,8 +119,8 @@ impl Names {
         if lines(token, CLUSTER).any(|of| of == cluster) { service(token).map(TokenOwner::Service) } else { None }
     }
 
-    /// Whose token this would be if the owner's secret holds it: consul-ecs 0.2 to 0.4 named only the cluster's name where ECS runs
-    /// tasks on EC2, and no cluster in the consul-clients' token.
+    /// The owner whose secret must hold this token before it is taken over: consul-ecs 0.2 to 0.4 named only the cluster's name
+    /// where ECS runs tasks on EC2, and no cluster in the consul-clients' token.
     #[must_use]
     pub fn former_owner(&self, token: &TokenGrants) -> Option<TokenOwner> {
         let is_clients = token.description.trim() == CLIENT_TOKEN

@@ -127,6 +127,14 @@ pub fn plan(
     actions
 }
 
+/// Whether a secret that keeps its value may keep this one: its token is there, or was deleted while the secret keeps it. A token
+/// that somebody else deleted is of no use to a task.
+#[must_use]
+pub fn may_be_kept(stored: &Stored, tokens: &[&TokenEntry], kept_in_secret: Option<&str>) -> bool {
+    let Stored::Token { accessor, .. } = stored else { return false };
+    kept_in_secret == Some(accessor) || tokens.iter().any(|token| token.accessor_id == *accessor)
+}
+
 /// Whether a token may do just what it is to, and says whose it is.
 fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
     let names = |links: &[AclLink]| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
@@ -244,6 +252,15 @@ mod tests {
         assert_eq!(planned(&stored("a", 1), None, &[]), [Action::Create]);
         assert_eq!(planned(&Stored::Nothing, Some("a"), &[]), [Action::Create]);
         assert_eq!(planned(&stored("a", 1), Some("a"), &[&token("a", 1)]), []);
+    }
+
+    #[test]
+    fn a_secret_that_keeps_its_value_does_not_keep_a_token_that_somebody_else_deleted() {
+        let a = token("a", 1);
+        assert!(may_be_kept(&stored("a", 1), &[&a], None));
+        assert!(may_be_kept(&stored("a", 1), &[], Some("a")));
+        assert!(!may_be_kept(&stored("a", 1), &[], None));
+        assert!(!may_be_kept(&stored("a", 1), &[&token("b", 2)], Some("c")));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the controllers of one cluster note in Consul beside their lock, so that the next one knows it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
 
 use consul_api::{KeyValue, KeyWrite};
@@ -119,11 +119,14 @@ impl Record {
         }
     }
 
-    /// Notes that the token which an owner's secret holds is about to be deleted while the secret keeps it. False until Consul has
-    /// the note: a token that was deleted without one would not be made again with the same IDs.
-    pub fn keep(&mut self, owner: &TokenOwner) -> bool {
+    /// Notes that the token which an owner's secret holds is about to be deleted while the secret keeps it, if it is among those
+    /// that Consul has listed: one that somebody else deleted is never made again. False until Consul has the note: a token that
+    /// was deleted without one would not be made again with the same IDs.
+    pub fn keep(&mut self, owner: &TokenOwner, listed: &HashSet<&str>) -> bool {
         let Some(note) = self.notes.get_mut(owner) else { return true };
-        note.kept = note.accessors.last().cloned();
+        if let Some(accessor) = note.accessors.last().filter(|accessor| listed.contains(accessor.as_str())) {
+            note.kept = Some(accessor.clone());
+        }
         self.written.get(owner).is_some_and(|written| written.kept == note.kept)
     }
 
@@ -139,6 +142,11 @@ impl Record {
     /// Forgets an owner.
     pub fn remove(&mut self, owner: &TokenOwner) {
         self.notes.remove(owner);
+    }
+
+    /// Forgets the services of which this is false. The consul-clients stay.
+    pub fn retain(&mut self, is_there: impl Fn(&TokenOwner) -> bool) {
+        self.notes.retain(|owner, _| *owner == TokenOwner::Clients || is_there(owner));
     }
 
     /// Writes what has changed since the last time.

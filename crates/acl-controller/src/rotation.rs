@@ -102,7 +102,7 @@ pub fn is_kept(
         // The current one has yet to come to the secret.
         Some(by) if by == current.accessor_id && stored_since.is_none() => None,
         Some(_) => line(token, SUPERSEDED_AT).and_then(time).or(stored_since),
-        // Without a rotation: the secret may have held it before the current one, as when somebody has put a newer one there.
+        // Not rotated, but older than the current one: the secret may have held it earlier.
         None if age_order(token) < age_order(current) => stored_since,
         // It was made after the one in the secret, so no task has it.
         None => return false,

@@ -1,10 +1,9 @@
 //! What the controllers of consul-ecs 0.2 to 0.4 left: tokens that are taken over, and policies that nothing needs any more.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use consul_api::{AclLink, Policy, TokenEntry};
 use futures_util::stream::{self, StreamExt};
-use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
 use tokio::time::Instant;
 
@@ -23,10 +22,31 @@ pub(crate) struct Former {
     unlinked: HashMap<String, Instant>,
 }
 
+impl Former {
+    /// Forgets the tokens that Consul no longer lists.
+    fn forget_unlisted(&mut self, tokens: &[TokenEntry]) {
+        if self.not_held.is_empty() {
+            return;
+        }
+        let listed = tokens.iter().map(|token| token.accessor_id.as_str()).collect::<HashSet<_>>();
+        self.not_held.retain(|accessor, _| listed.contains(accessor.as_str()));
+    }
+}
+
 impl Controller {
     /// Takes over the tokens that name the cluster only by its name, or not at all, where a secret of this account holds them. In
-    /// another account or region there may be a cluster of the same name, whose tokens look the same.
-    pub(crate) async fn take_over(&self, term: &Term, former: &mut Former, lists: &mut Lists) -> Result<(), Error> {
+    /// another account or region there may be a cluster of the same name, whose tokens look the same. Gives the owners for which
+    /// that failed and is to be tried again.
+    ///
+    /// # Errors
+    /// When the lock is lost.
+    pub(crate) async fn take_over(
+        &self,
+        term: &Term,
+        former: &mut Former,
+        lists: &mut Lists,
+    ) -> Result<BTreeMap<TokenOwner, Error>, Error> {
+        former.forget_unlisted(&lists.tokens);
         let candidates = lists.tokens.iter().enumerate().filter_map(|(at, token)| {
             let owner = self.names.former_owner(&token.grants)?;
             let version = lists.secrets.get(&self.names.secret(&owner))?;
@@ -41,6 +61,7 @@ impl Controller {
             .buffer_unordered(self.rules.concurrency)
             .collect()
             .await;
+        let mut failed = BTreeMap::new();
         for (at, version, outcome, owner) in outcomes {
             match outcome {
                 Ok(Some(token)) => lists.tokens[at] = token,
@@ -52,10 +73,12 @@ impl Controller {
                 Err(error) if error.is_lasting() => {
                     former.not_held.insert(lists.tokens[at].accessor_id.clone(), version);
                 }
-                Err(error) => tracing::warn!("{owner}: cannot take over its token: {}; trying again", one_line(&error)),
+                Err(error) => {
+                    failed.insert(owner, error);
+                }
             }
         }
-        Ok(())
+        Ok(failed)
     }
 
     /// The token as it is after it was taken over; none if the owner's secret doesn't hold it.
@@ -115,4 +138,26 @@ fn unlinked<'a>(
 ) -> impl Iterator<Item = &'a Policy> + 'a {
     let linked = links.flat_map(|link| [link.id.as_str(), link.name.as_str()]).collect::<HashSet<_>>();
     policies.iter().filter(move |policy| !linked.contains(policy.id.as_str()) && !linked.contains(policy.name.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use consul_api::TokenGrants;
+
+    use super::*;
+
+    #[test]
+    fn a_token_that_is_no_longer_listed_is_forgotten() {
+        let mut former = Former::default();
+        former.not_held.extend(["a", "b"].map(|accessor| (accessor.to_owned(), None)));
+        let listed = TokenEntry {
+            accessor_id: "b".into(),
+            grants: TokenGrants::default(),
+            create_time: String::new(),
+            create_index: 1,
+            modify_index: 1,
+        };
+        former.forget_unlisted(&[listed]);
+        assert_eq!(former.not_held.into_keys().collect::<Vec<_>>(), ["b"]);
+    }
 }

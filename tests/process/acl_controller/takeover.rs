@@ -194,6 +194,26 @@ async fn tokens_of_consul_ecs_are_taken_over_and_those_that_may_be_another_s_are
 }
 
 #[tokio::test]
+async fn a_token_that_could_not_be_taken_over_at_once_is_not_replaced() {
+    let world = World::new(&["web"]).await;
+    world.aws.run("1", "web");
+    let clients = consul_ecs_clients(&world).await;
+    consul_ecs(&world, SHORT, &["web"]).await;
+    let web = world.aws.secret("p-web")["accessor_id"].as_str().unwrap().to_owned();
+    for secret in ["p-web", "p-consul-client-token"] {
+        world.aws.refuse_once(&format!("GetSecretValue {secret}"), "InternalServiceError");
+    }
+    let controller = world.start();
+    for owner in ["service web", "client token"] {
+        controller.says(&format!("{owner}: secretsmanager:GetSecretValue: InternalServiceError"), BOUND).await;
+    }
+    assert_eq!([world.settles("web").await, world.clients_settle().await], [web, clients]);
+    for owner in ["service web", "client token"] {
+        controller.says(&format!("{owner}: all is well again"), BOUND).await;
+    }
+}
+
+#[tokio::test]
 async fn a_cluster_has_one_leader_whether_it_is_given_by_name_or_by_arn() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
