@@ -453,6 +453,20 @@ async fn a_service_whose_last_task_is_stopping_without_tags_has_tasks() {
 }
 
 #[tokio::test]
+async fn tags_that_ecs_showed_are_kept_though_another_list_failed() {
+    let world = World::new(&["web"]).await;
+    let task = world.aws.run("1", "web");
+    // Slow, so that the tasks are listed before it fails.
+    world.aws.slow("ListSecrets", Duration::from_secs(3));
+    world.aws.refuse("ListSecrets", "InternalServiceError");
+    let controller = world.start();
+    controller.says("the cycle failed: secretsmanager:ListSecrets", BOUND).await;
+    world.aws.stop(&task);
+    world.aws.refuse_nothing();
+    world.settles("web").await;
+}
+
+#[tokio::test]
 async fn a_token_goes_as_soon_as_no_task_from_its_own_window_is_left() {
     let world = World::new(&["web"]).await;
     // It runs on, and may have what the secret holds until 30 s after its start, since clocks may differ.
