@@ -1,8 +1,8 @@
 //! The task metadata, asked for again and again.
 //!
 //! A sidecar asks twice a second for as long as its task runs, and nearly every answer is the one before. So a thread of its own
-//! asks, with blocking reads and writes, and wakes nobody until an answer differs: that takes a quarter of the processor time of
-//! the same requests through an event loop and a pool of connections. ECS's endpoint is plain HTTP/1.1 on the same host.
+//! asks, with blocking reads and writes, and wakes nobody until an answer differs. This takes less processor time than the same
+//! requests through an event loop and a pool of connections. ECS's endpoint is plain HTTP/1.1 on the same host.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};

@@ -75,8 +75,8 @@ impl SecretSource {
     }
 }
 
-/// A variable's value for a message, in quotes; only that it is not shown, where it may be a secret that got into the
-/// wrong variable: PEM, JSON, an address with a password, or a text longer than any that belongs there.
+/// A variable's value for a message, in quotes. A secret may have got into the wrong variable. So PEM, JSON, an address with a
+/// password and a very long text are not shown, and the message says so.
 #[must_use]
 pub fn shown(value: &str) -> String {
     let may_be_secret = value.contains(['@', '{', '\n']) || value.contains("-----") || value.chars().count() > 80;
