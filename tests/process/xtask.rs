@@ -1,5 +1,6 @@
 //! What `cargo xtask` says when it cannot do its work.
 
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
@@ -56,11 +57,26 @@ async fn a_wrong_command_line_is_one_line_and_exit_code_2() {
 #[tokio::test]
 async fn one_tls_provider_is_in_the_workspace() {
     // With two of them rustls panics at run time.
+    let packages = packages(&["--workspace", "--edges", "all"]).await;
+    assert!(packages.contains("ring"));
+    assert!(!packages.contains("aws-lc-rs"));
+}
+
+#[tokio::test]
+async fn app_entrypoint_builds_neither_tls_nor_the_consul_api() {
+    let packages = packages(&["--package", "app-entrypoint", "--edges", "normal"]).await;
+    assert!(packages.contains("sidecar-kit"));
+    for package in ["rustls", "hyper", "consul-api"] {
+        assert!(!packages.contains(package), "{package}");
+    }
+}
+
+/// The names of the packages that `cargo tree` shows.
+async fn packages(arguments: &[&str]) -> BTreeSet<String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut tree = Command::new(cargo);
-    let tree = tree.args(["tree", "--workspace", "--prefix", "none", "--edges", "all"]).current_dir(workspace());
+    let tree = tree.args(["tree", "--prefix", "none"]).args(arguments).current_dir(workspace());
     let tree = run(tree, BOUND).await;
     assert_eq!(tree.code, 0, "{}", tree.stderr);
-    assert!(tree.stdout.lines().any(|package| package.starts_with("ring ")));
-    assert!(!tree.stdout.lines().any(|package| package.starts_with("aws-lc-rs ")));
+    tree.stdout.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }

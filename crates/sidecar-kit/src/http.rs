@@ -1,4 +1,5 @@
 //! The one HTTP client: HTTP/1.1, plain, TLS or a unix socket, every answer bounded in time and size, every failure typed.
+//! The feature `tls` adds [`Client::with_tls`].
 
 use std::error::Error as StdError;
 use std::path::PathBuf;
@@ -11,7 +12,6 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::HeaderMap;
 use hyper::{StatusCode, Uri};
-use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -19,7 +19,8 @@ use tokio::net::UnixStream;
 use tower_service::Service;
 
 use crate::secret::Secret;
-use crate::tls::{TlsOptions, TlsOptionsError};
+#[cfg(feature = "tls")]
+use crate::tls::is_tls_error;
 
 /// A request, as hyper has it, with its whole body.
 pub type Request = hyper::Request<Full<Bytes>>;
@@ -166,7 +167,7 @@ impl Service<Uri> for Socket {
 /// How long a connection may take, shared by the addresses of a name: one of a host that is gone leaves time for the next.
 const CONNECT: Duration = Duration::from_secs(3);
 
-fn tcp() -> HttpConnector {
+pub(crate) fn tcp() -> HttpConnector {
     let mut tcp = HttpConnector::new();
     tcp.set_connect_timeout(Some(CONNECT));
     tcp
@@ -187,7 +188,7 @@ impl Client {
         Self::over(tcp())
     }
 
-    fn over<C: Connect + Clone + Send + Sync + 'static>(connector: C) -> Self {
+    pub(crate) fn over<C: Connect + Clone + Send + Sync + 'static>(connector: C) -> Self {
         Self { transport: Box::new(pool(connector)), socket: None }
     }
 
@@ -196,22 +197,6 @@ impl Client {
     pub fn unix(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         Self { socket: Some(format!("unix://{}", path.display())), ..Self::over(Socket(path)) }
-    }
-
-    /// A client for `http://` and `https://`.
-    ///
-    /// # Errors
-    /// When the options hold no usable certificate or name.
-    pub fn with_tls(options: &TlsOptions) -> Result<Self, TlsOptionsError> {
-        let builder = HttpsConnectorBuilder::new().with_tls_config(options.client_config()?).https_or_http();
-        let builder = match options.parsed_server_name()? {
-            Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
-            None => builder,
-        };
-        let mut tcp = tcp();
-        tcp.enforce_http(false);
-        let connector: HttpsConnector<HttpConnector> = builder.enable_http1().wrap_connector(tcp);
-        Ok(Self::over(connector))
     }
 
     /// Sends a request and reads the answer to its end. Any status is an answer.
@@ -254,7 +239,7 @@ fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
     let mut innermost: &(dyn StdError + 'static) = &error;
     let (mut tls, mut not_http) = (false, false);
     loop {
-        tls |= innermost.is::<rustls::Error>();
+        tls |= is_tls_error(innermost);
         not_http |=
             innermost.downcast_ref::<hyper::Error>().is_some_and(|error| error.is_parse() || spoke_first(error));
         let held = innermost.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
@@ -273,6 +258,11 @@ fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
     } else {
         Error::Broken { server, source }
     }
+}
+
+#[cfg(not(feature = "tls"))]
+fn is_tls_error(_: &(dyn StdError + 'static)) -> bool {
+    false
 }
 
 /// Whether the server sent something before it was asked, as one of HTTP/2 does: the one kind that hyper has no question for.

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -14,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::env::Env;
+use crate::http::{Client, tcp};
 use crate::secret::shown;
 
 /// How a server proves who it is.
@@ -311,15 +314,38 @@ impl fmt::Debug for Identity {
     }
 }
 
+impl Client {
+    /// A client for `http://` and `https://`.
+    ///
+    /// # Errors
+    /// When the options hold no usable certificate or name.
+    pub fn with_tls(options: &TlsOptions) -> Result<Self, TlsOptionsError> {
+        let builder = HttpsConnectorBuilder::new().with_tls_config(options.client_config()?).https_or_http();
+        let builder = match options.parsed_server_name()? {
+            Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
+            None => builder,
+        };
+        let mut tcp = tcp();
+        tcp.enforce_http(false);
+        let connector: HttpsConnector<HttpConnector> = builder.enable_http1().wrap_connector(tcp);
+        Ok(Self::over(connector))
+    }
+}
+
+/// Whether it was rustls that failed.
+pub(crate) fn is_tls_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.is::<rustls::Error>()
+}
+
 impl TlsOptions {
     /// The server name to check, parsed.
-    pub(crate) fn parsed_server_name(&self) -> Result<Option<ServerName<'static>>, TlsOptionsError> {
+    fn parsed_server_name(&self) -> Result<Option<ServerName<'static>>, TlsOptionsError> {
         let parse =
             |name: &String| ServerName::try_from(name.clone()).map_err(|_| TlsOptionsError::ServerName(shown(name)));
         self.server_name.as_ref().map(parse).transpose()
     }
 
-    pub(crate) fn client_config(&self) -> Result<ClientConfig, TlsOptionsError> {
+    fn client_config(&self) -> Result<ClientConfig, TlsOptionsError> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
