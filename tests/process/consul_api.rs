@@ -18,17 +18,15 @@ fn client(agent: &Agent, token: &str) -> Client {
     Client::new(Config::from_env(&env).unwrap()).unwrap()
 }
 
-const SERVICES: [&str; 2] = ["api-1", "api-1-sidecar-proxy"];
-
 fn service() -> ServiceRegistration {
     ServiceRegistration {
-        id: "api-1".to_owned(),
+        id: "api-1".into(),
         name: "api".to_owned(),
         port: Some(8080),
         tags: vec!["v1".to_owned()],
         meta: [("task-id".to_owned(), "1".to_owned())].into(),
         checks: vec![CheckDefinition {
-            check_id: Some("api-1-app-consul-ecs".to_owned()),
+            check_id: Some("api-1-app-consul-ecs".into()),
             name: "consul ecs synced".to_owned(),
             ttl: Some("100000h".to_owned()),
             status: Some(CheckStatus::Critical),
@@ -45,20 +43,22 @@ async fn a_service_is_registered_read_put_into_maintenance_and_removed() {
     assert_eq!(client.agent_self().await.unwrap().xds_port(), XdsPort::Plain(agent.grpc_port));
     assert!(client.leader().await.unwrap().is_some());
 
+    let (api, proxy_id) = ("api-1".into(), "api-1-sidecar-proxy".into());
+    let services = [&api, &proxy_id];
     client.register_service(&service()).await.unwrap();
-    let read = client.agent_service("api-1").await.unwrap();
+    let read = client.agent_service(&"api-1".into()).await.unwrap();
     assert_eq!((read.service.as_str(), read.port, read.kind), ("api", 8080, None));
     assert_eq!(read.tags, ["v1"]);
     assert_eq!(read.meta["task-id"], "1");
 
     let proxy = ServiceRegistration {
         kind: Some(ServiceKind::ConnectProxy),
-        id: "api-1-sidecar-proxy".to_owned(),
+        id: "api-1-sidecar-proxy".into(),
         name: "api-sidecar-proxy".to_owned(),
         port: Some(20000),
         proxy: Some(Proxy {
             destination_service_name: "api".to_owned(),
-            destination_service_id: Some("api-1".to_owned()),
+            destination_service_id: Some("api-1".into()),
             local_service_port: Some(8080),
             upstreams: vec![Upstream {
                 destination_name: "db".to_owned(),
@@ -70,27 +70,28 @@ async fn a_service_is_registered_read_put_into_maintenance_and_removed() {
         ..ServiceRegistration::default()
     };
     client.register_service(&proxy).await.unwrap();
-    let read = client.agent_service("api-1-sidecar-proxy").await.unwrap();
+    let read = client.agent_service(&"api-1-sidecar-proxy".into()).await.unwrap();
     assert_eq!(read.kind, Some(ServiceKind::ConnectProxy));
     let read = read.proxy.unwrap();
     assert_eq!((read.destination_service_name.as_str(), read.upstreams[0].local_bind_port), ("api", 1234));
-    assert_eq!(client.agent_services(&SERVICES).await.unwrap().len(), 2);
+    assert_eq!(client.agent_services(&services).await.unwrap().len(), 2);
 
-    client.update_check("api-1-app-consul-ecs", CheckStatus::Passing, "HEALTHY").await.unwrap();
-    let checks = client.agent_checks(&SERVICES).await.unwrap();
+    client.update_check(&"api-1-app-consul-ecs".into(), CheckStatus::Passing, "HEALTHY").await.unwrap();
+    let checks = client.agent_checks(&services).await.unwrap();
     assert_eq!(checks["api-1-app-consul-ecs"].status, CheckStatus::Passing);
     assert_eq!(checks["api-1-app-consul-ecs"].output, "HEALTHY");
 
-    client.set_maintenance("api-1", true, "the task stops").await.unwrap();
-    let checks = client.agent_checks(&SERVICES).await.unwrap();
-    let maintenance = checks.values().find(|check| check.check_id.starts_with("_service_maintenance")).unwrap();
+    client.set_maintenance(&"api-1".into(), true, "the task stops").await.unwrap();
+    let checks = client.agent_checks(&services).await.unwrap();
+    let maintenance =
+        checks.values().find(|check| check.check_id.as_str().starts_with("_service_maintenance")).unwrap();
     assert_eq!((maintenance.status, maintenance.notes.as_str()), (CheckStatus::Critical, "the task stops"));
-    client.set_maintenance("api-1", false, "").await.unwrap();
-    assert_eq!(client.agent_checks(&SERVICES).await.unwrap().len(), 1);
+    client.set_maintenance(&"api-1".into(), false, "").await.unwrap();
+    assert_eq!(client.agent_checks(&services).await.unwrap().len(), 1);
 
-    client.deregister_service("api-1-sidecar-proxy").await.unwrap();
-    client.deregister_service("api-1").await.unwrap();
-    assert!(client.agent_services(&SERVICES).await.unwrap().is_empty());
+    client.deregister_service(&"api-1-sidecar-proxy".into()).await.unwrap();
+    client.deregister_service(&"api-1".into()).await.unwrap();
+    assert!(client.agent_services(&services).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -112,9 +113,10 @@ async fn a_blocking_query_returns_when_the_service_changes_and_not_before() {
     assert!(client.catalog_services().await.unwrap().contains_key("api"));
     assert_eq!(client.catalog_nodes().await.unwrap().len(), 1);
 
+    let check = "api-1-app-consul-ecs".into();
     let (changed, updated) = tokio::join!(
         client.service_health("api", first.index, wait),
-        client.update_check("api-1-app-consul-ecs", CheckStatus::Passing, "")
+        client.update_check(&check, CheckStatus::Passing, "")
     );
     updated.unwrap();
     let changed = changed.unwrap();
@@ -146,13 +148,13 @@ async fn config_entries_and_intentions_are_written_read_and_removed() {
 async fn errors_are_typed_by_what_the_agent_says() {
     let agent = Agent::start_with_acls().await;
     let management = client(&agent, &agent.management);
-    let missing = management.update_check("nope", CheckStatus::Passing, "").await.unwrap_err();
+    let missing = management.update_check(&"nope".into(), CheckStatus::Passing, "").await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
-    let missing = management.agent_service("nope").await.unwrap_err();
+    let missing = management.agent_service(&"nope".into()).await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
-    let missing = management.deregister_service("nope").await.unwrap_err();
+    let missing = management.deregister_service(&"nope".into()).await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
-    let missing = management.set_maintenance("nope", true, "").await.unwrap_err();
+    let missing = management.set_maintenance(&"nope".into(), true, "").await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
 
     let namespaced = ServiceRegistration { partition: Some("p".to_owned()), ..service() };
@@ -172,7 +174,7 @@ async fn errors_are_typed_by_what_the_agent_says() {
     let denied = task.agent_self().await.unwrap_err();
     assert!(matches!(&denied, Error::PermissionDenied { body, .. } if body == "Permission denied"), "{denied:?}");
     task.register_service(&service()).await.unwrap();
-    let foreign = ServiceRegistration { id: "web-1".to_owned(), name: "web".to_owned(), ..service() };
+    let foreign = ServiceRegistration { id: "web-1".into(), name: "web".to_owned(), ..service() };
     assert!(matches!(task.register_service(&foreign).await.unwrap_err(), Error::PermissionDenied { .. }));
 }
 
@@ -259,12 +261,12 @@ async fn tokens_and_policies_are_made_listed_changed_and_removed() {
         ..TokenGrants::default()
     };
     let made = client.create_token(&grants).await.unwrap();
-    let accessor = made.entry.accessor_id.as_str();
+    let accessor = &made.entry.accessor_id;
     assert!(!format!("{made:?}").contains(made.secret_id.expose()), "a token is not printed");
     grants.service_identities = vec![identity("api")];
     grants.policies.clear();
     client.update_token(accessor, &grants).await.unwrap();
-    let listed = client.tokens().await.unwrap().into_iter().find(|token| token.accessor_id == accessor).unwrap();
+    let listed = client.tokens().await.unwrap().into_iter().find(|token| token.accessor_id == *accessor).unwrap();
     assert_eq!(listed.grants, grants);
     assert!(listed.modify_index > made.entry.modify_index && listed.create_index == made.entry.create_index);
     let read = client.token(accessor).await.unwrap();
@@ -282,7 +284,7 @@ async fn tokens_and_policies_are_made_listed_changed_and_removed() {
         ..TokenGrants::default()
     };
     let again = client.create_token_as(&again, accessor, &made.secret_id).await.unwrap();
-    assert_eq!((again.entry.accessor_id.as_str(), &again.secret_id), (accessor, &made.secret_id));
+    assert_eq!((&again.entry.accessor_id, &again.secret_id), (accessor, &made.secret_id));
     let role = json!({ "Name": "readers", "Policies": [{ "Name": "reads" }] });
     agent.call("PUT", "/v1/acl/role", &role).await;
     let roles = client.roles().await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use consul_api::{TokenEntry, TokenGrants};
+use consul_api::{AccessorId, TokenEntry, TokenGrants};
 use sidecar_kit::secret::Secret;
 
 use crate::cycle::Controller;
@@ -26,9 +26,9 @@ impl Controller {
         known: &mut Known,
     ) -> Result<(), Error> {
         let name = &*self.names.secret(owner);
-        let vanished = |accessor: &str| Error::Vanished { accessor: accessor.to_owned() };
-        let entry = |accessor: &str| {
-            tokens.iter().find(|token| token.accessor_id == accessor).ok_or_else(|| vanished(accessor))
+        let vanished = |accessor: &AccessorId| Error::Vanished { accessor: accessor.clone() };
+        let entry = |accessor: &AccessorId| {
+            tokens.iter().find(|token| token.accessor_id == *accessor).ok_or_else(|| vanished(accessor))
         };
         match action {
             Action::Correct(accessor) => {
@@ -93,7 +93,13 @@ impl Controller {
     }
 
     /// After a rotation that was cut off: the secret holds the replaced token until now, not until the rotation began.
-    async fn end_window(&self, term: &Term, by: &str, tokens: &[&TokenEntry], known: &Known) -> Result<(), Error> {
+    async fn end_window(
+        &self,
+        term: &Term,
+        by: &AccessorId,
+        tokens: &[&TokenEntry],
+        known: &Known,
+    ) -> Result<(), Error> {
         let Stored::Token { accessor, .. } = &known.stored else { return Ok(()) };
         let held = tokens.iter().find(|token| token.accessor_id == *accessor && is_superseded(token));
         match held {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use consul_api::{
-    Client, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession, Policy, Role, SessionId, Token, TokenEntry,
-    TokenGrants,
+    AccessorId, Client, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession, Policy, Role, SessionId, Token,
+    TokenEntry, TokenGrants,
 };
 
 use sidecar_kit::secret::Secret;
@@ -42,7 +42,7 @@ pub enum Error {
     #[error("the token {accessor} is gone: it was deleted meanwhile")]
     Gone {
         /// Its accessor ID.
-        accessor: String,
+        accessor: AccessorId,
     },
     /// Any other failure.
     #[error(transparent)]
@@ -62,7 +62,7 @@ pub struct Consul {
     /// For tokens and policies, which are written in the primary datacenter alone.
     acls: Mutex<Arc<Client>>,
     /// Tokens that this controller made and that no list has shown yet.
-    unlisted: Mutex<HashSet<String>>,
+    unlisted: Mutex<HashSet<AccessorId>>,
     metrics: Arc<Metrics>,
 }
 
@@ -100,7 +100,7 @@ impl Consul {
         self.acls.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn unlisted(&self) -> MutexGuard<'_, HashSet<String>> {
+    fn unlisted(&self) -> MutexGuard<'_, HashSet<AccessorId>> {
         self.unlisted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -154,7 +154,7 @@ impl Consul {
     ///
     /// # Errors
     /// See [`enum@Error`].
-    pub async fn token(&self, accessor_id: &str) -> Result<Option<Token>, Error> {
+    pub async fn token(&self, accessor_id: &AccessorId) -> Result<Option<Token>, Error> {
         let read = async {
             match self.acls().token(accessor_id).await {
                 // What Consul shows to a token that may only read: stored, it would replace every good one.
@@ -189,13 +189,13 @@ impl Consul {
         &self,
         term: &Term,
         grants: &TokenGrants,
-        accessor_id: &str,
+        accessor_id: &AccessorId,
         secret_id: &Secret,
     ) -> Result<Token, Error> {
         let acls = self.acls();
         let created = acls.create_token_as(grants, accessor_id, secret_id);
         let token = term.hold(self.counted("CreateToken", ACL, created)).await??;
-        self.unlisted().insert(accessor_id.to_owned());
+        self.unlisted().insert(accessor_id.clone());
         Ok(token)
     }
 
@@ -203,7 +203,12 @@ impl Consul {
     ///
     /// # Errors
     /// See [`enum@Error`]; [`Error::Gone`] where there is no such token.
-    pub async fn update_token(&self, term: &Term, accessor_id: &str, grants: &TokenGrants) -> Result<Token, Error> {
+    pub async fn update_token(
+        &self,
+        term: &Term,
+        accessor_id: &AccessorId,
+        grants: &TokenGrants,
+    ) -> Result<Token, Error> {
         let updated = async {
             match self.acls().update_token(accessor_id, grants).await {
                 Ok(token) => Ok(Some(token)),
@@ -213,14 +218,14 @@ impl Consul {
             }
         };
         let updated = term.hold(self.counted("UpdateToken", ACL, updated)).await??;
-        updated.ok_or_else(|| Error::Gone { accessor: accessor_id.to_owned() })
+        updated.ok_or_else(|| Error::Gone { accessor: accessor_id.clone() })
     }
 
     /// Removes a token. One that is gone already is as good.
     ///
     /// # Errors
     /// See [`enum@Error`].
-    pub async fn delete_token(&self, term: &Term, accessor_id: &str) -> Result<(), Error> {
+    pub async fn delete_token(&self, term: &Term, accessor_id: &AccessorId) -> Result<(), Error> {
         let deleted = async {
             match self.acls().delete_token(accessor_id).await {
                 // 1.8 answers with success, later ones with 404.

@@ -408,9 +408,9 @@ impl Controller {
         }
         let now = SystemTime::now();
         let rotate_after = self.rules.rotate_after.filter(|_| owner != TokenOwner::Clients);
-        for action in plan(&grants, &demand, &known.stored, &tokens, note.kept.as_deref(), rotate_after, now) {
+        for action in plan(&grants, &demand, &known.stored, &tokens, note.kept.as_ref(), rotate_after, now) {
             let clears = action == Action::Clear;
-            if clears && self.rules.keep_secrets && may_be_kept(&known.stored, &tokens, note.kept.as_deref()) {
+            if clears && self.rules.keep_secrets && may_be_kept(&known.stored, &tokens, note.kept.as_ref()) {
                 continue;
             }
             match self.apply(term, (&owner, &grants), lists, action, &tokens, &mut known).await {

@@ -103,7 +103,7 @@ mod tests {
                 modify_index: 1,
             };
             let mut record = Record::default();
-            record.stored(&web(), "a");
+            record.stored(&web(), &"a".into());
             let lists = Lists {
                 tasks: Tasks::default(),
                 secrets: BTreeMap::from([("p-web".to_owned(), Some("1".to_owned()))]),
@@ -168,11 +168,11 @@ mod tests {
         let kept = |case: &Case| case.record.of(&web()).unwrap().kept.clone();
         case.without_tasks_for(2 * RULES.grace);
         assert_eq!(case.web(), Some(Demand::Idle), "Consul has no note yet");
-        assert_eq!(kept(&case).as_deref(), Some("a"));
+        assert_eq!(kept(&case), Some("a".into()));
         // Consul has deleted it since: that was the controller.
         case.lists.tokens.clear();
         let _ = case.web();
-        assert_eq!(kept(&case).as_deref(), Some("a"));
+        assert_eq!(kept(&case), Some("a".into()));
 
         let mut case = Case::new(case.rules);
         case.without_tasks_for(2 * RULES.grace);

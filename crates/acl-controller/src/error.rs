@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use consul_api::AccessorId;
+
 use crate::term::NotLeader;
 use crate::{aws, consul};
 
@@ -52,7 +54,7 @@ pub enum Error {
         /// The secret's name.
         name: String,
         /// The token's accessor ID.
-        accessor: String,
+        accessor: AccessorId,
     },
     /// The secret holds a live token that somebody else made for something else.
     #[error(
@@ -63,7 +65,7 @@ pub enum Error {
         /// The secret's name.
         name: String,
         /// The token's accessor ID.
-        accessor: String,
+        accessor: AccessorId,
         /// What the token's description says.
         description: String,
     },
@@ -71,7 +73,7 @@ pub enum Error {
     #[error("the token {accessor} has vanished meanwhile")]
     Vanished {
         /// Its accessor ID.
-        accessor: String,
+        accessor: AccessorId,
     },
     /// A task's service can't have a token.
     #[error("{0}")]

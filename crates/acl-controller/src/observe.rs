@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use consul_api::{Policy, TokenEntry, TokenGrants};
+use consul_api::{AccessorId, Policy, TokenEntry, TokenGrants};
 use serde::{Deserialize, Serialize};
 use sidecar_kit::secret::Secret;
 
@@ -18,7 +18,7 @@ use crate::plan::Stored;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Value {
     #[serde(default)]
-    pub(crate) accessor_id: String,
+    pub(crate) accessor_id: AccessorId,
     #[serde(default)]
     pub(crate) token: String,
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use consul_api::{AclLink, ServiceIdentity, TokenEntry, TokenGrants};
+use consul_api::{AccessorId, AclLink, ServiceIdentity, TokenEntry, TokenGrants};
 
 use crate::owner::{described, is_described};
 use crate::rotation::{Running, age_order, is_kept, is_superseded, made};
@@ -31,7 +31,7 @@ pub enum Stored {
     /// A token.
     Token {
         /// Its accessor ID, as the secret has it.
-        accessor: String,
+        accessor: AccessorId,
         /// Whether the secret's token is the one that Consul has under that accessor ID.
         agrees: bool,
         /// When the secret got its present value.
@@ -45,19 +45,19 @@ pub enum Stored {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Give this token the grants it is to have.
-    Correct(String),
+    Correct(AccessorId),
     /// Make a token, then store it.
     Create,
     /// Make the token again that the secret holds.
-    Remake(String),
+    Remake(AccessorId),
     /// Store this token.
-    Store(String),
+    Store(AccessorId),
     /// Make a token, say of this one that it is replaced, then store the new one.
-    Rotate(String),
+    Rotate(AccessorId),
     /// Store `{}`.
     Clear,
     /// Remove this token.
-    Delete(String),
+    Delete(AccessorId),
 }
 
 /// What is to be done for an owner. `grants` is what its tokens are to have, `tokens` are all of them, `kept_in_secret` is the
@@ -68,7 +68,7 @@ pub fn plan(
     wanted: &Demand,
     stored: &Stored,
     tokens: &[&TokenEntry],
-    kept_in_secret: Option<&str>,
+    kept_in_secret: Option<&AccessorId>,
     rotate_after: Option<Duration>,
     now: SystemTime,
 ) -> Vec<Action> {
@@ -130,7 +130,7 @@ pub fn plan(
 /// Whether a secret that keeps its value may keep this one: its token is there, or was deleted while the secret keeps it. A token
 /// that somebody else deleted is of no use to a task.
 #[must_use]
-pub fn may_be_kept(stored: &Stored, tokens: &[&TokenEntry], kept_in_secret: Option<&str>) -> bool {
+pub fn may_be_kept(stored: &Stored, tokens: &[&TokenEntry], kept_in_secret: Option<&AccessorId>) -> bool {
     let Stored::Token { accessor, .. } = stored else { return false };
     kept_in_secret == Some(accessor) || tokens.iter().any(|token| token.accessor_id == *accessor)
 }
@@ -197,7 +197,7 @@ mod tests {
 
     fn replaced(accessor: &str, hour: u64, by: &str, until: u64) -> TokenEntry {
         let token = token(accessor, hour);
-        TokenEntry { grants: superseded(&token.grants, by, at(until)), ..token }
+        TokenEntry { grants: superseded(&token.grants, &by.into(), at(until)), ..token }
     }
 
     fn stored(accessor: &str, hour: u64) -> Stored {
@@ -244,8 +244,9 @@ mod tests {
 
     #[test]
     fn a_token_that_its_secret_kept_is_made_again_and_one_that_somebody_deleted_is_not() {
-        let planned = |stored: &Stored, kept, tokens: &[&TokenEntry]| {
-            plan(&grants(), &needed(1), stored, tokens, kept, Some(HOUR * 10), at(2))
+        let planned = |stored: &Stored, kept: Option<&str>, tokens: &[&TokenEntry]| {
+            let kept = kept.map(AccessorId::from);
+            plan(&grants(), &needed(1), stored, tokens, kept.as_ref(), Some(HOUR * 10), at(2))
         };
         assert_eq!(planned(&stored("a", 1), Some("a"), &[]), [Action::Remake("a".into())]);
         assert_eq!(planned(&stored("a", 1), Some("b"), &[]), [Action::Create]);
@@ -258,9 +259,9 @@ mod tests {
     fn a_secret_that_keeps_its_value_does_not_keep_a_token_that_somebody_else_deleted() {
         let a = token("a", 1);
         assert!(may_be_kept(&stored("a", 1), &[&a], None));
-        assert!(may_be_kept(&stored("a", 1), &[], Some("a")));
+        assert!(may_be_kept(&stored("a", 1), &[], Some(&"a".into())));
         assert!(!may_be_kept(&stored("a", 1), &[], None));
-        assert!(!may_be_kept(&stored("a", 1), &[&token("b", 2)], Some("c")));
+        assert!(!may_be_kept(&stored("a", 1), &[&token("b", 2)], Some(&"c".into())));
     }
 
     #[test]

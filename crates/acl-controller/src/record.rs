@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
 
-use consul_api::{KeyValue, KeyWrite};
+use consul_api::{AccessorId, KeyValue, KeyWrite};
 use futures_util::stream::{self, TryStreamExt};
 use serde::{Deserialize, Serialize};
 
@@ -21,13 +21,13 @@ pub struct Note {
     /// The accessor IDs of tokens that were stored in the owner's secret, the latest last. A secret that holds one which Consul
     /// doesn't list holds a token that somebody deleted, and may be overwritten.
     #[serde(default)]
-    pub accessors: Vec<String>,
+    pub accessors: Vec<AccessorId>,
     /// Since when the owner has no tasks.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339")]
     pub without_tasks_since: Option<SystemTime>,
     /// The accessor ID of the token that was deleted, or is about to be, while the secret keeps it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kept: Option<String>,
+    pub kept: Option<AccessorId>,
 }
 
 mod rfc3339 {
@@ -85,18 +85,18 @@ impl Record {
 
     /// Whether a token was stored in an owner's secret.
     #[must_use]
-    pub fn has(&self, owner: &TokenOwner, accessor: &str) -> bool {
+    pub fn has(&self, owner: &TokenOwner, accessor: &AccessorId) -> bool {
         self.of(owner).is_some_and(|note| note.accessors.iter().any(|noted| noted == accessor))
     }
 
     /// Notes that a token is stored in an owner's secret.
-    pub fn stored(&mut self, owner: &TokenOwner, accessor: &str) {
+    pub fn stored(&mut self, owner: &TokenOwner, accessor: &AccessorId) {
         let note = self.notes.entry(owner.clone()).or_default();
         if note.accessors.last().is_some_and(|last| last == accessor) {
             return;
         }
         note.accessors.retain(|noted| noted != accessor);
-        note.accessors.push(accessor.to_owned());
+        note.accessors.push(accessor.clone());
         let surplus = note.accessors.len().saturating_sub(KEPT);
         note.accessors.drain(..surplus);
     }
@@ -131,9 +131,9 @@ impl Record {
     }
 
     /// Notes that a token is there again.
-    pub fn is_there(&mut self, owner: &TokenOwner, accessor: &str) {
+    pub fn is_there(&mut self, owner: &TokenOwner, accessor: &AccessorId) {
         if let Some(note) = self.notes.get_mut(owner)
-            && note.kept.as_deref() == Some(accessor)
+            && note.kept.as_ref() == Some(accessor)
         {
             note.kept = None;
         }

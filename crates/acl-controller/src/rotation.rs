@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
-use consul_api::{TokenEntry, TokenGrants};
+use consul_api::{AccessorId, TokenEntry, TokenGrants};
 
 /// How the lines begin by which a token says that it was replaced.
 pub(crate) const SUPERSEDED: &str = "consul.hashicorp.com/superseded-";
@@ -52,7 +52,7 @@ impl Running {
 
 /// The same grants, said to be replaced by another token at this time.
 #[must_use]
-pub fn superseded(grants: &TokenGrants, by: &str, at: SystemTime) -> TokenGrants {
+pub fn superseded(grants: &TokenGrants, by: &AccessorId, at: SystemTime) -> TokenGrants {
     let at = DateTime::from(at).fmt(Format::DateTime).unwrap_or_default();
     let lines = grants.description.lines();
     let others = lines.filter(|line| !line.trim().starts_with(SUPERSEDED));
@@ -82,7 +82,7 @@ pub fn made(token: &TokenEntry) -> Option<SystemTime> {
 /// The order in which tokens were made. Indexes are the same for all tokens that came to a datacenter at once.
 #[must_use]
 pub fn age_order(token: &TokenEntry) -> (Option<SystemTime>, u64, &str) {
-    (made(token), token.create_index, &token.accessor_id)
+    (made(token), token.create_index, token.accessor_id.as_str())
 }
 
 /// Whether a token is kept: the current one, and each that a running task may have. `stored_since` is when the secret got the
@@ -100,7 +100,7 @@ pub fn is_kept(
     }
     let to = match successor(token) {
         // The current one has yet to come to the secret.
-        Some(by) if by == current.accessor_id && stored_since.is_none() => None,
+        Some(by) if current.accessor_id == by && stored_since.is_none() => None,
         Some(_) => line(token, SUPERSEDED_AT).and_then(time).or(stored_since),
         // Not rotated, but older than the current one: the secret may have held it earlier.
         None if age_order(token) < age_order(current) => stored_since,
@@ -132,7 +132,7 @@ mod tests {
         TokenEntry {
             accessor_id: accessor.into(),
             grants: match replaced {
-                Some((by, minute)) => superseded(&grants, by, at(minute)),
+                Some((by, minute)) => superseded(&grants, &by.into(), at(minute)),
                 None => grants,
             },
             create_time: format!("1970-01-01T01:{minute:02}:00.000000000+01:00"),
@@ -145,7 +145,7 @@ mod tests {
     fn kept(tokens: &[TokenEntry], stored_since: Option<u64>, tasks: &[(u64, Option<u64>)]) -> String {
         let running = tasks.iter().map(|(created, started)| Start { created: at(*created), started: started.map(at) });
         let running = Running::These(running.collect());
-        let current = tokens.iter().find(|token| token.accessor_id.ends_with('*'));
+        let current = tokens.iter().find(|token| token.accessor_id.as_str().ends_with('*'));
         let kept = tokens.iter().filter(|token| is_kept(token, current, stored_since.map(at), &running));
         kept.map(|token| token.accessor_id.as_str()).collect::<Vec<_>>().join(" ")
     }
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn a_token_that_is_replaced_again_says_so_once() {
         let once = token("a", 0, Some(("b", 10)));
-        let twice = TokenEntry { grants: superseded(&once.grants, "c", at(20)), ..once };
+        let twice = TokenEntry { grants: superseded(&once.grants, &"c".into(), at(20)), ..once };
         assert_eq!(
             twice.grants.description,
             "Token for web service\nconsul.hashicorp.com/superseded-by: c\nconsul.hashicorp.com/superseded-at: \

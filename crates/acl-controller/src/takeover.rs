@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use consul_api::{AclLink, Policy, TokenEntry};
+use consul_api::{AccessorId, AclLink, Policy, TokenEntry};
 use futures_util::stream::{self, StreamExt};
 use sidecar_kit::secret::Secret;
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use crate::term::Term;
 #[derive(Debug, Default)]
 pub(crate) struct Former {
     /// Tokens that no secret held when it had this version, by accessor ID.
-    not_held: HashMap<String, Option<String>>,
+    not_held: HashMap<AccessorId, Option<String>>,
     /// Policies that nothing links, by ID, and since when.
     unlinked: HashMap<String, Instant>,
 }
@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn a_token_that_is_no_longer_listed_is_forgotten() {
         let mut former = Former::default();
-        former.not_held.extend(["a", "b"].map(|accessor| (accessor.to_owned(), None)));
+        former.not_held.extend(["a", "b"].map(|accessor| (accessor.into(), None)));
         let listed = TokenEntry {
             accessor_id: "b".into(),
             grants: TokenGrants::default(),

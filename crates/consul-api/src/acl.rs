@@ -1,10 +1,10 @@
 //! ACL tokens and policies ("ACL Tokens - HTTP API", "ACL Policies - HTTP API").
 
+use consul_types::{AccessorId, null_as_empty};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 use sidecar_kit::secret::Secret;
 
-use crate::agent::null_as_empty;
 use crate::client::{Call, Client};
 use crate::error::Error;
 
@@ -64,7 +64,7 @@ pub struct TokenGrants {
 pub struct TokenEntry {
     /// Its public name, which gives no access.
     #[serde(rename = "AccessorID")]
-    pub accessor_id: String,
+    pub accessor_id: AccessorId,
     /// What it may do.
     #[serde(flatten)]
     pub grants: TokenGrants,
@@ -180,8 +180,8 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`]; one that isn't there is [`Error::PermissionDenied`] with `ACL not found`.
-    pub async fn token(&self, accessor_id: &str) -> Result<Token, Error> {
-        self.fetch(Call::new(Method::GET, "/v1/acl/token").segment(accessor_id).query("consistent", "")).await
+    pub async fn token(&self, accessor_id: &AccessorId) -> Result<Token, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/acl/token").segment(accessor_id.as_str()).query("consistent", "")).await
     }
 
     /// Makes a token.
@@ -199,7 +199,7 @@ impl Client {
     pub async fn create_token_as(
         &self,
         grants: &TokenGrants,
-        accessor_id: &str,
+        accessor_id: &AccessorId,
         secret_id: &Secret,
     ) -> Result<Token, Error> {
         #[derive(Serialize)]
@@ -207,7 +207,7 @@ impl Client {
             #[serde(flatten)]
             grants: &'a TokenGrants,
             #[serde(rename = "AccessorID")]
-            accessor_id: &'a str,
+            accessor_id: &'a AccessorId,
             #[serde(rename = "SecretID")]
             secret_id: &'a str,
         }
@@ -219,16 +219,16 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`]; [`Error::is_unknown_token`] where no token has this accessor ID.
-    pub async fn update_token(&self, accessor_id: &str, grants: &TokenGrants) -> Result<Token, Error> {
-        self.fetch(Call::new(Method::PUT, "/v1/acl/token").segment(accessor_id).json(grants)).await
+    pub async fn update_token(&self, accessor_id: &AccessorId, grants: &TokenGrants) -> Result<Token, Error> {
+        self.fetch(Call::new(Method::PUT, "/v1/acl/token").segment(accessor_id.as_str()).json(grants)).await
     }
 
     /// Removes a token.
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn delete_token(&self, accessor_id: &str) -> Result<(), Error> {
-        self.execute(Call::new(Method::DELETE, "/v1/acl/token").segment(accessor_id)).await
+    pub async fn delete_token(&self, accessor_id: &AccessorId) -> Result<(), Error> {
+        self.execute(Call::new(Method::DELETE, "/v1/acl/token").segment(accessor_id.as_str())).await
     }
 
     /// All policies, without their rules.

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use consul_types::{CheckId, CheckStatus, ServiceId, null_as_empty};
 use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::agent::{CheckStatus, null_as_empty};
 use crate::client::{Call, Client, decode};
 use crate::error::Error;
 
@@ -39,7 +39,7 @@ pub struct CatalogService {
     pub datacenter: String,
     /// The instance's ID.
     #[serde(rename = "ServiceID")]
-    pub service_id: String,
+    pub service_id: ServiceId,
     /// The service's name.
     pub service_name: String,
     /// The instance's metadata.
@@ -79,7 +79,7 @@ pub struct HealthNode {
 pub struct HealthService {
     /// Its ID.
     #[serde(rename = "ID")]
-    pub id: String,
+    pub id: ServiceId,
     /// The service's name.
     pub service: String,
     /// Its port; 0 for none.
@@ -96,7 +96,7 @@ pub struct HealthService {
 pub struct HealthCheck {
     /// Its ID.
     #[serde(rename = "CheckID")]
-    pub check_id: String,
+    pub check_id: CheckId,
     /// Its name.
     pub name: String,
     /// Its status.
@@ -106,7 +106,7 @@ pub struct HealthCheck {
     pub output: String,
     /// The service's ID; empty for a check of the node.
     #[serde(default, rename = "ServiceID")]
-    pub service_id: String,
+    pub service_id: ServiceId,
 }
 
 impl ServiceHealth {
@@ -232,10 +232,11 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn instance_health(&self, which: Instances<'_>, id: &str) -> Result<Option<ServiceHealth>, Error> {
-        let found: Vec<ServiceHealth> = self.fetch(health(which).query("filter", equals("Service.ID", id))).await?;
+    pub async fn instance_health(&self, which: Instances<'_>, id: &ServiceId) -> Result<Option<ServiceHealth>, Error> {
+        let found: Vec<ServiceHealth> =
+            self.fetch(health(which).query("filter", equals("Service.ID", id.as_str()))).await?;
         // A Consul that doesn't know filters lists all.
-        Ok(found.into_iter().find(|instance| instance.service.id == id))
+        Ok(found.into_iter().find(|instance| instance.service.id == *id))
     }
 
     /// All checks of a node; none for a node that the catalog doesn't have. `after` and `wait` as for

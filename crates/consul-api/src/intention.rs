@@ -1,9 +1,9 @@
 //! Intentions in the form that every Consul since 1.2 has ("Intentions - Connect HTTP API", by ID).
 
+use consul_types::null_as_empty;
 use hyper::Method;
 use serde::{Deserialize, Serialize};
 
-use crate::agent::null_as_empty;
 use crate::client::{Call, Client};
 use crate::error::Error;
 

@@ -19,13 +19,14 @@ mod session;
 mod start;
 
 pub use acl::{AclLink, NewPolicy, Policy, Role, ServiceIdentity, Token, TokenEntry, TokenGrants};
-pub use agent::{
-    AgentCheck, AgentSelf, AgentSelfConfig, AgentService, CheckDefinition, CheckStatus, ExposeConfig, ExposePath,
-    MeshGatewayConfig, Proxy, ServiceAddress, ServiceKind, ServiceRegistration, Upstream, Weights, XdsPort,
-};
+pub use agent::{AgentCheck, AgentSelf, AgentSelfConfig, AgentService, XdsPort};
 pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, Instances, ServiceHealth};
 pub use client::Client;
 pub use config::{Config, ConfigError};
+pub use consul_types::{
+    AccessorId, CheckDefinition, CheckId, CheckStatus, ExposeConfig, ExposePath, MeshGatewayConfig, Proxy,
+    ServiceAddress, ServiceId, ServiceKind, ServiceRegistration, Upstream, Weights,
+};
 pub use error::Error;
 pub use intention::{Intention, IntentionAction};
 pub use kv::{KeyValue, KeyWrite};

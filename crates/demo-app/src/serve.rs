@@ -130,7 +130,7 @@ async fn learn_task_id(service: &Service, env: &Env) -> Infallible {
     });
     match learned.await {
         Ok(task) => {
-            let _ = service.task.set(task.task_id().to_owned());
+            let _ = service.task.set(task.task_id().to_string());
         }
         Err(error) => tracing::warn!("answering without a task ID: {}", one_line(&error)),
     }

@@ -61,7 +61,7 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// The ARN of the task with this ID or ARN.
     pub(crate) fn find(&self, task: &str) -> Option<&TaskArn> {
-        self.tasks.keys().find(|arn| arn.task_id() == task || arn.to_string() == task)
+        self.tasks.keys().find(|arn| arn.task_id().as_str() == task || arn.to_string() == task)
     }
 }
 

@@ -13,6 +13,36 @@ pub struct ArnError {
     expected: &'static str,
 }
 
+/// The ID of a task: 32 hexadecimal digits, or a UUID in an ARN of the old form.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TaskId(String);
+
+impl TaskId {
+    /// The ID as ECS writes it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<&str> for TaskId {
+    fn from(id: &str) -> Self {
+        Self(id.to_owned())
+    }
+}
+
+impl PartialEq<str> for TaskId {
+    fn eq(&self, other: &str) -> bool {
+        self.0 == other
+    }
+}
+
 /// The ARN of a task, in the old form `arn:aws:ecs:<region>:<account>:task/<task ID>` or the one with the cluster's
 /// name, `…:task/<cluster>/<task ID>` ("Amazon Resource Names (ARNs) and IDs" in the Amazon ECS Developer Guide). Any
 /// partition is accepted: `aws`, `aws-cn`, `aws-us-gov` and the isolated ones.
@@ -23,7 +53,7 @@ pub struct TaskArn {
     region: String,
     account: String,
     cluster: Option<String>,
-    task_id: String,
+    task_id: TaskId,
 }
 
 impl TaskArn {
@@ -51,16 +81,16 @@ impl TaskArn {
         self.cluster.as_deref()
     }
 
-    /// The task ID: 32 hexadecimal digits, or a UUID with an ARN of the old form.
+    /// The ID of the task.
     #[must_use]
-    pub fn task_id(&self) -> &str {
+    pub fn task_id(&self) -> &TaskId {
         &self.task_id
     }
 
     /// The ARN of the task with this ID in the same cluster, in the same form.
     #[must_use]
     pub fn sibling(&self, task_id: &str) -> Self {
-        Self { task_id: task_id.to_owned(), ..self.clone() }
+        Self { task_id: TaskId(task_id.to_owned()), ..self.clone() }
     }
 
     /// The ARN of the cluster with this name in the task's partition, region and account.
@@ -97,7 +127,7 @@ impl FromStr for TaskArn {
             region: arn.region.to_owned(),
             account: arn.account.to_owned(),
             cluster: cluster.map(str::to_owned),
-            task_id: task_id.to_owned(),
+            task_id: TaskId(task_id.to_owned()),
         })
     }
 }
@@ -109,7 +139,7 @@ impl fmt::Display for TaskArn {
         if let Some(cluster) = cluster {
             write!(f, "{cluster}/")?;
         }
-        f.write_str(task_id)
+        f.write_str(task_id.as_str())
     }
 }
 

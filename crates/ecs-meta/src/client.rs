@@ -82,6 +82,22 @@ impl Error {
     }
 }
 
+impl Task {
+    /// Whether the answer says anything of the containers: it lists some, and the one with the Docker ID `own` among them.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`].
+    pub fn lists(&self, own: Option<&str>) -> Result<(), Error> {
+        if self.containers.is_empty() {
+            return Err(Error::Incomplete { missing: "no containers" });
+        }
+        if own.is_some_and(|own| self.containers.iter().all(|container| container.docker_id != own)) {
+            return Err(Error::Incomplete { missing: "containers, but not this one" });
+        }
+        Ok(())
+    }
+}
+
 /// Asks the task metadata endpoint of one container. Each fetch takes at most 2 seconds and 1 MiB and is not repeated.
 #[derive(Debug)]
 pub struct MetadataClient {

@@ -5,8 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::arn::{ArnError, ClusterArn, TaskArn};
-use crate::client::Error;
+use crate::arn::{ArnError, ClusterArn, TaskArn, TaskId};
 
 /// An enum of the words AWS uses, and of any other word.
 macro_rules! words {
@@ -131,23 +130,9 @@ pub struct Task {
 }
 
 impl Task {
-    /// Whether the answer says anything of the containers: it lists some, and the one with the Docker ID `own` among them.
-    ///
-    /// # Errors
-    /// [`Error::Incomplete`].
-    pub fn lists(&self, own: Option<&str>) -> Result<(), Error> {
-        if self.containers.is_empty() {
-            return Err(Error::Incomplete { missing: "no containers" });
-        }
-        if own.is_some_and(|own| self.containers.iter().all(|container| container.docker_id != own)) {
-            return Err(Error::Incomplete { missing: "containers, but not this one" });
-        }
-        Ok(())
-    }
-
     /// The task ID, from the task's ARN.
     #[must_use]
-    pub fn task_id(&self) -> &str {
+    pub fn task_id(&self) -> &TaskId {
         self.task_arn.task_id()
     }
 

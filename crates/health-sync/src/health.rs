@@ -1,6 +1,6 @@
 //! From ECS health to check statuses: what is, what was written, and so what to write.
 
-use consul_api::CheckStatus;
+use consul_api::{CheckId, CheckStatus};
 use ecs_meta::{HealthStatus, Status, Task};
 use mesh_config::Names;
 
@@ -11,7 +11,7 @@ pub struct Checks(Vec<Check>);
 #[derive(Debug)]
 struct Check {
     container: String,
-    id: String,
+    id: CheckId,
     /// What the agent has by this program's own writes; none before the first and after the agent lost it.
     written: Option<(CheckStatus, String)>,
 }
@@ -20,7 +20,7 @@ struct Check {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
     pub container: String,
-    pub id: String,
+    pub id: CheckId,
     pub status: CheckStatus,
     /// The health in ECS's words.
     pub output: String,
@@ -38,7 +38,7 @@ impl Checks {
     }
 
     /// All their IDs.
-    pub fn ids(&self) -> Vec<String> {
+    pub fn ids(&self) -> Vec<CheckId> {
         self.0.iter().map(|check| check.id.clone()).collect()
     }
 
@@ -80,7 +80,7 @@ impl Checks {
 
     /// Compares what stood when the agent was asked with what the agent had: what differs is written again. True if it lacks a
     /// check.
-    pub fn compare(&mut self, stood: &[Update], at_agent: impl Fn(&str) -> Option<CheckStatus>) -> bool {
+    pub fn compare(&mut self, stood: &[Update], at_agent: impl Fn(&CheckId) -> Option<CheckStatus>) -> bool {
         let mut lost = false;
         for check in &mut self.0 {
             let status = at_agent(&check.id);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     fn checks() -> Checks {
-        Checks::new(&["app".to_owned()], &Names::new(None, "shop", "f1a2"))
+        Checks::new(&["app".to_owned()], &Names::new(None, "shop", &"f1a2".into()))
     }
 
     fn write(checks: &mut Checks, task: &Task) {

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use consul_api::{Client, Error as ConsulError, ServiceRegistration};
+use consul_api::{Client, Error as ConsulError, ServiceId, ServiceRegistration};
 use ecs_meta::{Answer, MetadataClient, Task, Watch};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -204,7 +204,7 @@ async fn live(
         // What is wrong with them is reported now, not at the end.
         servers()?;
     }
-    let log_out = async |instances: &[(&str, &str)]| {
+    let log_out = async |instances: &[(&str, &ServiceId)]| {
         let tokens = logout::files(&config.bootstrap_dir, login);
         match servers() {
             _ if tokens.is_empty() => Ok(()),
@@ -251,7 +251,7 @@ async fn live(
             Ok(())
         }
     };
-    let instances = [(names.service.as_str(), names.service_id.as_str()), (&names.proxy, &names.proxy_id)];
+    let instances = [(names.service.as_str(), &names.service_id), (&names.proxy, &names.proxy_id)];
     let logged_out = log_out(&instances).await;
     if let (Err(_), Err(error)) = (&left, &logged_out) {
         tracing::warn!("{}", one_line(error));
@@ -330,13 +330,13 @@ impl Sync {
     /// The task leaves the mesh.
     async fn leave(&self) -> Result<(), NotSet> {
         let checks = self.checks.borrow().ids();
-        let checks = checks.iter().map(String::as_str).collect::<Vec<_>>();
+        let checks = checks.iter().collect::<Vec<_>>();
         shutdown::leave_mesh(&self.consul, &checks, &self.services(), self.writes.may_come_late()).await
     }
 
     /// The IDs of what is registered.
-    fn services(&self) -> Vec<&str> {
-        self.registrations.iter().map(|registration| registration.id.as_str()).collect()
+    fn services(&self) -> Vec<&ServiceId> {
+        self.registrations.iter().map(|registration| &registration.id).collect()
     }
 
     fn hangs(&self) -> bool {

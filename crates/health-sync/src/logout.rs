@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use consul_api::Client;
+use consul_api::{Client, ServiceId};
 use futures_util::future::join_all;
 use mesh_config::{CLIENT_TOKEN_FILE, SERVICE_TOKEN_FILE};
 use sidecar_kit::exit::one_line;
@@ -47,7 +47,11 @@ pub fn files(bootstrap_dir: &Path, login: bool) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// With what is left.
-pub async fn log_out(servers: &Client, files: &[PathBuf], instances: &[(&str, &str)]) -> Result<(), NotLoggedOut> {
+pub async fn log_out(
+    servers: &Client,
+    files: &[PathBuf],
+    instances: &[(&str, &ServiceId)],
+) -> Result<(), NotLoggedOut> {
     // A file that isn't there was never written, or is somebody else's doing: nothing to destroy.
     let tokens = files.iter().filter_map(|file| Some((file, SecretSource::File(file.clone()).read().ok()?)));
     let tokens = tokens.collect::<Vec<_>>();
@@ -73,10 +77,10 @@ async fn log_out_of(servers: &Client, token: &Secret) -> Result<(), String> {
     servers.logout(token, ATTEMPT).await.map_err(|error| one_line(&error))
 }
 
-async fn out_of_the_mesh(servers: &Client, instances: &[(&str, &str)]) -> Result<(), String> {
+async fn out_of_the_mesh(servers: &Client, instances: &[(&str, &ServiceId)]) -> Result<(), String> {
     for (name, id) in instances {
         match servers.service_health(name, None, Duration::ZERO).await {
-            Ok(found) if found.value.iter().any(|instance| instance.service.id == *id && instance.is_routed_to()) => {
+            Ok(found) if found.value.iter().any(|instance| instance.service.id == **id && instance.is_routed_to()) => {
                 return Err(format!("{id} is not critical there yet"));
             }
             Ok(_) => {}

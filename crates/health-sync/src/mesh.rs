@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use consul_api::{Client, Instances, ServiceHealth};
+use consul_api::{Client, Instances, ServiceHealth, ServiceId};
 use mesh_config::{Names, Role};
 use sidecar_kit::exit::one_line;
 use tokio::time::{Instant, sleep, timeout};
@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub struct Place {
     service: String,
     /// The proxy's ID, which for a gateway is its own.
-    id: String,
+    id: ServiceId,
     gateway: bool,
     in_mesh: Cell<bool>,
 }
@@ -141,7 +141,7 @@ struct Seen {
 /// One in maintenance is going itself, and one whose node is gone won't come back.
 fn may_come(instance: &ServiceHealth) -> bool {
     let mut critical = instance.checks.iter().filter(|check| check.status == consul_api::CheckStatus::Critical);
-    critical.all(|check| !check.service_id.is_empty() && !check.check_id.starts_with("_service_maintenance"))
+    critical.all(|check| !check.service_id.is_empty() && !check.check_id.as_str().starts_with("_service_maintenance"))
 }
 
 fn critical(instance: &ServiceHealth) -> String {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     fn one_is_coming(others: Value) -> bool {
-        let names = Names::new(None, "shop", "f1a2");
+        let names = Names::new(None, "shop", &"f1a2".into());
         let place = Place { service: names.service, id: names.proxy_id, gateway: false, in_mesh: Cell::new(false) };
         place.see(&serde_json::from_value::<Vec<_>>(others).unwrap()).one_is_coming
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consul_api::{CheckStatus, Client, Error};
+use consul_api::{CheckId, CheckStatus, Client, Error, ServiceId};
 use futures_util::future::join_all;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
@@ -30,8 +30,8 @@ pub struct NotSet(Vec<String>);
 /// With all that could not be set.
 pub async fn leave_mesh(
     consul: &Client,
-    checks: &[&str],
-    services: &[&str],
+    checks: &[&CheckId],
+    services: &[&ServiceId],
     may_come_late: bool,
 ) -> Result<(), NotSet> {
     let deadline = Instant::now() + BOUND;
@@ -44,20 +44,20 @@ pub async fn leave_mesh(
         let left = deadline.saturating_duration_since(Instant::now());
         // An agent that gives no answer is leaving, or hangs: what was set is set.
         let Ok(Ok(agent)) = timeout(left, consul.agent_checks(services)).await else { return Ok(()) };
-        let critical = |id: &str| agent.get(id).is_none_or(|check| check.status == CheckStatus::Critical);
+        let critical = |id: &CheckId| agent.get(id).is_none_or(|check| check.status == CheckStatus::Critical);
         let back = checks.iter().copied().filter(|id| !critical(id)).collect::<Vec<_>>();
-        let maintained = |id: &&str| agent.contains_key(&maintenance_check_id(id));
+        let maintained = |id: &&ServiceId| agent.contains_key(&maintenance_check_id(id));
         let outside = services.iter().copied().filter(|id| !maintained(id)).collect::<Vec<_>>();
         set(consul, &back, &outside, deadline).await?;
     }
 }
 
 /// The ID of the check by which an agent shows that a service is in maintenance.
-pub fn maintenance_check_id(service_id: &str) -> String {
-    format!("_service_maintenance:{service_id}")
+pub fn maintenance_check_id(service_id: &ServiceId) -> CheckId {
+    format!("_service_maintenance:{service_id}").into()
 }
 
-async fn set(consul: &Client, checks: &[&str], services: &[&str], deadline: Instant) -> Result<(), NotSet> {
+async fn set(consul: &Client, checks: &[&CheckId], services: &[&ServiceId], deadline: Instant) -> Result<(), NotSet> {
     let critical = join_all(checks.iter().map(async |id| {
         let set = retried(deadline, BOUND, async || {
             set_or_absent(consul.update_check(id, CheckStatus::Critical, REASON).await)

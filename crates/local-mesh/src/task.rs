@@ -280,7 +280,7 @@ pub async fn ready(docker: &Docker, task: &str) -> Result<(), MeshError> {
 
 /// Whether it is a check of a sidecar proxy or of a gateway.
 fn is_proxy_s(check: &HealthCheck) -> bool {
-    check.service_id.ends_with("-sidecar-proxy") || check.name.ends_with("-gateway listener")
+    check.service_id.as_str().ends_with("-sidecar-proxy") || check.name.ends_with("-gateway listener")
 }
 
 /// Waits until web's Envoy sends to a task of another service.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bollard::Docker;
-use consul_api::{CheckStatus, HealthCheck};
+use consul_api::{CheckStatus, HealthCheck, ServiceId};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::wait::{Attempt, until};
@@ -175,7 +175,7 @@ async fn ask(consul: consul_api::Client, node: String, standings: Arc<Mutex<Vec<
 fn standing(checks: &[HealthCheck]) -> Standing {
     let services = checks.iter().map(|check| &check.service_id).filter(|id| !id.is_empty()).collect::<BTreeSet<_>>();
     let critical =
-        |id: &&String| checks.iter().any(|check| check.service_id == **id && check.status == CheckStatus::Critical);
+        |id: &&ServiceId| checks.iter().any(|check| check.service_id == **id && check.status == CheckStatus::Critical);
     if checks.is_empty() {
         Standing::Gone
     } else if !services.is_empty() && services.iter().all(critical) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 
-use consul_api::{CheckDefinition, Proxy, ServiceAddress, ServiceKind, ServiceRegistration};
+use consul_types::{CheckDefinition, Proxy, ServiceAddress, ServiceId, ServiceKind, ServiceRegistration};
 use ecs_meta::Task;
 use serde_json::{Map, Value};
 
@@ -61,12 +61,22 @@ impl<'a> Role<'a> {
         match self {
             Self::Service(service) => Names::new(service.name.as_deref(), &task.family, task.task_id()),
             Self::Gateway(gateway) => {
-                let service = gateway.name.as_deref().filter(|name| !name.is_empty()).unwrap_or(&task.family);
-                let service_id = format!("{service}-{}", task.task_id());
-                let (proxy, proxy_id) = (service.to_owned(), service_id.clone());
-                Names { service: service.to_owned(), service_id, proxy, proxy_id }
+                let service = given(gateway.name.as_deref()).unwrap_or(&task.family).to_owned();
+                let service_id = ServiceId::from(format!("{service}-{}", task.task_id()));
+                let (proxy, proxy_id) = (service.clone(), service_id.clone());
+                Names { service, service_id, proxy, proxy_id }
             }
         }
+    }
+
+    /// The name of the service identity that the task's token needs, in lower case.
+    #[must_use]
+    pub fn identity(self, family: &str) -> String {
+        let name = match self {
+            Self::Service(service) => &service.name,
+            Self::Gateway(gateway) => &gateway.name,
+        };
+        given(name.as_deref()).unwrap_or(family).to_lowercase()
     }
 
     /// What is registered, in this order; the last is what Envoy is the proxy of.

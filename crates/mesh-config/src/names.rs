@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use consul_types::{CheckId, ServiceId};
+use ecs_meta::TaskId;
+
 /// The name of the bootstrap in the bootstrap directory.
 pub const BOOTSTRAP_FILE: &str = "envoy-bootstrap.json";
 /// The file there with the service's token, where mesh-init logs in for it.
@@ -42,36 +45,36 @@ pub struct Names {
     /// The service: `service.name`, else the task family, in lower case.
     pub service: String,
     /// The ID of this task's instance: `<service>-<task id>`.
-    pub service_id: String,
+    pub service_id: ServiceId,
     /// The proxy's service name: `<service>-sidecar-proxy`.
     pub proxy: String,
     /// The ID of this task's proxy: `<service ID>-sidecar-proxy`.
-    pub proxy_id: String,
+    pub proxy_id: ServiceId,
 }
 
 impl Names {
     /// The names of the task `task_id` of the family `family`. Lower case throughout: Consul refuses a service identity
     /// with an upper-case letter, and a family may have one.
     #[must_use]
-    pub fn new(service_name: Option<&str>, family: &str, task_id: &str) -> Self {
+    pub fn new(service_name: Option<&str>, family: &str, task_id: &TaskId) -> Self {
         let service = service_name.filter(|name| !name.is_empty()).unwrap_or(family).to_lowercase();
-        let service_id = format!("{service}-{task_id}");
+        let service_id = ServiceId::from(format!("{service}-{task_id}"));
         let proxy = format!("{service}-sidecar-proxy");
-        let proxy_id = format!("{service_id}-sidecar-proxy");
+        let proxy_id = format!("{service_id}-sidecar-proxy").into();
         Self { service, service_id, proxy, proxy_id }
     }
 
     /// The ID of the check that health-sync keeps for a container.
     #[must_use]
-    pub fn health_sync_check_id(&self, container: &str) -> String {
-        format!("{}-{container}-consul-ecs", self.service_id)
+    pub fn health_sync_check_id(&self, container: &str) -> CheckId {
+        format!("{}-{container}-consul-ecs", self.service_id).into()
     }
 }
 
 /// The meta of service and proxy: `task-id`, `task-arn`, `source`, then the user's, which wins.
 #[must_use]
-pub fn meta(task_id: &str, task_arn: &str, user: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let ours = [("task-id", task_id), ("task-arn", task_arn), ("source", "consul-ecs")];
+pub fn meta(task_id: &TaskId, task_arn: &str, user: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let ours = [("task-id", task_id.as_str()), ("task-arn", task_arn), ("source", "consul-ecs")];
     let mut meta: BTreeMap<_, _> = ours.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
     meta.extend(user.clone());
     meta
@@ -83,20 +86,20 @@ mod tests {
 
     #[test]
     fn names_follow_the_service_name_else_the_family_in_lower_case() {
-        let names = Names::new(None, "Shop-Web", "f1a2");
+        let names = Names::new(None, "Shop-Web", &"f1a2".into());
         assert_eq!(names.service, "shop-web");
         assert_eq!(names.service_id, "shop-web-f1a2");
         assert_eq!(names.proxy, "shop-web-sidecar-proxy");
         assert_eq!(names.proxy_id, "shop-web-f1a2-sidecar-proxy");
         assert_eq!(names.health_sync_check_id("app"), "shop-web-f1a2-app-consul-ecs");
-        assert_eq!(Names::new(Some("api"), "Shop-Web", "f1a2").service, "api");
-        assert_eq!(Names::new(Some(""), "web", "f1a2").service, "web");
+        assert_eq!(Names::new(Some("api"), "Shop-Web", &"f1a2".into()).service, "api");
+        assert_eq!(Names::new(Some(""), "web", &"f1a2".into()).service, "web");
     }
 
     #[test]
     fn the_users_meta_comes_last() {
         let user = BTreeMap::from([("source".to_owned(), "mine".to_owned()), ("env".to_owned(), "test".to_owned())]);
-        let meta = meta("f1a2", "arn:aws:ecs:eu-west-1:1:task/c/f1a2", &user);
+        let meta = meta(&"f1a2".into(), "arn:aws:ecs:eu-west-1:1:task/c/f1a2", &user);
         assert_eq!(meta["source"], "mine");
         assert_eq!(meta["env"], "test");
         assert_eq!(meta["task-id"], "f1a2");

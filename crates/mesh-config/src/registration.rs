@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use consul_api::{
+use consul_types::{
     CheckDefinition, CheckStatus, ExposeConfig, ExposePath, MeshGatewayConfig, Proxy, ServiceKind, ServiceRegistration,
     Upstream, Weights,
 };
@@ -127,7 +127,7 @@ fn health_sync_check(names: &Names, container: &str, check_ttl: CheckTtl) -> Che
 fn check(check: &crate::Check) -> CheckDefinition {
     let check = check.clone();
     CheckDefinition {
-        check_id: check.check_id,
+        check_id: check.check_id.map(Into::into),
         name: check.name.unwrap_or_default(),
         args: check.args,
         interval: check.interval,
@@ -153,7 +153,7 @@ fn check(check: &crate::Check) -> CheckDefinition {
         h2ping: check.h2ping,
         h2ping_use_tls: check.h2ping_use_tls,
         alias_node: check.alias_node,
-        alias_service: check.alias_service,
+        alias_service: check.alias_service.map(Into::into),
         success_before_passing: check.success_before_passing,
         failures_before_critical: check.failures_before_critical,
         deregister_critical_service_after: None,

@@ -216,7 +216,7 @@ fn configuration(
         "node_name": format!("{}-{}", task.family, task.task_id()),
         // An agent that lost its data is the same node again. Another node of this name would be refused while the servers
         // take the first one to be alive.
-        "node_id": node_id(task.task_id()),
+        "node_id": node_id(task.task_id().as_str()),
         "data_dir": options.data_dir,
         // The whole task shares the network namespace, and nobody else has business with this agent.
         "client_addr": if ip.is_ipv4() { "127.0.0.1" } else { "127.0.0.1 ::1" },

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use consul_api::{AgentSelf, AgentService, Client, ServiceRegistration, XdsPort, at_start};
+use consul_api::{AgentSelf, AgentService, Client, ServiceId, ServiceRegistration, XdsPort, at_start};
 use ecs_meta::{MetadataClient, Task};
 use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, CheckTtl, Config, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use serde_json::Map;
@@ -84,13 +84,13 @@ pub enum RunError {
     #[error("cannot use the address of Consul's agent")]
     ConsulConfig(#[from] consul_api::ConfigError),
     #[error("cannot register {id}")]
-    Consul { id: String, source: Box<WaitError<consul_api::Error>> },
+    Consul { id: ServiceId, source: Box<WaitError<consul_api::Error>> },
     #[error("cannot register {id}: expected a token with the service identity {service}")]
-    Denied { id: String, service: String, source: Box<WaitError<consul_api::Error>> },
+    Denied { id: ServiceId, service: String, source: Box<WaitError<consul_api::Error>> },
     #[error("cannot register {id}: the agent's Consul does not know the field {field}: {cure}")]
-    OlderConsul { id: String, field: String, cure: &'static str },
+    OlderConsul { id: ServiceId, field: String, cure: &'static str },
     #[error("the agent answered without the proxy's configuration for {0}: something else has registered that ID")]
-    NoProxy(String),
+    NoProxy(ServiceId),
     #[error(
         "the agent serves gRPC with TLS only: expected CONSUL_GRPC_ADDR=https://{0} and CONSUL_GRPC_CACERT, the file with \
          the certificate of its CA"

@@ -1,6 +1,6 @@
 //! The mesh task's definition.
 
-use mesh_config::{Names, Role};
+use mesh_config::Role;
 use serde_json::{Map, Value, json};
 
 use crate::problem::{Collected, Document, Problems};
@@ -129,11 +129,10 @@ fn extend(fields: &mut Map<String, Value>, name: &str, more: Vec<Value>) {
 
 /// The tags by which acl-controller knows the task. They reach it where the ECS service propagates those of the task definition.
 fn tags(definition: &mut Map<String, Value>, role: Role<'_>, family: &str) {
-    let (service, gateway) = match role {
-        Role::Service(service) => (Names::new(service.name.as_deref(), family, "").service, None),
-        Role::Gateway(gateway) => {
-            (gateway.name.clone().unwrap_or_else(|| family.to_owned()), Some(gateway.kind.as_str()))
-        }
+    let service = role.identity(family);
+    let gateway = match role {
+        Role::Service(_) => None,
+        Role::Gateway(gateway) => Some(gateway.kind.as_str()),
     };
     let (namespace, partition) = role.place();
     let tags = [

@@ -214,7 +214,7 @@ impl Bootstrap<'_> {
             ("AgentTLS", Datum::Flag(self.xds.authorities.is_some())),
             ("AgentCAPEM", Datum::Text(authorities)),
             ("ProxyCluster", text(&self.names.service)),
-            ("ProxyID", text(&self.names.proxy_id)),
+            ("ProxyID", text(self.names.proxy_id.as_str())),
             ("ProxySourceService", text(&self.names.service)),
             // For proxies without an agent beside them.
             ("NodeName", text("")),

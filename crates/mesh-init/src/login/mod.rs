@@ -228,7 +228,7 @@ impl Login {
         // As consul-ecs has it; the document's own come last.
         let cluster = task.cluster_arn().map_or_else(|_| task.cluster.clone(), |arn| arn.to_string());
         let mut meta = BTreeMap::from([
-            ("consul.hashicorp.com/task-id".to_owned(), task.task_id().to_owned()),
+            ("consul.hashicorp.com/task-id".to_owned(), task.task_id().to_string()),
             ("consul.hashicorp.com/cluster".to_owned(), cluster),
         ]);
         meta.extend(self.settings.meta.clone());
