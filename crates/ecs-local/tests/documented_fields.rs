@@ -92,7 +92,7 @@ fn every_documented_field_is_read_and_kept() {
 #[test]
 fn what_sidecars_ask_for_is_found() {
     let task: ecs_meta::Task = serde_json::from_value(task_on_ec2()).unwrap();
-    assert_eq!((task.task_id(), task.private_ip()), ("0a1b", Some("10.1.0.9")));
+    assert_eq!((task.task_id().as_str(), task.private_ip()), ("0a1b", Some("10.1.0.9")));
     let [pause, app] = &task.containers[..] else { panic!() };
     assert_eq!((&pause.type_, &pause.known_status), (&ContainerType::CniPause, &Status::ResourcesProvisioned));
     assert_eq!((&pause.health, &pause.log_driver), (&None, &None));

@@ -234,11 +234,11 @@ mod tests {
     #[test]
     fn a_task_is_critical_when_each_of_its_services_is_and_gone_with_its_node() {
         let check = |service: &str, status| HealthCheck {
-            check_id: String::new(),
+            check_id: Default::default(),
             name: String::new(),
             status,
             output: String::new(),
-            service_id: service.to_owned(),
+            service_id: service.into(),
         };
         let (passing, critical) = (CheckStatus::Passing, CheckStatus::Critical);
         let rows = [

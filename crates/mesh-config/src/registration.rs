@@ -217,7 +217,7 @@ mod tests {
             }))
             .unwrap();
             let service = config.service.clone().unwrap();
-            let proxy = proxy(&config, &service, &Names::new(None, "shop", "f1a2"), &task);
+            let proxy = proxy(&config, &service, &Names::new(None, "shop", &"f1a2".into()), &task);
             let bind = proxy.proxy.unwrap().config.unwrap_or_default();
             (json!(bind), proxy.checks[0].tcp.clone().unwrap())
         };

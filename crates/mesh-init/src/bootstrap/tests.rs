@@ -36,8 +36,8 @@ impl Default for Case {
 
 impl Case {
     fn bootstrap(&self) -> Result<Value, BootstrapError> {
-        let mut names = Names::new(Some("test"), "", "");
-        names.proxy_id = "test-proxy".to_owned();
+        let mut names = Names::new(Some("test"), "", &"".into());
+        names.proxy_id = "test-proxy".into();
         Bootstrap {
             names: &names,
             namespace: None,
@@ -128,7 +128,7 @@ fn equals_the_reference() {
 
 #[test]
 fn namespace_partition_and_service_stand_in_node_and_tags() {
-    let names = Names::new(None, "Shop", "f1a2");
+    let names = Names::new(None, "Shop", &"f1a2".into());
     let xds = XdsAddress { endpoint: Endpoint::Unix("/run/consul.sock".to_owned()), authorities: None };
     let bootstrap = Bootstrap {
         names: &names,
