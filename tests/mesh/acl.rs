@@ -8,8 +8,8 @@ use consul_api::IntentionAction;
 use ecs_local::secrets_manager::Version;
 use local_mesh::compose::Compose;
 use local_mesh::docker::{self, PROJECT_LABEL, containers, label};
-use local_mesh::task::{self, StopOrder, consul};
-use local_mesh::{mesh, secrets, workspace};
+use local_mesh::task::{self, StopOrder};
+use local_mesh::{consul, mesh, secrets, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::{Value, json};
 use sidecar_kit::secret::Secret;
@@ -44,7 +44,7 @@ async fn kill(docker: &Docker, container: &str) {
 #[tokio::test]
 async fn web_may_not_call_api_without_an_intention_and_may_within_two_seconds_of_allowing_it() {
     let docker = whole().await;
-    let consul = consul().await.unwrap();
+    let consul = consul::client().await.unwrap();
     let intention = consul.intentions().await.unwrap().into_iter().find(|one| one.source_name == "web").unwrap();
     // Consul is asked when a connection is made, and those that are there stay: web begins anew. Setup, which runs again then,
     // is to allow something else.
@@ -69,7 +69,7 @@ async fn each_token_may_do_just_its_own_and_the_servers_take_nothing_in_plain_te
     let itself = async |token: &Secret| {
         let token = [("X-Consul-Token", token.expose())];
         let (status, body) =
-            http::request("GET", &format!("{}/v1/acl/token/self", task::CONSUL), &token, "").await.unwrap();
+            http::request("GET", &format!("{}/v1/acl/token/self", consul::ADDRESS), &token, "").await.unwrap();
         assert_eq!(status, 200, "{body}");
         let token = serde_json::from_str::<Value>(&body).unwrap();
         for other in ["Roles", "NodeIdentities"] {
@@ -98,7 +98,7 @@ async fn each_token_may_do_just_its_own_and_the_servers_take_nothing_in_plain_te
     {
         assert_eq!(itself["DebugConfig"][setting], true, "{setting}");
     }
-    let nodes = http::get_json(&format!("{}/v1/catalog/nodes", task::CONSUL)).await.unwrap();
+    let nodes = http::get_json(&format!("{}/v1/catalog/nodes", consul::ADDRESS)).await.unwrap();
     assert_eq!(nodes, json!([]), "who has no token sees nothing");
 }
 
@@ -123,7 +123,7 @@ async fn a_third_service_gets_its_token_and_loses_it_after_its_last_task() {
         let header = [("X-Consul-Token", token.expose())];
         let body =
             json!({ "Node": node, "Address": "127.0.0.1", "SkipNodeUpdate": true, "Service": { "Service": service } });
-        http::request("PUT", &format!("{}/v1/catalog/register", task::CONSUL), &header, &body.to_string())
+        http::request("PUT", &format!("{}/v1/catalog/register", consul::ADDRESS), &header, &body.to_string())
             .await
             .unwrap()
     };

@@ -105,7 +105,7 @@ async fn the_agent_is_frozen() {
     // Every process but PID 1, which is the bridge: TERM would thaw what Docker has paused.
     let mut freeze = Command::new("docker");
     freeze.args(["run", "--rm", "--pull", "never", "--user", "100:10001", "--pid", &format!("container:{agent}")]);
-    command::run(freeze.args(["ecs-mesh/probe:dev", "freeze"])).await.unwrap();
+    command::run(freeze.args(["ecs-mesh/mesh-probe:dev", "freeze"])).await.unwrap();
     let took = stops(&docker).await;
     assert!(took < BOUND, "{took:?}");
     none_other_was_killed(&docker).await;

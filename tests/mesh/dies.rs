@@ -27,7 +27,7 @@ async fn kill(docker: &Docker, container: &str) {
 async fn kill_below(docker: &Docker, container: &str, user: &str) {
     let of = format!("container:{}", id_of(docker, container).await);
     let mut kill = Command::new("docker");
-    kill.args(["run", "--rm", "--pull", "never", "--user", user, "--pid", &of, "ecs-mesh/probe:dev", "kill"]);
+    kill.args(["run", "--rm", "--pull", "never", "--user", user, "--pid", &of, "ecs-mesh/mesh-probe:dev", "kill"]);
     command::run(&mut kill).await.unwrap();
 }
 

@@ -20,7 +20,7 @@ use local_mesh::compose::{self, Compose};
 use local_mesh::docker::{self, PROJECT_LABEL, containers, is_running, label};
 use local_mesh::events::{Recorder, What};
 use local_mesh::task::{self, StopOrder, start, stop};
-use local_mesh::{mesh, secrets, workspace};
+use local_mesh::{consul, mesh, secrets, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::Value;
 use tokio::process::Command;
@@ -77,7 +77,7 @@ async fn whole() -> Docker {
 async fn consul_get(path: &str) -> Result<Value, String> {
     let token = secrets::bootstrap_token().await.map_err(|error| error.to_string())?;
     let token = [("X-Consul-Token", token.expose())];
-    let (status, body) = http::request("GET", &format!("{}{path}", task::CONSUL), &token, "").await?;
+    let (status, body) = http::request("GET", &format!("{}{path}", consul::ADDRESS), &token, "").await?;
     if status != 200 {
         return Err(format!("{path}: {status}: {body}"));
     }

@@ -1,10 +1,10 @@
-//! The local mesh's `setup` beside a real Consul and moto.
+//! `mesh-setup` beside a real Consul and moto.
 
 use std::process::Command;
 use std::time::Duration;
 
 use ecs_local::secrets_manager::{SecretsManager, Version};
-use local_mesh::{keys, secrets};
+use mesh_setup::{keys, secrets};
 use mesh_tests::consul::Agent;
 use mesh_tests::moto::Moto;
 use mesh_tests::process::run;
@@ -23,7 +23,7 @@ async fn a_token_of_acl_controller_s_that_was_deleted_is_replaced_in_its_secret_
     let management = json!({ "accessor_id": "", "token": agent.management }).to_string();
     let create = ["create-secret", "--name", secrets::BOOTSTRAP_TOKEN, "--secret-string", &management];
     assert_eq!(moto.aws(&[&["secretsmanager"], &create[..]].concat()).await.code, 0);
-    let [id, key] = moto.user("setup", Some(&readme("local-mesh", "json", 0))).await;
+    let [id, key] = moto.user("setup", Some(&readme("mesh-setup", "json", 0))).await;
     moto.require_authorization().await;
     let directory = tempfile::tempdir().unwrap();
     let config = json!({ "encrypt": "pUqJrVyVRj5jsiYEkM/tFQ==" });
@@ -37,7 +37,7 @@ async fn a_token_of_acl_controller_s_that_was_deleted_is_replaced_in_its_secret_
     ];
     let manager = SecretsManager::from_env(&Env::from_iter(variables)).unwrap();
     let sets_up = async || {
-        let mut setup = Command::new(binary("setup"));
+        let mut setup = Command::new(binary("mesh-setup"));
         setup.env_clear().envs(variables).arg("--keys").arg(directory.path()).arg("--state").arg(directory.path());
         let server = format!("http://{}", agent.http);
         let ended = run(setup.args(["--http-service", "web", "--server", &server]), BOUND).await;

@@ -9,6 +9,8 @@ pub mod load;
 mod report;
 pub mod serve;
 
+pub use report::Report;
+
 use std::net::SocketAddr;
 
 use hyper::Uri;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Reasons beyond these are counted as one.
 const MAX_REASONS: usize = 50;
@@ -18,26 +18,31 @@ pub(crate) enum Outcome {
     Failed(String),
 }
 
-/// What became of all. `sent` = `succeeded` + `failed`.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Report {
+/// The result of a load. `sent` is the sum of `succeeded` and `failed`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
     url: String,
     /// Seconds from the first request to the last answer.
-    pub(crate) seconds: f64,
-    sent: usize,
-    succeeded: usize,
-    failed: usize,
-    failures: BTreeMap<String, usize>,
+    pub seconds: f64,
+    /// All requests.
+    pub sent: usize,
+    /// Requests that were answered with 2xx.
+    pub succeeded: usize,
+    /// All other requests.
+    pub failed: usize,
+    /// The failed requests, by reason.
+    pub failures: BTreeMap<String, usize>,
     latency_ms: Latency,
-    /// Requests in whose good answer a task took part.
+    /// The succeeded requests in which a task took part, by task.
     tasks: BTreeMap<String, usize>,
-    pub(crate) connections: usize,
+    /// The connections that were opened.
+    pub connections: usize,
     #[serde(skip)]
     latencies: Vec<Duration>,
 }
 
 /// Of the good answers, from the time a request was due, in milliseconds.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Latency {
     p50: f64,
     p99: f64,

@@ -1,4 +1,4 @@
-//! Other programs, run to their end.
+//! Runs other programs to their end.
 
 use std::io;
 use std::process::Stdio;
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-/// The longest of them, a first build on two slow cores, takes some minutes.
+/// How long a program may run. The longest, a first build on two slow cores, takes some minutes.
 const BOUND: Duration = Duration::from_secs(30 * 60);
 
-/// A program that is missing or failed.
+/// Why a program failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// It isn't installed.
+    /// The program is not installed.
     #[error("{program} is missing: {install}")]
     Missing {
         /// The program.
@@ -20,7 +20,7 @@ pub enum CommandError {
         /// The line that installs it.
         install: &'static str,
     },
-    /// It could not be started.
+    /// The program could not be started.
     #[error("cannot run {program}")]
     Start {
         /// The program.
@@ -28,28 +28,25 @@ pub enum CommandError {
         /// The cause.
         source: io::Error,
     },
-    /// It didn't end.
-    #[error("`{command}` still runs after {}: ended it", humantime::format_duration(BOUND))]
+    /// The program did not end in time.
+    #[error("`{command}` was still running after {} and was killed", humantime::format_duration(BOUND))]
     TimedOut {
         /// The program and its arguments.
         command: String,
     },
-    /// It ended with another exit code than 0.
+    /// The program ended with another exit code than 0.
     #[error("`{command}` failed ({status}): {message}")]
     Failed {
         /// The program and its arguments.
         command: String,
-        /// How it ended.
+        /// Its exit status.
         status: std::process::ExitStatus,
-        /// The last lines it printed.
+        /// The last lines that it printed.
         message: String,
     },
 }
 
-/// Runs a program to its end and gives its standard output.
-///
-/// # Errors
-/// See [`CommandError`].
+/// Runs a program to its end and returns its standard output.
 pub async fn run(command: &mut Command) -> Result<String, CommandError> {
     let line = shown(command);
     let program = command.as_std().get_program().to_string_lossy().into_owned();
@@ -68,14 +65,14 @@ pub async fn run(command: &mut Command) -> Result<String, CommandError> {
     if stderr.trim_end().ends_with("No module named pip") {
         return Err(CommandError::Missing { install: install("pip"), program: "pip".to_owned() });
     }
-    let said = if stderr.trim().is_empty() { stdout.as_str() } else { &stderr };
-    let mut lines = said.lines().rev().filter(|line| !line.trim().is_empty()).take(6).collect::<Vec<_>>();
+    let printed = if stderr.trim().is_empty() { stdout.as_str() } else { &stderr };
+    let mut lines = printed.lines().rev().filter(|line| !line.trim().is_empty()).take(6).collect::<Vec<_>>();
     lines.reverse();
     Err(CommandError::Failed { command: line, status: output.status, message: lines.join(" / ") })
 }
 
-/// The cargo that runs us, without the variables by which it tells a program of its package: ring's build script looks at
-/// them, and every build from within `cargo xtask` would build ring, and all above it, anew.
+/// The cargo that runs this program, without the variables that cargo sets for it. ring's build script reads those variables, so with
+/// them every build from `cargo xtask` would compile ring, and everything that depends on ring, again.
 #[must_use]
 pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -87,7 +84,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// The command as one types it.
+/// The command line, as typed in a shell.
 #[must_use]
 pub fn shown(command: &Command) -> String {
     let command = command.as_std();
@@ -98,7 +95,7 @@ pub fn shown(command: &Command) -> String {
 fn install(program: &str) -> &'static str {
     match program {
         "apt-get" | "dpkg" => {
-            "the stand-ins come from Debian's packages; elsewhere set CONSUL_IMAGE and MOTO_IMAGE to images of Consul and moto"
+            "Consul and moto's Python come from Debian's packages; elsewhere set CONSUL (a binary) or CONSUL_IMAGE, and MOTO_IMAGE"
         }
         "python3" | "pip" => "apt-get install python3 python3-pip",
         "docker" => "apt-get install docker.io",

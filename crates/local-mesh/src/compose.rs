@@ -1,62 +1,64 @@
-//! docker-compose, as a program of its own (1.29 or 2.x) or as Docker's plugin.
+//! docker-compose on the mesh's file, as a program (1.29 or 2.x) or as Docker's plugin.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::SystemTime;
 
 use bollard::Docker;
 use tokio::process::Command;
 use tokio::sync::OnceCell;
 
 use crate::command::{self, CommandError};
+use crate::diagnosis::{self, Diagnosis};
 use crate::docker::{self, DockerError, PROJECT, PROJECT_LABEL, containers, label};
-use crate::workspace;
+use crate::{version, workspace};
 
-/// Compose didn't do what was asked.
+/// Why docker-compose failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ComposeError {
-    /// It is missing or failed.
+    /// docker-compose is missing or failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// Docker failed.
+    /// Docker's engine refused a request.
     #[error(transparent)]
     Docker(#[from] DockerError),
+    /// A container did not start, and its log or Docker shows why.
+    #[error(transparent)]
+    NotStarted(#[from] Diagnosis),
     /// docker-compose.yml has no such task.
-    #[error("there is no task {task:?} in docker-compose.yml: there are {known}")]
+    #[error("there is no task {task:?} in docker-compose.yml: expected one of {known}")]
     NoTask {
-        /// What was asked for.
+        /// The name that was given.
         task: String,
-        /// What there is.
+        /// The tasks of docker-compose.yml.
         known: String,
     },
-    /// Linux gives no random number.
+    /// Linux did not give a random number.
     #[error("cannot make a task ID")]
     TaskId(#[source] std::io::Error),
 }
 
-/// One way to call docker-compose on the mesh's file.
+/// A way to call docker-compose on the mesh's file.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Compose<'a> {
-    /// Another file over docker-compose.yml.
+    /// A file whose settings override docker-compose.yml.
     pub over: Option<&'a Path>,
-    /// Variables that docker-compose.yml reads, before those of the caller's environment.
+    /// Variables that docker-compose.yml reads. They take precedence over the caller's environment.
     pub settings: &'a [(&'a str, &'a str)],
 }
 
 impl Compose<'_> {
-    /// Runs docker-compose and gives its standard output. A task that runs keeps its task ID; one that has stopped gets a
-    /// new one, since a stopped task never runs again; one that never ran has what `.env` says.
-    ///
-    /// # Errors
-    /// See [`ComposeError`].
+    /// Runs docker-compose and returns its standard output. A running task keeps its task ID. A stopped task gets a new ID,
+    /// because ECS never starts a stopped task again. A task that never ran has the ID from `.env`.
     pub async fn run(self, arguments: &[&str]) -> Result<String, ComposeError> {
         let mut command = program().await?;
-        // Said outright: COMPOSE_PROJECT_NAME or COMPOSE_FILE of the caller's shell would lead to another's containers.
+        // Without these arguments, COMPOSE_PROJECT_NAME or COMPOSE_FILE of the caller's shell could name another project.
         command.current_dir(workspace()).args(["--project-name", PROJECT, "--file", "docker-compose.yml"]);
         if let Some(over) = self.over {
             command.arg("--file").arg(over);
         }
-        // A plain `up` starts gateways only where one runs already, which it would else take for an orphan; all else knows every
-        // task there is.
+        // A plain `up` leaves the gateways out of the project unless one runs. Otherwise Compose would take a running gateway for an
+        // orphan. All other commands include the gateways.
         let mut gateways = arguments.iter().filter(|argument| !argument.starts_with('-')).ne(&["up"]);
         for (name, task) in docker::tasks(&docker::connect().await?).await? {
             gateways |= task.running && name.ends_with("-gateway");
@@ -66,25 +68,33 @@ impl Compose<'_> {
         if gateways {
             command.env("COMPOSE_PROFILES", "gateways");
         }
+        if let Some(version) = version::of_mesh() {
+            command.env("CONSUL_VERSION", version.to_string());
+        }
         command.envs(self.settings.iter().copied());
         Ok(command::run(command.args(arguments)).await?)
+    }
+
+    /// Starts services and waits for the containers that they depend on. An error names the container that failed and the
+    /// reason.
+    pub(crate) async fn up(self, docker: &Docker, services: &[&str]) -> Result<(), ComposeError> {
+        let begun = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
+        let Err(error) = self.run(&[&["up", "--detach"], services].concat()).await else { return Ok(()) };
+        match diagnosis::of_containers(docker, &begun).await? {
+            Some(found) => Err(found.into()),
+            None => Err(diagnosis::of_compose(&error.to_string()).map_or(error, ComposeError::from)),
+        }
     }
 }
 
 /// Runs docker-compose on the mesh's file.
-///
-/// # Errors
-/// See [`ComposeError`].
 pub async fn run(arguments: &[&str]) -> Result<String, ComposeError> {
     Compose::default().run(arguments).await
 }
 
-/// The names in docker-compose.yml of a task's services, the holder of its network namespace first.
-///
-/// # Errors
-/// See [`ComposeError`]; [`ComposeError::NoTask`] when there is no such task.
+/// The names of a task's services in docker-compose.yml. The first one holds the task's network namespace.
 pub async fn services(task: &str) -> Result<Vec<String>, ComposeError> {
-    // Asked for once: Compose 1.29 takes more than a second to read its file.
+    // Read once, because Compose 1.29 takes more than a second to read its file.
     static ALL: OnceCell<String> = OnceCell::const_new();
     let all = ALL.get_or_try_init(async || run(&["config", "--services"]).await).await?;
     let all = all.lines().collect::<BTreeSet<_>>();
@@ -93,7 +103,7 @@ pub async fn services(task: &str) -> Result<Vec<String>, ComposeError> {
         service.strip_prefix(task).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
     let of = |task: &str| {
-        // A task web-2 is none of web's services.
+        // The services of a task `web-2` also begin with `web-`, but belong to the longer name.
         let longer =
             |service: &str| all.iter().any(|other| other.len() > task.len() && is_task(other) && is_of(service, other));
         let of_task = all.iter().filter(|service| is_of(service, task) && !longer(service));
@@ -106,13 +116,13 @@ pub async fn services(task: &str) -> Result<Vec<String>, ComposeError> {
     Err(ComposeError::NoTask { task: task.to_owned(), known })
 }
 
-/// 32 hexadecimal digits, as ECS's are.
+/// A new task ID of 32 hexadecimal digits, as ECS makes them.
 fn new_task_id() -> Result<String, ComposeError> {
     let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").map_err(ComposeError::TaskId)?;
     Ok(uuid.trim().replace('-', ""))
 }
 
-/// docker-compose or Docker's plugin. Asked for once: Compose 1.29 takes a second to say its version.
+/// docker-compose, or Docker's plugin. The check runs once, because Compose 1.29 takes a second to print its version.
 async fn program() -> Result<Command, ComposeError> {
     static IS_PLUGIN: OnceCell<bool> = OnceCell::const_new();
     let plugin = || {
@@ -127,11 +137,8 @@ async fn program() -> Result<Command, ComposeError> {
     Ok(if *IS_PLUGIN.get_or_try_init(is_plugin).await? { plugin() } else { Command::new("docker-compose") })
 }
 
-/// The running tasks of which a container's image or definition has changed since it was created.
-///
-/// # Errors
-/// See [`ComposeError`].
-pub async fn outdated_tasks(docker: &Docker) -> Result<BTreeSet<String>, ComposeError> {
+/// The running tasks of which a container's image or definition has changed since the container was created.
+pub(crate) async fn outdated_tasks(docker: &Docker) -> Result<BTreeSet<String>, ComposeError> {
     let hashes = run(&["config", "--hash", "*"]).await?;
     let hashes = hashes.lines().filter_map(|line| line.split_once(' ')).collect::<BTreeMap<_, _>>();
     let tasks = docker::tasks(docker).await?;

@@ -1,4 +1,4 @@
-//! Shutdown under load, with and without remedies, in numbers.
+//! The shutdown demo: requests that fail while a task stops under load, with and without remedies.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,38 +8,39 @@ use bollard::Docker;
 use serde_json::Value;
 use tokio::time::{Instant, sleep_until};
 
-use crate::load::{Load, Options, Report};
-use crate::mesh::{MeshError, fetch};
-use crate::task::{self, StopOrder, consul};
-use crate::{Progress, workspace};
+use crate::consul::{self, ConsulError};
+use crate::load::{Load, LoadError, Options, Report};
+use crate::mesh::{RequestError, fetch};
+use crate::task::{self, StopOrder, TaskError};
+use crate::{Progress, version, workspace};
 
 /// The task that is stopped and started, of service `api`.
 const STOPPED: &str = "api-1";
 
-/// How long a case is.
+/// The length of one case.
 #[derive(Debug, Clone, Copy)]
 pub struct Length {
-    /// How often the task is stopped and started.
+    /// How many times the task is stopped and started.
     pub stops: usize,
-    /// The least that the load lasts.
+    /// The shortest time that the load lasts.
     pub least: Duration,
 }
 
 impl Length {
-    /// That of the demo.
+    /// The length in `cargo xtask demo shutdown`.
     pub const DEMO: Self = Self { stops: 3, least: Duration::from_secs(61) };
 }
 
-/// The load, somewhat more than 200 requests a second: from web's network namespace through its Envoy to `api`.
+/// The load: somewhat more than 200 requests a second, from web's network namespace through web's Envoy to `api`.
 pub(crate) const LOAD: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 210, connections: 8, fresh: "0.2", shutdown_delay: "0s" };
 
-/// What the app and the proxy of the stopped task do for requests that still come.
+/// Without remedies: the app ends at TERM, and the proxy does not drain.
 const NO_REMEDY: [(&str, &str); 2] = [("SHUTDOWN_DELAY", "0s"), ("DRAIN", "false")];
-/// What docker-compose.yml has.
+/// With the remedies of docker-compose.yml.
 const REMEDY: [(&str, &str); 0] = [];
 
-/// One case.
+/// One row of the demo.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// Its name in the table.
@@ -48,11 +49,11 @@ pub struct Case {
     pub settings: &'static [(&'static str, &'static str)],
     /// The order of TERM.
     pub order: StopOrder,
-    /// Whether the router with retries is there.
+    /// Whether a service-router with retries is written first.
     pub router: bool,
 }
 
-/// All cases of the demo; those with the same settings follow one another, so that the task is started anew only once for them.
+/// All cases of the demo. Cases with the same settings follow each other, so that the task is started only once for them.
 pub const CASES: [Case; 5] = [
     Case { name: "(a) no remedy, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: false },
     Case { name: "(c) retries, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: true },
@@ -61,15 +62,29 @@ pub const CASES: [Case; 5] = [
     Case { name: "(b) + (c), all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: true },
 ];
 
-/// The router with retries, as an operator would write it.
+/// The service-router with retries, as an operator writes it. `RetryOn` names the conditions; Consul has it since 1.14.
 fn router_file() -> PathBuf {
-    workspace().join("docs/examples/service-router-with-retries.json")
+    let retry_on = version::of_mesh().is_none_or(|version| version.has_retry_on());
+    let name = if retry_on { "service-router-with-retry-on.json" } else { "service-router-with-retries.json" };
+    workspace().join("docs/examples").join(name)
 }
 
-/// An example file that can't be used.
+/// Why a case of the demo failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ExampleError {
-    /// It can't be read.
+pub enum DemoError {
+    /// The task did not stop or start.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The load failed.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Consul could not be asked.
+    #[error(transparent)]
+    Consul(#[from] ConsulError),
+    /// Envoy's statistics could not be read.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The example file could not be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -77,7 +92,7 @@ pub enum ExampleError {
         /// The cause.
         source: std::io::Error,
     },
-    /// It is not JSON.
+    /// The example file is not JSON.
     #[error("{} is not JSON", path.display())]
     Json {
         /// The file.
@@ -87,18 +102,18 @@ pub enum ExampleError {
     },
 }
 
-fn read(path: &Path) -> Result<Value, ExampleError> {
-    let text = std::fs::read(path).map_err(|source| ExampleError::Read { path: path.to_owned(), source })?;
-    serde_json::from_slice(&text).map_err(|source| ExampleError::Json { path: path.to_owned(), source })
+fn read(path: &Path) -> Result<Value, DemoError> {
+    let text = std::fs::read(path).map_err(|source| DemoError::Read { path: path.to_owned(), source })?;
+    serde_json::from_slice(&text).map_err(|source| DemoError::Json { path: path.to_owned(), source })
 }
 
-/// What came out of one case.
+/// The result of one case.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What became of the requests.
+    /// The report of the load.
     pub report: Report,
-    /// The requests that Envoy failed though their route says to try again: three were being tried again already, which is
-    /// Envoy's default and which Consul 1.8 leaves, or it had tried as often as it may.
+    /// The requests that Envoy did not retry although their route asks for it. Envoy retries at most three requests of a cluster
+    /// at a time, which is its default and which Consul leaves, and each request as many times as the route says.
     pub retries_refused: u64,
 }
 
@@ -106,32 +121,30 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Demo {
     docker: Docker,
-    /// What the task was started with; unknown before the first case and after one that failed.
+    /// The settings that the task runs with; `None` before the first case and after a failed case.
     settings: Option<&'static [(&'static str, &'static str)]>,
 }
 
 impl Demo {
-    /// A demo on the mesh of this Docker.
+    /// A demo on the mesh that this Docker engine runs.
     #[must_use]
     pub fn new(docker: Docker) -> Self {
         Self { docker, settings: None }
     }
 
-    /// Runs one case: load, and meanwhile the task stopped and started.
-    ///
-    /// # Errors
-    /// See [`MeshError`].
-    pub async fn run(&mut self, case: Case, length: Length, progress: &dyn Progress) -> Result<Outcome, MeshError> {
-        let consul = consul().await?;
+    /// Runs one case: stops and starts the task under load.
+        pub async fn run(&mut self, case: Case, length: Length, progress: &dyn Progress) -> Result<Outcome, DemoError> {
+        let consul = consul::client().await?;
         match case.router {
-            true => consul.put_config_entry(&read(&router_file())?).await?,
-            // A run that was cut off may have left one behind.
-            false => consul.delete_config_entry("service-router", "api").await?,
+            true => consul.put_config_entry(&read(&router_file())?).await,
+            // An earlier run that was interrupted may have left a router.
+            false => consul.delete_config_entry("service-router", "api").await,
         }
+        .map_err(ConsulError::from)?;
         let refused = retries_refused().await?;
         let report = self.stop_under_load(case, length, progress).await;
         if case.router {
-            consul.delete_config_entry("service-router", "api").await?;
+            consul.delete_config_entry("service-router", "api").await.map_err(ConsulError::from)?;
         }
         Ok(Outcome { report: report?, retries_refused: retries_refused().await?.saturating_sub(refused) })
     }
@@ -141,7 +154,7 @@ impl Demo {
         case: Case,
         Length { stops, least }: Length,
         progress: &dyn Progress,
-    ) -> Result<Report, MeshError> {
+    ) -> Result<Report, DemoError> {
         if self.settings.take() != Some(case.settings) {
             progress.detail("starting api-1 with the case's settings");
             start_anew(&self.docker, case.settings).await?;
@@ -157,18 +170,17 @@ impl Demo {
                 task::in_rotation(&self.docker, STOPPED).await?;
             }
             sleep_until(least).await;
-            Ok(())
+            Ok::<_, DemoError>(())
         };
         let stopped = stopped.await;
         let report = load.end().await;
-        stopped.and(report).inspect(|_| self.settings = Some(case.settings))
+        let report = stopped.and(report.map_err(DemoError::from))?;
+        self.settings = Some(case.settings);
+        Ok(report)
     }
 
-    /// Brings the task back as docker-compose.yml has it.
-    ///
-    /// # Errors
-    /// See [`MeshError`].
-    pub async fn end(self) -> Result<(), MeshError> {
+    /// Starts the task with the settings of docker-compose.yml again.
+    pub async fn end(self) -> Result<(), TaskError> {
         match self.settings {
             Some([]) => Ok(()),
             _ => start_anew(&self.docker, &REMEDY).await,
@@ -176,27 +188,27 @@ impl Demo {
     }
 }
 
-/// Starts the task with these settings; it need not run, as after a demo that was cut off.
-async fn start_anew(docker: &Docker, settings: &[(&str, &str)]) -> Result<(), MeshError> {
+/// Starts the task with these settings. If it runs, it is stopped first.
+async fn start_anew(docker: &Docker, settings: &[(&str, &str)]) -> Result<(), TaskError> {
     if task::running(docker, STOPPED).await.is_ok() {
         task::stop(docker, STOPPED, StopOrder::AllAtOnce).await?;
     }
     task::start(docker, STOPPED, settings).await
 }
 
-/// The sum of web's Envoy's counters `upstream_rq_retry_overflow` and `upstream_rq_retry_limit_exceeded`.
-async fn retries_refused() -> Result<u64, MeshError> {
+/// The sum of the counters `upstream_rq_retry_overflow` and `upstream_rq_retry_limit_exceeded` of web's Envoy.
+async fn retries_refused() -> Result<u64, RequestError> {
     let stats = "http://127.0.0.1:19000/stats?filter=upstream_rq_retry_(overflow|limit_exceeded)";
     let stats = fetch("web", &stats.replace('|', "%7C")).await?;
     Ok(stats.lines().filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
 }
 
-/// A line of the table, and one more for each reason of failures and for the retries that were refused.
+/// A row of the table. Further lines show each reason of failure, and the requests that were not retried.
 #[derive(Debug)]
 pub struct Row<'a> {
-    /// The case.
+    /// The name of the case.
     pub name: &'a str,
-    /// What became of the requests.
+    /// The report of the load.
     pub report: &'a Report,
     /// See [`Outcome::retries_refused`].
     pub retries_refused: u64,
@@ -211,13 +223,13 @@ impl fmt::Display for Row<'_> {
             write!(f, "\n{count:>64}  {reason}")?;
         }
         if *retries_refused > 0 {
-            write!(f, "\n{retries_refused:>64}  of them not tried again: Envoy tries three at a time")?;
+            write!(f, "\n{retries_refused:>64}  of them not retried: Envoy retries three at a time")?;
         }
         Ok(())
     }
 }
 
-/// The table's head.
+/// The head of the table.
 #[must_use]
 pub fn head() -> String {
     format!("{:<36} {:>7} {:>8} {:>10} {:>7}", "", "seconds", "sent", "succeeded", "failed")

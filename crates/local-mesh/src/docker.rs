@@ -1,51 +1,46 @@
-//! The Docker engine, as far as the local mesh needs it.
+//! The Docker engine: containers, their labels, and the tasks that they form.
 
 use std::collections::{BTreeMap, HashMap};
 
 use bollard::Docker;
 use bollard::models::{ContainerInspectResponse, ContainerSummary};
-use bollard::query_parameters::ListContainersOptionsBuilder;
+use bollard::query_parameters::{ListContainersOptionsBuilder, LogsOptionsBuilder};
 use ecs_local::labels::{CONTAINER_NAME, FAMILY, TASK_ARN, TYPE};
+use futures_util::StreamExt;
 
 /// The Compose project.
-pub const PROJECT: &str = "ecs-mesh";
-/// The label by which Compose marks its containers.
+pub(crate) const PROJECT: &str = "ecs-mesh";
+/// The label of every container of the Compose project.
 pub const PROJECT_LABEL: &str = "com.docker.compose.project=ecs-mesh";
 
-/// The label with the name that a task has in docker-compose.yml.
+/// The label with a task's name in docker-compose.yml.
 pub(crate) const TASK: &str = "ecs-mesh.task";
-/// What [`TYPE`] is on the holder of a task's network namespace.
+/// The value of [`TYPE`] on the container that holds a task's network namespace.
 pub(crate) const HOLDER: &str = "CNI_PAUSE";
 
-/// The engine doesn't do what was asked.
+/// Why a request to Docker's engine failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DockerError {
-    /// It doesn't run, or may not be used.
+    /// The engine is not running, or this user may not use it.
     #[error("Docker is not running or may not be used: start it (`systemctl start docker`, or `dockerd`)")]
     NotRunning(#[source] bollard::errors::Error),
-    /// A request failed.
+    /// The engine refused a request.
     #[error("Docker: {what}")]
     Request {
-        /// What was asked.
+        /// The request.
         what: &'static str,
         /// The cause.
         source: bollard::errors::Error,
     },
 }
 
-/// Connects to the engine and agrees on an API version.
-///
-/// # Errors
-/// [`DockerError::NotRunning`].
+/// Connects to the engine and agrees with it on an API version.
 pub async fn connect() -> Result<Docker, DockerError> {
     let docker = Docker::connect_with_defaults().map_err(DockerError::NotRunning)?;
     docker.negotiate_version().await.map_err(DockerError::NotRunning)
 }
 
 /// The containers that carry all these labels (`key=value`), running or not.
-///
-/// # Errors
-/// When the engine refuses.
 pub async fn containers(docker: &Docker, labels: &[&str]) -> Result<Vec<ContainerSummary>, DockerError> {
     let labels = labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>();
     let filters = HashMap::from([("label", labels)]);
@@ -54,38 +49,40 @@ pub async fn containers(docker: &Docker, labels: &[&str]) -> Result<Vec<Containe
     listed.map_err(|source| DockerError::Request { what: "cannot list containers", source })
 }
 
-/// A label's value.
+/// The value of a container's label.
 #[must_use]
 pub fn label<'a>(container: &'a ContainerSummary, name: &str) -> Option<&'a str> {
     container.labels.as_ref()?.get(name).map(String::as_str)
 }
 
 /// Kills all containers that carry these labels.
-///
-/// # Errors
-/// When the engine doesn't list them.
-pub async fn kill_all(docker: &Docker, labels: &[&str]) -> Result<(), DockerError> {
+pub(crate) async fn kill_all(docker: &Docker, labels: &[&str]) -> Result<(), DockerError> {
     let containers = containers(docker, labels).await?;
     let ids = containers.iter().filter_map(|container| container.id.as_deref());
-    // One that has ended is not there to be killed.
+    // Docker refuses to kill a container that has exited.
     futures_util::future::join_all(ids.map(|id| docker.kill_container(id, None))).await;
     Ok(())
 }
 
-/// All that the engine knows of a container.
-///
-/// # Errors
-/// When there is no such container, or the engine refuses.
+/// The details of a container.
 pub async fn inspect(docker: &Docker, id: &str) -> Result<ContainerInspectResponse, DockerError> {
     let inspected = docker.inspect_container(id, None).await;
     inspected.map_err(|source| DockerError::Request { what: "cannot inspect a container", source })
 }
 
-/// All that the engine knows of the containers of a task of the local mesh, by their names within the task; without the
-/// holder of its network namespace.
-///
-/// # Errors
-/// When the engine refuses.
+/// The last lines of a container's log, at most `count`.
+pub(crate) async fn last_lines(docker: &Docker, id: &str, count: usize) -> Vec<String> {
+    let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&count.to_string()).build();
+    let mut logs = docker.logs(id, Some(options));
+    let mut lines = Vec::new();
+    while let Some(Ok(line)) = logs.next().await {
+        lines.push(line.to_string().trim().to_owned());
+    }
+    lines
+}
+
+/// The details of a task's containers, by their names within the task. The container that holds the network namespace is not
+/// included.
 pub async fn task(docker: &Docker, name: &str) -> Result<HashMap<String, ContainerInspectResponse>, DockerError> {
     let mut task = HashMap::new();
     for container in containers(docker, &[PROJECT_LABEL, &format!("{TASK}={name}")]).await? {
@@ -97,12 +94,12 @@ pub async fn task(docker: &Docker, name: &str) -> Result<HashMap<String, Contain
     Ok(task)
 }
 
-/// A task of the local mesh, as the holder of its network namespace tells.
+/// A task of the local mesh. The container that holds its network namespace carries this in its labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
-    /// Its ECS task ID.
+    /// The ECS task ID.
     pub id: String,
-    /// Its family, which is its service's name too.
+    /// The task family, which is also the name of the service.
     pub family: String,
     /// Whether the holder runs.
     pub running: bool,
@@ -111,18 +108,14 @@ pub struct Task {
 }
 
 impl Task {
-    /// The name of its node in Consul, as `mesh-init agent-config` makes it.
+    /// The name of the task's node in Consul, as `mesh-init agent-config` makes it.
     #[must_use]
     pub fn node(&self) -> String {
         format!("{}-{}", self.family, self.id)
     }
 }
 
-/// The tasks of the local mesh that have a holder, by the names they have in docker-compose.yml; of two runs of a task the
-/// later.
-///
-/// # Errors
-/// When the engine refuses.
+/// The tasks of the local mesh, by their names in docker-compose.yml. If a task ran more than once, this has the last run.
 pub async fn tasks(docker: &Docker) -> Result<BTreeMap<String, Task>, DockerError> {
     let mut holders = containers(docker, &[PROJECT_LABEL, &format!("{TYPE}={HOLDER}")]).await?;
     holders.sort_by_key(|holder| holder.created);
@@ -141,11 +134,8 @@ pub fn is_running(container: &ContainerSummary) -> bool {
     container.state.as_ref().is_some_and(|state| state.to_string() == "running")
 }
 
-/// Whether the tag that a container was created from names another image now.
-///
-/// # Errors
-/// When the engine refuses.
-pub async fn image_has_changed(docker: &Docker, container: &ContainerSummary) -> Result<bool, DockerError> {
+/// Whether the tag of a container's image now names another image.
+pub(crate) async fn image_has_changed(docker: &Docker, container: &ContainerSummary) -> Result<bool, DockerError> {
     let inspected = inspect(docker, container.id.as_deref().unwrap_or_default()).await?;
     let tag = inspected.config.and_then(|config| config.image).unwrap_or_default();
     match docker.inspect_image(&tag).await {

@@ -1,4 +1,4 @@
-//! Timelines as pictures: a bar a container, a thin line for what was seen from outside, a vertical line at T0 to T4.
+//! Draws a timeline as SVG: a bar for each container, a thin line for each observation from outside, and vertical lines at T0 to T4.
 
 use std::fmt::Write;
 use std::io;
@@ -8,14 +8,14 @@ use crate::timeline::{Lane, Tick, Timeline};
 use crate::workspace;
 
 const WIDTH: f64 = 1080.0;
-/// Where the names end and the time begins.
+/// The width of the names, left of the time.
 const LEFT: f64 = 210.0;
-/// What the words at the bars' ends need.
+/// The width of the text right of the bars.
 const RIGHT: f64 = 190.0;
 const TOP: f64 = 96.0;
 const ROW: f64 = 30.0;
 const BOTTOM: f64 = 56.0;
-/// The least distance of two labels at the top, so that they can be told apart.
+/// The shortest distance between two labels at the top, so that they do not overlap.
 const LABEL: f64 = 26.0;
 
 const STYLE: &str = "text{font:13px system-ui,'DejaVu Sans',sans-serif;fill:#1f2933}.title{font-size:17px;font-weight:600}\
@@ -25,7 +25,7 @@ const SEEN: &str = "#2a9d78";
 const TERM: &str = "#e07a1f";
 const KILL: &str = "#c62828";
 
-/// A picture that could not be written.
+/// Why a picture could not be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}", path.display())]
 pub struct DrawError {
@@ -33,10 +33,7 @@ pub struct DrawError {
     source: io::Error,
 }
 
-/// Draws a timeline in `target/timeline` and gives the file's path.
-///
-/// # Errors
-/// When it can't be written.
+/// Draws a timeline in `target/timeline` and returns the file's path.
 pub fn draw(timeline: &Timeline) -> Result<PathBuf, DrawError> {
     let dir = workspace().join("target/timeline");
     let path = dir.join(format!("{}.svg", timeline.name));
@@ -44,14 +41,14 @@ pub fn draw(timeline: &Timeline) -> Result<PathBuf, DrawError> {
     written.map(|()| path.clone()).map_err(|source| DrawError { path, source })
 }
 
-/// From nanoseconds to where that is in the picture.
+/// Maps nanoseconds to the horizontal position in the picture.
 struct Axis {
     from: f64,
     to: f64,
 }
 
 impl Axis {
-    /// All that happened, with some room before T0, where what stops has run, and after the end, where what started goes on.
+    /// The axis for all moments. It has some room before T0 for bars without a begin, and after the end for bars without an end.
     fn of(timeline: &Timeline) -> Self {
         let last = timeline.moments.iter().map(|moment| moment.at).max().unwrap_or_default().max(1_000_000) as f64;
         let before = timeline.lanes.iter().any(|lane| lane.from.is_none());
@@ -63,7 +60,7 @@ impl Axis {
         LEFT + (at as f64 - self.from) / (self.to - self.from) * (WIDTH - LEFT - RIGHT)
     }
 
-    /// Round times, some ten of them, in nanoseconds.
+    /// About ten round times, in nanoseconds.
     fn grid(&self) -> Vec<i64> {
         const STEPS: [i64; 9] = [100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 60_000];
         let fits = |step: &&i64| self.to / (**step as f64 * 1e6) <= 10.0;
@@ -72,9 +69,8 @@ impl Axis {
     }
 }
 
-/// The picture.
-#[must_use]
-pub fn svg(timeline: &Timeline) -> String {
+/// The picture of a timeline.
+fn svg(timeline: &Timeline) -> String {
     let axis = Axis::of(timeline);
     let floor = TOP + ROW * timeline.lanes.len() as f64;
     let height = floor + BOTTOM;
@@ -91,7 +87,7 @@ pub fn svg(timeline: &Timeline) -> String {
             floor + 18.0
         );
     }
-    // Words last: lines pass behind them.
+    // The text is drawn last, on top of the lines.
     let mut words = String::new();
     for (number, lane) in timeline.lanes.iter().enumerate() {
         draw_lane(&mut svg, &mut words, &axis, lane, TOP + ROW * number as f64 + ROW / 2.0);
@@ -104,7 +100,7 @@ pub fn svg(timeline: &Timeline) -> String {
 }
 
 fn draw_lane(svg: &mut String, words: &mut String, axis: &Axis, lane: &Lane, y: f64) {
-    let Lane { name, container, from, to, said, ticks } = lane;
+    let Lane { name, container, from, to, end: how, ticks } = lane;
     let x = from.map_or(LEFT, |at| axis.x(at));
     let end = to.map_or(WIDTH - RIGHT, |at| axis.x(at)).max(x + 3.0);
     let (thickness, colour) = if *container { (16.0, CONTAINER) } else { (5.0, SEEN) };
@@ -136,13 +132,13 @@ fn draw_lane(svg: &mut String, words: &mut String, axis: &Axis, lane: &Lane, y: 
         svg.push_str(&shape);
     }
     let label = match to {
-        Some(at) => format!("{} ms, {said}", at / 1_000_000),
-        None => "goes on".to_owned(),
+        Some(at) => format!("{} ms, {how}", at / 1_000_000),
+        None => "continues".to_owned(),
     };
     let _ = write!(words, r#"<text class="soft" x="{:.1}" y="{:.1}">{}</text>"#, end + 12.0, y + 4.5, escaped(&label));
 }
 
-/// T0 to T4, their labels side by side where the times are close.
+/// Draws T0 to T4. Labels of close times are drawn side by side.
 fn draw_marks(svg: &mut String, axis: &Axis, timeline: &Timeline, floor: f64) {
     let mut free = 0.0_f64;
     for moment in &timeline.moments {
@@ -165,7 +161,7 @@ fn draw_legend(svg: &mut String, timeline: &Timeline, y: f64) {
     let ticks = || timeline.lanes.iter().flat_map(|lane| &lane.ticks).map(|(_, tick)| *tick);
     let legend = [
         (true, CONTAINER, "container"),
-        (timeline.lanes.iter().any(|lane| !lane.container), SEEN, "seen from outside, until"),
+        (timeline.lanes.iter().any(|lane| !lane.container), SEEN, "observed from outside, until"),
         (ticks().any(|tick| tick == Tick::Healthy), SEEN, "healthy"),
         (ticks().any(|tick| tick == Tick::Term), TERM, "TERM"),
         (ticks().any(|tick| tick == Tick::Kill), KILL, "KILL"),
@@ -193,11 +189,11 @@ mod tests {
 
     fn lane(name: &str, to: Option<i64>) -> Lane {
         let ticks = vec![(0, Tick::Term)];
-        Lane { name: name.to_owned(), container: true, from: None, to, said: "exited 0".to_owned(), ticks }
+        Lane { name: name.to_owned(), container: true, from: None, to, end: "exited 0".to_owned(), ticks }
     }
 
     #[test]
-    fn bars_end_where_their_time_is_and_marks_that_are_close_are_told_apart() {
+    fn bars_end_at_their_time_and_close_marks_do_not_overlap() {
         let moment = |at: i64, mark| Moment { at, mark: Some(mark), who: String::new(), what: String::new() };
         let timeline = Timeline {
             title: "a < b".to_owned(),
@@ -207,7 +203,7 @@ mod tests {
         };
         let axis = Axis::of(&timeline);
         assert_eq!(axis.x(10_000_000_000), WIDTH - RIGHT);
-        assert!(axis.x(0) > LEFT, "what ran before T0 is seen");
+        assert!(axis.x(0) > LEFT, "bars that began before T0 have room");
         let middle = (axis.x(0) + axis.x(10_000_000_000)) / 2.0;
         assert!((axis.x(5_000_000_000) - middle).abs() < 0.1);
         assert_eq!(axis.grid().len(), 11);

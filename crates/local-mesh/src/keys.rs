@@ -1,5 +1,5 @@
-//! What Consul's servers share and nobody commits: a certificate authority, a certificate of theirs, the gossip key. Made once
-//! in `target/local-mesh/consul`, with the configuration that names them, and mounted into each server.
+//! The keys and the configuration of Consul's servers, in `target/local-mesh/consul`. Each server mounts the directory. A CA, a
+//! server certificate and the gossip key are made once.
 
 use std::fs;
 use std::io::{self, Read};
@@ -8,29 +8,26 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use mesh_setup::keys::{AUTHORITY, CONFIG};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::mesh_dir;
+use crate::version::Version;
 
-/// The authority's certificate.
-pub const AUTHORITY: &str = "ca.pem";
-/// The servers' configuration, with the gossip key in it.
-pub const CONFIG: &str = "servers.json";
-
-/// Where a server has the directory.
+/// The directory's path in a server's container.
 const MOUNTED: &str = "/consul/config";
 
-/// Names of a server: what Consul's agents expect of one, and how others in the mesh's network ask for it.
+/// The names in the server certificate: the one that Consul's agents expect, and those by which other containers call a server.
 const NAMES: [&str; 6] =
     ["server.dc1.consul", "consul-server-1", "consul-server-2", "consul-server-3", "localhost", "127.0.0.1"];
 
-/// Keys that could not be made.
+/// Why the keys could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
-    /// A file.
+    /// A file could not be written.
     #[error("cannot write {}", path.display())]
     Write {
         /// The file.
@@ -38,10 +35,10 @@ pub enum KeysError {
         /// The cause.
         source: io::Error,
     },
-    /// A certificate.
+    /// A certificate could not be made.
     #[error("cannot make a certificate for Consul's servers")]
     Certificate(#[from] rcgen::Error),
-    /// Linux gives no random bytes.
+    /// Linux did not give random bytes.
     #[error("cannot make a gossip key")]
     Random(#[source] io::Error),
 }
@@ -50,23 +47,27 @@ fn dir() -> PathBuf {
     mesh_dir().join("consul")
 }
 
-/// Whether they have been made.
-#[must_use]
-pub fn exist() -> bool {
-    // It is written last of all: where it is, all the others are.
+/// Whether the keys have been made. The configuration is written after all keys.
+pub(crate) fn exist() -> bool {
     dir().join(CONFIG).exists()
 }
 
-/// Makes what is not there yet.
-///
-/// # Errors
-/// See [`KeysError`].
-pub fn make() -> Result<(), KeysError> {
-    if exist() {
-        return Ok(());
-    }
+/// Makes the keys unless they exist, and writes the configuration for this version of Consul.
+pub(crate) fn make(version: Version) -> Result<(), KeysError> {
+    let path = dir().join(CONFIG);
+    let written = fs::read_to_string(&path).unwrap_or_default();
+    let gossip = match serde_json::from_str::<Value>(&written).unwrap_or_default()["encrypt"].as_str() {
+        Some(gossip) => gossip.to_owned(),
+        None => make_keys()?,
+    };
+    let config = format!("{:#}\n", config(version, &gossip));
+    if config == written { Ok(()) } else { write(&path, &config) }
+}
+
+/// Makes the CA and the server certificate, and returns a new gossip key.
+fn make_keys() -> Result<String, KeysError> {
     let dir = dir();
-    // The servers' user in the container is another than who runs this: the files are open, the way to them is not.
+    // The servers' user in the container is not this user. So all may read the files, but only this user can enter the directory.
     let made =
         fs::create_dir_all(&dir).and_then(|()| fs::set_permissions(mesh_dir(), PermissionsExt::from_mode(0o700)));
     made.map_err(|source| KeysError::Write { path: dir.clone(), source })?;
@@ -82,30 +83,44 @@ pub fn make() -> Result<(), KeysError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(NAMES.map(str::to_owned))?;
     params.distinguished_name.push(DnType::CommonName, NAMES[0]);
-    // A server calls the others, too.
+    // A server is also a client of the other servers.
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     let server = params.signed_by(&key, &issuer)?;
 
+    for (file, text) in
+        [(AUTHORITY, authority.pem()), ("server.pem", server.pem()), ("server-key.pem", key.serialize_pem())]
+    {
+        write(&dir.join(file), &text)?;
+    }
     let mut gossip = [0; 32];
     fs::File::open("/dev/urandom").and_then(|mut random| random.read_exact(&mut gossip)).map_err(KeysError::Random)?;
+    Ok(STANDARD.encode(gossip))
+}
+
+fn config(version: Version, gossip: &str) -> Value {
     let mounted = |file: &str| format!("{MOUNTED}/{file}");
-    let config = json!({
-        "encrypt": STANDARD.encode(gossip),
-        "ca_file": mounted(AUTHORITY), "cert_file": mounted("server.pem"), "key_file": mounted("server-key.pem"),
-        "verify_incoming_rpc": true, "verify_outgoing": true, "verify_server_hostname": true,
+    let files = [("ca_file", AUTHORITY), ("cert_file", "server.pem"), ("key_file", "server-key.pem")];
+    let mut files = Value::from_iter(files.map(|(name, file)| (name, mounted(file))));
+    let mut config = json!({
+        "encrypt": gossip,
         "auto_encrypt": { "allow_tls": true },
         "ports": { "https": 8501 },
         "acl": { "enabled": true, "default_policy": "deny", "enable_token_persistence": true },
     });
-    for (file, text) in [
-        (AUTHORITY, authority.pem()),
-        ("server.pem", server.pem()),
-        ("server-key.pem", key.serialize_pem()),
-        (CONFIG, format!("{config:#}\n")),
-    ] {
-        write(&dir.join(file), &text)?;
+    let add = |to: &mut Value, more: Value| {
+        for (name, value) in more.as_object().into_iter().flatten() {
+            to[name] = value.clone();
+        }
+    };
+    if version.has_tls_defaults() {
+        files["verify_outgoing"] = true.into();
+        let internal_rpc = json!({ "verify_incoming": true, "verify_server_hostname": true });
+        config["tls"] = json!({ "defaults": files, "internal_rpc": internal_rpc });
+    } else {
+        add(&mut config, files);
+        add(&mut config, json!({ "verify_incoming_rpc": true, "verify_outgoing": true, "verify_server_hostname": true }));
     }
-    Ok(())
+    config
 }
 
 fn write(path: &Path, text: &str) -> Result<(), KeysError> {

@@ -1,57 +1,60 @@
-//! The local mesh: its real parts, images, tasks, events and timelines.
+//! The local mesh as a library: its programs, images, tasks, events and timelines.
 //!
-//! For `xtask` and the tests alike. Everything here drives real tools (apt, pip, cargo, Docker, docker-compose) and none
-//! of it enters a production image.
+//! `xtask` and the tests use it. It runs real tools (apt, pip, cargo, Docker, docker-compose), and none of it enters a production
+//! image.
 
 pub mod command;
 pub mod compose;
+pub mod consul;
 pub mod demo;
+mod diagnosis;
 pub mod docker;
 pub mod drawing;
 pub mod events;
 pub mod images;
-pub mod keys;
+mod keys;
 pub mod load;
 pub mod machine;
 pub mod mesh;
 pub mod parts;
+mod ports;
 pub mod probe;
 pub mod rolling;
 pub mod secrets;
 pub mod task;
 pub mod timeline;
+pub mod version;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
 
-/// The top of the source tree.
+/// The top directory of the source tree.
 #[must_use]
 pub fn workspace() -> &'static Path {
     let top = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
     top.expect("the crate lies two levels below the top")
 }
 
-/// Where fetched programs are kept; like cargo's own artifacts they outlive the mesh.
+/// The directory of the fetched programs. They outlive the mesh, as cargo's own artifacts do.
 #[must_use]
 pub fn parts_dir() -> PathBuf {
     workspace().join("target/parts")
 }
 
-/// Where everything is made that belongs to a mesh: build contexts, later keys and certificates.
-#[must_use]
-pub fn mesh_dir() -> PathBuf {
+/// The directory of everything that belongs to one mesh: build contexts, keys and certificates.
+pub(crate) fn mesh_dir() -> PathBuf {
     workspace().join("target/local-mesh")
 }
 
-/// Who wants to know what takes so long.
+/// Shows the progress of a long command.
 pub trait Progress: Sync {
-    /// A step begins; `of` steps there are in all.
+    /// A step begins: its number, the number of all steps, and its name.
     fn step(&self, number: usize, of: usize, what: &str);
-    /// Something within the step.
+    /// A part of the step begins.
     fn detail(&self, what: &str);
 }
 
-/// Nobody wants to know.
+/// Shows nothing.
 #[derive(Debug)]
 pub struct Quiet;
 

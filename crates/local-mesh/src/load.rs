@@ -1,70 +1,76 @@
-//! Load from within a task, by a container that is one of the task's own for ECS: it gets TERM with the others, and
+//! Load from within a task. For ECS, the container of the load is one of the task's own: it gets TERM with the others, and
 //! envoy-entrypoint waits for its end.
 
-use std::collections::BTreeMap;
 use std::process::Stdio;
 use std::time::Duration;
 
 use bollard::Docker;
 use bollard::query_parameters::KillContainerOptionsBuilder;
+pub use demo_app::Report;
 use ecs_local::labels::{CONTAINER_NAME, DEPENDS_ON, ESSENTIAL, TYPE};
-use serde::Deserialize;
 use sidecar_kit::backoff::Backoff;
-use sidecar_kit::wait::{Attempt, until};
+use sidecar_kit::wait::{Attempt, WaitError, until};
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::command::CommandError;
-use crate::docker::inspect;
-use crate::mesh::MeshError;
+use crate::docker::{DockerError, inspect};
 use crate::probe::Probe;
-use crate::task;
-
-/// What is sent.
-#[derive(Debug, Clone, Copy)]
-pub struct Options<'a> {
-    /// What is asked, as a container of the task sees it.
-    pub url: &'a str,
-    /// Requests a second, on a schedule that answers don't change.
-    pub rate: u32,
-    /// Connections that are kept open for more than one request.
-    pub connections: u32,
-    /// The share of requests that get a connection of their own, `0` to `1`.
-    pub fresh: &'a str,
-    /// How long it goes on after TERM, as app-entrypoint's `--shutdown-delay`.
-    pub shutdown_delay: &'a str,
-}
-
-/// What became of the requests. `sent` = `succeeded` + `failed`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-pub struct Report {
-    /// From the first request to the last answer.
-    pub seconds: f64,
-    /// All.
-    pub sent: usize,
-    /// Answered with 2xx.
-    pub succeeded: usize,
-    /// All others.
-    pub failed: usize,
-    /// The failures, by reason.
-    pub failures: BTreeMap<String, usize>,
-    /// How many connections were opened.
-    pub connections: usize,
-}
+use crate::task::{self, TaskError};
 
 /// How long Docker may take to start the container.
 const START_BOUND: Duration = Duration::from_secs(30);
 
-/// The last answers, and what app-entrypoint delays.
+/// How long the load may take to end: its last answers, and app-entrypoint's delay.
 const END_BOUND: Duration = Duration::from_secs(60);
 
-/// The task's Envoy has not had one.
+/// Why a load did not start, or gave no report.
 #[derive(Debug, thiserror::Error)]
-#[error("none has passed the task's Envoy")]
+pub enum LoadError {
+    /// The task does not run.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// Docker's engine refused a request.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// The probe or the load could not be started.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The load sent no request in time.
+    #[error(transparent)]
+    NotStarted(WaitError<NoRequest>),
+    /// The load printed no report.
+    #[error("{container} printed no report, but {output:?}")]
+    NoReport {
+        /// The container's name.
+        container: String,
+        /// Its standard output.
+        output: String,
+    },
+}
+
+/// No request of the load has reached the task's Envoy.
+#[derive(Debug, thiserror::Error)]
+#[error("no request has reached the task's Envoy")]
 pub struct NoRequest;
 
-/// Load on its way. It ends by itself after a quarter of an hour.
+/// The requests of a load.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// The URL, as a container of the task sees it.
+    pub url: &'a str,
+    /// Requests a second. The load keeps this rate, however long the answers take.
+    pub rate: u32,
+    /// Connections that are kept open for more than one request.
+    pub connections: u32,
+    /// The share of requests that get a new connection, `0` to `1`.
+    pub fresh: &'a str,
+    /// How long the load continues after TERM, as app-entrypoint's `--shutdown-delay`.
+    pub shutdown_delay: &'a str,
+}
+
+/// A running load. It ends by itself after 15 minutes.
 #[derive(Debug)]
 pub struct Load {
     docker: Docker,
@@ -73,11 +79,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts it in a running task and waits for its first request.
-    ///
-    /// # Errors
-    /// See [`MeshError`].
-    pub async fn start(docker: &Docker, task: &str, options: Options<'_>) -> Result<Self, MeshError> {
+    /// Starts a load in a running task and waits for its first request.
+    pub async fn start(docker: &Docker, task: &str, options: Options<'_>) -> Result<Self, LoadError> {
         let holder = task::running(docker, task).await?.holder;
         let probe = Probe::start(&holder).await?;
         let outbound = || probe.last().map_or(0, |seen| seen.outbound);
@@ -93,7 +96,7 @@ impl Load {
         for (name, value) in of_task {
             command.args(["--label", &format!("{name}={value}")]);
         }
-        // As the app does, it depends on the proxy: in the order of `dependsOn` the proxy hears of TERM after its end.
+        // The load depends on the proxy, as the app does. In the order of `dependsOn` the proxy gets TERM after the load has ended.
         for (name, value) in [(CONTAINER_NAME, "load"), (ESSENTIAL, "false"), (DEPENDS_ON, "sidecar-proxy:HEALTHY")] {
             command.args(["--label", &format!("{name}={value}")]);
         }
@@ -110,22 +113,19 @@ impl Load {
         })
         .await;
         probe.end().await;
-        begun.map_err(MeshError::NoLoad)?;
+        begun.map_err(LoadError::NotStarted)?;
         Ok(Self { docker: docker.clone(), container, child })
     }
 
-    /// Ends it, unless the task's end has, and gives its report.
-    ///
-    /// # Errors
-    /// When it gave none.
-    pub async fn end(mut self) -> Result<Report, MeshError> {
-        // app-entrypoint passes INT on at once. Its container may be gone already.
+    /// Ends the load, unless it has ended with its task, and returns its report.
+    pub async fn end(mut self) -> Result<Report, LoadError> {
+        // app-entrypoint passes INT on without its delay. The container may be gone already.
         let interrupt = KillContainerOptionsBuilder::default().signal("SIGINT").build();
         let _ = self.docker.kill_container(&self.container, Some(interrupt)).await;
         let mut text = String::new();
         let mut output = self.child.stdout.take().expect("standard output is piped");
         let read = timeout(END_BOUND, output.read_to_string(&mut text)).await;
         let report = read.ok().and_then(Result::ok).and_then(|_| serde_json::from_str(&text).ok());
-        report.ok_or_else(|| MeshError::NoReport { container: self.container.clone(), said: text })
+        report.ok_or_else(|| LoadError::NoReport { container: self.container.clone(), output: text })
     }
 }

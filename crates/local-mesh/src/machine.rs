@@ -1,4 +1,4 @@
-//! What a command needs of this machine: looked for, and installed or started where that is possible.
+//! What a command needs of this machine. It is checked and, where possible, installed or started.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,13 +17,13 @@ use crate::workspace;
 /// How long Docker's engine may take from its start to its first answer.
 const ENGINE_BOUND: Duration = Duration::from_secs(60);
 
-/// How long an engine may take to answer after ours has exited: the package's own script may have started another.
+/// How long to wait for another engine after the started one has exited. The package's own script may have started it.
 const OTHER_ENGINE_BOUND: Duration = Duration::from_secs(10);
 
-/// How long apt-get waits for another that runs, as one does on a machine that has just booted.
+/// How long apt-get waits for another apt-get, which often runs on a machine that has just booted.
 const APT_LOCK: &str = "DPkg::Lock::Timeout=300";
 
-/// What a command needs.
+/// The needs of a command.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Needs {
     /// Docker's client, and its engine running.
@@ -34,35 +34,35 @@ pub struct Needs {
     pub pip: bool,
 }
 
-/// A machine that lacks something.
+/// Why the machine could not be prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// It can't be installed from here.
+    /// Programs are missing, and this user or this system cannot install them here.
     #[error("this machine lacks {lacks}: {cure}")]
     Lacks {
-        /// What.
+        /// The missing programs.
         lacks: String,
-        /// The line that installs it.
+        /// The command that installs them.
         cure: String,
     },
-    /// The engine is down, and only root may start it.
+    /// The engine is not running, and only root may start it.
     #[error("Docker's engine is down: start it with `sudo {start}`")]
     EngineDown {
-        /// The command.
+        /// The command that starts it.
         start: &'static str,
     },
-    /// The engine is up, for others.
+    /// The engine runs, but this user may not use it.
     #[error("you may not use Docker's engine: run `sudo usermod --append --groups docker $USER` and log in again")]
     NotAllowed,
-    /// The engine was started and doesn't answer.
+    /// The engine was started but does not answer.
     #[error("Docker's engine does not start, its log is {}", log.display())]
     NotStarted {
-        /// Its log.
+        /// The engine's log.
         log: PathBuf,
         /// The cause.
         source: WaitError<Unanswered>,
     },
-    /// The engine's log can't be written.
+    /// The engine's log could not be written.
     #[error("cannot write {}", path.display())]
     Log {
         /// The file.
@@ -73,28 +73,28 @@ pub enum MachineError {
     /// A program failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// Nothing answers where `DOCKER_HOST` says.
+    /// The engine that `DOCKER_HOST` names does not answer.
     #[error(transparent)]
     Docker(#[from] DockerError),
 }
 
-/// The engine gives no answer.
+/// Why the engine does not answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Unanswered {
-    /// It still may.
+    /// It may still be starting.
     #[error("it does not answer yet")]
     Yet,
-    /// It has ended.
-    #[error("dockerd exited with {status}: {said}")]
+    /// It has exited.
+    #[error("dockerd exited with {status}: {line}")]
     Exited {
-        /// How.
+        /// Its exit status.
         status: std::process::ExitStatus,
         /// The last line of its log.
-        said: String,
+        line: String,
     },
 }
 
-/// Something that can be missing.
+/// A program that may be missing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Client,
@@ -115,7 +115,7 @@ impl Part {
         }
     }
 
-    /// The Debian package that brings it. Debian 13 has Docker's client in a package of its own.
+    /// The Debian package of the program. Debian 13 has a separate package for Docker's client.
     fn package(self, own_client: bool) -> &'static str {
         match self {
             Self::Client if own_client => "docker-cli",
@@ -127,11 +127,8 @@ impl Part {
     }
 }
 
-/// Sees to it that this machine has what a command needs. As root on Debian it installs what is missing and starts an engine
-/// that is down, and the log says so.
-///
-/// # Errors
-/// See [`MachineError`]; each names the line that helps.
+/// Prepares this machine for a command. As root on Debian, this installs missing packages and starts the engine, and logs it. Otherwise
+/// the error names the command that does so.
 pub async fn prepare(needs: Needs) -> Result<(), MachineError> {
     let mut missing = missing(needs).await;
     if !missing.is_empty() {
@@ -170,7 +167,7 @@ fn listed(missing: &[Part]) -> String {
     missing.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ")
 }
 
-/// The Debian packages that bring these parts, each once.
+/// The Debian packages of these programs, each once.
 async fn packages(missing: &[Part]) -> Vec<&'static str> {
     let mut show = Command::new("apt-cache");
     let own_client = missing.contains(&Part::Client) && run(show.args(["show", "docker-cli"])).await.is_ok();
@@ -203,7 +200,7 @@ async fn missing(needs: Needs) -> Vec<Part> {
     missing
 }
 
-/// A program in `PATH`, or in the `sbin` beside one of its directories: only root has those in `PATH`.
+/// Finds a program in `PATH`, or in the `sbin` beside one of its directories. Only root has `sbin` in `PATH`.
 #[must_use]
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -223,11 +220,11 @@ async fn is_up() -> bool {
     engine_version().await.is_ok()
 }
 
-/// Sees to it that the engine answers.
+/// Starts the engine unless it answers.
 async fn engine() -> Result<(), MachineError> {
     let Err(error) = engine_version().await else { return Ok(()) };
     if std::env::var_os("DOCKER_HOST").is_some() {
-        // Whose that is, and how it is started, is not known here.
+        // How to start that engine is not known here.
         docker::connect().await?;
         return Ok(());
     }
@@ -250,7 +247,7 @@ async fn engine() -> Result<(), MachineError> {
     answers(daemon, &log).await
 }
 
-/// Starts an engine that outlives this program, and a Ctrl-C for it.
+/// Starts an engine that keeps running when this program ends or gets Ctrl-C.
 async fn dockerd(log: &Path) -> Result<Child, MachineError> {
     let failed = |source| MachineError::Log { path: log.to_owned(), source };
     std::fs::create_dir_all(log.parent().unwrap_or(log)).map_err(failed)?;
@@ -273,8 +270,8 @@ async fn answers(mut daemon: Option<Child>, log: &Path) -> Result<(), MachineErr
             && let Some(Ok(Some(status))) = daemon.as_mut().map(Child::try_wait)
         {
             let text = std::fs::read_to_string(log).unwrap_or_default();
-            let said = text.lines().last().unwrap_or_default().to_owned();
-            ended = Some((Instant::now(), Unanswered::Exited { status, said }));
+            let line = text.lines().last().unwrap_or_default().to_owned();
+            ended = Some((Instant::now(), Unanswered::Exited { status, line }));
         }
         match &ended {
             None => Attempt::Again(Unanswered::Yet),

@@ -3,13 +3,11 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, SystemTime};
 
 use bollard::Docker;
-use bollard::query_parameters::{ListImagesOptionsBuilder, LogsOptionsBuilder, RemoveImageOptionsBuilder};
-use futures_util::StreamExt;
+use bollard::query_parameters::{ListImagesOptionsBuilder, RemoveImageOptionsBuilder};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::http::{Client, Limits};
 use sidecar_kit::wait::{Attempt, WaitError, until};
@@ -17,97 +15,79 @@ use tokio::process::Command;
 
 use crate::command::{CommandError, run};
 use crate::compose::{self, Compose, ComposeError};
-use crate::demo::ExampleError;
-use crate::docker::{self, DockerError, PROJECT_LABEL, containers, inspect, label};
+use crate::diagnosis::{self, Diagnosis};
+use crate::docker::{self, DockerError, PROJECT_LABEL, containers, label};
 use crate::events::{Event, Recorder};
 use crate::images::{self, ImagesError};
 use crate::keys;
-use crate::load::NoRequest;
-use crate::secrets::SecretsError;
+use crate::ports::{self, PortsError};
 use crate::task::{self, TaskError};
-use crate::{Progress, mesh_dir, workspace};
+use crate::{Progress, mesh_dir, version, workspace};
 
-/// What the world outside asks the mesh: web's app.
+/// The URL of web's app, on the host.
 pub const FRONT: &str = "http://127.0.0.1:9090/";
 
-/// Published on the host, and for what.
-const PORTS: [(u16, &str); 4] =
-    [(9090, "web's app"), (8500, "Consul's HTTP API"), (51678, "the ECS API"), (5000, "Secrets Manager")];
+/// The label of Consul's servers with their version.
+const VERSION: &str = "ecs-mesh.consul-version";
 
-/// How long the end of a connection keeps its port, and some.
-const PORT_BOUND: Duration = Duration::from_secs(70);
-
-/// How long the mesh may take from its last container's start to its first answer.
+/// How long the mesh may take to answer after its last container has started.
 const READY_BOUND: Duration = Duration::from_secs(90);
 
-/// Why the mesh doesn't do what was asked.
+/// Why the mesh did not come up, or was not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum MeshError {
-    /// Docker doesn't.
+    /// Docker's engine refused a request.
     #[error(transparent)]
     Docker(#[from] DockerError),
     /// The images could not be built.
     #[error(transparent)]
     Images(#[from] ImagesError),
-    /// A tool is missing or failed.
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    /// Compose doesn't.
+    /// docker-compose failed.
     #[error(transparent)]
     Compose(#[from] ComposeError),
-    /// Something else listens there.
-    #[error("port {port} of 127.0.0.1 is taken: end what listens there; {what} is to be published on it")]
-    PortTaken {
-        /// The port.
-        port: u16,
-        /// For what it is needed.
-        what: &'static str,
-    },
-    /// A container failed.
-    #[error("{container} exited with {code} and said: {said}")]
-    Container {
-        /// Its name.
-        container: String,
-        /// Its exit code.
-        code: i64,
-        /// Its last line.
-        said: String,
-    },
-    /// The mesh came up but gave no answer.
-    #[error("the mesh is up but GET {FRONT} fails: see `docker-compose logs`")]
-    NotReady(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A task does not stop or does not start.
+    /// A port is in use.
+    #[error(transparent)]
+    Ports(#[from] PortsError),
+    /// A task or another container did not start.
     #[error(transparent)]
     Task(#[from] TaskError),
-    /// Consul refuses.
-    #[error(transparent)]
-    Consul(#[from] consul_api::Error),
-    /// There is no token to look into Consul with.
-    #[error(transparent)]
-    Secrets(#[from] SecretsError),
-    /// An example file can't be used.
-    #[error(transparent)]
-    Example(#[from] ExampleError),
-    /// Load doesn't begin.
-    #[error(transparent)]
-    NoLoad(WaitError<NoRequest>),
-    /// Load has given no report.
-    #[error("{container} gave no report but {said:?}")]
-    NoReport {
-        /// Its container.
-        container: String,
-        /// Its standard output.
-        said: String,
-    },
-    /// A directory could not be removed.
+    /// All containers run, and a log shows why requests fail.
+    #[error("the mesh is up but GET {FRONT} fails")]
+    NotReadyBecause(#[source] Diagnosis),
+    /// All containers run, but requests fail.
+    #[error("the mesh is up but GET {FRONT} fails: see `docker-compose logs`")]
+    NotReady(#[source] WaitError<NoAnswer>),
+    /// The generated files could not be removed.
     #[error("cannot remove {}", mesh_dir().display())]
     Remove(#[source] io::Error),
 }
 
-/// A running mesh, and what happened while it started.
+/// Why web's app gave no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// It gave no answer.
+    #[error(transparent)]
+    Http(#[from] sidecar_kit::http::Error),
+    /// It answered with another status than 2xx.
+    #[error("the answer is {0}: {1}")]
+    Status(u16, String),
+}
+
+/// Why a request from within a task could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The task does not run.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// docker failed, or the answer was not 2xx.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// The result of [`up`].
 #[derive(Debug)]
 pub struct Up {
-    /// What happened to the tasks' containers.
+    /// The events of the tasks' containers.
     pub events: Vec<Event>,
     /// The status of the first answer.
     pub status: u16,
@@ -116,75 +96,71 @@ pub struct Up {
 /// How many steps [`up`] reports.
 pub const UP_STEPS: usize = images::STEPS + 2;
 
-/// Brings the mesh up and waits for its first answer: images, containers, request. One that is up is left as it is, but for
-/// what changed.
-///
-/// # Errors
-/// See [`MeshError`].
+/// Builds the images, starts the containers, and waits for the first answer. If the mesh is up, this replaces only what changed.
 pub async fn up(progress: &dyn Progress) -> Result<Up, MeshError> {
     let docker = docker::connect().await?;
-    check_ports(&docker).await?;
-    remove_another_s(&docker).await?;
+    ports::check(&docker).await?;
+    remove_of_other_checkout(&docker).await?;
     images::build(progress, UP_STEPS).await?;
+    remove_of_other_version(&docker).await?;
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
-    // Images take minutes.
-    check_ports(&docker).await?;
+    // Building takes minutes, in which a program may have taken a port.
+    ports::check(&docker).await?;
     let mut recorder = Recorder::start(&docker);
+    let begun = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
     start_all(&docker).await?;
     progress.step(images::STEPS + 2, UP_STEPS, "waiting for the first answer");
-    let status = first_answer().await?;
+    let status = match first_answer().await {
+        Ok(status) => status,
+        Err(error) => match diagnosis::of_containers(&docker, &begun).await? {
+            Some(found) => return Err(MeshError::NotReadyBecause(found)),
+            None => return Err(MeshError::NotReady(error)),
+        },
+    };
     Ok(Up { events: recorder.events(), status })
 }
 
-/// Starts all that docker-compose.yml has and that doesn't run, or runs otherwise than it says.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn start_all(docker: &Docker) -> Result<(), MeshError> {
+/// Starts everything in docker-compose.yml that does not run or whose definition has changed.
+pub async fn start_all(docker: &Docker) -> Result<(), TaskError> {
     task::stop_outdated(docker).await?;
-    compose_up(docker, Compose::default(), &["--remove-orphans"]).await
+    Ok(Compose::default().up(docker, &["--remove-orphans"]).await?)
 }
 
-/// Starts services and waits for what they depend on.
-pub(crate) async fn compose_up(docker: &Docker, compose: Compose<'_>, services: &[&str]) -> Result<(), MeshError> {
-    let begun = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
-    match compose.run(&[&["up", "--detach"], services].concat()).await {
-        Ok(_) => Ok(()),
-        // Compose says only that something failed; the container said why.
-        Err(error) => Err(failed_container(docker, &begun).await?.unwrap_or(error.into())),
-    }
-}
-
-/// Builds and generates what docker-compose.yml needs, and no more.
-///
-/// # Errors
-/// See [`MeshError`].
+/// Builds and generates everything that docker-compose.yml needs, and starts nothing.
 pub async fn build_images(progress: &dyn Progress) -> Result<(), MeshError> {
     docker::connect().await?;
     Ok(images::build(progress, images::STEPS).await?)
 }
 
-/// A mesh of another checkout goes: it has other keys, and its servers keep their gossip key in their volumes, whatever they are
-/// told, so that no agent of this checkout would ever join them.
-async fn remove_another_s(docker: &Docker) -> Result<(), MeshError> {
+/// Removes the mesh of another checkout. It has other keys. Its servers also keep their gossip key in their volumes, so an agent of
+/// this checkout could not join them.
+async fn remove_of_other_checkout(docker: &Docker) -> Result<(), MeshError> {
     let is_here = |directory: &str| fs::canonicalize(directory).ok() == fs::canonicalize(workspace()).ok();
-    let there = containers(docker, &[PROJECT_LABEL]).await?;
-    let mut owners = there.iter().filter_map(|container| label(container, "com.docker.compose.project.working_dir"));
+    let present = containers(docker, &[PROJECT_LABEL]).await?;
+    let mut owners = present.iter().filter_map(|container| label(container, "com.docker.compose.project.working_dir"));
     let other = owners.find(|directory| !is_here(directory));
     if keys::exist() && other.is_none() {
         return Ok(());
     }
-    if !there.is_empty() {
+    if !present.is_empty() {
         tracing::warn!("removing the mesh of {}: it has other keys", other.unwrap_or("an earlier checkout"));
     }
     remove(docker).await
 }
 
-/// Removes all that [`up`] made: containers, networks, volumes, images and generated files. Fetched parts stay with
-/// cargo's artifacts in `target`.
-///
-/// # Errors
-/// See [`MeshError`].
+/// Removes a mesh of another Consul version. Consul cannot read the data of a later version, or of a much earlier one.
+async fn remove_of_other_version(docker: &Docker) -> Result<(), MeshError> {
+    let wanted = version::of_mesh().map(|version| version.to_string());
+    let present = containers(docker, &[PROJECT_LABEL, VERSION]).await?;
+    let Some(other) = present.iter().find(|container| label(container, VERSION) != wanted.as_deref()) else {
+        return Ok(());
+    };
+    tracing::warn!("removing the mesh of Consul {}: its data are of another version", label(other, VERSION).unwrap_or_default());
+    remove(docker).await
+}
+
+/// Removes everything that [`up`] made: containers, networks, volumes, images and generated files. The fetched packages stay in
+/// `target`, beside cargo's artifacts.
 pub async fn down() -> Result<(), MeshError> {
     let docker = docker::connect().await?;
     remove(&docker).await?;
@@ -197,9 +173,9 @@ pub async fn down() -> Result<(), MeshError> {
 
 /// Removes containers, networks and volumes.
 async fn remove(docker: &Docker) -> Result<(), MeshError> {
-    // Nobody is left who could miss a graceful end, and Compose would wait for one container after the other.
+    // All containers go, so none needs a graceful end. Compose would stop one container after the other.
     docker::kill_all(docker, &[PROJECT_LABEL]).await?;
-    // Load that was left behind.
+    // The containers of a load are not in the Compose project.
     docker::kill_all(docker, &[docker::TASK]).await?;
     compose::run(&["down", "--volumes", "--remove-orphans"]).await?;
     Ok(())
@@ -211,7 +187,7 @@ async fn remove_images(docker: &Docker) -> Result<(), MeshError> {
     let options = ListImagesOptionsBuilder::default().filters(&filters).build();
     let listed = docker.list_images(Some(options)).await.map_err(failed("cannot list images"))?;
     for image in listed {
-        // Tagged ones by their tags: an image with two can only be removed so. One whose tag has moved on has none.
+        // Docker removes an image with two tags only by its tags. An image whose tag has moved to another image has none.
         let tags = image.repo_tags.into_iter().filter(|tag| !tag.contains("<none>")).collect::<Vec<_>>();
         for name in if tags.is_empty() { vec![image.id] } else { tags } {
             let options = RemoveImageOptionsBuilder::default().force(true).build();
@@ -221,25 +197,20 @@ async fn remove_images(docker: &Docker) -> Result<(), MeshError> {
     Ok(())
 }
 
-/// Runs `demo-app get URL` in a task's network namespace, with this process's standard streams.
-///
-/// # Errors
-/// See [`MeshError`]; a request that fails is the exit status's matter.
-pub async fn get(task: &str, url: &str) -> Result<ExitStatus, MeshError> {
+/// Runs `demo-app get URL` in a task's network namespace, with this process's standard streams. A failed request is no error; its
+/// exit status shows it.
+pub async fn get(task: &str, url: &str) -> Result<ExitStatus, RequestError> {
     let status = get_command(task, url).await?.stdin(Stdio::null()).status().await;
     status.map_err(|source| CommandError::Start { program: "docker".to_owned(), source }.into())
 }
 
-/// The body of what a URL answers within a task's network namespace.
-///
-/// # Errors
-/// See [`MeshError`]; any status but 2xx is a failed command.
-pub async fn fetch(task: &str, url: &str) -> Result<String, MeshError> {
+/// The body of the answer to a request from within a task's network namespace. Any status except 2xx is an error.
+pub async fn fetch(task: &str, url: &str) -> Result<String, RequestError> {
     Ok(run(&mut get_command(task, url).await?).await?)
 }
 
-async fn get_command(task: &str, url: &str) -> Result<Command, MeshError> {
-    let docker = docker::connect().await?;
+async fn get_command(task: &str, url: &str) -> Result<Command, RequestError> {
+    let docker = docker::connect().await.map_err(TaskError::from)?;
     let holder = task::running(&docker, task).await?.holder;
     let mut command = Command::new("docker");
     command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--pull", "never"]);
@@ -248,106 +219,16 @@ async fn get_command(task: &str, url: &str) -> Result<Command, MeshError> {
     Ok(command)
 }
 
-/// Says which of the host's ports is taken before anything is built, unless the mesh itself has it.
-async fn check_ports(docker: &Docker) -> Result<(), MeshError> {
-    let ours = containers(docker, &[PROJECT_LABEL]).await?;
-    let published = |port| {
-        let mut ports = ours.iter().filter_map(|container| container.ports.as_ref()).flatten();
-        ports.any(|published| published.public_port == Some(port))
-    };
-    for (port, what) in PORTS {
-        if !published(port) {
-            free(port, what).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Waits until a port can be published on, unless somebody listens there. One that nobody listens on belongs to the near end of a
-/// connection, which has it for a minute more after its end (TIME_WAIT): 51678 is among those that Linux hands out.
-async fn free(port: u16, what: &'static str) -> Result<(), MeshError> {
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
-    let free = until(&format!("port {port}"), PORT_BOUND, Backoff::default(), async || {
-        if TcpListener::bind(address).is_ok() {
-            return Attempt::Done(());
-        }
-        let taken = MeshError::PortTaken { port, what };
-        match TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Attempt::Again(taken),
-            _ => Attempt::Final(taken),
-        }
-    })
-    .await;
-    free.map_err(|_| MeshError::PortTaken { port, what })
-}
-
-/// The first of the mesh's containers that exited with an error since `begun` (RFC 3339, UTC, as Docker's times are), with
-/// the last line of its log.
-async fn failed_container(docker: &Docker, begun: &str) -> Result<Option<MeshError>, MeshError> {
-    for container in containers(docker, &[PROJECT_LABEL]).await? {
-        let Some(id) = container.id else { continue };
-        let inspected = inspect(docker, &id).await?;
-        let state = inspected.state.unwrap_or_default();
-        let code = state.exit_code.unwrap_or_default();
-        let recent = state.finished_at.as_deref().is_some_and(|finished| finished > begun);
-        if state.running != Some(true) && code != 0 && recent {
-            let container = inspected.name.unwrap_or_default().trim_start_matches('/').to_owned();
-            return Ok(Some(MeshError::Container { container, code, said: last_line(docker, &id).await }));
-        }
-    }
-    Ok(None)
-}
-
-async fn last_line(docker: &Docker, id: &str) -> String {
-    let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("1").build();
-    let mut logs = docker.logs(id, Some(options));
-    let mut last = String::new();
-    while let Some(Ok(line)) = logs.next().await {
-        last = line.to_string().trim().to_owned();
-    }
-    last
-}
-
-async fn first_answer() -> Result<u16, MeshError> {
-    #[derive(Debug, thiserror::Error)]
-    enum NotYet {
-        #[error(transparent)]
-        Http(#[from] sidecar_kit::http::Error),
-        #[error("it answers {0}: {1}")]
-        Status(u16, String),
-    }
+async fn first_answer() -> Result<u16, WaitError<NoAnswer>> {
     let client = Client::plain();
     let limits = Limits { time: Duration::from_secs(5), bytes: 1 << 20 };
     until("the first answer", READY_BOUND, Backoff::default(), async || {
-        let request = hyper::Request::get(FRONT).body(Default::default()).expect("the URL is one");
+        let request = hyper::Request::get(FRONT).body(Default::default()).expect("the URL is valid");
         match client.send(request, limits).await {
             Ok(response) if response.status.is_success() => Attempt::Done(response.status.as_u16()),
-            Ok(response) => Attempt::Again(NotYet::Status(response.status.as_u16(), response.excerpt())),
+            Ok(response) => Attempt::Again(NoAnswer::Status(response.status.as_u16(), response.excerpt())),
             Err(error) => Attempt::Again(error.into()),
         }
     })
     .await
-    .map_err(|error| MeshError::NotReady(error.into()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_port_is_waited_for_unless_somebody_listens_there() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        {
-            let mut free = std::pin::pin!(free(near.local_addr().unwrap().port(), "x"));
-            let early = tokio::time::timeout(Duration::from_millis(300), &mut free).await;
-            assert!(early.is_err(), "a connection has it: {early:?}");
-            // Who closes first has TIME_WAIT.
-            drop(listener.accept().unwrap());
-            drop(near);
-            free.await.unwrap();
-        }
-        let listens = free(listener.local_addr().unwrap().port(), "x").await;
-        assert!(matches!(listens, Err(MeshError::PortTaken { .. })));
-    }
 }

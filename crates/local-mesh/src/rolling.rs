@@ -1,22 +1,33 @@
-//! The only task of a service replaced under load, as a deployment does it: the new task starts, ECS says that it is healthy, the
-//! old one is stopped.
+//! The rolling demo: the only task of a service is replaced under load, as a deployment does it. The new task starts, ECS reports
+//! it as healthy, and the old task is stopped.
 
 use bollard::Docker;
 
 use crate::Progress;
 use crate::demo::LOAD;
-use crate::load::{Load, Report};
-use crate::mesh::{MeshError, start_all};
-use crate::task::{self, StopOrder};
+use crate::load::{Load, LoadError, Report};
+use crate::mesh::start_all;
+use crate::task::{self, StopOrder, TaskError};
 
 /// The two tasks of service `api` that take turns.
 const TASKS: [&str; 2] = ["api-1", "api-2"];
 
-/// How often the task is replaced in a row of the demo.
+/// Why a case failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RollingError {
+    /// A task did not start or stop.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The load failed.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// How many times the task is replaced in a row of the demo.
 pub const REPLACEMENTS: usize = 10;
 
-/// Each measure of health-sync's alone, and neither. A longer interval gives the measure work: without it Consul's checks pass up
-/// to that much later than ECS says HEALTHY. The hold waits for at most 2.5 s, the gate for as long as it takes.
+/// health-sync without its two measures, and with each measure alone. The longer interval makes a measure necessary: Consul's checks
+/// then pass up to one interval after ECS reports HEALTHY. The hold waits for at most 2.5 s; the gate has no limit.
 const NEITHER: Settings =
     &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "10s")];
 const HOLD: Settings = &[("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "1s")];
@@ -25,27 +36,27 @@ const GATE: Settings = &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_INTERVAL", "1
 /// Variables that docker-compose.yml reads.
 type Settings = &'static [(&'static str, &'static str)];
 
-/// What is known of a case before it runs.
+/// The expected result of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     /// No request fails.
     Lossless,
-    /// Some requests fail: it shows that the measurement can.
+    /// Some requests fail, which shows that the measurement can count failures.
     Failures,
-    /// Either. Where all containers get TERM at once, the task's node may be gone before the hold is over.
+    /// Requests may fail. If all containers get TERM at once, the task's node may leave Consul before the hold is over.
     Measured,
 }
 
-/// One case.
+/// One row of the demo.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     /// Its name in the table.
     pub name: &'static str,
-    /// Health-sync's variables.
+    /// The variables of health-sync.
     pub settings: Settings,
     /// The order of TERM.
     pub order: StopOrder,
-    /// What is known of it.
+    /// The expected result.
     pub expected: Expected,
 }
 
@@ -58,16 +69,13 @@ pub const CASES: [Case; 5] = [
     Case { name: "hold, all at once", settings: HOLD, order: StopOrder::AllAtOnce, expected: Expected::Measured },
 ];
 
-/// Runs one case on the running mesh: `api` has one task, which is replaced this often under load from web.
-///
-/// # Errors
-/// See [`MeshError`].
+/// Runs one case on the running mesh: replaces the only task of `api` this many times, under load from web.
 pub async fn run(
     docker: &Docker,
     case: Case,
     replacements: usize,
     progress: &dyn Progress,
-) -> Result<Report, MeshError> {
+) -> Result<Report, RollingError> {
     let [mut old, mut new] = TASKS;
     progress.detail(&format!("starting {old} alone, with the case's settings"));
     stop_both(docker).await?;
@@ -82,23 +90,21 @@ pub async fn run(
             task::stop(docker, old, case.order).await?;
             (old, new) = (new, old);
         }
-        Ok(())
+        Ok::<_, TaskError>(())
     };
     let replaced = replaced.await;
     let report = load.end().await;
-    replaced.and(report)
+    replaced?;
+    Ok(report?)
 }
 
-/// Brings both tasks back as docker-compose.yml has them.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn end(docker: &Docker) -> Result<(), MeshError> {
+/// Starts both tasks with the settings of docker-compose.yml again.
+pub async fn end(docker: &Docker) -> Result<(), TaskError> {
     stop_both(docker).await?;
     start_all(docker).await
 }
 
-async fn stop_both(docker: &Docker) -> Result<(), MeshError> {
+async fn stop_both(docker: &Docker) -> Result<(), TaskError> {
     for name in TASKS {
         if task::running(docker, name).await.is_ok() {
             task::stop(docker, name, StopOrder::AllAtOnce).await?;

@@ -1,110 +1,115 @@
-//! One task: stopped as ECS stops it, and started as ECS would, with a new task ID.
+//! One task: stopped as ECS stops it, started as ECS starts it, and waited for.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bollard::Docker;
-use consul_api::{CheckStatus, Client as Consul, Config, HealthCheck};
+use consul_api::{CheckStatus, HealthCheck};
 pub use ecs_local::StopOrder;
 use ecs_local::labels::CONTAINER_NAME;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use sidecar_kit::backoff::Backoff;
-use sidecar_kit::env::Env;
 use sidecar_kit::http::{self, Client, Limits, Response};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
-use crate::compose::{self, Compose};
-use crate::docker::{self, PROJECT, PROJECT_LABEL, Task, containers, is_running, label};
-use crate::mesh::{MeshError, compose_up};
+use crate::command::CommandError;
+use crate::compose::{self, Compose, ComposeError};
+use crate::consul::{self, ConsulError};
+use crate::docker::{self, DockerError, PROJECT, PROJECT_LABEL, Task, containers, is_running, label};
 use crate::probe::Probe;
-use crate::secrets;
 
-/// The ECS API, as ecs-local answers it.
+/// ecs-local's ECS API, on the host.
 const ECS: &str = "http://127.0.0.1:51678/";
 
-/// Consul's HTTP API, a server's.
-pub const CONSUL: &str = "http://127.0.0.1:8500";
-
-/// Stop timeouts of an app and, after it, a proxy, and some.
+/// How long a task may take to stop: the stop timeouts of the app and then of the proxy, and some more.
 const STOP_BOUND: Duration = Duration::from_secs(90);
 
 /// How long ecs-local may take to answer after its start.
 const API_BOUND: Duration = Duration::from_secs(20);
 
-/// How long a task whose containers have started may take to be healthy in Consul.
+/// How long a task may take to be healthy in Consul after its containers have started.
 const READY_BOUND: Duration = Duration::from_secs(90);
 
-/// A task that doesn't do what it is told.
+/// Why a task did not start or stop.
 #[derive(Debug, thiserror::Error)]
 pub enum TaskError {
-    /// There is no such task that runs.
+    /// Docker's engine refused a request.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// docker-compose failed.
+    #[error(transparent)]
+    Compose(#[from] ComposeError),
+    /// The probe did not start.
+    #[error(transparent)]
+    Probe(#[from] CommandError),
+    /// Consul could not be asked.
+    #[error(transparent)]
+    Consul(#[from] ConsulError),
+    /// No such task runs.
     #[error("there is no running task {task:?}: {known}")]
     NotRunning {
-        /// What was asked for.
+        /// The name that was given.
         task: String,
-        /// What there is.
+        /// The running tasks.
         known: String,
     },
-    /// It runs, and was to be started.
+    /// A task to be started runs already.
     #[error("task {0} runs: `cargo xtask stop {0}` first")]
     Running(String),
-    /// The ECS API doesn't do what was asked.
+    /// ecs-local did not stop a task.
     #[error(transparent)]
     Api(WaitError<ApiError>),
-    /// It runs, but ECS doesn't say that it is healthy.
+    /// ECS did not report a running task as healthy.
     #[error(transparent)]
     NotHealthyInEcs(WaitError<NotHealthyInEcs>),
-    /// It goes on running.
+    /// A container of a stopping task still runs.
     #[error(transparent)]
     NotStopped(WaitError<StillRuns>),
-    /// It runs, but Consul doesn't say that it is healthy.
+    /// Consul did not report a running task as healthy.
     #[error(transparent)]
     NotReady(WaitError<NotHealthy>),
-    /// It is healthy, but web's Envoy doesn't know it.
+    /// web's Envoy did not get the endpoint of a healthy task.
     #[error(transparent)]
     NotInRotation(WaitError<NotKnown>),
-    /// Consul's address in the environment is none.
-    #[error(transparent)]
-    Consul(#[from] consul_api::ConfigError),
 }
 
-/// What web's Envoy knows.
+/// web's Envoy does not have an endpoint.
 #[derive(Debug, thiserror::Error)]
-#[error("{endpoint} is not among {known:?}")]
+#[error("web's Envoy does not have {endpoint}: it has {known:?}")]
 pub struct NotKnown {
     endpoint: String,
     known: BTreeSet<String>,
 }
 
-/// What ECS says of a task.
+/// Why a task is not healthy in ECS.
 #[derive(Debug, thiserror::Error)]
 pub enum NotHealthyInEcs {
-    /// It gives no answer.
+    /// ecs-local did not answer.
     #[error("ecs-local does not answer")]
     Unanswered(#[source] http::Error),
-    /// Its answer is another.
-    #[error("ecs-local says {0}")]
-    Says(String),
+    /// ecs-local reported another status.
+    #[error("ecs-local reports {0}")]
+    Status(String),
 }
 
-/// Why ecs-local doesn't stop a task.
+/// Why ecs-local did not stop a task.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// It doesn't answer.
+    /// ecs-local did not answer.
     #[error("ecs-local does not answer")]
     Unanswered(#[source] http::Error),
-    /// It refuses.
-    #[error("ecs-local refuses to stop {task}: {said}")]
+    /// ecs-local refused.
+    #[error("ecs-local refuses to stop {task}: {answer}")]
     Refused {
         /// The task's ID.
         task: String,
-        /// Its answer.
-        said: String,
+        /// The answer's body.
+        answer: String,
     },
 }
 
-/// What of a task still runs.
+/// Containers of a stopping task that still run.
 #[derive(Debug, thiserror::Error)]
 #[error("{} of {task} still run", .containers.join(", "))]
 pub struct StillRuns {
@@ -112,27 +117,24 @@ pub struct StillRuns {
     containers: Vec<String>,
 }
 
-/// What Consul says of a task.
+/// Why a task is not healthy in Consul.
 #[derive(Debug, thiserror::Error)]
 pub enum NotHealthy {
-    /// It gives no answer.
+    /// Consul did not answer, or refused.
     #[error(transparent)]
     Consul(#[from] consul_api::Error),
-    /// A check isn't passing, or the node isn't there yet.
-    #[error("{node}: {said}")]
+    /// A check is not passing, or is missing.
+    #[error("{node}: {reason}")]
     Checks {
-        /// The node.
+        /// The task's node in Consul.
         node: String,
-        /// What is wrong.
-        said: String,
+        /// The check and its status.
+        reason: String,
     },
 }
 
-/// A task that runs.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn running(docker: &Docker, task: &str) -> Result<Task, MeshError> {
+/// A running task, by its name in docker-compose.yml.
+pub async fn running(docker: &Docker, task: &str) -> Result<Task, TaskError> {
     let mut tasks = docker::tasks(docker).await?;
     tasks.retain(|_, task| task.running);
     let known = tasks.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -142,53 +144,44 @@ pub async fn running(docker: &Docker, task: &str) -> Result<Task, MeshError> {
         } else {
             format!("there are {known}")
         };
-        TaskError::NotRunning { task: task.to_owned(), known }.into()
+        TaskError::NotRunning { task: task.to_owned(), known }
     })
 }
 
-/// Stops a task through `StopTask`, as the AWS CLI would, and waits until none of its containers runs.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(), MeshError> {
+/// Stops a task through `StopTask`, as the AWS CLI does, and waits until all its containers have exited.
+pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(), TaskError> {
     let id = running(docker, task).await?.id;
     stop_task(&id, order).await?;
     stopped(docker, task).await
 }
 
-/// Sends `StopTask` and returns when ecs-local has taken it.
-///
-/// # Errors
-/// See [`TaskError`].
-pub async fn stop_task(id: &str, order: StopOrder) -> Result<(), TaskError> {
+/// Sends `StopTask`. Returns when ecs-local has accepted it.
+pub(crate) async fn stop_task(id: &str, order: StopOrder) -> Result<(), TaskError> {
     let input = json!({ "cluster": PROJECT, "task": id, "reason": "cargo xtask stop" });
-    // It may have been started a moment ago.
+    // ecs-local may have been started a moment ago.
     until("ecs-local", API_BOUND, Backoff::default(), async || match ecs("StopTask", order, &input).await {
         Ok(answer) if answer.status.is_success() => Attempt::Done(()),
-        Ok(answer) => Attempt::Final(ApiError::Refused { task: id.to_owned(), said: answer.excerpt() }),
+        Ok(answer) => Attempt::Final(ApiError::Refused { task: id.to_owned(), answer: answer.excerpt() }),
         Err(error) => Attempt::Again(ApiError::Unanswered(error)),
     })
     .await
     .map_err(TaskError::Api)
 }
 
-/// What ecs-local answers to an action of the ECS API.
+/// Calls an action of the ECS API.
 async fn ecs(action: &str, order: StopOrder, input: &Value) -> Result<Response, http::Error> {
     let request = hyper::Request::post(ECS)
         .header("content-type", "application/x-amz-json-1.1")
         .header("x-amz-target", format!("AmazonEC2ContainerServiceV20141113.{action}"))
         .header("x-ecs-local-stop-order", order.as_str())
         .body(input.to_string().into())
-        .expect("the URL is one");
+        .expect("the URL is valid");
     Client::plain().send(request, Limits { time: Duration::from_secs(10), bytes: 1 << 20 }).await
 }
 
-/// Waits until none of a task's containers runs.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn stopped(docker: &Docker, task: &str) -> Result<(), MeshError> {
-    // It stops within seconds, and the end is to be seen when it comes.
+/// Waits until all containers of a task have exited.
+pub async fn stopped(docker: &Docker, task: &str) -> Result<(), TaskError> {
+    // A short delay: the callers measure when the task has ended.
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(200));
     let what = format!("the end of {task}");
     let stopped = until(&what, STOP_BOUND, backoff, async || {
@@ -209,34 +202,25 @@ pub async fn stopped(docker: &Docker, task: &str) -> Result<(), MeshError> {
     Ok(stopped.await.map_err(TaskError::NotStopped)??)
 }
 
-/// Starts a task that has stopped, with a new task ID, and waits until Consul says that it is healthy. `settings` are
-/// variables that docker-compose.yml reads.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn start(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), MeshError> {
+/// Starts a stopped task with a new task ID and waits until Consul reports it as healthy. `settings` are variables that
+/// docker-compose.yml reads.
+pub async fn start(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), TaskError> {
     launch(docker, task, settings).await?;
     ready(docker, task).await
 }
 
-/// Starts a task that has stopped, as [`start`] does, and waits only until its containers run.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn launch(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), MeshError> {
+/// Starts a stopped task, as [`start`] does, but waits only until its containers run.
+pub async fn launch(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), TaskError> {
     let services = compose::services(task).await?;
     if docker::tasks(docker).await?.get(task).is_some_and(|task| task.running) {
-        return Err(TaskError::Running(task.to_owned()).into());
+        return Err(TaskError::Running(task.to_owned()));
     }
     let services = services.iter().map(String::as_str).collect::<Vec<_>>();
-    compose_up(docker, Compose { settings, over: None }, &services).await
+    Ok(Compose { settings, over: None }.up(docker, &services).await?)
 }
 
-/// Waits until ECS says that a running task is healthy.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn healthy_in_ecs(docker: &Docker, task: &str) -> Result<(), MeshError> {
+/// Waits until ECS reports a running task as healthy.
+pub async fn healthy_in_ecs(docker: &Docker, task: &str) -> Result<(), TaskError> {
     let input = json!({ "cluster": PROJECT, "tasks": [running(docker, task).await?.id] });
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(100));
     let what = format!("{task} to be healthy in ECS");
@@ -245,49 +229,43 @@ pub async fn healthy_in_ecs(docker: &Docker, task: &str) -> Result<(), MeshError
             Ok(answer) => answer,
             Err(error) => return Attempt::Again(NotHealthyInEcs::Unanswered(error)),
         };
-        let said = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
-        match said["tasks"][0]["healthStatus"].as_str() {
+        let described = serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
+        match described["tasks"][0]["healthStatus"].as_str() {
             Some("HEALTHY") => Attempt::Done(()),
-            Some(health) => Attempt::Again(NotHealthyInEcs::Says(health.to_owned())),
-            None => Attempt::Final(NotHealthyInEcs::Says(answer.excerpt())),
+            Some(health) => Attempt::Again(NotHealthyInEcs::Status(health.to_owned())),
+            None => Attempt::Final(NotHealthyInEcs::Status(answer.excerpt())),
         }
     });
-    Ok(healthy.await.map_err(TaskError::NotHealthyInEcs)?)
+    healthy.await.map_err(TaskError::NotHealthyInEcs)
 }
 
-/// Waits until all checks of a task's node pass in Consul, those of service and proxy among them.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn ready(docker: &Docker, task: &str) -> Result<(), MeshError> {
+/// Waits until all checks of a task's node pass in Consul, those of the service and of the proxy included.
+pub async fn ready(docker: &Docker, task: &str) -> Result<(), TaskError> {
     let node = running(docker, task).await?.node();
-    let consul = consul().await?;
+    let consul = consul::client().await?;
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
     let what = format!("the checks of {task}");
     let ready = until(&what, READY_BOUND, backoff, async || {
-        let not_yet = |said: String| Attempt::Again(NotHealthy::Checks { node: node.clone(), said });
+        let not_yet = |reason: String| Attempt::Again(NotHealthy::Checks { node: node.clone(), reason });
         match consul.node_health(&node, None, Duration::ZERO).await {
             Err(error) => Attempt::Again(error.into()),
-            Ok(health) if !health.value.iter().any(is_proxy_s) => not_yet("its proxy is not registered".to_owned()),
+            Ok(health) if !health.value.iter().any(is_of_proxy) => not_yet("its proxy is not registered".to_owned()),
             Ok(health) => match health.value.iter().find(|check| check.status != CheckStatus::Passing) {
                 Some(check) => not_yet(format!("check {} is {}", check.name, check.status.as_str())),
                 None => Attempt::Done(()),
             },
         }
     });
-    Ok(ready.await.map_err(TaskError::NotReady)?)
+    ready.await.map_err(TaskError::NotReady)
 }
 
-/// Whether it is a check of a sidecar proxy or of a gateway.
-fn is_proxy_s(check: &HealthCheck) -> bool {
+/// Whether a check belongs to a sidecar proxy or a gateway.
+fn is_of_proxy(check: &HealthCheck) -> bool {
     check.service_id.as_str().ends_with("-sidecar-proxy") || check.name.ends_with("-gateway listener")
 }
 
-/// Waits until web's Envoy sends to a task of another service.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn in_rotation(docker: &Docker, task: &str) -> Result<(), MeshError> {
+/// Waits until web's Envoy has the endpoint of a task.
+pub async fn in_rotation(docker: &Docker, task: &str) -> Result<(), TaskError> {
     let endpoint = endpoint(docker, task).await?;
     let probe = Probe::start(&running(docker, "web").await?.holder).await?;
     let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(50));
@@ -297,41 +275,27 @@ pub async fn in_rotation(docker: &Docker, task: &str) -> Result<(), MeshError> {
     })
     .await;
     probe.end().await;
-    Ok(known.map_err(TaskError::NotInRotation)?)
+    known.map_err(TaskError::NotInRotation)
 }
 
 /// The public listener of a running task, `address:port`.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn endpoint(docker: &Docker, task: &str) -> Result<String, MeshError> {
+pub async fn endpoint(docker: &Docker, task: &str) -> Result<String, TaskError> {
     let holder = docker::inspect(docker, &running(docker, task).await?.holder).await?;
     let networks = holder.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
     let mesh = networks.iter().find(|(name, _)| name.ends_with("_mesh")).map(|(_, network)| network);
     Ok(format!("{}:20000", mesh.and_then(|network| network.ip_address.as_deref()).unwrap_or_default()))
 }
 
-/// A client of the servers that may see and do everything, whatever the caller's environment says of Consul.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn consul() -> Result<Consul, MeshError> {
-    let token = secrets::bootstrap_token().await?;
-    let variables = [("CONSUL_HTTP_ADDR", CONSUL), ("CONSUL_HTTP_TOKEN", token.expose())];
-    let config = Config::from_env(&Env::from_iter(variables)).map_err(TaskError::Consul)?;
-    Ok(Consul::new(config).map_err(TaskError::Consul)?)
-}
-
-/// Stops every running task of which a container's image or definition has changed, so that Compose finds it stopped and
-/// makes it anew. ECS replaces a task as a whole; Compose would replace container by container, and the first essential one
-/// that it stops ends the task under the others.
-pub(crate) async fn stop_outdated(docker: &Docker) -> Result<(), MeshError> {
+/// Stops every running task of which a container's image or definition has changed, so that Compose makes the whole task anew.
+/// ECS too replaces a task as a whole. Compose alone would replace one container after the other, and the first essential
+/// container that it stops would end the task.
+pub(crate) async fn stop_outdated(docker: &Docker) -> Result<(), TaskError> {
     let outdated = compose::outdated_tasks(docker).await?;
     if outdated.is_empty() {
         return Ok(());
     }
-    // The one that runs may be gone, or be outdated itself.
-    compose_up(docker, Compose::default(), &["ecs-local"]).await?;
+    // ecs-local may have ended, or may be outdated itself.
+    Compose::default().up(docker, &["ecs-local"]).await?;
     let stops = outdated.iter().map(async |name| stop(docker, name, StopOrder::AllAtOnce).await);
     join_all(stops).await.into_iter().collect()
 }

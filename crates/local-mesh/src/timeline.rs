@@ -1,4 +1,4 @@
-//! The start and the shutdown of a task on the architecture's timeline: told in lines, and drawn by [`crate::drawing`].
+//! The startup and the shutdown of a task as a timeline with the marks T0 to T4. It is printed in lines, and [`crate::drawing`] draws it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,60 +10,60 @@ use crate::watch::Stopped;
 const TERM: i32 = 15;
 const KILL: i32 = 9;
 
-/// TERM to several containers, each by a request of its own, is told as one moment.
+/// Within this time in nanoseconds, TERM to several containers counts as one moment. Docker gets one request for each.
 const TOGETHER: i64 = 250_000_000;
 
-/// A task's start or shutdown. Times are nanoseconds since its T0.
+/// A task's startup or shutdown. Times are nanoseconds since T0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeline {
-    /// What is shown.
+    /// The title.
     pub title: String,
-    /// The name of its picture's file, without the ending.
+    /// The name of the picture's file, without `.svg`.
     pub name: String,
-    /// What happened, in order.
+    /// The moments, in order.
     pub moments: Vec<Moment>,
-    /// What lasted, as it is drawn from top to bottom.
+    /// The lanes, from top to bottom.
     pub lanes: Vec<Lane>,
 }
 
-/// Something that happened.
+/// One line of the timeline.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Moment {
-    /// When.
+    /// The time.
     pub at: i64,
-    /// `T0` to `T4`, if the architecture has a name for it.
+    /// `T0` to `T4`, if the moment has such a mark.
     pub mark: Option<&'static str>,
-    /// To whom.
+    /// The container, or another actor.
     pub who: String,
-    /// What.
+    /// What happened.
     pub what: String,
 }
 
-/// Something that lasted.
+/// One bar of the picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lane {
-    /// What.
+    /// The container, or the name of an observation.
     pub name: String,
-    /// Whether it is a container; else something seen from outside.
+    /// Whether the lane shows a container. Otherwise it shows an observation from outside.
     pub container: bool,
-    /// Since when; none if since before T0.
+    /// The begin; `None` if it is before T0.
     pub from: Option<i64>,
-    /// Until when; none if it goes on.
+    /// The end; `None` if it continues.
     pub to: Option<i64>,
-    /// How it ended, or what it is.
-    pub said: String,
-    /// What happened meanwhile.
+    /// How it ended.
+    pub end: String,
+    /// The marks on the bar.
     pub ticks: Vec<(i64, Tick)>,
 }
 
-/// What happened to a container that goes on.
+/// A mark on the bar of a running container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tick {
-    /// It was healthy for the first time.
+    /// The health check passed for the first time.
     Healthy,
-    /// It was sent TERM.
+    /// Docker sent TERM.
     Term,
-    /// It was sent KILL.
+    /// Docker sent KILL.
     Kill,
 }
 
@@ -71,12 +71,12 @@ fn exit(code: i64) -> String {
     format!("exited {code}")
 }
 
-/// The first of a container's events of one kind.
+/// The time of a container's first event of one kind.
 fn first(events: &[&Event], container: &str, kind: impl Fn(&What) -> bool) -> Option<i64> {
     events.iter().find(|event| event.container == container && kind(&event.what)).map(|event| event.at)
 }
 
-/// The containers that these events are of, in the order of their first ones; without the holder of the namespace.
+/// The containers of these events, in the order of their first events. The holder of the network namespace is not included.
 fn containers<'a>(events: &[&'a Event]) -> Vec<&'a str> {
     let mut names = Vec::new();
     for event in events.iter().filter(|event| !event.holder) {
@@ -87,8 +87,8 @@ fn containers<'a>(events: &[&'a Event]) -> Vec<&'a str> {
     names
 }
 
-/// The start of every task that began within these events: T0 the task starts, T1 its proxy starts, T2 the proxy's public
-/// listener is open and the app starts.
+/// The startup of every task that started within these events. T0: the task starts. T1: its proxy starts. T2: the proxy's public
+/// listener is open, and the app starts.
 #[must_use]
 pub fn startups(events: &[Event]) -> Vec<Timeline> {
     let mut tasks: BTreeMap<&str, Vec<&Event>> = BTreeMap::new();
@@ -103,7 +103,7 @@ fn startup(task: &str, mut events: Vec<&Event>) -> Option<Timeline> {
     let begin = events.iter().position(|event| event.holder && event.what == What::Started)?;
     let (zero, events) = (events[begin].at, &events[begin..]);
     let moments = events.iter().map(|event| {
-        let (mark, what) = said_of_start(event);
+        let (mark, what) = startup_moment(event);
         let who = if event.holder { "(task)".to_owned() } else { event.container.clone() };
         Moment { at: event.at - zero, mark, who, what }
     });
@@ -119,7 +119,7 @@ fn startup(task: &str, mut events: Vec<&Event>) -> Option<Timeline> {
             container: true,
             from: of(|what| *what == What::Started),
             to: exited.map(|(at, _)| at),
-            said: exited.map_or(String::new(), |(_, code)| exit(code)),
+            end: exited.map_or(String::new(), |(_, code)| exit(code)),
             ticks: healthy.map(|at| (at, Tick::Healthy)).into_iter().collect(),
         }
     });
@@ -131,7 +131,7 @@ fn startup(task: &str, mut events: Vec<&Event>) -> Option<Timeline> {
     })
 }
 
-fn said_of_start(event: &Event) -> (Option<&'static str>, String) {
+fn startup_moment(event: &Event) -> (Option<&'static str>, String) {
     match (&event.what, event.container.as_str()) {
         (What::Started, _) if event.holder => (Some("T0"), "the task starts".to_owned()),
         (What::Started, "sidecar-proxy") => (Some("T1"), "started".to_owned()),
@@ -147,8 +147,8 @@ fn said_of_start(event: &Event) -> (Option<&'static str>, String) {
     }
 }
 
-/// The shutdown of a task: T0 the first TERM, T1 health-sync is done, T2 nobody sends there any more, T3 all containers have
-/// exited, T4 KILL, if one was needed. None if no container was sent TERM.
+/// The shutdown of a task. T0: the first TERM. T1: health-sync has exited. T2: no Envoy sends to the task any more. T3: all containers
+/// have exited. T4: KILL, if a container needed it. `None` if no container got TERM.
 #[must_use]
 pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timeline> {
     let events = stopped.events.iter().collect::<Vec<_>>();
@@ -157,8 +157,8 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
     let names = containers(&events);
     let exited = |container: &str| first(&events, container, |what| matches!(what, What::Exited(_)));
     let last_exit = names.iter().filter_map(|name| exited(name)).max();
-    let unknown = if stopped.removed.is_empty() {
-        // With no downstream, nobody sends there once the cluster knows.
+    let out_of_rotation = if stopped.removed.is_empty() {
+        // No Envoy sends to the task, so T2 is when its node leaves the catalog.
         stopped.left
     } else if stopped.removed.values().all(Option::is_some) {
         stopped.removed.values().max().copied().flatten()
@@ -167,22 +167,22 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
     };
 
     let mut moments = Vec::new();
-    let mut say = |at: Option<i64>, mark, who: &str, what: &str| {
+    let mut add = |at: Option<i64>, mark, who: &str, what: &str| {
         let moment = |at: i64| Moment { at: at - zero, mark, who: who.to_owned(), what: what.to_owned() };
         moments.extend(at.map(moment));
     };
     for (at, names) in together(&events) {
-        say(Some(at), (at == zero).then_some("T0"), "TERM", &format!("to {}", names.join(", ")));
+        add(Some(at), (at == zero).then_some("T0"), "TERM", &format!("to {}", names.join(", ")));
     }
-    say(stopped.checks_critical, None, "Consul", "checks of service and proxy are critical");
-    let mark = (stopped.left == unknown).then_some("T2");
-    say(stopped.left, mark, "Consul", "the node has left the catalog");
+    add(stopped.checks_critical, None, "Consul", "checks of service and proxy are critical");
+    let mark = (stopped.left == out_of_rotation).then_some("T2");
+    add(stopped.left, mark, "Consul", "the node has left the catalog");
     for (name, at) in &stopped.removed {
-        let mark = (*at == unknown).then_some("T2");
-        say(*at, mark, &format!("{name}'s Envoy"), "doesn't send here any more");
+        let mark = (*at == out_of_rotation).then_some("T2");
+        add(*at, mark, &format!("{name}'s Envoy"), "no longer sends to this task");
     }
-    say(stopped.last_inbound, None, "Envoy", "last inbound request");
-    say(stopped.last_outbound, None, "Envoy", "last outbound request");
+    add(stopped.last_inbound, None, "Envoy", "last inbound request");
+    add(stopped.last_outbound, None, "Envoy", "last outbound request");
     for event in events.iter().filter(|event| !event.holder) {
         match event.what {
             What::Exited(code) => {
@@ -191,9 +191,9 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
                     _ if Some(event.at) == last_exit => Some("T3"),
                     _ => None,
                 };
-                say(Some(event.at), mark, &event.container, &exit(code));
+                add(Some(event.at), mark, &event.container, &exit(code));
             }
-            What::Signalled(KILL) => say(Some(event.at), Some("T4"), "KILL", &format!("to {}", event.container)),
+            What::Signalled(KILL) => add(Some(event.at), Some("T4"), "KILL", &format!("to {}", event.container)),
             _ => {}
         }
     }
@@ -215,23 +215,23 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
             container: true,
             from: None,
             to: exited(name).map(|at| at - zero),
-            said: code.map_or(String::new(), exit),
+            end: code.map_or(String::new(), exit),
             ticks: signals.collect(),
         });
     }
     lanes.sort_by_key(|lane| lane.to);
-    let mut seen = |name: String, to: Option<i64>, said: &str| {
+    let mut observed = |name: String, to: Option<i64>, end: &str| {
         let to = to.map(|at| at - zero);
-        lanes.push(Lane { name, container: false, from: None, to, said: said.to_owned(), ticks: Vec::new() });
+        lanes.push(Lane { name, container: false, from: None, to, end: end.to_owned(), ticks: Vec::new() });
     };
-    seen("checks passing".to_owned(), stopped.checks_critical, "critical");
-    seen("node in the catalog".to_owned(), stopped.left, "left the cluster");
+    observed("checks passing".to_owned(), stopped.checks_critical, "critical");
+    observed("node in the catalog".to_owned(), stopped.left, "left the cluster");
     for (name, at) in &stopped.removed {
-        seen(format!("endpoint in {name}'s Envoy"), *at, "removed");
+        observed(format!("endpoint in {name}'s Envoy"), *at, "removed");
     }
     for (name, at) in [("inbound requests", stopped.last_inbound), ("outbound requests", stopped.last_outbound)] {
         if at.is_some() {
-            seen(name.to_owned(), at, "last one");
+            observed(name.to_owned(), at, "last one");
         }
     }
     let how = match order {
@@ -241,7 +241,7 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
     Some(Timeline { title: format!("task {task} stops: {how}"), name: format!("shutdown-{task}"), moments, lanes })
 }
 
-/// Who was sent TERM, those who were at nearly the same time together.
+/// The containers that got TERM, grouped by time.
 fn together<'a>(events: &[&'a Event]) -> Vec<(i64, Vec<&'a str>)> {
     let mut all: Vec<(i64, Vec<&str>)> = Vec::new();
     for event in events.iter().filter(|event| event.what == What::Signalled(TERM) && !event.holder) {
@@ -253,7 +253,7 @@ fn together<'a>(events: &[&'a Event]) -> Vec<(i64, Vec<&'a str>)> {
     all
 }
 
-/// A line a moment, with its offset from T0 in ms.
+/// One line for each moment, with its offset from T0 in ms.
 impl fmt::Display for Timeline {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.title)?;
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn the_marks_of_a_start_stand_at_their_events_with_offsets_from_the_task_s_start() {
+    fn a_startup_has_its_marks_at_offsets_from_t0() {
         let events = [
             event(1500, "sidecar-proxy", What::Started),
             event(900, "app", What::Exited(0)),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_did_not_start_has_no_timeline() {
+    fn a_task_without_a_start_has_no_timeline() {
         assert_eq!(startups(&[event(1, "app", What::Started)]), []);
     }
 
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn the_marks_of_a_shutdown_stand_at_term_at_the_last_to_hear_of_it_at_the_last_exit_and_at_kill() {
+    fn a_shutdown_has_its_marks_at_term_exits_and_kill() {
         let timeline = shutdown("web", StopOrder::AllAtOnce, &stopped()).unwrap();
         let marks = timeline.moments.iter().filter_map(|moment| Some((moment.mark?, moment.at / 1_000_000)));
         let marks = marks.collect::<Vec<_>>();
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_nobody_was_sent_to_is_unknown_when_its_node_has_left() {
+    fn without_downstreams_t2_is_when_the_node_has_left() {
         let stopped = Stopped { removed: BTreeMap::new(), ..stopped() };
         let timeline = shutdown("web", StopOrder::AllAtOnce, &stopped).unwrap();
         assert!(timeline.lanes.iter().all(|lane| !lane.name.starts_with("endpoint")));

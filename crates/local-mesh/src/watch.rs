@@ -1,4 +1,4 @@
-//! A task that stops, watched from all sides: Docker's events, Consul's catalog, its own Envoy and those that send to it.
+//! A stopping task, observed in Docker's events, in Consul's catalog, in its own Envoy and in the Envoys that send to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -11,74 +11,92 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::wait::{Attempt, until};
 use tokio::task::JoinHandle;
 
-use crate::docker;
+use crate::command::CommandError;
+use crate::consul::{self, ConsulError};
+use crate::docker::{self, DockerError};
 use crate::events::{Event, Recorder};
-use crate::load::{Load, Options, Report};
-use crate::mesh::MeshError;
+use crate::load::{Load, LoadError, Options, Report};
 use crate::probe::{self, Probe, Sample, Seen};
-use crate::task::{self, StopOrder, consul};
+use crate::task::{self, StopOrder, TaskError};
 
-/// How long one question to Consul may wait for news.
+/// How long one blocking query may wait for a change.
 const CONSUL_WAIT: Duration = Duration::from_secs(30);
 
-/// How long requests may take to reach a task after load was started somewhere.
+/// How long requests may take to reach a task after a load has started.
 const FLOW_BOUND: Duration = Duration::from_secs(15);
 
-/// What Consul's servers say of a task.
+/// Why a task could not be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The task does not run, or did not stop or start.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// Docker's engine refused a request.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// A probe did not start.
+    #[error(transparent)]
+    Probe(#[from] CommandError),
+    /// Consul could not be asked.
+    #[error(transparent)]
+    Consul(#[from] ConsulError),
+    /// The load did not start.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// A task's state in Consul's catalog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
-    /// A service of it, which the proxy is too, has no critical check.
+enum State {
+    /// A service of the task has no critical check. The proxy counts as a service.
     Passing,
-    /// Each has one: nobody is sent there any more.
+    /// Each service of the task has a critical check, so no Envoy sends to the task.
     Critical,
-    /// The catalog has no such node.
+    /// The catalog does not have the task's node.
     Gone,
 }
 
-/// What [`Watch::flowing`] waits for.
+/// The reason why [`Watch::flowing`] still waits.
 #[derive(Debug, thiserror::Error)]
-#[error("no request has passed its Envoy since the {0} before")]
+#[error("the task's Envoy still counts {0} requests")]
 struct NoRequest(u64);
 
-/// What was seen of a task that stopped. Times are nanoseconds since 1970.
+/// The observations of a task that stopped. Times are nanoseconds since 1970.
 #[derive(Debug)]
 pub struct Stopped {
-    /// What happened to its containers.
+    /// The events of its containers.
     pub events: Vec<Event>,
-    /// When the servers knew a critical check of both service and proxy.
+    /// When service and proxy both had a critical check at the servers.
     pub checks_critical: Option<i64>,
-    /// When its node left the catalog. Its agent runs on for some seconds, and what it then tells the servers, such as a check
-    /// that begins to fail, brings the node back there, critical, until they reconcile a minute later.
+    /// When its node left the catalog. The agent still runs for some seconds after that. If it then reports a check to the
+    /// servers, the node comes back as critical, until the servers reconcile a minute later.
     pub left: Option<i64>,
-    /// When each task's Envoy that sent to it was told not to any more; none if it still does.
+    /// When each Envoy that sent to the task removed its endpoint, by task; `None` if that Envoy still has the endpoint.
     pub removed: BTreeMap<String, Option<i64>>,
     /// The last request that came in through its public listener.
     pub last_inbound: Option<i64>,
     /// The last request that its app sent to an upstream.
     pub last_outbound: Option<i64>,
-    /// What its own Envoy said of itself.
+    /// The samples of its own Envoy.
     pub samples: Vec<Sample>,
 }
 
-/// Watching, from before a task is told to stop.
+/// The observation of a task. It starts before the task gets TERM.
 #[derive(Debug)]
 pub struct Watch {
     task: String,
     endpoint: String,
     recorder: Recorder,
-    /// By task, its own among them.
+    /// A probe for each running task, the watched task included.
     probes: BTreeMap<String, Probe>,
-    standings: Arc<Mutex<Vec<(i64, Standing)>>>,
+    states: Arc<Mutex<Vec<(i64, State)>>>,
     asking: JoinHandle<()>,
     begun: i64,
 }
 
 impl Watch {
-    /// Begins to watch a running task.
-    ///
-    /// # Errors
-    /// See [`MeshError`].
-    pub async fn start(docker: &Docker, task: &str) -> Result<Self, MeshError> {
+    /// Starts to watch a running task.
+        pub async fn start(docker: &Docker, task: &str) -> Result<Self, WatchError> {
         let watched = task::running(docker, task).await?;
         let mut probes = BTreeMap::new();
         for (name, other) in docker::tasks(docker).await? {
@@ -86,20 +104,20 @@ impl Watch {
                 probes.insert(name, Probe::start(&other.holder).await?);
             }
         }
-        let standings = Arc::new(Mutex::new(Vec::new()));
-        let asking = tokio::spawn(ask(consul().await?, watched.node(), standings.clone()));
+        let states = Arc::new(Mutex::new(Vec::new()));
+        let asking = tokio::spawn(ask(consul::client().await?, watched.node(), states.clone()));
         Ok(Self {
             task: task.to_owned(),
             endpoint: task::endpoint(docker, task).await?,
             recorder: Recorder::start(docker),
             probes,
-            standings,
+            states,
             asking,
             begun: probe::now(),
         })
     }
 
-    /// Waits until requests come to the task or go out of it. False if none do.
+    /// Waits until the task gets or sends requests. False if it does neither in time.
     pub async fn flowing(&self) -> bool {
         let Some(own) = self.probes.get(&self.task) else { return false };
         let count = |seen: Option<Seen>| seen.map_or(0, |seen| seen.inbound + seen.outbound);
@@ -112,20 +130,20 @@ impl Watch {
         .is_ok()
     }
 
-    /// What a task's Envoy says of itself now.
+    /// The current state of a task's Envoy.
     #[must_use]
     pub fn seen(&self, task: &str) -> Option<Seen> {
         self.probes.get(task)?.last()
     }
 
-    /// Ends the watch, after the task's end.
+    /// Ends the watch after the task's end and returns the observations.
     pub async fn end(mut self) -> Stopped {
         self.asking.abort();
         let mut events = self.recorder.events();
         events.retain(|event| event.task == self.task);
         events.sort_by_key(|event| event.at);
-        let standings = self.standings.lock().expect("no writer panics").clone();
-        let first = |standing| standings.iter().find(|(_, now)| *now == standing).map(|(at, _)| *at);
+        let states = self.states.lock().expect("no writer panics").clone();
+        let first = |state| states.iter().find(|(_, now)| *now == state).map(|(at, _)| *at);
         let mut samples = BTreeMap::new();
         for (name, probe) in self.probes {
             samples.insert(name, probe.samples());
@@ -141,8 +159,8 @@ impl Watch {
             downstream.map(|(name, samples)| (name.clone(), probe::removed(samples, &self.endpoint, self.begun)));
         Stopped {
             events,
-            checks_critical: first(Standing::Critical),
-            left: first(Standing::Gone),
+            checks_critical: first(State::Critical),
+            left: first(State::Gone),
             removed: removed.collect(),
             last_inbound: probe::last_rise(&own, self.begun, |seen| seen.inbound),
             last_outbound: probe::last_rise(&own, self.begun, |seen| seen.outbound),
@@ -151,8 +169,8 @@ impl Watch {
     }
 }
 
-/// Asks Consul again and again, and keeps what changes.
-async fn ask(consul: consul_api::Client, node: String, standings: Arc<Mutex<Vec<(i64, Standing)>>>) {
+/// Follows a node's state in Consul with blocking queries, and appends each change.
+async fn ask(consul: consul_api::Client, node: String, states: Arc<Mutex<Vec<(i64, State)>>>) {
     let mut index = None;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
     loop {
@@ -160,48 +178,45 @@ async fn ask(consul: consul_api::Client, node: String, standings: Arc<Mutex<Vec<
             Ok(health) => {
                 backoff.reset();
                 index = health.index;
-                let now = standing(&health.value);
-                let mut standings = standings.lock().expect("no writer panics");
-                if standings.last().is_none_or(|(_, last)| *last != now) {
-                    standings.push((probe::now(), now));
+                let now = state(&health.value);
+                let mut states = states.lock().expect("no writer panics");
+                if states.last().is_none_or(|(_, last)| *last != now) {
+                    states.push((probe::now(), now));
                 }
             }
-            // The server that is asked may be restarted meanwhile.
+            // A test may restart this server meanwhile.
             Err(_) => tokio::time::sleep(backoff.delay()).await,
         }
     }
 }
 
-fn standing(checks: &[HealthCheck]) -> Standing {
+fn state(checks: &[HealthCheck]) -> State {
     let services = checks.iter().map(|check| &check.service_id).filter(|id| !id.is_empty()).collect::<BTreeSet<_>>();
     let critical =
         |id: &&ServiceId| checks.iter().any(|check| check.service_id == **id && check.status == CheckStatus::Critical);
     if checks.is_empty() {
-        Standing::Gone
+        State::Gone
     } else if !services.is_empty() && services.iter().all(critical) {
-        Standing::Critical
+        State::Critical
     } else {
-        Standing::Passing
+        State::Passing
     }
 }
 
-/// What `cargo xtask stop` sends meanwhile: enough for the last requests to be seen, too little to be in the way.
+/// The load of `cargo xtask stop`: enough to show the last requests, and too little to slow the shutdown down.
 const LIGHT: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 50, connections: 4, fresh: "0.2", shutdown_delay: "5s" };
 
-/// Stops a task as ECS does, under light load from web to `api`, and watches it. The load is a container of task web: its
-/// report is none if web doesn't run, or if it gave none.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(Stopped, Option<Report>), MeshError> {
+/// Stops a task as ECS does, under light load from web to `api`, and watches it. The load runs in task web. The report is `None`
+/// if web does not run or if the load printed no report.
+pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(Stopped, Option<Report>), WatchError> {
     let watch = Watch::start(docker, task).await?;
     let load = match watch.probes.contains_key("web") {
         true => Some(Load::start(docker, "web", LIGHT).await?),
         false => None,
     };
     if load.is_some() && !watch.flowing().await {
-        tracing::warn!("no request reaches {task} or goes out of it");
+        tracing::warn!("task {task} gets and sends no request");
     }
     let done = task::stop(docker, task, order).await;
     let stopped = watch.end().await;
@@ -210,16 +225,13 @@ pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(Stop
         None => None,
     };
     done?;
-    // What happened to the task is worth telling without it.
+    // The timeline is useful without the report.
     let report = report.and_then(|report| report.inspect_err(|error| tracing::warn!("{}", one_line(error))).ok());
     Ok((stopped, report))
 }
 
-/// Starts a task that was stopped; gives what happened to its containers.
-///
-/// # Errors
-/// See [`MeshError`].
-pub async fn start(docker: &Docker, task: &str) -> Result<Vec<Event>, MeshError> {
+/// Starts a stopped task and returns the events of its containers.
+pub async fn start(docker: &Docker, task: &str) -> Result<Vec<Event>, WatchError> {
     let mut recorder = Recorder::start(docker);
     task::start(docker, task, &[]).await?;
     let mut events = recorder.events();
@@ -232,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_is_critical_when_each_of_its_services_is_and_gone_with_its_node() {
+    fn a_task_is_critical_if_each_service_is_and_gone_without_its_node() {
         let check = |service: &str, status| HealthCheck {
             check_id: Default::default(),
             name: String::new(),
@@ -242,16 +254,16 @@ mod tests {
         };
         let (passing, critical) = (CheckStatus::Passing, CheckStatus::Critical);
         let rows = [
-            (vec![], Standing::Gone),
-            (vec![("", passing)], Standing::Passing),
-            (vec![("", passing), ("api", critical), ("api-sidecar-proxy", passing)], Standing::Passing),
-            (vec![("", passing), ("api", critical), ("api-sidecar-proxy", critical)], Standing::Critical),
-            (vec![("", passing), ("gateway", passing)], Standing::Passing),
-            (vec![("", passing), ("gateway", passing), ("gateway", critical)], Standing::Critical),
+            (vec![], State::Gone),
+            (vec![("", passing)], State::Passing),
+            (vec![("", passing), ("api", critical), ("api-sidecar-proxy", passing)], State::Passing),
+            (vec![("", passing), ("api", critical), ("api-sidecar-proxy", critical)], State::Critical),
+            (vec![("", passing), ("gateway", passing)], State::Passing),
+            (vec![("", passing), ("gateway", passing), ("gateway", critical)], State::Critical),
         ];
         for (checks, expected) in rows {
             let checks = checks.into_iter().map(|(service, status)| check(service, status)).collect::<Vec<_>>();
-            assert_eq!(standing(&checks), expected, "{checks:?}");
+            assert_eq!(state(&checks), expected, "{checks:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ use sidecar_kit::http::{Client, Limits};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tonic::metadata::MetadataMap;
-use xds_bridge::grpc::{Consul, Token};
+use xds_bridge::consul::{Consul, Token};
 use xds_bridge::messages::{self, Response};
 use xds_bridge::resource::Kind;
 use xds_bridge::wire::{put_bytes, put_varint};

@@ -1,45 +1,44 @@
-//! What one Envoy has and wants, and so what to send it next: a state machine without input or output of its own.
+//! Decides what one Envoy gets next, from what it has and what it wants. This is a state machine without I/O.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::messages::{DeltaRequest, DeltaResponse};
 use crate::resource::{Kind, Resource};
 
-/// The name by which a request asks for everything.
+/// The name with which a request asks for all resources.
 /// (<https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#how-the-client-specifies-what-resources-to-return>)
 const WILDCARD: &str = "*";
 
-/// One ADS stream of one Envoy.
+/// The state of one ADS stream of one Envoy.
 ///
-/// A response goes out when Envoy has answered the last one of its kind, and those of the kinds it builds on: listeners
-/// and routes wait for clusters and endpoints, removals for everything. Endpoints alone don't wait for clusters: Envoy
-/// acknowledges clusters only when none is left warming, and they warm until they have their endpoints
-/// (`ClusterManagerImpl::updateClusterCounts` in Envoy's `cluster_manager_impl.cc`). What Envoy refused counts as sent,
-/// so it is not sent again until Consul changes it.
+/// A response waits until Envoy has answered the last response of its kind. Listeners and routes also wait for the answers to
+/// clusters and endpoints, and removals wait for all answers. Endpoints do not wait for clusters: Envoy acknowledges clusters only
+/// when all have their endpoints (`ClusterManagerImpl::updateClusterCounts` in Envoy's `cluster_manager_impl.cc`). A refused
+/// resource counts as sent, so it is not sent again until Consul changes it.
 #[derive(Debug, Default)]
-pub struct Delta {
+pub(crate) struct Delta {
     sides: [Side; 4],
     responses: u64,
 }
 
-/// What is known of one kind.
+/// The state of one kind.
 #[derive(Debug, Default)]
 struct Side {
-    /// Envoy has asked for the kind on this stream.
+    /// Whether Envoy has asked for the kind on this stream.
     asked: bool,
-    /// Envoy takes all there are.
+    /// Whether Envoy wants all resources.
     wildcard: bool,
-    /// What Envoy asked for by name.
+    /// The names that Envoy asked for.
     names: BTreeSet<String>,
-    /// The versions Envoy has, or refused.
+    /// The versions that Envoy has or has refused.
     sent: BTreeMap<String, String>,
-    /// Sent again whatever version Envoy has.
+    /// The resources that must be sent again, even if Envoy has the same version.
     owed: BTreeSet<String>,
-    /// Envoy has nothing yet and waits for an answer, even an empty one.
+    /// Whether Envoy has nothing yet and waits for a response, even an empty one.
     waiting: bool,
-    /// The response that Envoy has not answered yet.
+    /// The nonce of the response that Envoy has not answered yet.
     under_way: Option<String>,
-    /// All that Consul has; none until it said.
+    /// All resources that Consul has; `None` before its first response.
     consul: Option<Snapshot>,
 }
 
@@ -49,15 +48,15 @@ struct Snapshot {
     resources: BTreeMap<String, Resource>,
 }
 
-/// What a request of Envoy's comes to, besides what [`Delta::respond`] makes of it.
+/// What the relay must do for a request of Envoy, before it calls [`Delta::respond`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
+pub(crate) enum Outcome {
     /// Nothing.
     Nothing,
-    /// The first request for a kind: Consul has to be asked for it.
-    Asks(Kind),
-    /// The response under way was refused, and why.
-    Refuses(Kind, String),
+    /// Ask Consul for this kind: Envoy asks for it for the first time.
+    Subscribed(Kind),
+    /// Log the refusal of the last response of this kind, with Envoy's reason.
+    Refused(Kind, String),
 }
 
 impl Side {
@@ -81,13 +80,13 @@ impl Side {
 }
 
 impl Delta {
-    /// Envoy said something about `kind`.
-    pub fn envoy(&mut self, kind: Kind, request: DeltaRequest) -> Heard {
+    /// Handles a request of Envoy about `kind`.
+    pub(crate) fn envoy(&mut self, kind: Kind, request: DeltaRequest) -> Outcome {
         let side = &mut self.sides[kind as usize];
         let first = !side.asked;
         if first {
             side.asked = true;
-            // Naming nothing in the first request is how older clients ask for everything.
+            // A first request without names asks for all resources, as older clients do.
             side.wildcard = kind.is_wildcard() && request.subscribe.is_empty();
             side.waiting = kind.is_wildcard() && request.initial_versions.is_empty();
             side.sent = request.initial_versions;
@@ -96,7 +95,7 @@ impl Delta {
             if name == WILDCARD {
                 side.wildcard = true;
             } else {
-                // Asking again for what it has had on this stream means that it wants it again.
+                // A second request for a resource of this stream asks for it again.
                 if !first && side.sent.contains_key(&name) {
                     side.owed.insert(name.clone());
                 }
@@ -118,24 +117,24 @@ impl Delta {
             side.under_way = None;
         }
         match request.error {
-            Some(reason) if answered => Heard::Refuses(kind, reason),
-            _ if first => Heard::Asks(kind),
-            _ => Heard::Nothing,
+            Some(reason) if answered => Outcome::Refused(kind, reason),
+            _ if first => Outcome::Subscribed(kind),
+            _ => Outcome::Nothing,
         }
     }
 
-    /// Consul has these resources of a kind, and no others. `version` is Consul's.
-    pub fn consul(&mut self, kind: Kind, version: String, resources: Vec<Resource>) {
+    /// Handles a response of Consul: all resources of a kind. `version` is Consul's.
+    pub(crate) fn consul(&mut self, kind: Kind, version: String, resources: Vec<Resource>) {
         let mut by_name = BTreeMap::new();
         for resource in resources {
-            // Consul 1.8.7 sends a cluster once for each upstream that leads to it. Envoy always took the first.
+            // Consul 1.8.7 sends a cluster once for each upstream that uses it. Envoy uses the first.
             by_name.entry(resource.name.clone()).or_insert(resource);
         }
         self.sides[kind as usize].consul = Some(Snapshot { version, resources: by_name });
     }
 
-    /// The next response to Envoy, if there is one to send now. It counts as sent.
-    pub fn respond(&mut self) -> Option<DeltaResponse> {
+    /// The next response to Envoy, if one can be sent now. It counts as sent.
+    pub(crate) fn respond(&mut self) -> Option<DeltaResponse> {
         for kind in Kind::ALL {
             if self.waits(kind) {
                 continue;
@@ -151,7 +150,7 @@ impl Delta {
                 side.owed.remove(&resource.name);
                 side.sent.insert(resource.name.clone(), resource.version.clone());
             }
-            // Envoy warms the new cluster or listener until it gets these, but doesn't ask for what it has.
+            // Envoy warms the new cluster or listener until it gets these, but does not ask for resources that it has.
             if let Some(needed) = kind.needs() {
                 let names = changed.iter().flat_map(|resource| resource.needs.iter().cloned());
                 self.sides[needed as usize].owed.extend(names);
@@ -161,8 +160,8 @@ impl Delta {
         if !self.is_whole() || self.sides.iter().any(|side| side.under_way.is_some()) {
             return None;
         }
-        // Only what Envoy takes all of: it drops endpoints and routes by itself with the cluster or listener that asked
-        // for them, and ignores a removal. Consul leaves endpoints out as long as it doesn't know them.
+        // Only clusters and listeners are removed. Envoy drops endpoints and routes with the cluster or listener that named
+        // them, and ignores their removal. Consul also leaves out endpoints that it does not know yet.
         for kind in [Kind::Listener, Kind::Cluster] {
             let side = &mut self.sides[kind as usize];
             let gone = side.gone();
@@ -185,7 +184,7 @@ impl Delta {
     }
 
     /// Whether clusters and listeners are of the same configuration. Consul 1.8.7 sends clusters first and listeners last
-    /// (`agent/xds/server.go`); in between, a listener may still use a cluster that is gone.
+    /// (`agent/xds/server.go`). Between the two, a listener may still use a removed cluster.
     fn is_whole(&self) -> bool {
         let version = |kind: Kind| self.sides[kind as usize].consul.as_ref().map(|snapshot| &snapshot.version);
         version(Kind::Cluster).is_some() && version(Kind::Cluster) == version(Kind::Listener)
@@ -230,7 +229,7 @@ mod tests {
         delta
     }
 
-    /// Acknowledges all there is; `cluster +a +b` or `cluster -a` for each response.
+    /// Acknowledges every response and lists them as `cluster +a +b` or `cluster -a`.
     fn drain(delta: &mut Delta) -> Vec<String> {
         let mut log = Vec::new();
         while let Some(response) = delta.respond() {
@@ -240,19 +239,19 @@ mod tests {
             log.push(line);
             assert!(log.len() < 10, "endless: {log:?}");
             let ack = DeltaRequest { nonce: response.nonce, ..Default::default() };
-            assert_eq!(delta.envoy(response.kind, ack), Heard::Nothing);
+            assert_eq!(delta.envoy(response.kind, ack), Outcome::Nothing);
         }
         log
     }
 
     #[test]
-    fn first_comes_what_others_name() {
+    fn named_resources_are_sent_before_those_that_name_them() {
         let mut delta = Delta::default();
-        assert_eq!(delta.envoy(Kind::Cluster, subscribe(&[])), Heard::Asks(Kind::Cluster));
-        assert_eq!(delta.envoy(Kind::Listener, subscribe(&[])), Heard::Asks(Kind::Listener));
-        assert_eq!(delta.envoy(Kind::Route, subscribe(&["r"])), Heard::Asks(Kind::Route));
-        assert_eq!(delta.envoy(Kind::Endpoint, subscribe(&["a"])), Heard::Asks(Kind::Endpoint));
-        assert_eq!(delta.envoy(Kind::Endpoint, subscribe(&["b"])), Heard::Nothing);
+        assert_eq!(delta.envoy(Kind::Cluster, subscribe(&[])), Outcome::Subscribed(Kind::Cluster));
+        assert_eq!(delta.envoy(Kind::Listener, subscribe(&[])), Outcome::Subscribed(Kind::Listener));
+        assert_eq!(delta.envoy(Kind::Route, subscribe(&["r"])), Outcome::Subscribed(Kind::Route));
+        assert_eq!(delta.envoy(Kind::Endpoint, subscribe(&["a"])), Outcome::Subscribed(Kind::Endpoint));
+        assert_eq!(delta.envoy(Kind::Endpoint, subscribe(&["b"])), Outcome::Nothing);
         delta.consul(Kind::Route, "1".into(), vec![resource("r", "r1", &[]), resource("not asked for", "x", &[])]);
         delta.consul(Kind::Listener, "1".into(), vec![resource("l", "l1", &["r"])]);
         delta.consul(Kind::Endpoint, "1".into(), vec![resource("a", "ea1", &[]), resource("b", "eb1", &[])]);
@@ -261,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_follow_clusters_that_envoy_has_not_acknowledged_and_the_rest_waits() {
+    fn only_endpoints_are_sent_before_clusters_are_acknowledged() {
         let mut delta = settled();
         delta.consul(Kind::Cluster, "2".into(), vec![resource("a", "a2", &["a"])]);
         delta.consul(Kind::Listener, "2".into(), vec![resource("l", "l2", &["r"])]);
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn one_changed_resource_is_sent_alone() {
+    fn only_the_changed_resource_is_sent() {
         let mut delta = settled();
         delta.consul(Kind::Endpoint, "2".into(), vec![resource("a", "ea1", &[]), resource("b", "eb2", &[])]);
         assert_eq!(drain(&mut delta), ["endpoint +b"]);
@@ -288,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_that_is_sent_again_brings_its_endpoints_and_a_listener_its_routes() {
+    fn a_resent_cluster_or_listener_brings_its_endpoints_or_routes() {
         let mut delta = settled();
         delta.consul(Kind::Cluster, "2".into(), vec![resource("a", "a1", &["a"]), resource("b", "b2", &["b"])]);
         assert_eq!(drain(&mut delta), ["cluster +b", "endpoint +b"]);
@@ -297,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn removals_come_last_and_only_when_the_listeners_that_go_with_the_clusters_are_known() {
+    fn removals_wait_for_the_listeners_of_the_same_configuration() {
         let mut delta = settled();
         delta.consul(Kind::Cluster, "2".into(), vec![resource("a", "a2", &["a"])]);
         assert_eq!(drain(&mut delta), ["cluster +a", "endpoint +a"], "Consul has not said which listeners stay");
@@ -307,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_that_comes_back_is_sent_again() {
+    fn a_resource_that_returns_is_sent_again() {
         let mut delta = settled();
         let all = || vec![resource("a", "a1", &["a"]), resource("b", "b1", &["b"])];
         delta.consul(Kind::Cluster, "2".into(), all()[..1].to_vec());
@@ -322,14 +321,14 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_that_consul_does_not_know_yet_are_not_removed() {
+    fn endpoints_that_consul_leaves_out_are_not_removed() {
         let mut delta = settled();
         delta.consul(Kind::Endpoint, "2".into(), vec![resource("a", "ea1", &[])]);
         assert_eq!(drain(&mut delta), [""; 0]);
     }
 
     #[test]
-    fn after_unsubscribing_nothing_comes_until_it_is_asked_for_again() {
+    fn an_unsubscribed_resource_is_sent_only_when_requested_again() {
         let mut delta = settled();
         let request = DeltaRequest { unsubscribe: vec!["b".into()], ..Default::default() };
         delta.envoy(Kind::Endpoint, request);
@@ -364,39 +363,39 @@ mod tests {
     }
 
     #[test]
-    fn a_reconnect_sends_nothing_that_envoy_has() {
+    fn a_reconnect_sends_no_resource_that_envoy_has() {
         let mut delta = reconnected(&[("a", "a1"), ("b", "b1")], &[("a", "ea1"), ("b", "eb1")]);
         assert_eq!(drain(&mut delta), [""; 0]);
     }
 
     #[test]
-    fn a_reconnect_sends_what_changed_meanwhile_with_what_it_needs_even_if_envoy_has_that() {
+    fn a_reconnect_sends_changed_clusters_with_their_endpoints() {
         let mut delta = reconnected(&[("a", "a1"), ("b", "b0")], &[("a", "ea1"), ("b", "eb1")]);
         assert_eq!(drain(&mut delta), ["endpoint +b"], "after the cluster");
     }
 
     #[test]
-    fn a_reconnect_removes_what_went_meanwhile() {
+    fn a_reconnect_removes_resources_that_consul_no_longer_has() {
         let mut delta = reconnected(&[("a", "a1"), ("b", "b1"), ("c", "c1")], &[("a", "ea1"), ("b", "eb1")]);
         assert_eq!(drain(&mut delta), ["cluster -c"]);
     }
 
     #[test]
-    fn what_envoy_refused_is_not_repeated_and_a_later_version_is_sent() {
+    fn a_refused_version_is_not_repeated_but_a_later_one_is_sent() {
         let mut delta = settled();
         delta.consul(Kind::Listener, "2".into(), vec![resource("l", "bad", &[])]);
         let response = delta.respond().unwrap();
         let stale = DeltaRequest { nonce: "another".into(), error: Some("late".into()), ..Default::default() };
-        assert_eq!(delta.envoy(Kind::Listener, stale), Heard::Nothing);
+        assert_eq!(delta.envoy(Kind::Listener, stale), Outcome::Nothing);
         let nack = DeltaRequest { nonce: response.nonce, error: Some("no such filter".into()), ..Default::default() };
-        assert_eq!(delta.envoy(Kind::Listener, nack), Heard::Refuses(Kind::Listener, "no such filter".into()));
+        assert_eq!(delta.envoy(Kind::Listener, nack), Outcome::Refused(Kind::Listener, "no such filter".into()));
         assert_eq!(drain(&mut delta), [""; 0]);
         delta.consul(Kind::Listener, "3".into(), vec![resource("l", "l1", &[])]);
         assert_eq!(drain(&mut delta), ["listener +l"], "back to what Envoy had is a change too");
     }
 
     #[test]
-    fn an_envoy_that_starts_hears_that_there_is_nothing_and_one_that_comes_back_does_not() {
+    fn only_the_first_empty_answer_is_sent() {
         let mut delta = Delta::default();
         delta.envoy(Kind::Cluster, subscribe(&[]));
         assert_eq!(drain(&mut delta), [""; 0], "Consul has not answered");

@@ -1,17 +1,17 @@
-//! Lets an Envoy that speaks xDS v3 be served by a Consul that speaks xDS v2.
+//! Serves Envoys, which need xDS v3, with the configuration from Consul 1.8, which serves xDS v2.
 //!
-//! Consul runs as the bridge's child, with its gRPC on a unix socket; the bridge listens where Consul would.
-//! [`convert`] is the conversion, a pure function; [`delta`] decides what to send an Envoy, [`relay`] joins it to the two
-//! streams.
+//! Consul runs as the bridge's child with its gRPC on a unix socket, and the bridge listens on Consul's address. [`server`] is
+//! Envoy's side, [`consul`] is Consul's side, and [`relay`] joins the two streams. [`convert`] turns a v2 resource into a v3
+//! resource. [`delta`] decides what an Envoy gets next. [`wire`], [`messages`] and [`codec`] read and write the messages.
 
+pub mod codec;
+pub mod consul;
 pub mod convert;
-pub mod delta;
-pub mod extension;
-pub mod grpc;
+mod delta;
 pub mod messages;
-pub mod relay;
+mod relay;
 pub mod resource;
-pub mod structs;
+pub mod server;
 pub mod wire;
 
 use std::ffi::OsString;
@@ -22,24 +22,24 @@ use std::path::PathBuf;
 use supervise::{Ended, HeldSignals, StartError, Supervised, Target};
 use tokio::net::TcpListener;
 
-/// What the program is told.
+/// The command line.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(
     name = "xds-bridge",
     version,
-    about = "Runs a Consul that speaks xDS v2 and serves Envoys that speak xDS v3 from it.",
-    after_help = "The agent's gRPC is moved to the socket by an option added to its command line; the bridge listens in \
-        its place. A command that is not `consul agent` is run as it is. LOG_LEVEL (trace, debug, info, warn, error) and \
-        LOG_FORMAT (text, json) set the bridge's own log.\n\n\
-        Exit codes: Consul's own, 128 + n if signal n ended it; 1 when the address can't be listened on; 2 for a wrong \
-        command line; 126 or 127 when Consul can't be run."
+    about = "Runs Consul 1.8, which serves xDS v2, and serves Envoys its configuration as xDS v3.",
+    after_help = "The bridge adds an option to the agent's command line, so that the agent serves gRPC on the socket. The bridge \
+        listens on the agent's gRPC address. It runs any other command than `consul agent` unchanged. LOG_LEVEL (trace, debug, \
+        info, warn, error) and LOG_FORMAT (text, json) set the bridge's own log.\n\n\
+        Exit codes: Consul's own, 128 + n if signal n ended Consul; 1 if the bridge cannot listen on the address; 2 for a wrong \
+        command line; 126 or 127 if Consul cannot be run."
 )]
 pub struct Arguments {
-    /// Where Envoys connect: the address and port that the agent's configuration gives its gRPC
+    /// The address for Envoys: the gRPC address and port of the agent's configuration
     #[arg(long, env = "XDS_BRIDGE_LISTEN", default_value = "127.0.0.1:8502", value_name = "ADDRESS:PORT")]
     pub listen: SocketAddr,
 
-    /// The unix socket Consul's gRPC is moved to; its directory must exist and be writable
+    /// The unix socket for Consul's gRPC; its directory must exist and be writable
     #[arg(long, env = "XDS_BRIDGE_SOCKET", default_value = "/consul/data/xds-bridge.sock", value_name = "PATH", value_parser = socket)]
     pub socket: PathBuf,
 
@@ -48,7 +48,7 @@ pub struct Arguments {
     pub command: Vec<OsString>,
 }
 
-/// A unix socket's path is at most 107 bytes long (unix(7)), and this one stands in quotes in HCL.
+/// Checks the path of the socket. Linux allows at most 107 bytes (unix(7)), and the path is quoted in HCL.
 fn socket(path: &str) -> Result<PathBuf, String> {
     if !path.starts_with('/') {
         return Err("expected an absolute path".into());
@@ -68,7 +68,7 @@ pub enum Error {
     /// `LOG_LEVEL` or `LOG_FORMAT` is wrong.
     #[error(transparent)]
     Log(#[from] sidecar_kit::log::LogError),
-    /// Something else holds the address, or it is not this machine's.
+    /// Another program uses the address, or this machine does not have it.
     #[error("cannot listen on {address}")]
     Listen {
         /// The address.
@@ -76,7 +76,7 @@ pub enum Error {
         /// The cause.
         source: io::Error,
     },
-    /// Consul can't be run.
+    /// Consul could not be run.
     #[error(transparent)]
     Start(#[from] StartError),
 }
@@ -92,25 +92,22 @@ impl Error {
     }
 }
 
-/// Runs Consul and serves Envoys until Consul ends: on TERM too, for this Consul authorises its Envoys' inbound
-/// connections, and they last until it has left. Returns how Consul ended.
-///
-/// # Errors
-/// See [`Error`].
+/// Runs Consul and serves Envoys until Consul ends, and returns how Consul ended. After TERM too, Envoys are served until then: this
+/// Consul authorises their inbound connections until it has left the cluster.
 pub async fn run(held: HeldSignals, arguments: Arguments) -> Result<Ended, Error> {
     let Arguments { listen, socket, mut command } = arguments;
     if command.get(1).is_none_or(|subcommand| subcommand != "agent") {
         return Ok(Supervised::start(held, &command, Target::Child, &[])?.run().await);
     }
     let listener = TcpListener::bind(listen).await.map_err(|source| Error::Listen { address: listen, source })?;
-    // After the configuration files, so that it wins. The agent still says of itself the port they name.
+    // The last option takes precedence over the configuration files. The agent still reports the port of the files.
     command.extend(["-hcl".into(), format!(r#"addresses {{ grpc = "unix://{}" }}"#, socket.display()).into()]);
-    let consul = Supervised::start(held, &command, Target::Child, &[])?;
+    let child = Supervised::start(held, &command, Target::Child, &[])?;
     tracing::info!(%listen, socket = %socket.display(), "serving Envoys");
     tokio::spawn(async move {
-        if let Err(error) = grpc::serve(listener, grpc::Consul::new(socket)).await {
+        if let Err(error) = server::serve(listener, consul::Consul::new(socket)).await {
             tracing::error!(error = sidecar_kit::exit::one_line(&error), "no longer serving Envoys");
         }
     });
-    Ok(consul.run().await)
+    Ok(child.run().await)
 }

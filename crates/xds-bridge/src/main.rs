@@ -1,4 +1,4 @@
-//! Runs a Consul that speaks xDS v2 and serves Envoys that speak xDS v3 from it.
+//! Runs Consul 1.8, which serves xDS v2, and serves Envoys its configuration as xDS v3.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! The four discovery messages the bridge reads and writes itself, by the field numbers of Envoy's `discovery.proto`.
+//! The four discovery messages of the bridge, with the field numbers of Envoy's `discovery.proto`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,31 +6,28 @@ use std::fmt;
 use crate::resource::{Kind, Resource};
 use crate::wire::{self, Malformed, Value, put_bytes};
 
-/// v3's DeltaDiscoveryRequest: what Envoy says.
+/// v3's DeltaDiscoveryRequest, which Envoy sends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeltaRequest {
-    /// The node, as it stands on the wire; on the first request of a stream.
+    /// The encoded node. Only the first request of a stream has it.
     pub node: Option<Vec<u8>>,
-    /// The type it is about.
+    /// The type URL of the resources.
     pub type_url: String,
-    /// Names it wants from now on.
+    /// Names of resources that Envoy wants from now on.
     pub subscribe: Vec<String>,
-    /// Names it doesn't want any more.
+    /// Names of resources that Envoy no longer wants.
     pub unsubscribe: Vec<String>,
-    /// What it has from an earlier stream: versions by name. Only on the first request for a type.
+    /// The versions of the resources that Envoy has from an earlier stream, by name. Only the first request for a type has them.
     pub initial_versions: BTreeMap<String, String>,
-    /// The response it acknowledges or refuses; empty if none.
+    /// The nonce of the response that this acknowledges or refuses; empty if it does neither.
     pub nonce: String,
-    /// Why it refuses that response.
+    /// Envoy's reason for the refusal.
     pub error: Option<String>,
 }
 
 impl DeltaRequest {
-    /// Reads one.
-    ///
-    /// # Errors
-    /// [`Malformed`].
-    pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
+    /// Reads a message.
+        pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
         let mut request = Self::default();
         for field in wire::fields(message) {
             let field = field?;
@@ -52,7 +49,7 @@ impl DeltaRequest {
     }
 }
 
-/// An entry of a `map<string, string>`.
+/// Reads an entry of a `map<string, string>`.
 fn entry(message: &[u8]) -> Result<(String, String), Malformed> {
     let (mut key, mut value) = (String::new(), String::new());
     for field in wire::fields(message) {
@@ -66,7 +63,7 @@ fn entry(message: &[u8]) -> Result<(String, String), Malformed> {
     Ok((key, value))
 }
 
-/// The `message` of a `google.rpc.Status`.
+/// Reads the `message` of a `google.rpc.Status`.
 fn status_message(message: &[u8]) -> Result<String, Malformed> {
     let mut text = String::new();
     for field in wire::fields(message) {
@@ -78,28 +75,28 @@ fn status_message(message: &[u8]) -> Result<String, Malformed> {
     Ok(text)
 }
 
-/// v3's DeltaDiscoveryResponse: what changed, and what went.
+/// v3's DeltaDiscoveryResponse: changed and removed resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeltaResponse {
-    /// The kind of its resources.
+    /// The kind of the resources.
     pub kind: Kind,
-    /// By which Envoy acknowledges it.
+    /// The nonce by which Envoy acknowledges the response.
     pub nonce: String,
-    /// New or changed.
+    /// New and changed resources.
     pub resources: Vec<Resource>,
-    /// Names of what is gone.
+    /// The names of removed resources.
     pub removed: Vec<String>,
 }
 
 impl DeltaResponse {
-    /// Writes it.
+    /// Writes the message.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         for resource in &self.resources {
             let mut message = Vec::new();
             put_bytes(&mut message, 1, resource.version.as_bytes());
-            put_bytes(&mut message, 2, &crate::extension::pack(self.kind.v3_url(), &resource.body));
+            put_bytes(&mut message, 2, &crate::convert::pack(self.kind.v3_url(), &resource.body));
             put_bytes(&mut message, 3, resource.name.as_bytes());
             put_bytes(&mut out, 2, &message);
         }
@@ -112,7 +109,7 @@ impl DeltaResponse {
     }
 }
 
-/// v2's DiscoveryRequest: asks Consul for a kind, or acknowledges what it sent.
+/// v2's DiscoveryRequest. It asks Consul for a kind, or acknowledges a response.
 #[must_use]
 pub fn request(kind: Kind, node: &[u8], version: &str, nonce: &str) -> Vec<u8> {
     let mut out = Vec::new();
@@ -127,25 +124,22 @@ pub fn request(kind: Kind, node: &[u8], version: &str, nonce: &str) -> Vec<u8> {
     out
 }
 
-/// v2's DiscoveryResponse: all resources of a kind. They may hold private keys and tokens, so they don't print.
+/// v2's DiscoveryResponse: all resources of a kind. They may have private keys and tokens, so `Debug` does not show them.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Response {
-    /// Counts Consul's configurations of this proxy on this stream; the same for all kinds of one configuration.
+    /// The number of Consul's configuration on this stream. All kinds of one configuration have the same number.
     pub version: String,
-    /// The messages.
+    /// The encoded resources.
     pub resources: Vec<Vec<u8>>,
-    /// What they are.
+    /// Their type URL.
     pub type_url: String,
-    /// By which it is acknowledged.
+    /// The nonce by which the bridge acknowledges the response.
     pub nonce: String,
 }
 
 impl Response {
-    /// Reads one.
-    ///
-    /// # Errors
-    /// [`Malformed`].
-    pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
+    /// Reads a message.
+        pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
         let mut response = Self::default();
         for field in wire::fields(message) {
             let field = field?;

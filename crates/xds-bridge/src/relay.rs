@@ -1,4 +1,4 @@
-//! One ADS stream of one Envoy, and the stream to Consul that feeds it.
+//! Joins one ADS stream of an Envoy to one stream of Consul.
 
 use std::error::Error;
 use std::pin::pin;
@@ -11,28 +11,28 @@ use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::convert;
-use crate::delta::{Delta, Heard};
-use crate::grpc::{Consul, Token};
+use crate::delta::{Delta, Outcome};
+use crate::consul::{Consul, Token};
 use crate::messages::{self, DeltaRequest, Response};
 use crate::resource::Kind;
 use crate::wire::{self, Malformed};
 
-/// The messages to one Envoy.
+/// The responses to one Envoy.
 pub type Responses = BoxStream<'static, Result<Bytes, Status>>;
 
-/// An Envoy's refusal is logged up to this length.
+/// How many characters of Envoy's refusal are logged.
 const REASON: usize = 2000;
 
-/// Starts relaying. It ends when Envoy drops the responses or either side ends its stream; Envoy is then told Consul's
-/// status, keeps what it has and comes back with the versions of it.
+/// Starts to relay. This ends when Envoy drops the responses or when a side ends its stream. Envoy then gets Consul's status, keeps
+/// its configuration, and reconnects with the versions of that configuration.
 pub fn start(consul: Consul, token: Token, requests: Streaming<Bytes>) -> Responses {
     let (responses, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let gone = responses.clone();
         tokio::select! {
-            () = gone.closed() => debug!("Envoy is gone"),
+            () = gone.closed() => debug!("Envoy has disconnected"),
             status = relay(&consul, &token, requests, &responses) => {
-                debug!(code = ?status.code(), message = token.blot(status.message()), "ending Envoy's stream");
+                debug!(code = ?status.code(), message = token.redact(status.message()), "ending Envoy's stream");
                 let _ = responses.send(Err(status)).await;
             }
         }
@@ -44,14 +44,14 @@ fn received<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
     stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|item| (item, receiver)) })
 }
 
-/// Relays until one side ends, and returns what to tell Envoy.
+/// Relays until one side ends. Returns the status for Envoy.
 async fn relay(
     consul: &Consul,
     token: &Token,
     mut requests: Streaming<Bytes>,
     responses: &mpsc::Sender<Result<Bytes, Status>>,
 ) -> Status {
-    // Unbounded: what is in it are a few requests, at most one for each message from Consul.
+    // Unbounded, but it only gets a few requests: at most one for each message from Consul.
     let (to_consul, consul_requests) = mpsc::unbounded_channel();
     let (from_consul, mut consul_responses) = mpsc::channel(1);
     let mut upstream = pin!(upstream(consul, token, consul_requests, from_consul));
@@ -60,7 +60,7 @@ async fn relay(
         let outcome = tokio::select! {
             Some(message) = consul_responses.recv() => session.consul(&message),
             status = &mut upstream => {
-                info!(node = session.id, code = ?status.code(), reason = token.blot(status.message()), "Consul ended the stream");
+                info!(node = session.id, code = ?status.code(), reason = token.redact(status.message()), "Consul ended the stream");
                 return status;
             }
             request = requests.message() => match request {
@@ -82,13 +82,13 @@ async fn relay(
                 "sending",
             );
             if responses.send(Ok(response.encode().into())).await.is_err() {
-                return Status::cancelled("Envoy is gone");
+                return Status::cancelled("Envoy has disconnected");
             }
         }
     }
 }
 
-/// Reads Consul's stream, which is opened with the first request, until it ends.
+/// Opens Consul's stream with the first request, and reads it until it ends.
 async fn upstream(
     consul: &Consul,
     token: &Token,
@@ -99,7 +99,7 @@ async fn upstream(
         stream::unfold(requests, |mut requests| async { requests.recv().await.map(|request| (request, requests)) });
     let mut stream = match consul.stream(token, requests).await {
         Ok(stream) => stream,
-        Err(status) => return passed_on(status),
+        Err(status) => return status_for_envoy(status),
     };
     loop {
         match stream.message().await {
@@ -107,23 +107,23 @@ async fn upstream(
                 let _ = responses.send(message).await;
             }
             Ok(None) => return Status::unavailable("Consul ended the stream"),
-            Err(status) => return passed_on(status),
+            Err(status) => return status_for_envoy(status),
         }
     }
 }
 
-/// Consul's status for Envoy, without the metadata of Consul's response. One that the connection made up has a cause.
-fn passed_on(status: Status) -> Status {
+/// Consul's status without the metadata of its response. A status with a cause comes from the lost connection, not from Consul.
+fn status_for_envoy(status: Status) -> Status {
     match status.source() {
-        Some(_) => Status::unavailable("Consul's gRPC can't be reached"),
+        Some(_) => Status::unavailable("cannot reach Consul's gRPC"),
         None => Status::new(status.code(), status.message()),
     }
 }
 
 struct Session<'a> {
     token: &'a Token,
-    /// Envoy's node, as it stands on the wire: with its `user_agent_build_version`, by which Consul 1.8.7 decides
-    /// whether it may use the fields that Envoy still has (`agent/xds/envoy_versioning.go`).
+    /// Envoy's encoded node. Consul 1.8.7 needs its `user_agent_build_version`: without it, Consul sends fields that Envoy no
+    /// longer has (`agent/xds/envoy_versioning.go`).
     node: Vec<u8>,
     id: String,
     delta: Delta,
@@ -141,21 +141,21 @@ impl Session<'_> {
             self.node = node;
         }
         if self.id.is_empty() {
-            return Err(Status::invalid_argument("the first request must say which node it comes from"));
+            return Err(Status::invalid_argument("the first request must have a node"));
         }
         let Some(kind) = Kind::of_url(&request.type_url) else {
-            debug!(node = self.id, type_url = request.type_url, "Consul doesn't serve this");
+            debug!(node = self.id, type_url = request.type_url, "Consul does not serve this type");
             return Ok(());
         };
         if !request.unsubscribe.is_empty() {
             debug!(node = self.id, %kind, resources = ?request.unsubscribe, "Envoy unsubscribed");
         }
         match self.delta.envoy(kind, request) {
-            Heard::Nothing => {}
-            // Not before: Consul ends the stream of a mesh gateway that asks for routes (`agent/xds/routes.go`).
-            Heard::Asks(kind) => self.to_consul(messages::request(kind, &self.node, "", "")),
-            Heard::Refuses(kind, reason) => {
-                let reason = self.token.blot(&reason).chars().take(REASON).collect::<String>();
+            Outcome::Nothing => {}
+            // Only when Envoy asks: Consul ends the stream of a mesh gateway that asks for routes (`agent/xds/routes.go`).
+            Outcome::Subscribed(kind) => self.to_consul(messages::request(kind, &self.node, "", "")),
+            Outcome::Refused(kind, reason) => {
+                let reason = self.token.redact(&reason).chars().take(REASON).collect::<String>();
                 warn!(node = self.id, %kind, reason, "Envoy refused a change");
             }
         }
@@ -166,16 +166,16 @@ impl Session<'_> {
         let response = Response::decode(message).map_err(malformed)?;
         let Some(kind) = Kind::of_url(&response.type_url) else { return Ok(()) };
         let resources = response.resources.iter().map(|resource| convert::resource(kind, resource));
-        // One that is left out would be taken for removed.
+        // One malformed resource fails them all. A missing resource would count as removed.
         let resources = resources.collect::<Result<_, _>>().map_err(malformed)?;
-        // Consul sends the next one whether or not the last was taken, but looks at the nonce.
+        // Consul does not wait for the acknowledgement, but it checks the nonce.
         self.to_consul(messages::request(kind, &self.node, &response.version, &response.nonce));
         self.delta.consul(kind, response.version, resources);
         Ok(())
     }
 
     fn to_consul(&self, request: Vec<u8>) {
-        // Fails when Consul's stream has ended, which is then seen at its other end.
+        // This fails if Consul's stream has ended. `upstream` then returns the status.
         let _ = self.to_consul.send(request.into());
     }
 }

@@ -1,27 +1,27 @@
-//! The four kinds of resource Consul serves, and one converted resource.
+//! The four kinds of resources that Consul serves, and one converted resource.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 
-/// A kind of xDS resource, in the order Envoy has to get them: nothing may name what Envoy doesn't have yet.
+/// A kind of xDS resource. The order is that in which Envoy must get them, so that no resource names one that Envoy does not have yet.
 /// (<https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#eventual-consistency-considerations>)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// Upstream clusters, and the local app's.
+    /// Upstream clusters, and the cluster of the local app.
     Cluster,
     /// `ClusterLoadAssignment`s: the instances of a cluster.
     Endpoint,
     /// Listeners.
     Listener,
-    /// `RouteConfiguration`s: what a listener of an HTTP service with traffic rules asks for by name.
+    /// `RouteConfiguration`s. The listener of an HTTP service with traffic rules asks for them by name.
     Route,
 }
 
 impl Kind {
-    /// All of them, in order.
+    /// All kinds, in order.
     pub const ALL: [Kind; 4] = [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route];
 
-    /// The type URL Envoy asks for.
+    /// The type URL of Envoy's requests.
     #[must_use]
     pub fn v3_url(self) -> &'static str {
         match self {
@@ -32,7 +32,7 @@ impl Kind {
         }
     }
 
-    /// The type URL Consul answers to.
+    /// The type URL of requests to Consul.
     #[must_use]
     pub fn v2_url(self) -> &'static str {
         match self {
@@ -43,19 +43,19 @@ impl Kind {
         }
     }
 
-    /// The kind of a v3 or v2 type URL; none for what Consul doesn't serve.
+    /// The kind of a v3 or v2 type URL; `None` if Consul does not serve it.
     #[must_use]
     pub fn of_url(url: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.v3_url() == url || kind.v2_url() == url)
     }
 
-    /// Whether Envoy takes every resource of the kind there is (CDS, LDS), or those it names (EDS, RDS).
+    /// Whether Envoy gets all resources of the kind (CDS, LDS), or only those that it names (EDS, RDS).
     #[must_use]
     pub fn is_wildcard(self) -> bool {
         matches!(self, Kind::Cluster | Kind::Listener)
     }
 
-    /// The kind that resources of this kind ask for by name.
+    /// The kind of the resources that resources of this kind name.
     #[must_use]
     pub fn needs(self) -> Option<Kind> {
         match self {
@@ -77,24 +77,24 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A resource as Envoy gets it. Its body may hold private keys and tokens, so it doesn't print.
+/// A resource for Envoy. Its body may have private keys and tokens, so `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Resource {
-    /// The name Envoy knows it by.
+    /// The name.
     pub name: String,
-    /// A hash of the body: the same for the same configuration, whichever Consul process it came from.
+    /// A hash of the body. Two Consul processes with the same configuration make the same version.
     pub version: String,
     /// The v3 message.
     pub body: Vec<u8>,
-    /// Names of the resources of [`Kind::needs`] that it asks for.
+    /// The names of the resources of the kind [`Kind::needs`] that it needs.
     pub needs: Vec<String>,
 }
 
 impl Resource {
-    /// A resource, its version made from its body.
+    /// A resource whose version is made from its body.
     #[must_use]
     pub fn new(name: String, body: Vec<u8>, needs: Vec<String>) -> Self {
-        // The same in every process of a build. After an upgrade everything is sent once more, which does no harm.
+        // All processes of one build make the same hash. After an upgrade of the bridge, Envoy gets everything once more.
         let mut hasher = DefaultHasher::new();
         hasher.write(&body);
         Self { name, version: format!("{:016x}", hasher.finish()), body, needs }

@@ -19,9 +19,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 use tower_service::Service;
-use xds_bridge::grpc::{self, Raw};
+use xds_bridge::codec::Raw;
 use xds_bridge::resource::Kind;
-use xds_bridge::wire;
+use xds_bridge::{consul, server, wire};
 
 const BOUND: Duration = Duration::from_secs(30);
 const LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 16 << 20 };
@@ -189,7 +189,7 @@ async fn a_real_envoy_takes_all_that_was_recorded_of_consul_and_leaves_nothing_w
         let consul = tokio::spawn(consul);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let bridge = tokio::spawn(grpc::serve(listener, grpc::Consul::new(socket)));
+        let bridge = tokio::spawn(server::serve(listener, consul::Consul::new(socket)));
 
         let envoy = Envoy::start(directory.path(), port).await;
         let deadline = Instant::now() + BOUND;

@@ -1,7 +1,6 @@
-//! Envoy's extensions: their v2 names and types, and what they are called now.
+//! Converts Envoy's extensions: their names, types and configuration.
 
-use crate::convert;
-use crate::structs::{self, Object, Value};
+use super::structs::{self, Object, Value};
 use crate::wire::{self, Malformed};
 
 const TYPE_PREFIX: &str = "type.googleapis.com/";
@@ -9,9 +8,9 @@ const TYPED_STRUCT: &str = "type.googleapis.com/xds.type.v3.TypedStruct";
 const HTTP_CONNECTION_MANAGER: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
-/// Where an extension stands. `envoy.ext_authz` is the name of two filters.
+/// The place of an extension. It decides between two filters with the name `envoy.ext_authz`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+pub(super) enum Place {
     /// A filter of a filter chain.
     Network,
     /// A filter of an HTTP connection manager.
@@ -25,7 +24,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// The field numbers of `config` (v2 alone, a Struct) and of `typed_config`. `name` is 1 everywhere.
+    /// The field numbers of `config` (a Struct, only in v2) and of `typed_config`. `name` is always 1.
     fn numbers(self) -> (u32, u32) {
         match self {
             Place::Network | Place::Http => (2, 4),
@@ -35,10 +34,10 @@ impl Place {
     }
 }
 
-/// v2's name; today's name; today's type.
+/// The name in v2, the name in v3, and the type in v3.
 type Row = (&'static str, &'static str, &'static str);
 
-/// What Consul 1.8 sends, and what Consul's documentation of that time shows in users' own JSON.
+/// The extensions that Consul 1.8 sends, and those that its documentation shows for users' own JSON.
 /// (<https://www.envoyproxy.io/docs/envoy/v1.14.1/intro/deprecated> lists the renamed extensions.)
 fn rows(place: Place) -> &'static [Row] {
     match place {
@@ -87,7 +86,7 @@ fn rows(place: Place) -> &'static [Row] {
     }
 }
 
-/// Types a user's own JSON may name in an `Any`; v2's and today's.
+/// The types in an `Any` of a user's own JSON: in v2, and in v3.
 const TYPES: &[(&str, &str)] = &[
     ("envoy.config.filter.network.http_connection_manager.v2.HttpConnectionManager", HTTP_CONNECTION_MANAGER),
     ("envoy.config.filter.network.tcp_proxy.v2.TcpProxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
@@ -105,12 +104,9 @@ fn row(place: Place, name: &str) -> Option<&'static Row> {
     rows(place).iter().find(|(old, new, _)| *old == name || *new == name)
 }
 
-/// An extension on the wire. Envoy 1.40 finds an extension by the type of its `typed_config` alone, so one that had no
-/// configuration gets an empty one. Also returns the names of the RouteConfigurations it asks for.
-///
-/// # Errors
-/// [`Malformed`].
-pub fn on_the_wire(place: Place, message: &[u8]) -> Result<(Vec<u8>, Vec<String>), Malformed> {
+/// Converts an encoded extension. Envoy 1.40 finds an extension only by the type of its `typed_config`, so an extension without
+/// configuration gets an empty one. Also returns the names of its RouteConfigurations.
+pub(super) fn on_the_wire(place: Place, message: &[u8]) -> Result<(Vec<u8>, Vec<String>), Malformed> {
     let (untyped, typed) = place.numbers();
     let mut name = "";
     let mut config = None;
@@ -133,7 +129,7 @@ pub fn on_the_wire(place: Place, message: &[u8]) -> Result<(Vec<u8>, Vec<String>
             Some(pack(TYPED_STRUCT, &typed_struct_message(v3, &object)))
         }
         (None, None, Some((_, _, v3))) => Some(pack(&format!("{TYPE_PREFIX}{v3}"), &[])),
-        // Unknown here: Envoy says so in its NACK.
+        // The bridge does not know this extension. Envoy refuses it with a reason.
         (None, _, None) => None,
     };
     let mut out = Vec::new();
@@ -150,9 +146,8 @@ pub fn on_the_wire(place: Place, message: &[u8]) -> Result<(Vec<u8>, Vec<String>
     Ok((out, routes))
 }
 
-/// A `google.protobuf.Any`.
-#[must_use]
-pub fn pack(type_url: &str, value: &[u8]) -> Vec<u8> {
+/// Encodes a `google.protobuf.Any`.
+pub(crate) fn pack(type_url: &str, value: &[u8]) -> Vec<u8> {
     let mut any = Vec::new();
     wire::put_bytes(&mut any, 1, type_url.as_bytes());
     wire::put_bytes(&mut any, 2, value);
@@ -166,7 +161,7 @@ fn typed_struct_message(v3: &str, object: &Object) -> Vec<u8> {
     message
 }
 
-/// An Any of a user's own JSON.
+/// Converts an Any of a user's own JSON.
 fn any(message: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
     let (mut url, mut value) = ("", &[][..]);
     for field in wire::fields(message) {
@@ -182,14 +177,14 @@ fn any(message: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
     };
     let url = format!("{TYPE_PREFIX}{v3}");
     if v3 == HTTP_CONNECTION_MANAGER {
-        return Ok(pack(&url, &convert::http_connection_manager(value, routes)?));
+        return Ok(pack(&url, &super::http_connection_manager(value, routes)?));
     }
     if v3.ends_with(".TcpProxy") {
-        return Ok(pack(&url, &convert::tcp_proxy(value)?));
+        return Ok(pack(&url, &super::tcp_proxy(value)?));
     }
     let mut value = value.to_vec();
     if let Some(number) = transport_api_version(v3) {
-        wire::put_varint(&mut value, number, convert::API_V3);
+        wire::put_varint(&mut value, number, super::API_V3);
     }
     Ok(pack(&url, &value))
 }
@@ -199,7 +194,7 @@ fn v3_type(url: &str) -> Option<&'static str> {
     TYPES.iter().find(|(old, _)| *old == v2).map(|(_, new)| *new)
 }
 
-/// The number of ext_authz's `transport_api_version`.
+/// The field number of `transport_api_version` in ext_authz.
 fn transport_api_version(v3: &str) -> Option<u32> {
     match v3 {
         "envoy.extensions.filters.network.ext_authz.v3.ExtAuthz" => Some(5),
@@ -208,12 +203,12 @@ fn transport_api_version(v3: &str) -> Option<u32> {
     }
 }
 
-/// How long Envoy waits for the agent's word on a connection. Consul 1.8 leaves it at Envoy's 200 ms, and Envoy closes
-/// what it hears nothing of: an agent held up for half a second fails every new connection of that time. Later ones hand
-/// their intentions to Envoy, which then asks nobody.
+/// How long Envoy waits for the agent to authorise a connection. Consul 1.8 leaves Envoy's default of 200 ms. With that, every new
+/// connection fails while an agent is busy for half a second. Later versions of Consul send their intentions to Envoy, which then does
+/// not ask the agent.
 const AUTHORIZATION_TIMEOUT: &str = "5s";
 
-/// Turns the Struct of an extension into what JSON of its v3 type would be.
+/// Changes the Struct of an extension, so that it matches the JSON of the v3 type.
 fn typed_struct(v3: &str, object: &mut Object, routes: &mut Vec<String>) {
     if transport_api_version(v3).is_some() {
         object.insert("transport_api_version".into(), Value::text("V3"));
@@ -225,7 +220,7 @@ fn typed_struct(v3: &str, object: &mut Object, routes: &mut Vec<String>) {
         if let Some(Value::List(filters)) = structs::entry(object, "http_filters") {
             filters.iter_mut().for_each(|filter| in_a_struct(Place::Http, filter));
         }
-        // The direction of the listener says it now.
+        // In v3 the listener's direction replaces it.
         if let Some(Value::Object(tracing)) = structs::entry(object, "tracing") {
             structs::take(tracing, "operation_name");
         }
@@ -243,7 +238,7 @@ fn typed_struct(v3: &str, object: &mut Object, routes: &mut Vec<String>) {
     }
 }
 
-/// An extension within the Struct of another.
+/// Converts an extension within the Struct of another.
 fn in_a_struct(place: Place, extension: &mut Value) {
     let Some(object) = extension.object_mut() else { return };
     let Some(Value::Text(name)) = structs::entry(object, "name") else { return };

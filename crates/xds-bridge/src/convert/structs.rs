@@ -1,22 +1,22 @@
-//! `google.protobuf.Struct` as a tree: what Consul 1.8 configures Envoy's extensions with.
+//! `google.protobuf.Struct` as a tree. Consul 1.8 configures Envoy's extensions with it.
 
 use std::collections::BTreeMap;
 
 use crate::wire::{self, Malformed, Value as Wire};
 
-/// Protobuf's own readers refuse messages nested deeper than this many levels.
+/// The deepest nesting that protobuf's own readers accept.
 const DEPTH: usize = 100;
 
-/// The fields of a Struct. Sorted, because Go writes them in random order and the version of a resource is a hash of
-/// its bytes.
+/// The fields of a Struct. They are sorted because Go writes them in random order, and the version of a resource is a hash of its
+/// bytes.
 pub type Object = BTreeMap<String, Value>;
 
 /// A `google.protobuf.Value`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// `null_value`, and a Value that holds nothing.
+    /// `null_value`, or an empty Value.
     Null,
-    /// `number_value`, as it stands on the wire.
+    /// `number_value`, encoded.
     Number([u8; 8]),
     /// `string_value`.
     Text(String),
@@ -34,7 +34,7 @@ impl Value {
         Self::Text(text.into())
     }
 
-    /// The object this value is, if it is one.
+    /// The object, if the value is one.
     pub fn object_mut(&mut self) -> Option<&mut Object> {
         match self {
             Self::Object(object) => Some(object),
@@ -43,8 +43,7 @@ impl Value {
     }
 }
 
-/// The entry of `object` under a field's name in snake case, or under its JSON name: Consul writes the first, a user's
-/// own JSON may hold either.
+/// The entry of a field, by its name in snake case or by its JSON name. Consul writes snake case; a user's own JSON may have either.
 pub fn entry<'a>(object: &'a mut Object, snake: &str) -> Option<&'a mut Value> {
     if object.contains_key(snake) {
         return object.get_mut(snake);
@@ -52,7 +51,7 @@ pub fn entry<'a>(object: &'a mut Object, snake: &str) -> Option<&'a mut Value> {
     object.get_mut(&json_name(snake))
 }
 
-/// Takes out the entry that [`entry`] would find.
+/// Removes and returns the entry that [`entry`] finds.
 pub fn take(object: &mut Object, snake: &str) -> Option<Value> {
     object.remove(snake).or_else(|| object.remove(&json_name(snake)))
 }
@@ -73,10 +72,7 @@ fn json_name(snake: &str) -> String {
     name
 }
 
-/// Reads a Struct.
-///
-/// # Errors
-/// [`Malformed`], also when it is nested too deeply.
+/// Reads a Struct. Too deep nesting is an error.
 pub fn decode(message: &[u8]) -> Result<Object, Malformed> {
     object(message, DEPTH)
 }
@@ -126,7 +122,7 @@ fn value(message: &[u8], depth: usize) -> Result<Value, Malformed> {
     Ok(value)
 }
 
-/// Writes a Struct, its fields in sorted order.
+/// Writes a Struct with its fields in sorted order.
 #[must_use]
 pub fn encode(object: &Object) -> Vec<u8> {
     let mut out = Vec::new();
@@ -163,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_struct_survives_and_its_order_does_not_matter() {
+    fn a_decoded_struct_is_encoded_in_sorted_order() {
         let object = Object::from([
             ("b".into(), Value::Bool(true)),
             ("a".into(), Value::List(vec![Value::text("x"), Value::Null, Value::Number(1.5f64.to_le_bytes())])),
@@ -179,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn endless_nesting_is_an_error_not_a_stack_overflow() {
+    fn too_deep_nesting_is_an_error() {
         let mut message = Vec::new();
         for _ in 0..200 {
             let mut outer = Vec::new();
@@ -193,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_users_own_json_may_name_fields_either_way() {
+    fn fields_are_found_by_snake_case_and_by_json_name() {
         let mut object = Object::from([("httpFilters".into(), Value::Null)]);
         assert_eq!(take(&mut object, "http_filters"), Some(Value::Null));
         assert!(object.is_empty());

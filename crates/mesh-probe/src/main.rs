@@ -1,11 +1,10 @@
-//! What the local mesh's drivers do from within a task's namespaces: watch its Envoy, freeze its agent, kill either.
+//! Watches or disturbs a task of the local mesh from within its namespaces.
 
 use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use local_mesh::probe;
 use rustix::process::{Pid, Signal, kill_process_group};
 use sidecar_kit::exit;
 use sidecar_kit::http::Client;
@@ -15,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong command line.
 #[derive(Debug, Parser)]
-#[command(name = "probe", version)]
+#[command(name = "mesh-probe", version)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -23,19 +22,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Ask an Envoy's admin page again and again and print what changed, a JSON object a line: where it sends requests, how
-    /// many came in and went out, how many connections its public listener has. Ends when standard input does
+    /// Print the state of an Envoy as a line of JSON each time it changes: the endpoints of upstreams, the requests that came
+    /// in and went out, the connections of the public listener. Ends when standard input ends
     Watch {
-        /// Where the admin page is.
+        /// The address of Envoy's admin page.
         #[arg(long, env = "ENVOY_ADMIN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:19000")]
         admin: String,
-        /// How often it is asked.
+        /// The time between two requests to the admin page.
         #[arg(long, env = "INTERVAL", default_value = "50ms", value_parser = exit::parse_duration)]
         interval: Duration,
     },
-    /// Send STOP to every process of this PID namespace but PID 1 and this one
+    /// Send STOP to every process of this PID namespace except PID 1 and this one
     Freeze,
-    /// Send KILL to every process of this PID namespace but PID 1 and this one
+    /// Send KILL to every process of this PID namespace except PID 1 and this one
     Kill,
 }
 
@@ -43,15 +42,15 @@ enum Command {
 enum Error {
     #[error("cannot write to standard output")]
     Output(#[source] std::io::Error),
-    #[error("cannot signal: is this another container's PID namespace (docker run --pid), and its user?")]
+    #[error("cannot send the signal: run this with `docker run --pid container:NAME` and as that container's user")]
     Signal(#[source] std::io::Error),
 }
 
 fn main() -> ExitCode {
     let Arguments { command } = exit::parse_arguments();
-    exit::run("probe", async {
+    exit::run("mesh-probe", async {
         match command {
-            Command::Watch { admin, interval } => watch_until_told(&admin, interval).await,
+            Command::Watch { admin, interval } => watch_until_input_ends(&admin, interval).await,
             Command::Freeze => signal(Signal::STOP),
             Command::Kill => signal(Signal::KILL),
         }
@@ -59,15 +58,15 @@ fn main() -> ExitCode {
 }
 
 fn signal(signal: Signal) -> Result<ExitCode, Error> {
-    // Process group 1 stands for all processes that may be signalled, but for PID 1 and this one: kill(2), pid -1.
+    // kill(2) with pid -1 signals all processes except PID 1 and this one. rustix writes it as process group 1.
     let sent = kill_process_group(Pid::INIT, signal);
     sent.map(|()| ExitCode::SUCCESS).map_err(|error| Error::Signal(error.into()))
 }
 
-async fn watch_until_told(admin: &str, interval: Duration) -> Result<ExitCode, Error> {
+async fn watch_until_input_ends(admin: &str, interval: Duration) -> Result<ExitCode, Error> {
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        // Nothing is expected there but its end.
+        // The caller sends nothing; it only closes the stream.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         let _ = ended.send(());
     });
@@ -84,7 +83,7 @@ async fn watch(admin: &str, every: Duration) -> Result<ExitCode, Error> {
     let mut last = None;
     loop {
         ticks.tick().await;
-        let sample = probe::sample(&client, admin).await;
+        let sample = mesh_probe::sample(&client, admin).await;
         if last.as_ref() != Some(&sample.seen) {
             let line = serde_json::to_string(&sample).unwrap_or_default();
             let mut out = std::io::stdout().lock();

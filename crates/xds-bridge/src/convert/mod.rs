@@ -1,14 +1,18 @@
-//! xDS v2 into v3, a pure function: field numbers agree but for what is written here.
+//! Converts a resource from xDS v2 to v3, as a pure function. Most field numbers are the same in both; this has the others.
 //!
 //! The numbers are those of Envoy's own `.proto` files, v2 as of Envoy 1.14 and v3 as of 1.40
 //! (<https://github.com/envoyproxy/envoy/tree/main/api>).
 
-use crate::extension::{self, Place};
+mod extension;
+pub mod structs;
+
+use self::extension::Place;
+pub(crate) use self::extension::pack;
 use crate::resource::{Kind, Resource};
 use crate::wire::{self, Malformed, Value, put_bytes, put_varint};
 
 /// `envoy.config.core.v3.ApiVersion.V3`.
-pub const API_V3: u64 = 2;
+const API_V3: u64 = 2;
 
 const UPSTREAM_TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const DOWNSTREAM_TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
@@ -19,10 +23,7 @@ const EDS: u64 = 3;
 const INBOUND: u64 = 1;
 const OUTBOUND: u64 = 2;
 
-/// One resource as Consul sent it, as Envoy gets it.
-///
-/// # Errors
-/// [`Malformed`] when it is not a protobuf message, or has no name.
+/// Converts one resource from Consul for Envoy. An error means that it is no protobuf message, or that it has no name.
 pub fn resource(kind: Kind, v2: &[u8]) -> Result<Resource, Malformed> {
     let mut needs = Vec::new();
     let body = match kind {
@@ -46,7 +47,7 @@ fn cluster(v2: &[u8], needs: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
                 out.extend_from_slice(field.raw);
             }
             3 => put_bytes(out, 3, &eds_cluster_config(field.bytes()?)?),
-            // `hosts`, in a user's own JSON.
+            // `hosts`, only in a user's own JSON.
             7 => hosts.push(field.bytes()?.to_vec()),
             11 => put_bytes(out, 24, &transport_socket(UPSTREAM_TLS, field.bytes()?)),
             24 => put_bytes(out, 24, &extension::on_the_wire(Place::Transport, field.bytes()?)?.0),
@@ -80,7 +81,7 @@ fn eds_cluster_config(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// `resource_api_version` 6. The last of a field counts, so it can be put at the end whatever stands before.
+/// `resource_api_version` is 6. The last value of a field counts, so this appends it.
 fn config_source(v2: &[u8]) -> Vec<u8> {
     let mut out = v2.to_vec();
     put_varint(&mut out, 6, API_V3);
@@ -125,8 +126,8 @@ fn listener(v2: &[u8], needs: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
         }
         Ok(())
     })?;
-    // Envoy takes the chain that matches best, not the first. Consul writes those of a terminating gateway in random
-    // order, which would make a new version of it each time.
+    // Envoy uses the chain that matches best, so their order does not matter. Consul writes the chains of a terminating gateway in
+    // random order, and each order would make a new version.
     chains.sort();
     for chain in chains {
         put_bytes(&mut out, 3, &chain);
@@ -159,11 +160,8 @@ fn access_log(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     Ok(extension::on_the_wire(Place::AccessLog, v2)?.0)
 }
 
-/// An HttpConnectionManager of a user's own JSON. Also collects the names of the RouteConfigurations it asks for.
-///
-/// # Errors
-/// [`Malformed`].
-pub fn http_connection_manager(v2: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
+/// Converts an HttpConnectionManager of a user's own JSON, and adds the names of its RouteConfigurations to `routes`.
+fn http_connection_manager(v2: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
             3 => {
@@ -179,7 +177,7 @@ pub fn http_connection_manager(v2: &[u8], routes: &mut Vec<String>) -> Result<Ve
             }
             4 => put_bytes(out, 4, &route_configuration(field.bytes()?)?),
             5 => put_bytes(out, 5, &extension::on_the_wire(Place::Http, field.bytes()?)?.0),
-            // `tracing.operation_name` is 1: the direction of the listener says it now.
+            // `tracing.operation_name` is 1. In v3 the listener's direction replaces it.
             7 => put_bytes(out, 7, &without(field.bytes()?, 1)?),
             13 => put_bytes(out, 13, &access_log(field.bytes()?)?),
             _ => out.extend_from_slice(field.raw),
@@ -188,11 +186,8 @@ pub fn http_connection_manager(v2: &[u8], routes: &mut Vec<String>) -> Result<Ve
     })
 }
 
-/// A TcpProxy of a user's own JSON.
-///
-/// # Errors
-/// [`Malformed`].
-pub fn tcp_proxy(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
+/// Converts a TcpProxy of a user's own JSON.
+fn tcp_proxy(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
             5 => put_bytes(out, 5, &access_log(field.bytes()?)?),
@@ -296,7 +291,7 @@ fn without(message: &[u8], number: u32) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// The embedded message in the field `number`, the last one if there are more.
+/// The embedded message in the field `number`. If the field is repeated, the last one counts.
 fn message(of: &[u8], number: u32) -> Result<Option<&[u8]>, Malformed> {
     let mut found = None;
     for field in wire::fields(of) {

@@ -1,0 +1,92 @@
+//! The host's ports that the mesh publishes.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use bollard::Docker;
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::wait::{Attempt, until};
+
+use crate::docker::{DockerError, PROJECT_LABEL, containers};
+
+/// The published ports, and what each is for.
+const PORTS: [(u16, &str); 4] =
+    [(9090, "web's app"), (8500, "Consul's HTTP API"), (51678, "the ECS API"), (5000, "Secrets Manager")];
+
+/// How long a closed connection may keep its port (TIME_WAIT lasts a minute), and some more.
+const BOUND: Duration = Duration::from_secs(70);
+
+/// Why a port cannot be published.
+#[derive(Debug, thiserror::Error)]
+pub enum PortsError {
+    /// Docker's engine refused a request.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// Another program uses the port.
+    #[error("port {port} of 127.0.0.1 is taken: end the program that listens there; the mesh publishes {what} on it")]
+    Taken {
+        /// The port.
+        port: u16,
+        /// What the mesh publishes on it.
+        what: &'static str,
+    },
+}
+
+/// Fails if another program uses one of the ports. A port that the mesh itself publishes is no failure.
+pub(crate) async fn check(docker: &Docker) -> Result<(), PortsError> {
+    let containers = containers(docker, &[PROJECT_LABEL]).await?;
+    let published = |port| {
+        let mut ports = containers.iter().filter_map(|container| container.ports.as_ref()).flatten();
+        ports.any(|published| published.public_port == Some(port))
+    };
+    for (port, what) in PORTS {
+        if !published(port) {
+            free(port, what).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a port can be published, but not if a program listens on it. Without a listener, the port is the near end of a
+/// connection, which Linux keeps for a minute after its end (TIME_WAIT). Linux may give 51678 to any connection.
+async fn free(port: u16, what: &'static str) -> Result<(), PortsError> {
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let free = until(&format!("port {port}"), BOUND, Backoff::default(), async || {
+        if TcpListener::bind(address).is_ok() {
+            return Attempt::Done(());
+        }
+        let taken = PortsError::Taken { port, what };
+        match TcpStream::connect_timeout(&address, Duration::from_secs(1)) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Attempt::Again(taken),
+            _ => Attempt::Final(taken),
+        }
+    })
+    .await;
+    free.map_err(|_| PortsError::Taken { port, what })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_port_of_a_closed_connection_is_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut free = std::pin::pin!(free(near.local_addr().unwrap().port(), "x"));
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut free).await;
+        assert!(early.is_err(), "a connection has it: {early:?}");
+        // The side that closes first keeps its port in TIME_WAIT.
+        drop(listener.accept().unwrap());
+        drop(near);
+        free.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_with_a_listener_is_reported_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = free(listener.local_addr().unwrap().port(), "x").await;
+        assert!(matches!(taken, Err(PortsError::Taken { .. })));
+    }
+}

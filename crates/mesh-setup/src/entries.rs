@@ -1,0 +1,62 @@
+//! Consul's config entries.
+
+use consul_api::{Client, Error};
+use serde_json::{Value, json};
+
+/// A listener of an ingress gateway. It sends every request on its port to one service.
+#[derive(Debug, Clone)]
+pub(crate) struct Ingress {
+    gateway: String,
+    port: u16,
+    service: String,
+}
+
+impl Ingress {
+    /// Reads `GATEWAY:PORT:SERVICE`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = text.splitn(3, ':').filter(|part| !part.is_empty()).map(str::to_owned);
+        let mut read = || {
+            let (gateway, port, service) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+            Some(Self { gateway, port, service })
+        };
+        read().ok_or("expected GATEWAY:PORT:SERVICE".to_owned())
+    }
+
+    /// The `ingress-gateway` entry with this listener.
+    pub(crate) fn entry(&self) -> Value {
+        let services = json!([{ "Name": self.service, "Hosts": ["*"] }]);
+        let listeners = json!([{ "Port": self.port, "Protocol": "http", "Services": services }]);
+        json!({ "Kind": "ingress-gateway", "Name": self.gateway, "Listeners": listeners })
+    }
+}
+
+/// Writes a config entry, unless Consul has an equal one. Writing an equal entry would raise its index and wake all its watchers.
+pub(crate) async fn write(client: &Client, entry: &Value) -> Result<(), Error> {
+    let (kind, name) = (entry["Kind"].as_str().unwrap_or_default(), entry["Name"].as_str().unwrap_or_default());
+    let written = match client.config_entry(kind, name).await {
+        Ok(written) => written,
+        Err(Error::NotFound { .. }) => Value::Null,
+        Err(error) => return Err(error),
+    };
+    if contains(&written, entry) {
+        tracing::info!("{kind} of {name} is up to date");
+        return Ok(());
+    }
+    client.put_config_entry(entry).await?;
+    tracing::info!("wrote {kind} of {name}");
+    Ok(())
+}
+
+/// Whether `written` has every field of `wanted` with the same value. Consul adds fields of its own.
+fn contains(written: &Value, wanted: &Value) -> bool {
+    match (written, wanted) {
+        (Value::Object(written), Value::Object(wanted)) => {
+            wanted.iter().all(|(field, value)| written.get(field).is_some_and(|written| contains(written, value)))
+        }
+        (Value::Array(written), Value::Array(wanted)) => {
+            written.len() == wanted.len()
+                && written.iter().zip(wanted).all(|(written, wanted)| contains(written, wanted))
+        }
+        _ => written == wanted,
+    }
+}
