@@ -19,7 +19,7 @@ use local_mesh::command;
 use local_mesh::compose::{self, Compose};
 use local_mesh::docker::{self, PROJECT_LABEL, containers, is_running, label};
 use local_mesh::events::{Recorder, What};
-use local_mesh::task::{self, StopOrder, start, stop};
+use local_mesh::task::{StopOrder, start, stop};
 use local_mesh::{consul, mesh, secrets, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::Value;

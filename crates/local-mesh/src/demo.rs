@@ -133,7 +133,7 @@ impl Demo {
     }
 
     /// Runs one case: stops and starts the task under load.
-        pub async fn run(&mut self, case: Case, length: Length, progress: &dyn Progress) -> Result<Outcome, DemoError> {
+    pub async fn run(&mut self, case: Case, length: Length, progress: &dyn Progress) -> Result<Outcome, DemoError> {
         let consul = consul::client().await?;
         match case.router {
             true => consul.put_config_entry(&read(&router_file())?).await,

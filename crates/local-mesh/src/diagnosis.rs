@@ -156,7 +156,8 @@ fn known_reason(log: &Log) -> Option<Diagnosis> {
 /// Envoy logs `delta config for type.googleapis.com/envoy.config.listener.v3.Listener rejected: REASON`. The reason may have
 /// further lines, which do not begin with `[`.
 fn refused(log: &Log) -> Option<Diagnosis> {
-    let at = log.lines.iter().rposition(|line| line.contains("type.googleapis.com/") && line.contains(" rejected: "))?;
+    let at =
+        log.lines.iter().rposition(|line| line.contains("type.googleapis.com/") && line.contains(" rejected: "))?;
     let (before, reason) = log.lines[at].split_once(" rejected: ")?;
     let kind = before.rsplit(['.', ' ']).next()?.to_lowercase();
     let more = log.lines[at + 1..].iter().take_while(|line| !line.starts_with('['));
@@ -216,13 +217,17 @@ mod tests {
 
     #[test]
     fn an_unhealthy_proxy_shows_why_envoy_refused_the_listener() {
-        let envoy = log("web", "sidecar-proxy", &[
-            "[2026-11-30 02:00:00.000][1][warning][config] [x.cc:296] delta config for \
+        let envoy = log(
+            "web",
+            "sidecar-proxy",
+            &[
+                "[2026-11-30 02:00:00.000][1][warning][config] [x.cc:296] delta config for \
              type.googleapis.com/envoy.config.listener.v3.Listener rejected: Error adding/updating listener(s) \
              public_listener:0.0.0.0:20000: cannot bind '0.0.0.0:20000': Address already in use",
-            "api:127.0.0.1:1234: cannot bind",
-            "[2026-11-30 02:00:01.000][1][warning][main] something else",
-        ]);
+                "api:127.0.0.1:1234: cannot bind",
+                "[2026-11-30 02:00:01.000][1][warning][main] something else",
+            ],
+        );
         let found = explain(&[(envoy, Failure::Unhealthy)], &[]).unwrap().to_string();
         assert_eq!(
             found,
@@ -255,10 +260,8 @@ mod tests {
 
     #[test]
     fn a_failure_without_known_reason_shows_the_first_container_s_last_line() {
-        let failed = [
-            (log("", "setup", &["a", "b", ""]), Failure::Exited(2)),
-            (log("web", "app", &["c"]), Failure::Exited(1)),
-        ];
+        let failed =
+            [(log("", "setup", &["a", "b", ""]), Failure::Exited(2)), (log("web", "app", &["c"]), Failure::Exited(1))];
         assert_eq!(explain(&failed, &[]).unwrap().to_string(), "setup exited with 2; its last line: b");
         assert_eq!(explain(&[], &[]), None);
     }
@@ -267,7 +270,10 @@ mod tests {
     fn a_port_in_use_is_found_in_docker_s_message() {
         for (message, address) in [
             ("driver failed: Bind for 127.0.0.1:9090 failed: port is already allocated", "127.0.0.1:9090"),
-            ("Error starting userland proxy: listen tcp4 127.0.0.1:8500: bind: address already in use", "127.0.0.1:8500"),
+            (
+                "Error starting userland proxy: listen tcp4 127.0.0.1:8500: bind: address already in use",
+                "127.0.0.1:8500",
+            ),
         ] {
             assert_eq!(of_compose(message), Some(Diagnosis::PortInUse { address: address.to_owned() }));
         }

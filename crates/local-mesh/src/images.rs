@@ -65,7 +65,9 @@ pub enum ImagesError {
     #[error(transparent)]
     Version(#[from] VersionError),
     /// The Envoy that this would fetch does not accept the listeners of this Consul.
-    #[error("Consul {0} and Envoy 1.40 do not work together: set ENVOY to the path of an older Envoy, or CONSUL to Consul 1.16 or later")]
+    #[error(
+        "Consul {0} and Envoy 1.40 do not work together: set ENVOY to the path of an older Envoy, or CONSUL to Consul 1.16 or later"
+    )]
     OldConsul(Version),
     /// Two variables contradict each other.
     #[error("{binary} and {image} are both set: set only one of them")]
@@ -132,7 +134,8 @@ pub const STEPS: usize = 5;
 /// Fetches the programs, builds the static binaries, and builds every image that docker-compose.yml names.
 pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError> {
     let source = |variables: [&str; 2], fetch: &str| {
-        let set = variables.into_iter().find(|variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty()));
+        let set =
+            variables.into_iter().find(|variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty()));
         set.map_or_else(|| format!("fetching {fetch}"), |variable| format!("using {variable}"))
     };
     progress.step(1, of, &source(["CONSUL", "CONSUL_IMAGE"], "Consul from Debian's packages"));

@@ -118,7 +118,10 @@ fn config(version: Version, gossip: &str) -> Value {
         config["tls"] = json!({ "defaults": files, "internal_rpc": internal_rpc });
     } else {
         add(&mut config, files);
-        add(&mut config, json!({ "verify_incoming_rpc": true, "verify_outgoing": true, "verify_server_hostname": true }));
+        add(
+            &mut config,
+            json!({ "verify_incoming_rpc": true, "verify_outgoing": true, "verify_server_hostname": true }),
+        );
     }
     config
 }

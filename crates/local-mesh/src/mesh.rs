@@ -155,7 +155,10 @@ async fn remove_of_other_version(docker: &Docker) -> Result<(), MeshError> {
     let Some(other) = present.iter().find(|container| label(container, VERSION) != wanted.as_deref()) else {
         return Ok(());
     };
-    tracing::warn!("removing the mesh of Consul {}: its data are of another version", label(other, VERSION).unwrap_or_default());
+    tracing::warn!(
+        "removing the mesh of Consul {}: its data are of another version",
+        label(other, VERSION).unwrap_or_default()
+    );
     remove(docker).await
 }
 

@@ -216,7 +216,9 @@ fn done(work: &Path, dir: PathBuf) -> Result<PathBuf, PartsError> {
 pub async fn libraries(program: &Path) -> Result<Vec<PathBuf>, PartsError> {
     let output = match run(Command::new("ldd").env("LC_ALL", "C").arg(program)).await {
         Ok(output) => output,
-        Err(CommandError::Failed { message, .. }) if message.contains("not a dynamic executable") => return Ok(Vec::new()),
+        Err(CommandError::Failed { message, .. }) if message.contains("not a dynamic executable") => {
+            return Ok(Vec::new());
+        }
         Err(error) => return Err(error.into()),
     };
     let path = |line: &str| {

@@ -1,7 +1,7 @@
 //! The local mesh's Secrets Manager, and the management token in it.
 
 use ecs_local::secrets_manager::{CallError, SecretsManager, SettingsError, Version};
-pub use mesh_setup::secrets::{ACL_CONTROLLER_TOKEN, BOOTSTRAP_TOKEN, token_in};
+pub use mesh_setup::secrets::{ACL_CONTROLLER_TOKEN, BOOTSTRAP_TOKEN, PREFIX, token_in};
 use sidecar_kit::env::Env;
 use sidecar_kit::secret::Secret;
 

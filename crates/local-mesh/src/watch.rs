@@ -96,7 +96,7 @@ pub struct Watch {
 
 impl Watch {
     /// Starts to watch a running task.
-        pub async fn start(docker: &Docker, task: &str) -> Result<Self, WatchError> {
+    pub async fn start(docker: &Docker, task: &str) -> Result<Self, WatchError> {
         let watched = task::running(docker, task).await?;
         let mut probes = BTreeMap::new();
         for (name, other) in docker::tasks(docker).await? {

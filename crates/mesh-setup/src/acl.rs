@@ -31,7 +31,9 @@ pub enum AclError {
     #[error(transparent)]
     Write(#[from] WriteError),
     /// Consul's ACLs are bootstrapped, and neither Secrets Manager nor the copy has the management token.
-    #[error("Consul's ACLs are bootstrapped, but the management token is lost: run `cargo xtask down`, then `cargo xtask up`")]
+    #[error(
+        "Consul's ACLs are bootstrapped, but the management token is lost: run `cargo xtask down`, then `cargo xtask up`"
+    )]
     TokenLost,
 }
 

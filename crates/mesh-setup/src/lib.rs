@@ -68,7 +68,8 @@ pub async fn run(env: &Env, options: Options) -> Result<(), Error> {
         secrets::make(&secrets, &options.keys, &[&options.http_service[..], &options.gateway].concat()).await?;
         acl::make_token_of_acl_controller(&consul, &secrets).await?;
         for service in &options.http_service {
-            entries::write(&consul, &json!({ "Kind": "service-defaults", "Name": service, "Protocol": "http" })).await?;
+            entries::write(&consul, &json!({ "Kind": "service-defaults", "Name": service, "Protocol": "http" }))
+                .await?;
         }
         // Consul accepts an HTTP listener only for a service whose protocol is HTTP.
         for ingress in &options.ingress {

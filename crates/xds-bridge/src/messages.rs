@@ -27,7 +27,7 @@ pub struct DeltaRequest {
 
 impl DeltaRequest {
     /// Reads a message.
-        pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
+    pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
         let mut request = Self::default();
         for field in wire::fields(message) {
             let field = field?;
@@ -139,7 +139,7 @@ pub struct Response {
 
 impl Response {
     /// Reads a message.
-        pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
+    pub fn decode(message: &[u8]) -> Result<Self, Malformed> {
         let mut response = Self::default();
         for field in wire::fields(message) {
             let field = field?;

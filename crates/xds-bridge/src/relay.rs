@@ -10,9 +10,9 @@ use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
+use crate::consul::{Consul, Token};
 use crate::convert;
 use crate::delta::{Delta, Outcome};
-use crate::consul::{Consul, Token};
 use crate::messages::{self, DeltaRequest, Response};
 use crate::resource::Kind;
 use crate::wire::{self, Malformed};

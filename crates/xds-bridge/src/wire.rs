@@ -35,7 +35,7 @@ pub struct Field<'a> {
 
 impl<'a> Field<'a> {
     /// The payload of a field that must be a string, bytes or an embedded message. A number is an error.
-        pub fn bytes(&self) -> Result<&'a [u8], Malformed> {
+    pub fn bytes(&self) -> Result<&'a [u8], Malformed> {
         match self.value {
             Value::Bytes(bytes) => Ok(bytes),
             _ => Err(Malformed),
@@ -43,7 +43,7 @@ impl<'a> Field<'a> {
     }
 
     /// The payload of a string field, which must be UTF-8.
-        pub fn text(&self) -> Result<&'a str, Malformed> {
+    pub fn text(&self) -> Result<&'a str, Malformed> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Malformed)
     }
 }

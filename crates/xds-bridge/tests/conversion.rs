@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 
 use common::{converted, fixture, scenarios};
 use xds_bridge::convert;
+use xds_bridge::convert::structs::{self, Object, Value};
 use xds_bridge::messages::Response;
 use xds_bridge::resource::{Kind, Resource};
-use xds_bridge::convert::structs::{self, Object, Value};
 use xds_bridge::wire::{self, Value as Wire, put_bytes};
 
 /// All payloads at a path of field numbers.

@@ -1,6 +1,7 @@
-//! The project's commands: the local mesh up and down, requests within a task, images, tests, budgets.
+//! The project's commands: bring the local mesh up and down, send requests through it, build images, run tests and measurements.
 
 mod bench;
+mod needs;
 mod progress;
 mod test;
 
@@ -8,13 +9,16 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use ecs_local::secrets_manager::{CallError, SettingsError, Version};
-use local_mesh::demo::{self, CASES, Length, Outcome, Row};
+use local_mesh::demo::{self, CASES, DemoError, Length, Outcome, Row};
 use local_mesh::docker::{self, DockerError};
 use local_mesh::drawing::DrawError;
+use local_mesh::images::ImagesError;
 use local_mesh::machine::{self, MachineError, Needs};
-use local_mesh::mesh::MeshError;
-use local_mesh::task::StopOrder;
+use local_mesh::mesh::{MeshError, RequestError};
+use local_mesh::rolling::RollingError;
+use local_mesh::task::{StopOrder, TaskError};
 use local_mesh::timeline::Timeline;
+use local_mesh::watch::WatchError;
 use local_mesh::{drawing, images, mesh, rolling, secrets, timeline, watch};
 use sidecar_kit::env::Env;
 use sidecar_kit::{exit, log};
@@ -24,14 +28,15 @@ use local_mesh::Progress as _;
 use crate::progress::Reporter;
 use crate::test::Suite;
 
-/// The commands of ecs-mesh's source tree.
+/// The project's commands.
 #[derive(Debug, Parser)]
 #[command(
     name = "xtask",
     bin_name = "cargo xtask",
     version,
-    after_help = "Variables: CONSUL_IMAGE, ENVOY_IMAGE and MOTO_IMAGE put the vendors' images in the place of the stand-ins; \
-                  LOG_LEVEL, LOG_FORMAT.\n\nExit codes: 0 done, 1 failed, 2 wrong command line; of `get` that of the request."
+    after_help = "Variables: CONSUL and ENVOY are paths of binaries to run instead of the fetched ones. CONSUL_IMAGE, \
+                  ENVOY_IMAGE and MOTO_IMAGE are vendors' images to run instead of the built ones. LOG_LEVEL and LOG_FORMAT set \
+                  the log.\n\nExit codes: 0 done, 1 failed, 2 wrong command line; `get` has the exit code of the request."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -40,28 +45,29 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Bring the local mesh up: fetch, build, start, wait, and send a request through it. As root on Debian this installs what
-    /// the machine lacks (Docker, docker-compose, pip) and starts Docker's engine; elsewhere it prints the line that does.
+    /// Bring the local mesh up: fetch the programs, build the images, start the containers, and send a request through the mesh.
+    /// As root on Debian, this also installs what the machine lacks (Docker, docker-compose, pip) and starts Docker's engine.
+    /// Otherwise it prints the command that does so.
     Up,
-    /// Remove all that `up` made: containers, networks, volumes, images, generated files.
+    /// Remove everything that `up` made: containers, networks, volumes, images, generated files.
     Down,
-    /// Build and generate what docker-compose.yml needs, and start nothing.
+    /// Build and generate everything that docker-compose.yml needs, and start nothing.
     Images {
-        /// Build what production runs instead: from release binaries, tagged with the version. ENVOY_IMAGE is the Envoy that
-        /// sidecar-proxy is built on; without it there is none.
+        /// Build the images of production instead, from release binaries, tagged with the version. The image sidecar-proxy is built
+        /// on the image that ENVOY_IMAGE names, and only if that variable is set.
         #[arg(long)]
         release: bool,
     },
-    /// Start a task that was stopped, as ECS would: with a new task ID. Prints and draws its start.
+    /// Start a stopped task with a new task ID, as ECS does. Prints and draws its startup.
     Start {
         /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
         task: String,
     },
-    /// Stop a task as ECS does, through `StopTask`, with some load through the mesh. Prints and draws its shutdown.
+    /// Stop a task through `StopTask`, as ECS does, under light load. Prints and draws its shutdown.
     Stop {
         /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
         task: String,
-        /// Who gets TERM when.
+        /// The order in which the containers get TERM.
         #[arg(long, value_enum, default_value_t)]
         order: StopOrder,
     },
@@ -75,26 +81,27 @@ enum Command {
         /// The URL, as a container of the task sees it.
         url: String,
     },
-    /// Print a secret of the local mesh: consul-bootstrap-token to log in to Consul's UI, ecs-mesh-web, …
+    /// Print a secret of the local mesh. The token in consul-bootstrap-token logs in to Consul's UI.
     Secret {
-        /// Its name in Secrets Manager.
+        /// The secret's name, such as consul-bootstrap-token or ecs-mesh-web.
         name: String,
     },
-    /// Run the tests: format, clippy, and the suites; all of them if none is named. Installs what they lack, as `up` does.
+    /// Run the tests: format, clippy and all suites, or only the named suites. Installs what the machine lacks, as `up` does. With
+    /// CONSUL, the tests that cannot run with that Consul are left out, counted, and listed with the reason.
     Test {
-        /// The suites.
+        /// The suites to run.
         suites: Vec<Suite>,
     },
-    /// Measure the release binaries against their budgets. Exit code 1 when one is over.
+    /// Measure the release binaries against their budgets. The exit code is 1 if one exceeds its budget.
     Bench,
 }
 
 #[derive(Debug, Subcommand)]
 enum Demo {
-    /// Stop and start api-1 under load, with and without remedies, and count what fails. Takes some seven minutes.
+    /// Stop and start api-1 under load, with and without remedies, and count the failed requests. Takes about seven minutes.
     Shutdown,
-    /// Replace the only task of api under load, ten times a case, with the hold and the gate of health-sync, and count what fails.
-    /// Takes some fifteen minutes.
+    /// Replace the only task of api under load, with the hold and with the gate of health-sync, ten times each, and count the failed
+    /// requests. Takes about fifteen minutes.
     Rolling,
 }
 
@@ -107,10 +114,22 @@ enum Error {
     #[error(transparent)]
     Mesh(#[from] MeshError),
     #[error(transparent)]
+    Images(#[from] ImagesError),
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    #[error(transparent)]
+    Rolling(#[from] RollingError),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error(transparent)]
     Docker(#[from] DockerError),
     #[error(transparent)]
     SecretsManager(#[from] SettingsError),
-    #[error("is there such a secret, and does the mesh run?")]
+    #[error("cannot read the secret: expected the name of a secret, and a running mesh (`cargo xtask up`)")]
     Secret(#[from] CallError),
     #[error(transparent)]
     Draw(#[from] DrawError),
@@ -138,12 +157,12 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         }
         Command::Down => {
             mesh::down().await?;
-            println!("the mesh is gone: containers, networks, volumes, images and generated files");
+            println!("removed the mesh: containers, networks, volumes, images and generated files");
         }
         Command::Images { release: true } => {
             machine::prepare(Needs { docker: true, ..Needs::default() }).await?;
             let reporter = Reporter::new(images::RELEASE_STEPS);
-            let built = images::release(&reporter).await.map_err(MeshError::from)?;
+            let built = images::release(&reporter).await?;
             reporter.finish();
             println!("{}", built.join("\n"));
         }
@@ -166,7 +185,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
                 show(&shutdown)?;
             }
             if let Some(report) = report {
-                let row = Row { name: "load from web to api meanwhile", report: &report, retries_refused: 0 };
+                let row = Row { name: "load from web to api", report: &report, retries_refused: 0 };
                 println!("{}\n{row}", demo::head());
             }
         }
@@ -185,14 +204,14 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Tells a timeline and draws it.
+/// Prints a timeline and draws it.
 fn show(timeline: &Timeline) -> Result<(), Error> {
     print!("{timeline}");
     println!("  drawn in {}", drawing::draw(timeline)?.display());
     Ok(())
 }
 
-/// Runs each case and prints what came of all.
+/// Runs all cases and prints the table.
 async fn demo_shutdown() -> Result<(), Error> {
     let mut demo = demo::Demo::new(docker::connect().await?);
     let reporter = Reporter::new(CASES.len());
@@ -202,7 +221,7 @@ async fn demo_shutdown() -> Result<(), Error> {
         match demo.run(case, Length::DEMO, &reporter).await {
             Ok(outcome) => rows.push((case.name, outcome)),
             Err(error) => {
-                // The error is what matters, whatever becomes of this.
+                // Whether this succeeds or not, the first error is reported.
                 let _ = demo.end().await;
                 return Err(error.into());
             }
@@ -217,7 +236,7 @@ async fn demo_shutdown() -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs each case and prints what came of all.
+/// Runs all cases and prints the table.
 async fn demo_rolling() -> Result<(), Error> {
     let docker = docker::connect().await?;
     let reporter = Reporter::new(rolling::CASES.len());
@@ -239,7 +258,7 @@ async fn demo_rolling() -> Result<(), Error> {
     for (name, report) in &rows {
         println!("{}", Row { name, report, retries_refused: 0 });
     }
-    // The first error is what matters.
+    // Only the first error is reported.
     match failed {
         Some(error) => Err(error.into()),
         None => Ok(ended?),

@@ -1,4 +1,4 @@
-//! Progress of long steps: a bar on a terminal, plain lines elsewhere.
+//! Shows the progress of long commands: a bar on a terminal, lines elsewhere.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use local_mesh::Progress;
 
-/// Shows the steps on standard error.
+/// Shows steps on standard error.
 pub struct Reporter {
-    /// None where standard error is no terminal.
+    /// `None` if standard error is not a terminal.
     bar: Option<ProgressBar>,
     begun: Instant,
 }
 
 impl Reporter {
-    /// For this many steps.
+    /// Shows this many steps.
     pub fn new(steps: usize) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = ProgressStyle::with_template("{spinner} [{bar:24}] {pos}/{len} {wide_msg} {elapsed}");
@@ -26,7 +26,7 @@ impl Reporter {
         Self { bar, begun: Instant::now() }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(&self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -1,27 +1,33 @@
-//! The tests: format, clippy, and three suites that can run alone.
+//! Runs the tests: format, clippy and three suites.
 
 use std::time::Instant;
 
 use clap::ValueEnum;
+use local_mesh::command::{self, CommandError};
+use local_mesh::images::{self, ImagesError};
 use local_mesh::machine::{self, MachineError, Needs};
-use local_mesh::{command, compose, images, mesh, parts, workspace};
+use local_mesh::mesh::{self, MeshError};
+use local_mesh::parts::{self, PartsError};
+use local_mesh::version::{self, VersionError};
+use local_mesh::{compose, workspace};
 use sidecar_kit::exit::one_line;
 use tokio::process::Command;
 
+use crate::needs::{self, NeedsError};
 use crate::progress::Reporter;
 
 /// A suite of tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Suite {
-    /// Each crate's own tests.
+    /// The tests beside each crate's code.
     Unit,
-    /// Our binaries against a real Consul agent, a real Envoy and a real Docker engine.
+    /// The binaries with a real Consul agent, a real Envoy and a real Docker engine.
     Process,
-    /// The local mesh, brought up once and taken down after.
+    /// The local mesh, which this brings up first and removes at the end.
     Mesh,
 }
 
-/// A step of the tests, or of the measurements, that failed.
+/// Why a step of the tests or of the measurements failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TestError {
     #[error("{what} failed: `{command}`")]
@@ -29,14 +35,22 @@ pub enum TestError {
     #[error("cannot run `{command}`")]
     Start { command: String, source: std::io::Error },
     #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error(transparent)]
+    Images(#[from] ImagesError),
+    #[error(transparent)]
     Machine(#[from] MachineError),
     #[error(transparent)]
-    Parts(#[from] parts::PartsError),
+    Mesh(#[from] MeshError),
     #[error(transparent)]
-    Mesh(#[from] mesh::MeshError),
+    Needs(#[from] NeedsError),
+    #[error(transparent)]
+    Parts(#[from] PartsError),
+    #[error(transparent)]
+    Version(#[from] VersionError),
 }
 
-/// Runs format, clippy and all suites, or the named suites alone.
+/// Runs format, clippy and all suites, or only the named suites.
 pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
     let all = suites.is_empty();
     let wanted = |suite| all || suites.contains(&suite);
@@ -54,26 +68,25 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         linters().await?;
     }
     if wanted(Suite::Unit) {
-        // xds-bridge's own tests ask Envoy whether it takes what was converted.
+        // xds-bridge's own tests give converted resources to Envoy.
         parts::envoy().await?;
         cargo("unit", &["test", "--workspace", "--exclude", "mesh-tests", "--quiet"]).await?;
     }
     if wanted(Suite::Process) {
-        parts::consul().await?;
         parts::envoy().await?;
         parts::aws_cli().await?;
         parts::moto().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
-        // More at a time than there are cores: they wait more than they compute.
-        cargo("process", &["test", "--workspace", "--test", "process", "--", "--test-threads=4"]).await?;
+        // The tests wait more than they compute, so more of them run at a time than the machine has cores.
+        run_with_consul("process", 4).await?;
     }
     if wanted(Suite::Mesh) {
         let tested = mesh_suite().await;
         if tested.is_err() {
-            // All that remains of a failure on another machine.
+            // On another machine, the logs are the only trace of a failure.
             match compose::run(&["logs", "--no-color", "--timestamps", "--tail=40"]).await {
-                Ok(logs) => println!("── the mesh's containers said at last:\n{logs}"),
-                Err(error) => println!("── the mesh's containers can't be asked: {}", one_line(&error)),
+                Ok(logs) => println!("── the end of the containers' logs:\n{logs}"),
+                Err(error) => println!("── cannot read the containers' logs: {}", one_line(&error)),
             }
         }
         mesh::down().await?;
@@ -86,10 +99,38 @@ async fn mesh_suite() -> Result<(), TestError> {
     let begun = Instant::now();
     let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
     println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
-    cargo("mesh", &["test", "--workspace", "--test", "mesh", "--", "--test-threads=1"]).await
+    run_with_consul("mesh", 1).await
 }
 
-/// The documentation of every crate, with each warning an error.
+/// Runs a suite with the given Consul, this many tests at a time. Tests that need another Consul are left out, counted, and listed
+/// with the reason.
+async fn run_with_consul(suite: &'static str, threads: usize) -> Result<(), TestError> {
+    let version = version::of_program(&parts::consul().await?).await?;
+    let test = ["test", "--workspace", "--test", suite];
+    let mut list = command::cargo();
+    list.current_dir(workspace()).args(test).args(["--quiet", "--", "--list", "--format=terse"]);
+    let left_out = needs::left_out(suite, &command::run(&mut list).await?, version)?;
+    let threads = format!("--test-threads={threads}");
+    let mut arguments = test.to_vec();
+    arguments.extend(["--", &threads]);
+    if !left_out.is_empty() {
+        arguments.push("--exact");
+    }
+    for test in left_out.iter().flat_map(|group| &group.tests) {
+        arguments.extend(["--skip", test]);
+    }
+    let result = cargo(suite, &arguments).await;
+    if !left_out.is_empty() {
+        let count = left_out.iter().map(|group| group.tests.len()).sum::<usize>();
+        println!("── {suite}: {count} tests were not run, because Consul is {version}:");
+        for group in &left_out {
+            println!("   {}: {}", group.reason, group.tests.join(", "));
+        }
+    }
+    result
+}
+
+/// Builds the documentation of every crate. Each warning is an error.
 async fn documentation() -> Result<(), TestError> {
     let mut doc = command::cargo();
     doc.args(["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"])
@@ -97,7 +138,7 @@ async fn documentation() -> Result<(), TestError> {
     run_step("documentation", doc).await
 }
 
-/// Checks the workflows and the scripts with the linters that this machine has.
+/// Checks the workflows and the scripts with the installed linters.
 async fn linters() -> Result<(), TestError> {
     const LINTERS: [(&str, &[&str], &str); 2] = [
         ("actionlint", &[], "go install github.com/rhysd/actionlint/cmd/actionlint@latest"),
@@ -105,7 +146,7 @@ async fn linters() -> Result<(), TestError> {
     ];
     for (name, arguments, install) in LINTERS {
         if machine::find(name).is_none() {
-            println!("── {name}: not run, it is not installed: `{install}`");
+            println!("── {name}: not run, because it is not installed; `{install}` installs it");
             continue;
         }
         let mut linter = Command::new(name);
@@ -115,7 +156,7 @@ async fn linters() -> Result<(), TestError> {
     Ok(())
 }
 
-/// Runs cargo, and says what for and how long it took.
+/// Runs cargo, and prints its purpose and the time that it took.
 pub async fn cargo(what: &'static str, arguments: &[&str]) -> Result<(), TestError> {
     let mut cargo = command::cargo();
     cargo.args(arguments);
@@ -124,6 +165,12 @@ pub async fn cargo(what: &'static str, arguments: &[&str]) -> Result<(), TestErr
 
 async fn run_step(what: &'static str, mut command: Command) -> Result<(), TestError> {
     let line = command::shown(&command);
+    // The tests run in other directories, where a relative path would name another file.
+    for (variable, program) in [("CONSUL", "consul"), ("ENVOY", "envoy")] {
+        if std::env::var_os(variable).is_some_and(|path| !path.is_empty()) {
+            command.env(variable, parts::program(program)?);
+        }
+    }
     println!("── {what}: {line}");
     let begun = Instant::now();
     let status = command.current_dir(workspace()).status().await;

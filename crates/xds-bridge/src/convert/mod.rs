@@ -12,7 +12,7 @@ use crate::resource::{Kind, Resource};
 use crate::wire::{self, Malformed, Value, put_bytes, put_varint};
 
 /// `envoy.config.core.v3.ApiVersion.V3`.
-const API_V3: u64 = 2;
+pub const API_V3: u64 = 2;
 
 const UPSTREAM_TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
 const DOWNSTREAM_TLS: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext";
