@@ -38,7 +38,7 @@ impl CheckStatus {
 /// `Debug` shows the name alone.
 #[derive(Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the fields are those of Consul's documentation")]
 pub struct CheckDefinition {
     #[serde(rename = "CheckID", skip_serializing_if = "Option::is_none")]
     pub check_id: Option<CheckId>,

@@ -167,7 +167,7 @@ pub struct Limits {
 /// A whole number without a fraction, as AWS writes it: some clients read it into an integer.
 fn shortest<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     match *number {
-        #[allow(clippy::cast_possible_truncation)]
+        #[allow(clippy::cast_possible_truncation, reason = "it has no fraction")]
         Some(number) if number.fract() == 0.0 => serializer.serialize_i64(number as i64),
         number => number.serialize(serializer),
     }
