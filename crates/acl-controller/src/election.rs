@@ -6,6 +6,7 @@ use std::time::Duration;
 use consul_api::{NewSession, SessionId};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
+use sidecar_kit::failure::LastFailure;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -45,21 +46,20 @@ impl Election {
     /// Without end: waits for the lock, takes it, keeps it, and publishes the term while it lasts.
     pub async fn run(&self, publish: &watch::Sender<Option<Term>>) {
         let mut backoff = Backoff::default();
-        let mut said = String::new();
+        let mut failure = LastFailure::default();
         loop {
             let term = self.serve_a_term(publish).await;
             publish.send_replace(None);
             match term {
                 Ok(()) => {
                     backoff.reset();
-                    said.clear();
+                    failure.end();
                 }
                 Err(error) => {
                     self.metrics.standing_by(false);
                     let error = one_line(&error);
-                    if said != error {
+                    if failure.is_new(&error) {
                         tracing::warn!("cannot stand for the lock {}: {error}; trying again", self.key);
-                        said = error;
                     }
                     sleep(backoff.delay()).await;
                 }
@@ -103,7 +103,7 @@ impl Election {
     /// Renews until the session has ended or the lock is another's.
     async fn keep(&self, session: &SessionId, term: &Term, mut good: Instant) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
-        let mut said = String::new();
+        let mut failure = LastFailure::default();
         loop {
             sleep_until(good + RENEW_EVERY).await;
             let asked = Instant::now();
@@ -116,14 +116,13 @@ impl Election {
                     self.metrics.leading(true);
                     good = asked;
                     backoff.reset();
-                    said.clear();
+                    failure.end();
                 }
                 Ok(false) => return,
                 Err(error) => {
                     let reason = one_line(&error);
-                    if reason != said {
+                    if failure.is_new(&reason) {
                         tracing::warn!("cannot renew the lock {}: {reason}; trying again", self.key);
-                        said = reason;
                     }
                     if !term.holds() {
                         self.metrics.leading(false);

@@ -31,14 +31,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ecs_meta::{ArnError, ClusterArn, MetadataClient};
-use futures_util::StreamExt;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::log;
+use sidecar_kit::signals::{SignalsError, StopSignals};
 use sidecar_kit::wait::WaitError;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_tokio::Signals;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -108,8 +106,8 @@ impl FromStr for Cluster {
 pub enum RunError {
     #[error("cannot start logging")]
     Log(#[from] log::LogError),
-    #[error("cannot handle signals")]
-    Signals(#[source] std::io::Error),
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
     #[error("cannot tell cluster and region: outside of ECS, give --cluster and AWS_REGION")]
     NoMetadata(#[source] ecs_meta::Error),
     #[error("cannot tell cluster and region: no task metadata")]
@@ -136,7 +134,7 @@ pub enum RunError {
 /// # Errors
 /// See [`RunError`]; once it has started, nothing but TERM ends it.
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
+    let mut signals = StopSignals::catch()?;
     log::init(env, None)?;
     let metrics = Arc::new(Metrics::default());
     let (mut aws, consul, place) = tokio::select! {

@@ -2,18 +2,14 @@
 //! says so.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::fmt::Write;
+use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Request, StatusCode};
+use sidecar_kit::server::{self, Response};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -192,7 +188,7 @@ impl Metrics {
         text
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    fn answer(&self, request: &Request<Incoming>) -> Response {
         let state = |good: bool| {
             let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             (status, if good { "ok\n" } else { "no\n" }.to_owned())
@@ -203,31 +199,14 @@ impl Metrics {
             "/readyz" => state(self.is_ready()),
             _ => (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
         };
-        let mut response = Response::new(Full::from(body));
-        *response.status_mut() = status;
-        response
+        server::response(status, "text/plain; version=0.0.4", body)
     }
 }
 
 /// Answers `/metrics`, `/healthz` (200 while the controller's loop goes round, else 503) and `/readyz` (200 while it stands by or
 /// its last cycle had its lists) without end.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of file descriptors, most likely: some come back when connections close.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let metrics = metrics.clone();
-        let service = service_fn(move |request| {
-            let answer = metrics.answer(&request);
-            async move { Ok::<_, Infallible>(answer) }
-        });
-        let mut http = http1::Builder::new();
-        let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
-        // A client that hangs up is no concern of ours.
-        tokio::spawn(async move { drop(connection.await) });
-    }
+    server::serve(listener, move |request| ready(metrics.answer(&request))).await;
 }
 
 #[cfg(test)]

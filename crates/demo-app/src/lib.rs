@@ -16,6 +16,7 @@ use std::net::SocketAddr;
 use hyper::Uri;
 use sidecar_kit::http;
 use sidecar_kit::log::LogError;
+use sidecar_kit::signals::SignalsError;
 
 /// Why a program of this crate failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +32,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// Signals can't be caught.
-    #[error("cannot catch signals")]
-    Signals(#[source] std::io::Error),
+    /// TERM and INT can't be caught.
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
     /// There was no answer.
     #[error("no answer from {url}")]
     Unanswered {

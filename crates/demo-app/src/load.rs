@@ -13,15 +13,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
-use futures_util::StreamExt;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{HOST, HeaderMap};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use sidecar_kit::exit::FAILURE;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_tokio::Signals;
+use sidecar_kit::signals::StopSignals;
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -100,7 +98,7 @@ pub async fn run(options: Options) -> Result<ExitCode, Error> {
         let duration = humantime::format_duration(duration);
         return Err(Error::TooMany { rate, duration, count, limit: MAX_REQUESTS });
     }
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Signals)?;
+    let mut signals = StopSignals::catch()?;
     let host = url.host().unwrap_or_default();
     let target = Rc::new(Target {
         address: format!("{host}:{}", url.port_u16().unwrap_or(80)),

@@ -8,26 +8,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Args;
 use ecs_meta::MetadataClient;
-use futures_util::StreamExt;
 use futures_util::future::join_all;
-use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, Uri};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::{Method, Request, StatusCode, Uri};
 use serde::Serialize;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::http::{Client, Limits};
+use sidecar_kit::server::{self, Response};
+use sidecar_kit::signals::{Stop, StopSignals};
 use sidecar_kit::wait::{Attempt, until};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_tokio::Signals;
 use tokio::net::TcpListener;
 
 use crate::Error;
@@ -88,7 +81,7 @@ struct Service {
 /// # Errors
 /// When the address can't be listened on.
 pub async fn serve(options: Options, env: &Env) -> Result<ExitCode, Error> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Signals)?;
+    let mut signals = StopSignals::catch()?;
     let address = options.listen;
     let term_delay = options.term_delay;
     let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
@@ -99,14 +92,18 @@ pub async fn serve(options: Options, env: &Env) -> Result<ExitCode, Error> {
         task: OnceLock::new(),
         unhealthy: AtomicBool::new(false),
     });
-    tokio::spawn(accept(listener, service.clone()));
+    let served = service.clone();
+    tokio::spawn(server::serve(listener, move |request| {
+        let service = served.clone();
+        async move { service.respond(&request).await }
+    }));
     let signal = tokio::select! {
         signal = signals.next() => signal,
         never = learn_task_id(&service, env) => match never {},
     };
-    if signal == Some(SIGTERM) && !term_delay.is_zero() {
+    if signal == Stop::Term && !term_delay.is_zero() {
         tracing::info!("TERM: exiting in {}", humantime::format_duration(term_delay));
-        let interrupted = async { while signals.next().await != Some(SIGINT) {} };
+        let interrupted = async { while signals.next().await != Stop::Interrupt {} };
         let _ = tokio::time::timeout(term_delay, interrupted).await;
     }
     Ok(ExitCode::SUCCESS)
@@ -137,31 +134,8 @@ async fn learn_task_id(service: &Service, env: &Env) -> Infallible {
     std::future::pending().await
 }
 
-async fn accept(listener: TcpListener, service: Arc<Service>) {
-    loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // Out of file descriptors, most likely: some come back when connections close.
-                tracing::warn!("cannot accept a connection: {}", one_line(&error));
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let service = service.clone();
-        let respond = service_fn(move |request| {
-            let service = service.clone();
-            async move { Ok::<_, Infallible>(service.respond(&request).await) }
-        });
-        let mut http = http1::Builder::new();
-        let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), respond);
-        // A client that hangs up is no concern of ours.
-        tokio::spawn(async move { drop(connection.await) });
-    }
-}
-
 impl Service {
-    async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: &Request<Incoming>) -> Response {
         let query = |name: &str| {
             let pairs = request.uri().query().unwrap_or_default().split('&');
             pairs.filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
@@ -188,7 +162,7 @@ impl Service {
         }
     }
 
-    fn health(&self) -> Response<Full<Bytes>> {
+    fn health(&self) -> Response {
         if self.unhealthy.load(Ordering::Relaxed) {
             json(StatusCode::SERVICE_UNAVAILABLE, &"unhealthy")
         } else {
@@ -196,7 +170,7 @@ impl Service {
         }
     }
 
-    async fn answer(&self, delay: Duration) -> Response<Full<Bytes>> {
+    async fn answer(&self, delay: Duration) -> Response {
         let asked = self
             .options
             .upstream
@@ -228,11 +202,8 @@ impl Service {
     }
 }
 
-fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Full<Bytes>> {
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
     let mut body = serde_json::to_vec(value).unwrap_or_default();
     body.push(b'\n');
-    let mut response = Response::new(Full::from(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
+    server::response(status, "application/json", body)
 }

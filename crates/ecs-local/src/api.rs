@@ -7,13 +7,13 @@ mod task;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sidecar_kit::exit::one_line;
+use sidecar_kit::server::Response;
 
 use crate::engine::EngineError;
 use crate::live::{Cluster, Live, short_name};
@@ -48,7 +48,7 @@ impl From<EngineError> for ApiError {
 }
 
 /// Answers a request to the API.
-pub(crate) async fn respond(live: Arc<Live>, request: Request<Incoming>) -> Response<Full<Bytes>> {
+pub(crate) async fn respond(live: Arc<Live>, request: Request<Incoming>) -> Response {
     match act(&live, request).await {
         Ok(value) => answer(StatusCode::OK, CONTENT_TYPE, &value),
         Err(ApiError { status, kind, message }) => {

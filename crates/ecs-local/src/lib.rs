@@ -22,12 +22,10 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use hyper::StatusCode;
 use sidecar_kit::http;
 use sidecar_kit::log::LogError;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_tokio::Signals;
+use sidecar_kit::signals::{SignalsError, StopSignals};
 use tokio::net::TcpListener;
 
 pub use engine::EngineError;
@@ -55,9 +53,9 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// Signals can't be caught.
-    #[error("cannot catch signals")]
-    Signals(#[source] std::io::Error),
+    /// TERM and INT can't be caught.
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
     /// The endpoint does not answer.
     #[error("not ready")]
     Unanswered(#[source] http::Error),
@@ -92,7 +90,7 @@ pub struct Options {
 /// When at the start the engine is not there or an address can't be listened on. An engine that goes away later is waited
 /// for.
 pub async fn serve(options: Options) -> Result<ExitCode, Error> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Signals)?;
+    let mut signals = StopSignals::catch()?;
     let engine = engine::Engine::connect(&options.docker_host, options.cluster.as_deref()).await?;
     let live = Arc::new(live::Live::new(engine, options.stop_order));
     let bind = async |address| TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source });
@@ -134,7 +132,7 @@ pub async fn ready(listen: SocketAddr) -> Result<ExitCode, Error> {
 /// # Errors
 /// When signals can't be caught.
 pub async fn pause() -> Result<ExitCode, Error> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(Error::Signals)?;
+    let mut signals = StopSignals::catch()?;
     signals.next().await;
     Ok(ExitCode::SUCCESS)
 }

@@ -6,15 +6,13 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use serde_json::{Map, Value};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::file::{WriteError, write_atomically};
 use sidecar_kit::secret::Secret;
+use sidecar_kit::signals::{SignalsError, StopSignals};
 use sidecar_kit::wait::{Attempt, WaitError, until};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_tokio::Signals;
 
 use crate::secrets_manager::{CallError, SecretsManager, SettingsError, Version};
 
@@ -109,9 +107,9 @@ pub enum SecretsError {
     /// The environment is wrong.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// Signals can't be caught.
-    #[error("cannot catch signals")]
-    Signals(#[source] std::io::Error),
+    /// TERM and INT can't be caught.
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
     /// TERM or INT came first.
     #[error("told to end before all of the task's secrets were there")]
     Ended,
@@ -173,7 +171,7 @@ pub async fn secrets(options: SecretsOptions, env: &Env) -> Result<ExitCode, Sec
     }
     let manager = SecretsManager::from_env(env)?;
     let what = format!("the task's secrets from {}", manager.endpoint);
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(SecretsError::Signals)?;
+    let mut signals = StopSignals::catch()?;
     let values = until(&what, timeout, Backoff::default(), async || match read_all(&manager, &secrets).await {
         Ok(values) => Attempt::Done(values),
         Err(error) if error.source.may_pass() => Attempt::Again(error),

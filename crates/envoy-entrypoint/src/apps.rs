@@ -5,6 +5,7 @@ use std::time::Duration;
 use ecs_meta::{Container, ContainerType, MetadataClient, Status, Task};
 use mesh_config::is_sidecar;
 use sidecar_kit::exit::one_line;
+use sidecar_kit::failure::LastFailure;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 /// While the apps' end is waited for: ten requests a second, a quarter of what ECS allows a task ("Amazon ECS task metadata
@@ -18,14 +19,14 @@ const RUNNING: Duration = Duration::from_secs(1);
 struct Asked<'a> {
     metadata: &'a MetadataClient,
     pace: Interval,
-    failure: Option<String>,
+    failure: LastFailure,
 }
 
 impl<'a> Asked<'a> {
     fn every(period: Duration, metadata: &'a MetadataClient) -> Self {
         let mut pace = interval(period);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { metadata, pace, failure: None }
+        Self { metadata, pace, failure: LastFailure::default() }
     }
 
     /// The next answer, however long that takes.
@@ -34,16 +35,15 @@ impl<'a> Asked<'a> {
             self.pace.tick().await;
             match ask(self.metadata).await {
                 Ok(answer) => {
-                    if self.failure.take().is_some() {
+                    if self.failure.end() {
                         tracing::info!("the task metadata is there again");
                     }
                     return answer;
                 }
                 Err(error) => {
                     let failure = one_line(&error);
-                    if self.failure.as_ref() != Some(&failure) {
+                    if self.failure.is_new(&failure) {
                         tracing::warn!("Envoy runs on, asking again without end: {failure}");
-                        self.failure = Some(failure);
                     }
                 }
             }

@@ -19,15 +19,14 @@ use std::time::{Duration, Instant};
 
 use consul_api::{Client, Error as ConsulError, ServiceId, ServiceRegistration};
 use ecs_meta::{Answer, MetadataClient, Task, Watch};
-use futures_util::StreamExt;
 use futures_util::future::join_all;
 use mesh_config::{CheckTtl, Config, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
+use sidecar_kit::failure::LastFailure;
 use sidecar_kit::log;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook_tokio::Signals;
+use sidecar_kit::signals::{SignalsError, StopSignals};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
@@ -79,8 +78,8 @@ pub enum RunError {
     Config(#[source] mesh_config::ConfigError),
     #[error("cannot start logging")]
     Log(#[from] log::LogError),
-    #[error("cannot handle signals")]
-    Signals(#[source] std::io::Error),
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
     #[error("no task metadata")]
     MetadataVariable(#[from] ecs_meta::Error),
     #[error("TERM before there was any task metadata: nothing was written to Consul")]
@@ -95,22 +94,12 @@ pub enum RunError {
     NotLoggedOut(#[from] NotLoggedOut),
 }
 
-/// What failed last, so that a lasting failure is logged once.
-#[derive(Default)]
-struct Failure(Option<String>);
-
-impl Failure {
-    /// Logs a failure that begins or changes, and its end.
-    fn report(&mut self, outcome: &Result<(), String>, over: &str) {
-        match outcome {
-            Ok(()) if self.0.take().is_some() => tracing::info!("{over}"),
-            Ok(()) => {}
-            Err(error) if self.0.as_ref() == Some(error) => {}
-            Err(error) => {
-                tracing::warn!("{error}; trying again");
-                self.0 = Some(error.clone());
-            }
-        }
+/// Logs a failure that begins or changes, and its end.
+fn report(failure: &mut LastFailure, outcome: &Result<(), String>, over: &str) {
+    match outcome {
+        Ok(()) if failure.end() => tracing::info!("{over}"),
+        Err(error) if failure.is_new(error) => tracing::warn!("{error}; trying again"),
+        _ => {}
     }
 }
 
@@ -139,7 +128,7 @@ struct Sync {
 /// See [`RunError`].
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     // Before anything else: a TERM that comes during the start is not lost.
-    let signals = Signals::new([SIGTERM, SIGINT]).map_err(RunError::Signals)?;
+    let signals = StopSignals::catch()?;
     let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
     log::init(env, config.log_level.and_then(|level| level.as_str().parse().ok()))?;
     let metadata = MetadataClient::from_env(env)?;
@@ -179,7 +168,7 @@ async fn live(
     env: &Env,
     config: &Config,
     metadata: &MetadataClient,
-    mut signals: Signals,
+    mut signals: StopSignals,
     known: &OnceCell<Sync>,
 ) -> Result<ExitCode, RunError> {
     let role = Role::of(config);
@@ -242,8 +231,7 @@ async fn live(
         let _ = sync.own.set(own);
     }
     tracing::info!(?containers, "syncing the health of {}", names.service_id);
-    let leave =
-        sync.until_it_leaves(metadata, &mut watch, task, async { signals.next().await.unwrap_or_default() }).await;
+    let leave = sync.until_it_leaves(metadata, &mut watch, task, signals.next()).await;
     let left = match leave {
         Leave::Write => sync.leave().await,
         Leave::Nothing(reason) => {
@@ -264,7 +252,7 @@ async fn live(
 /// The task's metadata, waited for without end: ECS's agent may be away for as long as it likes. With it, Docker's ID of this
 /// container, where the endpoint tells it in time.
 async fn first_answer(metadata: &MetadataClient, watch: &mut Watch) -> (Arc<Task>, Option<String>) {
-    let mut failure = Failure::default();
+    let mut failure = LastFailure::default();
     let mut own = None;
     loop {
         let answer = watch.changed().await;
@@ -273,7 +261,7 @@ async fn first_answer(metadata: &MetadataClient, watch: &mut Watch) -> (Arc<Task
         }
         match whole(&answer, own.as_deref()) {
             Ok(task) => return (task, own),
-            Err(error) => failure.report(&Err(error), ""),
+            Err(error) => report(&mut failure, &Err(error), ""),
         }
     }
 }
@@ -356,7 +344,7 @@ impl Sync {
 
     /// Writes what changed, and again what failed.
     async fn statuses(&self, watch: &mut Watch, first: Arc<Task>) {
-        let mut failure = Failure::default();
+        let mut failure = LastFailure::default();
         let mut answer: Answer = Ok(first);
         loop {
             let outcome = match whole(&answer, self.own.get().map(String::as_str)) {
@@ -364,7 +352,7 @@ impl Sync {
                 // No answer is no news: the checks stay as they are.
                 Err(error) => Err(error),
             };
-            failure.report(&outcome, "syncing again");
+            report(&mut failure, &outcome, "syncing again");
             tokio::select! {
                 changed = watch.changed() => answer = changed,
                 () = self.stale.notified() => {}
@@ -396,9 +384,9 @@ impl Sync {
     async fn heartbeats(&self) {
         // Refresh at least once a day, even with a TTL of 100000h.
         let interval = (self.options.check_ttl.duration() / 3).min(Duration::from_secs(24 * 60 * 60));
-        let mut failure = Failure::default();
+        let mut failure = LastFailure::default();
         loop {
-            sleep(if failure.0.is_some() { interval.min(AGAIN) } else { interval }).await;
+            sleep(if failure.lasts() { interval.min(AGAIN) } else { interval }).await;
             if self.hangs() {
                 continue;
             }
@@ -408,20 +396,20 @@ impl Sync {
                 self.checks.borrow_mut().refreshed(update);
                 Ok(())
             }));
-            failure.report(&refreshed.await.into_iter().collect(), "the checks are refreshed again");
+            report(&mut failure, &refreshed.await.into_iter().collect(), "the checks are refreshed again");
             self.stale.notify_one();
         }
     }
 
     /// Reads back what the agent has, and restores what it lost.
     async fn read_backs(&self) {
-        let mut failure = Failure::default();
+        let mut failure = LastFailure::default();
         let mut backoff = Backoff::new(AGAIN, READ_BACK_BOUND);
         loop {
             let restored = timeout(READ_BACK_BOUND, self.restore()).await;
             let restored =
                 restored.unwrap_or_else(|_| Err(format!("Consul's agent does not answer within {READ_BACK_BOUND:?}")));
-            failure.report(&restored, "the agent has all that was registered");
+            report(&mut failure, &restored, "the agent has all that was registered");
             if restored.is_err() {
                 sleep(backoff.delay()).await;
                 continue;

@@ -8,9 +8,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use sidecar_kit::env::Env;
+use sidecar_kit::server::accept;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// How long `healthy` waits for an answer: less than the 5 s after which ECS gives a health check up.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -88,21 +89,17 @@ impl Probe {
     /// Answers one question after the other, without end, with what `healthy` says.
     pub async fn serve(&self, healthy: impl AsyncFn(Question) -> Result<(), String>) {
         loop {
-            match self.0.accept().await {
-                Ok((mut stream, _)) => {
-                    // Whoever asks may be gone already.
-                    let _ = timeout(ANSWER, async {
-                        let question = match stream.read_u8().await? {
-                            b'm' => Question::InMesh,
-                            _ => Question::Alive,
-                        };
-                        let answer = healthy(question).await.err().unwrap_or_else(|| HEALTHY.to_owned());
-                        stream.write_all(answer.as_bytes()).await
-                    })
-                    .await;
-                }
-                Err(_) => sleep(ANSWER).await,
-            }
+            let mut stream = accept(|| self.0.accept()).await;
+            // Whoever asks may be gone already.
+            let _ = timeout(ANSWER, async {
+                let question = match stream.read_u8().await? {
+                    b'm' => Question::InMesh,
+                    _ => Question::Alive,
+                };
+                let answer = healthy(question).await.err().unwrap_or_else(|| HEALTHY.to_owned());
+                stream.write_all(answer.as_bytes()).await
+            })
+            .await;
         }
     }
 }

@@ -6,6 +6,7 @@ use consul_api::{CheckId, CheckStatus, Client, Error, ServiceId};
 use futures_util::future::join_all;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
+use sidecar_kit::wait::{Attempt, RetryError, retry};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Why the service is in maintenance; also how a later run knows its own doing.
@@ -81,20 +82,17 @@ pub async fn retried(
     each: Duration,
     mut attempt: impl AsyncFnMut() -> Result<(), String>,
 ) -> Result<(), String> {
-    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let reason = match timeout(each.min(left), attempt()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(reason)) => reason,
-            Err(_) => "no answer".to_owned(),
-        };
-        let delay = backoff.delay();
-        if Instant::now() + delay >= deadline {
-            return Err(reason);
-        }
-        sleep(delay).await;
-    }
+    let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
+    let no_answer = || "no answer".to_owned();
+    let attempt = async || match timeout(each, attempt()).await {
+        Ok(Ok(())) => Attempt::Done(()),
+        Ok(Err(reason)) => Attempt::Again(reason),
+        Err(_) => Attempt::Again(no_answer()),
+    };
+    retry(deadline, backoff, attempt, |_| ()).await.map_err(|error| match error {
+        RetryError::Final(reason) => reason,
+        RetryError::TimedOut(reason) => reason.unwrap_or_else(no_answer),
+    })
 }
 
 /// What the agent doesn't have needs no setting.

@@ -10,7 +10,7 @@ use ecs_meta::{MetadataClient, Task};
 use serde_json::{Value, json};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
-use sidecar_kit::file::{WriteError, write_atomically};
+use sidecar_kit::file::{WriteError, write_if_changed};
 use sidecar_kit::log;
 use sidecar_kit::secret::{Secret, SecretFileError, shown_path};
 use sidecar_kit::tls::{CertificatesPem, PemError};
@@ -131,10 +131,10 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
     let authority_file = options.output.with_file_name(AUTHORITY_FILE);
     let config = configuration(&options, &servers, &secrets, &task, ip, &authority_file);
     let written = match &secrets.authority {
-        Some(pem) => write_changed(&authority_file, pem.as_str()),
+        Some(pem) => write_if_changed(&authority_file, pem.as_str().as_bytes(), MODE),
         None => Ok(()),
     };
-    let written = written.and_then(|()| write_changed(&options.output, &format!("{config:#}\n")));
+    let written = written.and_then(|()| write_if_changed(&options.output, format!("{config:#}\n").as_bytes(), MODE));
     if let (Err(_), Some(login), Some(token)) = (&written, &login, &secrets.client_token) {
         login.give_back(token).await;
     }
@@ -262,16 +262,6 @@ fn node_id(task_id: &str) -> String {
     };
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
     parts.join("-")
-}
-
-fn write_changed(path: &Path, text: &str) -> Result<(), WriteError> {
-    if std::fs::read(path).is_ok_and(|written| written == text.as_bytes()) {
-        tracing::info!("{} is as it should be", path.display());
-        return Ok(());
-    }
-    write_atomically(path, text.as_bytes(), MODE)?;
-    tracing::info!("wrote {}", path.display());
-    Ok(())
 }
 
 #[cfg(test)]

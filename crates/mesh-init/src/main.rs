@@ -2,8 +2,6 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -14,8 +12,7 @@ use mesh_init::{agent_config, run, validate};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::{self, parse_duration};
 use sidecar_kit::secret::Secret;
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use sidecar_kit::signals::end_on_signals;
 
 /// Registers the task's service and its sidecar proxy with the Consul agent beside it and writes Envoy's bootstrap to
 /// <bootstrapDir>/envoy-bootstrap.json.
@@ -155,14 +152,6 @@ struct ValidateArguments {
 /// Cloud auto-join strings may hold keys.
 fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
-}
-
-/// The kernel drops a signal that PID 1 doesn't handle: a container that still waits would only end by KILL.
-fn end_on_signals() -> std::io::Result<()> {
-    for signal in [SIGTERM, SIGINT] {
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::new(AtomicBool::new(true)))?;
-    }
-    Ok(())
 }
 
 fn main() -> ExitCode {

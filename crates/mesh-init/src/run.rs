@@ -15,7 +15,7 @@ use serde_json::Map;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
-use sidecar_kit::file::{WriteError, create_beside, is_temporary_of, write_atomically};
+use sidecar_kit::file::{WriteError, create_beside, is_temporary_of, write_if_changed};
 use sidecar_kit::log;
 use sidecar_kit::secret::{SecretFileError, SecretSource};
 use sidecar_kit::wait::{Attempt, WaitError, until};
@@ -438,12 +438,7 @@ fn asked_for(agent_self: Option<&AgentSelf>, loopback: IpAddr) -> Result<XdsAddr
 fn write_bootstrap(path: &Path, bootstrap: &Bootstrap<'_>) -> Result<(), RunError> {
     let mut text = format!("{:#}", bootstrap.to_json()?);
     text.push('\n');
-    if fs::read(path).is_ok_and(|written| written == text.as_bytes()) {
-        tracing::info!("{} is as it should be", path.display());
-        return Ok(());
-    }
-    write_atomically(path, text.as_bytes(), BOOTSTRAP_MODE)?;
-    tracing::info!("wrote {}", path.display());
+    write_if_changed(path, text.as_bytes(), BOOTSTRAP_MODE)?;
     Ok(())
 }
 

@@ -30,6 +30,20 @@ pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<(), W
     })
 }
 
+/// Writes as [`write_atomically`] does, unless the file already holds `contents`. The log says which.
+///
+/// # Errors
+/// As for [`write_atomically`].
+pub fn write_if_changed(path: &Path, contents: &[u8], mode: u32) -> Result<(), WriteError> {
+    if fs::read(path).is_ok_and(|written| written == contents) {
+        tracing::info!("{} is as it should be", path.display());
+        return Ok(());
+    }
+    write_atomically(path, contents, mode)?;
+    tracing::info!("wrote {}", path.display());
+    Ok(())
+}
+
 /// The files in the directory and its subdirectories, in the order of Go's `filepath.Walk`: by name, each subdirectory's
 /// files in its place. Symbolic links to directories are not followed, so that there is an end.
 ///

@@ -1,4 +1,4 @@
-//! The one way to wait for something: bounded, backed off, and said in the log.
+//! The one way to try again: bounded, with a backoff, and logged.
 
 use std::error::Error;
 use std::fmt;
@@ -8,33 +8,37 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::backoff::Backoff;
 use crate::exit::one_line;
+use crate::failure::LastFailure;
+
+/// How often a reason that does not change is logged again.
+const LOG_AGAIN: Duration = Duration::from_secs(10);
 
 /// Less time than this is not enough for an attempt.
 const LAST_ATTEMPT: Duration = Duration::from_millis(100);
 
-/// What one attempt came to.
+/// The outcome of one attempt.
 #[derive(Debug)]
 pub enum Attempt<T, E> {
-    /// It is there.
+    /// It succeeded.
     Done(T),
-    /// Not yet; the reason is logged and the attempt repeated.
+    /// It failed, and another attempt may succeed.
     Again(E),
-    /// It won't come; waiting ends.
+    /// It failed, and so would every other attempt.
     Final(E),
 }
 
-/// Why a wait ended without what it waited for.
+/// Why [`until`] ended without a result.
 #[derive(Debug)]
 pub enum WaitError<E> {
-    /// An attempt said that waiting is of no use.
+    /// An attempt's error is final.
     Final(E),
     /// The bound was reached.
     TimedOut {
         /// What was waited for.
         what: String,
-        /// How long.
+        /// For how long.
         bound: Duration,
-        /// The last attempt's reason; none if no attempt ended in time.
+        /// The last attempt's error; none if no attempt ended in time.
         last: Option<E>,
     },
 }
@@ -59,40 +63,68 @@ impl<E: Error + 'static> Error for WaitError<E> {
     }
 }
 
-/// Repeats `attempt` until it is done or final, at most for `bound`; the last attempt is cut off there. The log says
-/// what is waited for when the first attempt fails, when the reason changes, and every ten seconds.
+/// Repeats `attempt` until it is done or final, at most for `bound`. The log says what is waited for when the first attempt fails,
+/// when the reason changes, and every ten seconds.
 ///
 /// # Errors
-/// [`WaitError::Final`] with an attempt's own word, [`WaitError::TimedOut`] at the bound.
+/// [`WaitError::Final`] with the attempt's error, [`WaitError::TimedOut`] at the bound.
 pub async fn until<T, E: Error>(
     what: &str,
     bound: Duration,
+    backoff: Backoff,
+    attempt: impl AsyncFnMut() -> Attempt<T, E>,
+) -> Result<T, WaitError<E>> {
+    let mut failure = LastFailure::default();
+    let mut logged = Instant::now();
+    let log = |error: &E| {
+        let reason = one_line(error);
+        if failure.is_new(&reason) || logged.elapsed() >= LOG_AGAIN {
+            logged = Instant::now();
+            tracing::info!("waiting for {what}, at most {}: {reason}", humantime::format_duration(bound));
+        }
+    };
+    retry(Instant::now() + bound, backoff, attempt, log).await.map_err(|error| match error {
+        RetryError::Final(error) => WaitError::Final(error),
+        RetryError::TimedOut(last) => WaitError::TimedOut { what: what.to_owned(), bound, last },
+    })
+}
+
+/// Why [`retry`] ended without a result.
+#[derive(Debug, PartialEq, Eq)]
+pub enum RetryError<E> {
+    /// An attempt's error is final.
+    Final(E),
+    /// The deadline has come; with the last error, unless no attempt ended in time.
+    TimedOut(Option<E>),
+}
+
+/// Repeats `attempt` until it is done or final, or the deadline comes, which also cuts off the last attempt. Calls `failed` after
+/// each failure, and logs nothing.
+///
+/// # Errors
+/// [`RetryError::Final`] with the attempt's error, [`RetryError::TimedOut`] at the deadline.
+pub async fn retry<T, E>(
+    deadline: Instant,
     mut backoff: Backoff,
     mut attempt: impl AsyncFnMut() -> Attempt<T, E>,
-) -> Result<T, WaitError<E>> {
-    let deadline = Instant::now() + bound;
-    let mut last: Option<E> = None;
-    let mut said = (String::new(), Instant::now());
+    mut failed: impl FnMut(&E),
+) -> Result<T, RetryError<E>> {
+    let mut last = None;
     loop {
         match timeout_at(deadline, attempt()).await {
             Ok(Attempt::Done(value)) => return Ok(value),
-            Ok(Attempt::Final(error)) => return Err(WaitError::Final(error)),
+            Ok(Attempt::Final(error)) => return Err(RetryError::Final(error)),
             Ok(Attempt::Again(error)) => {
-                let reason = one_line(&error);
-                if reason != said.0 || said.1.elapsed() >= Duration::from_secs(10) {
-                    let bound = humantime::format_duration(bound);
-                    tracing::info!("waiting for {what}, at most {bound}: {reason}");
-                    said = (reason, Instant::now());
-                }
+                failed(&error);
                 last = Some(error);
             }
-            Err(_) => return Err(WaitError::TimedOut { what: what.to_owned(), bound, last }),
+            Err(_) => return Err(RetryError::TimedOut(last)),
         }
-        // Another attempt is made before the bound, unless hardly any time is left for it.
+        // Another attempt is made before the deadline, unless hardly any time is left for it.
         let left = deadline - Instant::now();
         if left < LAST_ATTEMPT {
             sleep_until(deadline).await;
-            return Err(WaitError::TimedOut { what: what.to_owned(), bound, last });
+            return Err(RetryError::TimedOut(last));
         }
         sleep(backoff.delay().min(left / 2)).await;
     }

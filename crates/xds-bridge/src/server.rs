@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sidecar_kit::server::accept;
 use tokio::net::TcpListener;
 use tonic::body::Body;
 use tonic::transport::Server;
@@ -28,16 +29,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Serves Envoys on `listener` with the configuration from `consul`. Ends only if the server fails.
 pub async fn serve(listener: TcpListener, consul: Consul) -> Result<(), tonic::transport::Error> {
     let incoming = futures_util::stream::unfold(listener, |listener| async {
-        let accepted = listener.accept().await.map(|(stream, _)| {
-            // Each side waits for the small messages of the other.
-            let _ = stream.set_nodelay(true);
-            stream
-        });
-        if accepted.is_err() {
-            // The process may be out of file descriptors, so the next attempt waits.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Some((accepted, listener))
+        let stream = accept(|| listener.accept()).await;
+        // Each side waits for the small messages of the other.
+        let _ = stream.set_nodelay(true);
+        Some((Ok::<_, std::io::Error>(stream), listener))
     });
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
