@@ -63,11 +63,13 @@ async fn one_tls_provider_is_in_the_workspace() {
 }
 
 #[tokio::test]
-async fn app_entrypoint_builds_neither_tls_nor_the_consul_api() {
-    let packages = packages(&["--package", "app-entrypoint", "--edges", "normal"]).await;
-    assert!(packages.contains("sidecar-kit"));
-    for package in ["rustls", "hyper", "consul-api"] {
-        assert!(!packages.contains(package), "{package}");
+async fn the_entry_points_build_neither_tls_nor_the_consul_api() {
+    for entry_point in ["app-entrypoint", "envoy-entrypoint"] {
+        let packages = packages(&["--package", entry_point, "--edges", "normal"]).await;
+        assert!(packages.contains("sidecar-kit"));
+        for package in ["rustls", "consul-api"] {
+            assert!(!packages.contains(package), "{entry_point}: {package}");
+        }
     }
 }
 
