@@ -65,6 +65,8 @@ pub struct Options {
     pub cluster: Option<Cluster>,
     /// What the names of secrets and policy begin with.
     pub secret_name_prefix: String,
+    /// The address of Consul, or several with commas between them.
+    pub consul_http_addr: String,
     /// How often a cycle begins.
     pub poll_interval: Duration,
     /// What each cycle does.
@@ -185,7 +187,8 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(A
     if !credentials.iter().any(|variable| env.get(variable).is_some()) {
         return Err(RunError::NoCredentials);
     }
-    let consul = Consul::new(consul_api::Client::new(consul_api::Config::from_env(env)?)?, metrics.clone());
+    let config = consul_api::Config::builder(env).address(Some(&options.consul_http_addr));
+    let consul = Consul::new(consul_api::Client::new(config.build()?)?, metrics.clone());
     let place = match (given, &task) {
         (Some(Cluster::Arn(arn)), _) => Whereabouts::Known(arn.clone()),
         (None, Some(task)) => Whereabouts::Known(task.cluster_arn()?),

@@ -113,7 +113,6 @@ fn main() -> ExitCode {
     } = exit::parse_arguments();
     let concurrency = usize::from(concurrency.get());
     let rules = Rules { grace, keep_secrets, stop_timeout, rotate_after, concurrency, deregister_nodes };
-    let options = Options { cluster, secret_name_prefix, poll_interval, rules, listen };
-    let env = Env::of_process().with("CONSUL_HTTP_ADDR", consul_http_addr);
-    exit::run("acl-controller", acl_controller::run(options, &env))
+    let options = Options { cluster, secret_name_prefix, consul_http_addr, poll_interval, rules, listen };
+    exit::run("acl-controller", acl_controller::run(options, &Env::of_process()))
 }

@@ -10,6 +10,8 @@ use sidecar_kit::file::files_below;
 use sidecar_kit::secret::{Secret, SecretFileError, SecretSource, shown, shown_path};
 use sidecar_kit::tls::{Authorities, Identity, IdentityError, PemError, PublicAuthoritiesError, TlsOptions};
 
+const PEM: &str = "CONSUL_CACERT_PEM";
+
 /// How to reach an agent. The variables' meaning is Consul's own ("Consul Commands (CLI)", environment variables).
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -104,43 +106,13 @@ impl Config {
     /// # Errors
     /// When one of them cannot be used; the error names it.
     pub fn from_env(env: &Env) -> Result<Self, ConfigError> {
-        let bases = bases(env)?;
-        let insecure = !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?;
-        let authorities = match authorities(env)? {
-            Some(authorities) => authorities,
-            None if !insecure && bases.iter().any(|base| base.starts_with("https:")) => Authorities::public(env)?,
-            None => Authorities::default(),
-        };
-        Ok(Self {
-            bases,
-            token: env.secret("CONSUL_HTTP_TOKEN"),
-            authorization: authorization(env)?,
-            namespace: env.get("CONSUL_NAMESPACE").map(str::to_owned),
-            partition: env.get("CONSUL_PARTITION").map(str::to_owned),
-            datacenter: None,
-            tls: TlsOptions {
-                authorities,
-                server_name: env.get("CONSUL_TLS_SERVER_NAME").map(str::to_owned),
-                insecure,
-                identity: identity(env)?,
-            },
-        })
+        Self::builder(env).build()
     }
 
-    /// Where Consul's servers are, for a login and a logout: as [`Config::from_env`], with the given address and the file of
-    /// its authority, where there are, in the place of the environment's.
-    ///
-    /// # Errors
-    /// As for [`Config::from_env`].
-    pub fn of_servers(env: &Env, address: Option<&str>, ca_file: Option<&Path>) -> Result<Self, ConfigError> {
-        let mut env = env.clone();
-        if let Some(address) = address {
-            env = env.with("CONSUL_HTTP_ADDR", address);
-        }
-        if let Some(file) = ca_file {
-            env = env.with("CONSUL_CACERT_PEM", "").with("CONSUL_CACERT", file.to_string_lossy());
-        }
-        Self::from_env(&env)
+    /// A configuration of which the caller sets some values; all others are those of [`Config::from_env`].
+    #[must_use]
+    pub fn builder(env: &Env) -> Builder<'_> {
+        Builder { env, address: None, authority: None, token: Token::OfEnvironment, namespace: true }
     }
 
     /// The same, within another namespace or admin partition where one is given (Consul Enterprise).
@@ -195,18 +167,107 @@ impl Config {
     }
 }
 
-/// Each of the addresses, in their order.
-fn bases(env: &Env) -> Result<Vec<String>, ConfigError> {
-    let value = env.get("CONSUL_HTTP_ADDR").unwrap_or("127.0.0.1:8500");
-    value.split(',').map(|address| base(env, address.trim())).collect()
+/// See [`Config::builder`].
+#[derive(Debug)]
+#[must_use]
+pub struct Builder<'a> {
+    env: &'a Env,
+    address: Option<&'a str>,
+    authority: Option<Authority<'a>>,
+    token: Token,
+    namespace: bool,
 }
 
-fn base(env: &Env, value: &str) -> Result<String, ConfigError> {
+#[derive(Debug)]
+enum Authority<'a> {
+    File(&'a Path),
+    Pem(&'a str),
+}
+
+#[derive(Debug)]
+enum Token {
+    OfEnvironment,
+    None,
+    From(SecretSource),
+}
+
+impl<'a> Builder<'a> {
+    /// This address in place of `CONSUL_HTTP_ADDR`, where there is one.
+    pub fn address(self, address: Option<&'a str>) -> Self {
+        Self { address: address.filter(|address| !address.is_empty()).or(self.address), ..self }
+    }
+
+    /// The authorities in this file in place of the environment's, where there is one.
+    pub fn ca_file(self, file: Option<&'a Path>) -> Self {
+        Self { authority: file.map(Authority::File).or(self.authority), ..self }
+    }
+
+    /// The authorities in this PEM text in place of the environment's, where there is one.
+    pub fn ca_pem(self, pem: Option<&'a str>) -> Self {
+        Self { authority: pem.map(Authority::Pem).or(self.authority), ..self }
+    }
+
+    /// This token in place of the environment's.
+    pub fn token(self, token: SecretSource) -> Self {
+        Self { token: Token::From(token), ..self }
+    }
+
+    /// Neither a token nor a namespace: for a login, which takes place in the partition's default namespace.
+    pub fn for_login(self) -> Self {
+        Self { token: Token::None, namespace: false, ..self }
+    }
+
+    /// The configuration.
+    ///
+    /// # Errors
+    /// When a variable or a given value cannot be used. The error names the variable.
+    pub fn build(self) -> Result<Config, ConfigError> {
+        let Self { env, address, authority, token, namespace } = self;
+        let bases = bases(env, address)?;
+        let insecure = !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?;
+        let authorities = match authority {
+            Some(Authority::Pem(pem)) => Some(in_text(pem)?),
+            Some(Authority::File(file)) => Some(in_file("CONSUL_CACERT", file)?),
+            None => authorities(env)?,
+        };
+        let authorities = match authorities {
+            Some(authorities) => authorities,
+            None if !insecure && bases.iter().any(|base| base.starts_with("https:")) => Authorities::public(env)?,
+            None => Authorities::default(),
+        };
+        Ok(Config {
+            bases,
+            token: match token {
+                Token::OfEnvironment => env.secret("CONSUL_HTTP_TOKEN"),
+                Token::None => None,
+                Token::From(source) => Some(source),
+            },
+            authorization: authorization(env)?,
+            namespace: env.get("CONSUL_NAMESPACE").filter(|_| namespace).map(str::to_owned),
+            partition: env.get("CONSUL_PARTITION").map(str::to_owned),
+            datacenter: None,
+            tls: TlsOptions {
+                authorities,
+                server_name: env.get("CONSUL_TLS_SERVER_NAME").map(str::to_owned),
+                insecure,
+                identity: identity(env)?,
+            },
+        })
+    }
+}
+
+/// Each of the addresses, in their order.
+fn bases(env: &Env, given: Option<&str>) -> Result<Vec<String>, ConfigError> {
+    let all = given.or(env.get("CONSUL_HTTP_ADDR")).unwrap_or("127.0.0.1:8500");
+    all.split(',').map(|address| base(env, all, address.trim())).collect()
+}
+
+fn base(env: &Env, all: &str, value: &str) -> Result<String, ConfigError> {
     const EXPECTED: &str = "host:port, http://…, https://… or unix:///path/of/a/socket";
     let variable = "CONSUL_HTTP_ADDR";
     // A password with a comma in it is cut in two before its `@`.
-    let whole = env.get(variable).filter(|whole| whole.contains('@'));
-    let invalid = |expected| ConfigError::invalid(variable, whole.unwrap_or(value), expected);
+    let shown = if all.contains('@') { all } else { value };
+    let invalid = |expected| ConfigError::invalid(variable, shown, expected);
     let ssl = flag(env, "CONSUL_HTTP_SSL", false)?;
     let url = match value.split_once("://") {
         // A relative path would depend on where a container starts.
@@ -239,16 +300,9 @@ fn authorization(env: &Env) -> Result<Option<Secret>, ConfigError> {
 }
 
 fn authorities(env: &Env) -> Result<Option<Authorities>, ConfigError> {
-    let variable = "CONSUL_CACERT_PEM";
-    if let Some(pem) = env.get(variable) {
-        let what = "its text".to_owned();
-        let authorities = Authorities::from_pem(pem.as_bytes());
-        return authorities.map(Some).map_err(|source| ConfigError::Pem { variable, what, source });
+    if let Some(pem) = env.get(PEM) {
+        return in_text(pem).map(Some);
     }
-    let in_file = |variable, path: &Path| {
-        let pem = read(variable, path)?;
-        Authorities::from_pem(&pem).map_err(|source| ConfigError::Pem { variable, what: shown_path(path), source })
-    };
     if let Some(path) = env.get("CONSUL_CACERT") {
         return in_file("CONSUL_CACERT", Path::new(path)).map(Some);
     }
@@ -264,6 +318,16 @@ fn authorities(env: &Env) -> Result<Option<Authorities>, ConfigError> {
         all.extend([in_file(variable, &file)?]);
     }
     Ok(Some(all))
+}
+
+fn in_text(pem: &str) -> Result<Authorities, ConfigError> {
+    let pem_error = |source| ConfigError::Pem { variable: PEM, what: "its text".to_owned(), source };
+    Authorities::from_pem(pem.as_bytes()).map_err(pem_error)
+}
+
+fn in_file(variable: &'static str, path: &Path) -> Result<Authorities, ConfigError> {
+    let pem = read(variable, path)?;
+    Authorities::from_pem(&pem).map_err(|source| ConfigError::Pem { variable, what: shown_path(path), source })
 }
 
 fn identity(env: &Env) -> Result<Option<Identity>, ConfigError> {

@@ -22,7 +22,7 @@ pub use acl::{AclLink, NewPolicy, Policy, Role, ServiceIdentity, Token, TokenEnt
 pub use agent::{AgentCheck, AgentSelf, AgentSelfConfig, AgentService, XdsPort};
 pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, Instances, ServiceHealth};
 pub use client::Client;
-pub use config::{Config, ConfigError};
+pub use config::{Builder, Config, ConfigError};
 pub use consul_types::{
     AccessorId, CheckDefinition, CheckId, CheckStatus, ExposeConfig, ExposePath, MeshGatewayConfig, Proxy,
     ServiceAddress, ServiceId, ServiceKind, ServiceRegistration, Upstream, Weights,

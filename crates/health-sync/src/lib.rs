@@ -26,6 +26,7 @@ use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::failure::LastFailure;
 use sidecar_kit::log;
+use sidecar_kit::secret::SecretSource;
 use sidecar_kit::signals::{SignalsError, StopSignals};
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
@@ -173,19 +174,16 @@ async fn live(
 ) -> Result<ExitCode, RunError> {
     let role = Role::of(config);
     let login = config.consul_login.as_ref().is_some_and(|login| login.enabled);
-    let with_login;
-    let env = if login {
-        with_login =
-            env.clone().with("CONSUL_HTTP_TOKEN_FILE", config.bootstrap_dir.join(SERVICE_TOKEN_FILE).to_string_lossy());
-        &with_login
-    } else {
-        env
-    };
     let (namespace, partition) = role.place();
-    let consul = Client::new(consul_api::Config::from_env(env)?.within(namespace, partition))?;
+    let config_of = || {
+        let builder = consul_api::Config::builder(env);
+        let token = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);
+        if login { builder.token(SecretSource::File(token)) } else { builder }
+    };
+    let consul = Client::new(config_of().build()?.within(namespace, partition))?;
     let (address, ca_file) = (config.consul_http_addr.as_deref(), config.consul_ca_cert_file.as_deref());
     let servers = || {
-        let servers = consul_api::Config::of_servers(env, address, ca_file);
+        let servers = config_of().address(address).ca_file(ca_file).build();
         let client = servers.and_then(|servers| Client::new(servers.within(namespace, partition)));
         client.map(|client| client.no_longer_than(logout::PATIENCE)).map_err(RunError::Servers)
     };

@@ -145,11 +145,8 @@ pub fn servers(
     partition: Option<&str>,
     env: &Env,
 ) -> Result<Client, ConfigError> {
-    let mut env = env.clone();
-    for unset in ["CONSUL_HTTP_TOKEN", "CONSUL_HTTP_TOKEN_FILE", "CONSUL_NAMESPACE"] {
-        env = env.with(unset, "");
-    }
-    Client::new(Config::of_servers(&env, address, ca_file)?.within(None, partition))
+    let config = Config::builder(env).for_login().address(address).ca_file(ca_file);
+    Client::new(config.build()?.within(None, partition))
 }
 
 impl Login {
