@@ -157,10 +157,8 @@ fn prepare(
         return Err(AgentConfigError::NoAddress);
     }
     let ca_file = env.get("CONSUL_LOGIN_CACERT").map(Path::new);
-    let servers = match env.get("CONSUL_LOGIN_CACERT_PEM") {
-        Some(pem) => login::servers(None, None, None, &env.clone().with("CONSUL_CACERT_PEM", pem)),
-        None => login::servers(None, ca_file, None, env),
-    };
+    let config = consul_api::Config::builder(env).ca_file(ca_file).ca_pem(env.get("CONSUL_LOGIN_CACERT_PEM"));
+    let servers = login::servers(config, None);
     Ok(Login::new(settings.clone(), servers.map_err(LoginError::from)?, file.clone(), bound, env)?)
 }
 

@@ -136,7 +136,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let (namespace, partition) = role.place();
     let login = login(&config, partition, options.timeout, env)?;
     let consul = match &login {
-        Some((_, file)) => consul_api::Config::from_env(&env.clone().with("CONSUL_HTTP_TOKEN_FILE", file))?,
+        Some((_, file)) => consul_api::Config::builder(env).token(SecretSource::File(file.into())).build()?,
         None => consul_api::Config::from_env(env)?,
     };
     let consul = Client::new(consul.within(namespace, partition))?;
@@ -249,7 +249,7 @@ fn login(
 ) -> Result<Option<(Login, String)>, LoginError> {
     let Some(settings) = config.consul_login.as_ref().filter(|login| login.enabled) else { return Ok(None) };
     let (address, ca_file) = (config.consul_http_addr.as_deref(), config.consul_ca_cert_file.as_deref());
-    let servers = login::servers(address, ca_file, partition, env)?;
+    let servers = login::servers(consul_api::Config::builder(env).address(address).ca_file(ca_file), partition)?;
     let file = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);
     let path = file.to_string_lossy().into_owned();
     Ok(Some((Login::new(settings.into(), servers, file, bound, env)?, path)))

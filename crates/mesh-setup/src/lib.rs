@@ -12,6 +12,7 @@ use ecs_local::secrets_manager::{SecretsManager, SettingsError};
 use serde_json::json;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
+use sidecar_kit::secret::{Secret, SecretSource};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 pub use acl::AclError;
@@ -54,16 +55,20 @@ impl Error {
 /// Prepares Consul and Secrets Manager. A second run changes nothing.
 pub async fn run(env: &Env, options: Options) -> Result<(), Error> {
     let secrets = SecretsManager::from_env(env)?;
-    let client = |server: &str, token: &str| {
-        let env = env.clone().with("CONSUL_HTTP_ADDR", server.to_owned()).with("CONSUL_HTTP_TOKEN", token.to_owned());
-        Ok::<_, Error>(Client::new(Config::from_env(&env)?)?)
+    let client = |server: &str, token: Option<&Secret>| {
+        let config = Config::builder(env).address(Some(server));
+        let config = match token {
+            Some(token) => config.token(SecretSource::Value(token.clone())),
+            None => config,
+        };
+        Ok::<_, Error>(Client::new(config.build()?)?)
     };
     let first = &options.server[0];
-    let management = acl::bootstrap(&client(first, "")?, &secrets, &options.state, options.wait).await?;
+    let management = acl::bootstrap(&client(first, None)?, &secrets, &options.state, options.wait).await?;
     let all = async || {
-        let consul = client(first, management.expose())?;
+        let consul = client(first, Some(&management))?;
         for address in &options.server {
-            acl::give_server_its_token(&client(address, management.expose())?, address).await?;
+            acl::give_server_its_token(&client(address, Some(&management))?, address).await?;
         }
         secrets::make(&secrets, &options.keys, &[&options.http_service[..], &options.gateway].concat()).await?;
         acl::make_token_of_acl_controller(&consul, &secrets).await?;

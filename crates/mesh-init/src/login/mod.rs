@@ -7,10 +7,10 @@ mod credentials;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use consul_api::{Client, Config, ConfigError};
+use consul_api::{Builder, Client, ConfigError};
 use ecs_meta::Task;
 use mesh_config::ConsulLogin;
 use sidecar_kit::backoff::Backoff;
@@ -134,19 +134,13 @@ pub struct Login {
     under_way: Cell<bool>,
 }
 
-/// The servers for a login ([`Config::of_servers`]). Neither the agent's token nor a namespace goes with it: auth methods are
-/// in the partition's default namespace.
+/// A client for the servers at which a task logs in. It sends neither the agent's token nor a namespace, because auth methods
+/// are in the default namespace of a partition.
 ///
 /// # Errors
-/// When a variable or one of the two cannot be used.
-pub fn servers(
-    address: Option<&str>,
-    ca_file: Option<&Path>,
-    partition: Option<&str>,
-    env: &Env,
-) -> Result<Client, ConfigError> {
-    let config = Config::builder(env).for_login().address(address).ca_file(ca_file);
-    Client::new(config.build()?.within(None, partition))
+/// When a variable or a value of the builder cannot be used.
+pub fn servers(config: Builder<'_>, partition: Option<&str>) -> Result<Client, ConfigError> {
+    Client::new(config.for_login().build()?.within(None, partition))
 }
 
 impl Login {
