@@ -162,7 +162,7 @@ async fn a_second_term_changes_nothing_and_the_end_of_the_grace_ends_envoy_whoev
     let mut process = started(&metadata, &["--grace", "300ms"]).await;
     process.signal(Signal::TERM);
     assert_eq!(process.exit_code(BOUND).await, 7);
-    assert!(process.output().contains("300ms are over"));
+    assert!(process.output().contains("the grace of 300ms is over"));
 }
 
 #[tokio::test]
@@ -233,7 +233,7 @@ fn admin() -> (String, Receiver<String>) {
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
             let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOK\n");
-            // Only what changes something: Envoy is asked for its listeners too.
+            // Envoy is asked for its statistics too.
             if line.starts_with("POST") {
                 let _ = sender.send(line.trim().to_owned());
             }
@@ -242,18 +242,31 @@ fn admin() -> (String, Receiver<String>) {
     (address, receiver)
 }
 
-#[tokio::test]
-async fn an_envoy_that_ends_again_and_again_without_a_listener_has_its_bound_after_each_start() {
-    // An admin page that names no listener and outlives Envoy: the first bound is over while nothing runs.
+/// Statistics of an Envoy that asks Consul for listeners: how many updates it has taken.
+fn listener_updates(taken: u32) -> String {
+    format!("listener_manager.lds.update_rejected: 0\nlistener_manager.lds.update_success: {taken}\n")
+}
+
+/// Something in the place of Envoy's admin page: answers each request with the next of these bodies, then with the last.
+fn statistics(bodies: Vec<String>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
+        let last = bodies.last().unwrap().clone();
+        for (stream, body) in listener.incoming().flatten().zip(bodies.into_iter().chain(std::iter::repeat(last))) {
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
-            let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let length = body.len();
+            let _ = write!(&stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
         }
     });
+    address
+}
+
+#[tokio::test]
+async fn the_bound_for_listeners_begins_anew_with_each_start_of_envoy() {
+    // The admin page outlives Envoy. The first bound is over while no Envoy runs.
+    let address = statistics(vec![listener_updates(0)]);
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let mut restarting = Command::new(binary("envoy-entrypoint"));
     restarting.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).args(["--admin", &address]);
@@ -373,15 +386,33 @@ async fn a_real_envoy_closes_what_came_in_still_takes_new_connections_and_goes_o
     }
 }
 
+/// The bootstrap of an Envoy that asks for its listeners where nobody answers. Its static listeners open.
+fn without_an_agent(mut bootstrap: Value) -> Value {
+    let agent = json!({ "socket_address": { "address": "127.0.0.1", "port_value": free_port() } });
+    let endpoints = json!([{ "lb_endpoints": [{ "endpoint": { "address": agent } }] }]);
+    bootstrap["node"] = json!({ "id": "shop-f1a2-sidecar-proxy", "cluster": "shop" });
+    bootstrap["static_resources"]["clusters"] = json!([{
+        "name": "local_agent", "connect_timeout": "1s", "http2_protocol_options": {},
+        "load_assignment": { "cluster_name": "local_agent", "endpoints": endpoints },
+    }]);
+    bootstrap["dynamic_resources"] = json!({
+        "lds_config": { "ads": {}, "resource_api_version": "V3" },
+        "ads_config": {
+            "api_type": "DELTA_GRPC", "transport_api_version": "V3",
+            "grpc_services": { "envoy_grpc": { "cluster_name": "local_agent" } },
+        },
+    });
+    bootstrap
+}
+
 #[tokio::test]
-async fn an_envoy_that_never_gets_a_listener_is_ended_with_one_line_that_says_why() {
+async fn an_envoy_without_listeners_from_consul_is_ended_with_the_reason() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let directory = tempfile::tempdir().unwrap();
-    let mut bootstrap = two_listeners(free_port(), free_port(), free_port());
-    bootstrap["static_resources"] = json!({});
+    let bootstrap = without_an_agent(two_listeners(free_port(), free_port(), free_port()));
     let mut process = real_envoy(&metadata, &["--listener-timeout", "2s"], directory.path(), &bootstrap);
     assert_eq!(process.exit_code(BOUND).await, 1);
-    process.says("envoy-entrypoint: Envoy got no listener within 2s, so it was ended: ", BOUND).await;
+    process.says("envoy-entrypoint: Envoy got no listeners from Consul within 2s, so it was ended: ", BOUND).await;
 
     // An ingress gateway's, for longer than the shortest bound.
     let mut process = real_envoy(&metadata, &["--drain", "--listener-timeout", "0s"], directory.path(), &bootstrap);
@@ -393,10 +424,23 @@ async fn an_envoy_that_never_gets_a_listener_is_ended_with_one_line_that_says_wh
 }
 
 #[tokio::test]
-async fn an_envoy_that_had_a_listener_is_never_ended_for_having_none() {
+async fn an_envoy_that_does_not_use_consul_runs_without_its_listeners() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
-    // Every answer is `OK`, which is as good as a listener's name; from then on nobody asks.
-    let (address, _requests) = admin();
+    let directory = tempfile::tempdir().unwrap();
+    let bootstrap = two_listeners(free_port(), free_port(), free_port());
+    let mut process = real_envoy(&metadata, &["--drain", "--listener-timeout", "1s"], directory.path(), &bootstrap);
+    asked_again(&metadata, 4).await;
+    process.signal(Signal::TERM);
+    process.says("waiting for app", BOUND).await;
+    metadata.set_containers(containers(&[("app", "STOPPED")]));
+    assert_eq!(process.exit_code(BOUND).await, 0, "{}", process.output());
+}
+
+#[tokio::test]
+async fn an_envoy_that_had_listeners_from_consul_is_never_ended_for_them() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    // As if somebody had reset Envoy's counters after the listeners came.
+    let address = statistics(vec![listener_updates(1), listener_updates(0)]);
     let flags = ["--drain", "--admin", &address, "--listener-timeout", "1s"];
     let mut process = started(&metadata, &flags).await;
     asked_again(&metadata, 4).await;
@@ -406,16 +450,29 @@ async fn an_envoy_that_had_a_listener_is_never_ended_for_having_none() {
 }
 
 #[tokio::test]
-async fn a_log_router_is_explained_and_a_name_that_is_no_container_is_reported() {
-    let mut routed = containers(&[("app", "STOPPED"), ("router", "RUNNING")]);
+async fn a_log_router_that_is_not_ignored_is_warned_of() {
+    let mut routed = containers(&[("app", "RUNNING"), ("router", "RUNNING")]);
     routed[0]["LogDriver"] = "awsfirelens".into();
     let metadata = Metadata::start("shop", routed);
+    // The endpoint may not answer yet when Envoy starts.
+    metadata.set_failing(true);
     let process = started(&metadata, &[]).await;
-    process.says("this container logs through a log router, which ECS stops only after it", BOUND).await;
-    let mut process = started(&metadata, &["--ignore-container", "router,ruoter"]).await;
-    process.signal(Signal::TERM);
+    asked_again(&metadata, 2).await;
+    metadata.set_failing(false);
+    process.says("this container logs through a log router, which ECS stops only after this container", BOUND).await;
+}
+
+#[tokio::test]
+async fn an_ignored_name_without_a_container_is_warned_of_once_the_task_runs() {
+    // ECS lists a container once it is created: one that depends on this one comes late.
+    let metadata = Metadata::start("shop", containers(&[]));
+    metadata.set_field("KnownStatus", "CREATED".into());
+    let process = started(&metadata, &["--ignore-container", "router,ruoter"]).await;
+    asked_again(&metadata, 2).await;
+    assert!(!process.output().contains("--ignore-container names"), "{}", process.output());
+    metadata.set_containers(containers(&[("app", "RUNNING"), ("router", "RUNNING")]));
+    metadata.set_field("KnownStatus", "RUNNING".into());
     process.says("--ignore-container names ruoter, and this task has no such container", BOUND).await;
-    assert_eq!(process.exit_code(BOUND).await, 7);
     assert!(!process.output().contains("names router,"), "{}", process.output());
 }
 

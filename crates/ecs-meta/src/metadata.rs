@@ -124,6 +124,9 @@ pub struct Task {
     /// The status ECS wants the task to have.
     #[serde(default, deserialize_with = "null_as_default")]
     pub desired_status: Status,
+    /// The status the task has: RUNNING once all of its containers have started.
+    #[serde(default, deserialize_with = "null_as_default")]
+    pub known_status: Status,
     /// Its containers, as far as they are known yet.
     #[serde(default, deserialize_with = "null_as_default")]
     pub containers: Vec<Container>,

@@ -1,4 +1,4 @@
-//! Envoy's admin page ("Administration interface"): its listeners, and draining them.
+//! Envoy's admin page ("Administration interface"): draining listeners, and whether Consul has sent any.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 /// Envoy may be starting, or busy.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// How often Envoy is asked for its first listener.
+/// How often Envoy is asked whether Consul has sent listeners.
 const PACE: Duration = Duration::from_secs(1);
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(2), bytes: 1 << 20 };
@@ -62,18 +62,57 @@ impl Admin {
         }
     }
 
-    /// Returns when Envoy says, after `bound` or later, that it has no listener. Once it had one this never returns, whatever becomes
-    /// of that one; nor does it while the page gives no answer.
-    pub(crate) async fn no_listener_within(&self, bound: Duration) {
+    /// Returns when Envoy, `bound` or later after its start, has no listener from Consul. Never returns once Consul has sent
+    /// listeners, for an Envoy that doesn't ask Consul for listeners, or while the page gives no answer.
+    pub(crate) async fn without_listeners_for(&self, bound: Duration) {
         let deadline = Instant::now() + bound;
         loop {
-            match self.ask(Method::GET, "/listeners").await {
-                Ok(listeners) if !listeners.body.trim_ascii().is_empty() => std::future::pending().await,
-                Ok(_) if Instant::now() >= deadline => return,
-                Ok(_) | Err(_) => {}
+            let late = Instant::now() >= deadline;
+            if let Ok(answer) = self.ask(Method::GET, "/stats?filter=listener_manager.lds.update_").await {
+                match (consul_has_answered(&String::from_utf8_lossy(&answer.body)), late) {
+                    (Some(false), true) => return,
+                    (Some(false) | None, false) => {}
+                    (Some(true), _) | (None, true) => std::future::pending().await,
+                }
             }
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(if left.is_zero() { PACE } else { left.min(PACE) }).await;
+        }
+    }
+}
+
+/// Whether Envoy has taken or refused listeners from Consul, by its statistics of the listener discovery service (LDS). None if Envoy
+/// has no such statistics: it doesn't use LDS.
+fn consul_has_answered(stats: &str) -> Option<bool> {
+    let count = |name: &str| {
+        let mut lines = stats.lines().filter_map(|line| line.split_once(": "));
+        lines.find_map(|(stat, count)| (stat == name).then(|| count.trim() != "0"))
+    };
+    let (taken, refused) =
+        (count("listener_manager.lds.update_success"), count("listener_manager.lds.update_rejected"));
+    taken.zip(refused).map(|(taken, refused)| taken || refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_have_come_once_envoy_has_taken_or_refused_an_update() {
+        let stats = |rejected: u8, success: u8| {
+            format!(
+                "listener_manager.lds.update_attempt: 7\nlistener_manager.lds.update_duration: No recorded values\n\
+                 listener_manager.lds.update_rejected: {rejected}\nlistener_manager.lds.update_success: {success}\n"
+            )
+        };
+        for (stats, expected) in [
+            (stats(0, 0), Some(false)),
+            (stats(0, 1), Some(true)),
+            (stats(2, 0), Some(true)),
+            (String::new(), None),
+            ("OK\n".to_owned(), None),
+        ] {
+            assert_eq!(consul_has_answered(&stats), expected, "{stats}");
         }
     }
 }

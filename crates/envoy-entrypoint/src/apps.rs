@@ -1,35 +1,44 @@
-//! The task's apps, as the task metadata tells of them.
+//! The task's app containers, from the task metadata.
 
 use std::time::Duration;
 
 use ecs_meta::{Container, ContainerType, MetadataClient, Status, Task};
 use mesh_config::is_sidecar;
+use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::failure::LastFailure;
+use sidecar_kit::wait::{Attempt, until};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// While the apps' end is waited for: ten requests a second, a quarter of what ECS allows a task ("Amazon ECS task metadata
+/// While Envoy waits for the apps to stop: ten requests a second, a quarter of what ECS allows a task ("Amazon ECS task metadata
 /// endpoint version 4": 40 a second).
-const WAITING: Duration = Duration::from_millis(100);
+const STOPPING: Duration = Duration::from_millis(100);
 
 /// While the task runs.
 const RUNNING: Duration = Duration::from_secs(1);
 
-/// The metadata, asked at a steady pace; failures are logged when they begin, change and end.
-struct Asked<'a> {
+/// How long the endpoint may take to name this container's log driver.
+const LOG_DRIVER_BOUND: Duration = Duration::from_secs(60);
+
+/// Asks for the metadata at a steady pace, without end. Logs when failures begin, change and end.
+struct Poll<'a> {
     metadata: &'a MetadataClient,
     pace: Interval,
     failure: LastFailure,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> Poll<'a> {
     fn every(period: Duration, metadata: &'a MetadataClient) -> Self {
         let mut pace = interval(period);
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self { metadata, pace, failure: LastFailure::default() }
     }
 
-    /// The next answer, however long that takes.
+    /// The task, with the container `own` in it.
+    async fn task(&mut self, own: Option<&str>) -> Task {
+        self.next(async |metadata| metadata.whole_task(own).await).await
+    }
+
     async fn next<T>(&mut self, ask: impl AsyncFn(&MetadataClient) -> Result<T, ecs_meta::Error>) -> T {
         loop {
             self.pace.tick().await;
@@ -51,49 +60,73 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Returns when ECS has decided that the task stops.
-pub(crate) async fn told_to_stop(metadata: &MetadataClient) {
-    let mut asked = Asked::every(RUNNING, metadata);
-    while asked.next(async |metadata| metadata.whole_task(None).await).await.desired_status != Status::Stopped {}
+/// Returns when ECS's desired status for the task is STOPPED.
+pub(crate) async fn stop_is_desired(metadata: &MetadataClient) {
+    let mut poll = Poll::every(RUNNING, metadata);
+    while poll.task(None).await.desired_status != Status::Stopped {}
 }
 
-/// Says what it means for this container that it logs through a log router, if it does. ECS starts a log router before the containers
-/// that log through it, and stops it after them ("Container dependency").
-pub(crate) async fn explain_log_router(metadata: &MetadataClient, ignored: &[String]) {
-    let routed = metadata.container().await.is_ok_and(|own| own.log_driver.as_deref() == Some("awsfirelens"));
-    if routed && ignored.is_empty() {
-        tracing::warn!(
-            "this container logs through a log router, which ECS stops only after it: name the router in --ignore-container, or Envoy \
-             waits for it until --grace is over"
-        );
+/// Warns if this container logs through a log router and no container is ignored. ECS starts a log router before the containers that
+/// log through it, and stops it after them ("Container dependency").
+pub(crate) async fn warn_of_log_router(metadata: &MetadataClient, ignored: &[String]) {
+    if !ignored.is_empty() {
+        return;
+    }
+    let own = until("this container's metadata", LOG_DRIVER_BOUND, Backoff::default(), async || {
+        match metadata.container().await {
+            Ok(own) => Attempt::Done(own),
+            Err(error) => Attempt::Again(error),
+        }
+    });
+    match own.await {
+        Ok(own) if own.log_driver.as_deref() == Some("awsfirelens") => tracing::warn!(
+            "this container logs through a log router, which ECS stops only after this container: name the router in \
+             --ignore-container, or Envoy waits for it until --grace is over"
+        ),
+        Ok(_) => {}
+        Err(error) => {
+            tracing::warn!("cannot tell whether this container logs through a log router: {}", one_line(&error))
+        }
+    }
+}
+
+/// Warns of names in --ignore-container that no container of the task has.
+pub(crate) async fn warn_of_unknown_names(metadata: &MetadataClient, ignored: &[String]) {
+    if ignored.is_empty() {
+        return;
+    }
+    let mut poll = Poll::every(RUNNING, metadata);
+    let mut task = poll.task(None).await;
+    // ECS lists a container once it is created, and calls the task RUNNING once all of them have started.
+    while task.known_status != Status::Running {
+        task = poll.task(None).await;
+    }
+    for name in ignored.iter().filter(|name| task.containers.iter().all(|container| container.name != **name)) {
+        tracing::warn!("--ignore-container names {name}, and this task has no such container");
     }
 }
 
 /// Returns when every app container has stopped.
-pub(crate) async fn gone(metadata: &MetadataClient, ignored: &[String]) {
-    let mut asked = Asked::every(WAITING, metadata);
-    // Whatever the task definition calls it, this container is no app.
-    let own = asked.next(MetadataClient::container).await.docker_id;
-    let mut said = Vec::new();
-    let mut task = asked.next(async |metadata| metadata.whole_task(Some(&own)).await).await;
-    for name in ignored.iter().filter(|name| !task.containers.iter().any(|container| container.name == **name)) {
-        tracing::warn!("--ignore-container names {name}, and this task has no such container");
-    }
+pub(crate) async fn all_stopped(metadata: &MetadataClient, ignored: &[String]) {
+    let mut poll = Poll::every(STOPPING, metadata);
+    // The task definition may give this container any name. It is no app.
+    let own = poll.next(MetadataClient::container).await.docker_id;
+    let mut logged = Vec::new();
     loop {
-        let left = left(&task, &own, ignored);
-        if left.is_empty() {
+        let task = poll.task(Some(&own)).await;
+        let running = running(&task, &own, ignored);
+        if running.is_empty() {
             return;
         }
-        if left != said {
-            tracing::info!("waiting for {}", left.join(", "));
-            said = left.into_iter().map(str::to_owned).collect();
+        if running != logged {
+            tracing::info!("waiting for {}", running.join(", "));
+            logged = running.into_iter().map(str::to_owned).collect();
         }
-        task = asked.next(async |metadata| metadata.whole_task(Some(&own)).await).await;
     }
 }
 
 /// The app containers that have not stopped.
-fn left<'a>(task: &'a Task, own: &str, ignored: &[String]) -> Vec<&'a str> {
+fn running<'a>(task: &'a Task, own: &str, ignored: &[String]) -> Vec<&'a str> {
     let is_app = |container: &&Container| {
         container.type_ == ContainerType::Normal
             && container.docker_id != own
@@ -104,7 +137,7 @@ fn left<'a>(task: &'a Task, own: &str, ignored: &[String]) -> Vec<&'a str> {
     apps.filter(|container| !has_stopped(container)).map(|container| container.name.as_str()).collect()
 }
 
-/// Also a container that has not started and is not to start any more.
+/// Also true for a container that has not started and never will.
 fn has_stopped(container: &Container) -> bool {
     match container.known_status {
         Status::Stopped => true,
@@ -121,17 +154,17 @@ mod tests {
 
     use super::*;
 
-    fn left_of(container: Value) -> bool {
+    fn is_waited_for(container: Value) -> bool {
         let task: Task = serde_json::from_value(json!({
             "Cluster": "blue", "Family": "shop", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
             "Containers": [container],
         }))
         .unwrap();
-        !left(&task, "own", &["logger".to_owned()]).is_empty()
+        !running(&task, "own", &["logger".to_owned()]).is_empty()
     }
 
     #[test]
-    fn an_app_is_left_until_it_has_stopped_or_never_will_start() {
+    fn an_app_runs_until_it_has_stopped_or_never_will_start() {
         let rows = [
             ("RUNNING", "RUNNING", true),
             ("RUNNING", "STOPPED", true),
@@ -145,22 +178,22 @@ mod tests {
         ];
         for (known, desired, expected) in rows {
             let app = json!({ "Name": "app", "KnownStatus": known, "DesiredStatus": desired });
-            assert_eq!(left_of(app), expected, "{known} {desired}");
+            assert_eq!(is_waited_for(app), expected, "{known} {desired}");
         }
     }
 
     #[test]
-    fn neither_sidecars_nor_aws_s_containers_nor_ignored_ones_nor_this_one_are_apps() {
+    fn sidecars_aws_containers_and_ignored_ones_are_no_apps() {
         let running = |name: &str| json!({ "Name": name, "KnownStatus": "RUNNING", "DesiredStatus": "RUNNING" });
         for name in ["consul-client", "health-sync", "sidecar-proxy", "ecs-service-connect-x", "logger"] {
-            assert!(!left_of(running(name)), "{name}");
+            assert!(!is_waited_for(running(name)), "{name}");
         }
         let mut pause = running("~internal~ecs~pause");
         pause["Type"] = json!("CNI_PAUSE");
-        assert!(!left_of(pause));
+        assert!(!is_waited_for(pause));
         let mut own = running("envoy");
-        assert!(left_of(own.clone()));
+        assert!(is_waited_for(own.clone()));
         own["DockerId"] = json!("own");
-        assert!(!left_of(own));
+        assert!(!is_waited_for(own));
     }
 }

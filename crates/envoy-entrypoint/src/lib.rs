@@ -1,7 +1,7 @@
 //! Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.
 //!
-//! Three verbs: run a command as PID 1 should, install this binary into a volume for a task that keeps a stock Envoy image,
-//! and dial an address as a container health check in an image without a shell.
+//! Three verbs: run Envoy as a container's first process, copy this binary into a volume for a task that keeps a stock Envoy image,
+//! and connect to an address as a health check in an image without a shell.
 
 mod admin;
 mod apps;
@@ -25,17 +25,16 @@ use tokio::net::TcpStream;
     version,
     disable_help_subcommand = true,
     about = "Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.",
-    long_about = "Runs Envoy under supervision as a task's sidecar proxy.\n\nOn TERM Envoy runs on until the task metadata \
-                  says that every app container has stopped; then Envoy gets TERM. Apps are all containers but those that \
-                  ecs-mesh, consul-ecs or AWS adds, this one, and those of --ignore-container. A second TERM changes \
-                  nothing; the end of --grace ends Envoy, whoever needs it. All other signals are forwarded.",
+    long_about = "Runs Envoy under supervision as a task's sidecar proxy.\n\nAfter TERM, Envoy runs on until the task metadata \
+                  shows that every app container has stopped; then Envoy gets TERM. Every container is an app, except those that \
+                  ecs-mesh, consul-ecs or AWS adds, this one, and those of --ignore-container. A second TERM changes nothing. \
+                  When --grace is over, Envoy gets TERM even if an app still runs. All other signals are forwarded.",
     after_help = "Without a verb the arguments are the command to run: `envoy-entrypoint envoy --config-path …`.\n\n\
-                  Variables: those of the flags; ECS_CONTAINER_METADATA_URI_V4, set by ECS (without it no app is \
-                  waited for); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
-                  text).\n\n\
-                  Exit codes: the command's own, or 128 + n if signal n ended it; 126 if it cannot be run, 127 if there \
-                  is no such program; 1 for a failed install or dial, an Envoy that never got a listener, and a wrong ECS_CONTAINER_METADATA_URI_V4; 2 for a wrong \
-                  command line."
+                  Variables: those of the flags; ECS_CONTAINER_METADATA_URI_V4, which ECS sets (without it, Envoy waits for no \
+                  app); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default text).\n\n\
+                  Exit codes: the command's own, or 128 + n if signal n ended it; 126 if the command cannot be run, 127 if there \
+                  is no such program; 1 for a failed install or dial, an Envoy that got no listeners from Consul, or a wrong \
+                  ECS_CONTAINER_METADATA_URI_V4; 2 for a wrong command line."
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -46,7 +45,7 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Succeed if something listens at an address: a container health check.
+    /// Succeed if an address accepts a connection: a container health check.
     Dial {
         /// The address.
         #[arg(value_name = "HOST:PORT")]
@@ -61,26 +60,27 @@ enum Verb {
     Command(Vec<OsString>),
 }
 
-/// Why it failed.
+/// Why envoy-entrypoint failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// What every entry point may fail with.
+    /// The command could not start, or the binary could not be installed.
     #[error(transparent)]
     Entrypoint(#[from] entrypoint::Error),
-    /// Envoy never got a listener, and was ended.
+    /// Envoy got no listeners from Consul, and was ended.
     #[error(
-        "Envoy got no listener within {}, so it was ended: is this proxy registered at the agent, may its token read its service, and \
-         does the agent answer Envoy? An ingress gateway has none before its config entry: --listener-timeout 0s waits for ever",
+        "Envoy got no listeners from Consul within {}, so it was ended: is this proxy registered at the agent, may its token read its \
+         service, and does the agent answer Envoy? An ingress gateway has none before its config entry: --listener-timeout 0s waits \
+         for ever",
         humantime::format_duration(*bound)
     )]
-    NoListener {
+    NoListeners {
         /// The bound.
         bound: Duration,
     },
-    /// The variable that ECS sets is wrong.
+    /// `ECS_CONTAINER_METADATA_URI_V4` is wrong.
     #[error(transparent)]
     Metadata(#[from] ecs_meta::Error),
-    /// Nothing listens there.
+    /// The address accepts no connection.
     #[error("cannot connect to {address}")]
     Dial {
         /// The address.
@@ -99,7 +99,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code for it: a shell's where a command could not start.
+    /// The exit code. If a command could not start, it is the one that a shell gives.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -109,7 +109,7 @@ impl Error {
     }
 }
 
-/// Does what the command line says; the exit code is the command's own.
+/// Runs the verb of the command line. The exit code is the command's own.
 ///
 /// # Errors
 /// See [`enum@Error`].

@@ -1,4 +1,4 @@
-//! Envoy's life: running, then needed by the apps, then told to end.
+//! Envoy's life: it runs, it waits for the apps after TERM, it ends.
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use crate::{Error, apps, command};
 /// How long Envoy may take to end after TERM.
 const END_BOUND: Duration = Duration::from_secs(5);
 
-/// What the flags say.
+/// The flags.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// A container that Envoy need not wait for, beside the sidecars; may be repeated, or separated by commas.
@@ -32,22 +32,22 @@ pub(crate) struct Options {
     /// How long Envoy runs on after TERM at most.
     #[arg(long, env = "ENVOY_ENTRYPOINT_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
     grace: Duration,
-    /// Drain Envoy's inbound listeners when the task is to stop: each answer closes its connection, and new connections come in until
-    /// Envoy ends. Start Envoy with --drain-time-s below the app's delay, and with --drain-strategy immediate.
+    /// Drain Envoy's inbound listeners when the task stops: each answer closes its connection, and Envoy accepts new connections
+    /// until it ends. Start Envoy with --drain-time-s below the app's delay, and with --drain-strategy immediate.
     #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN")]
     drain: bool,
-    /// This Envoy is a gateway: it has no app to wait for and runs on for that long after TERM, at most the grace, until others
-    /// know that it goes. With --drain all of its listeners drain, not the inbound ones alone.
+    /// This Envoy is a gateway. It waits for no app and runs on for this long after TERM, at most for --grace, until other proxies
+    /// know that the gateway stops. With --drain all of its listeners drain, not only the inbound ones.
     #[arg(long, env = "ENVOY_ENTRYPOINT_GATEWAY_DELAY", value_name = "DURATION", value_parser = parse_delay)]
     gateway_delay: Option<Duration>,
-    /// Where Envoy's admin page is. [default: where the bootstrap of its --config-path says, else 127.0.0.1:19000]
+    /// Where Envoy's admin page is. [default: the address in the bootstrap of Envoy's --config-path, else 127.0.0.1:19000]
     #[arg(long, env = "ENVOY_ENTRYPOINT_ADMIN", value_name = "ADDRESS:PORT")]
     admin: Option<SocketAddr>,
-    /// Envoy's worker threads: in the place of the command's own --concurrency.
+    /// Envoy's worker threads. Replaces --concurrency in Envoy's command.
     #[arg(long, env = "ENVOY_ENTRYPOINT_CONCURRENCY", value_name = "N")]
     concurrency: Option<NonZeroU32>,
-    /// How long Envoy may be without a listener after its start; then it is ended. 0s: no limit, for an ingress gateway,
-    /// which has none before its config entry. An Envoy that had a listener is never ended for this reason.
+    /// How long Envoy may run without listeners from Consul; then envoy-entrypoint ends it. 0s: no limit, for an ingress gateway,
+    /// which has no listeners before its config entry. An Envoy that has had listeners from Consul is never ended for this reason.
     #[arg(long, env = "ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_delay)]
     listener_timeout: Duration,
     /// How often Envoy is started again when it ends by itself before TERM.
@@ -81,7 +81,7 @@ pub(crate) async fn run(
     let target = if options.signal_group { Target::Group } else { Target::Child };
     let mut envoy = Supervised::start(held, &command, target, &[Signal::TERM]).map_err(entrypoint::Error::from)?;
     if metadata.is_none() {
-        tracing::warn!("{} is not set: no app is waited for after TERM", ecs_meta::VARIABLE);
+        tracing::warn!("{} is not set: after TERM, Envoy waits for no app", ecs_meta::VARIABLE);
     }
     if options.drain {
         command::warn_of_draining(&command);
@@ -89,74 +89,76 @@ pub(crate) async fn run(
     let admin = Admin::at(options.admin.unwrap_or_else(|| command::admin(&command)));
     let term = Notify::new();
     let life = async {
-        if let Some(ended) = until_term(&mut envoy, options, &admin).await? {
+        if let Some(ended) = run_until_term(&mut envoy, options, &admin).await? {
             return Ok(ended);
         }
         term.notify_one();
-        if let Some(ended) = while_needed(&mut envoy, options, metadata.as_ref()).await {
+        if let Some(ended) = run_for_apps(&mut envoy, options, metadata.as_ref()).await {
             return Ok(ended);
         }
         Ok(end(&mut envoy).await)
     };
-    // Draining begins when ECS has decided that the task stops: in the order of `dependsOn` TERM comes only after the app's
-    // end.
     let draining = async {
         if options.drain {
+            // In the order of `dependsOn`, TERM comes only after the app's end. ECS's desired status shows the stop before that.
             tokio::select! {
                 () = term.notified() => {}
-                () = told_to_stop(metadata.as_ref()) => {}
+                () = stop_is_desired(metadata.as_ref()) => {}
             }
             admin.drain_listeners(options.gateway_delay.is_some()).await;
         }
         pending::<Infallible>().await
     };
-    let log_router = async {
+    let warnings = async {
         if let Some(metadata) = &metadata {
-            apps::explain_log_router(metadata, &options.ignore_container).await;
+            tokio::join!(
+                apps::warn_of_log_router(metadata, &options.ignore_container),
+                apps::warn_of_unknown_names(metadata, &options.ignore_container),
+            );
         }
         pending::<Infallible>().await
     };
     tokio::select! {
         ended = life => ended,
         never = draining => match never {},
-        never = log_router => match never {},
+        never = warnings => match never {},
     }
 }
 
-/// Envoy has two descriptors for each connection that passes; systems allow 1024 by default and far more where a program asks.
+/// Envoy has two descriptors for each connection that it forwards. Systems allow 1024 by default, and more to a program that asks.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
     // It fails for no value up to the maximum.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// When Envoy has got no listener within the bound; never where there is none.
-async fn no_listener(admin: &Admin, bound: Duration) {
+/// Returns when Envoy has no listeners from Consul within the bound. With a bound of zero there is no limit.
+async fn without_listeners(admin: &Admin, bound: Duration) {
     if bound.is_zero() {
         return pending().await;
     }
-    admin.no_listener_within(bound).await;
+    admin.without_listeners_for(bound).await;
 }
 
-/// Until ECS has decided that the task stops: never where nobody can be asked.
-async fn told_to_stop(metadata: Option<&MetadataClient>) {
+/// Returns when ECS's desired status for the task is STOPPED; never without metadata.
+async fn stop_is_desired(metadata: Option<&MetadataClient>) {
     match metadata {
-        Some(metadata) => apps::told_to_stop(metadata).await,
+        Some(metadata) => apps::stop_is_desired(metadata).await,
         None => pending().await,
     }
 }
 
-/// Until TERM, or until Envoy has ended for good. An Envoy without a listener is ended.
-async fn until_term(envoy: &mut Supervised, options: &Options, admin: &Admin) -> Result<Option<Ended>, Error> {
+/// Runs Envoy until TERM, or until it has ended for good. Ends an Envoy that gets no listeners from Consul.
+async fn run_until_term(envoy: &mut Supervised, options: &Options, admin: &Admin) -> Result<Option<Ended>, Error> {
     let mut restarts = options.restarts;
     let mut backoff = Backoff::new(options.restart_delay, Duration::from_secs(30));
     loop {
-        // Only while Envoy runs, and anew for each that does.
+        // The bound begins anew with each start of Envoy.
         let event = tokio::select! {
             event = envoy.next() => event,
-            () = no_listener(admin, options.listener_timeout) => {
+            () = without_listeners(admin, options.listener_timeout) => {
                 let _ = end(envoy).await;
-                return Err(Error::NoListener { bound: options.listener_timeout });
+                return Err(Error::NoListeners { bound: options.listener_timeout });
             }
         };
         match event {
@@ -167,7 +169,7 @@ async fn until_term(envoy: &mut Supervised, options: &Options, admin: &Admin) ->
                 tracing::warn!("Envoy ended with {}: starting it again, {restarts} restarts left", ended.code());
                 tokio::select! {
                     () = sleep(backoff.delay()) => envoy.restart().map_err(entrypoint::Error::from)?,
-                    // TERM: there is nothing to keep alive.
+                    // TERM.
                     _ = envoy.next() => return Ok(Some(ended)),
                 }
             }
@@ -175,18 +177,18 @@ async fn until_term(envoy: &mut Supervised, options: &Options, admin: &Admin) ->
     }
 }
 
-/// From TERM until no app needs Envoy, or the grace is over. Envoy's end, if it came meanwhile.
-async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: Option<&MetadataClient>) -> Option<Ended> {
+/// After TERM, runs Envoy until no app needs it or the grace is over. Returns how Envoy ended, if it ended before that.
+async fn run_for_apps(envoy: &mut Supervised, options: &Options, metadata: Option<&MetadataClient>) -> Option<Ended> {
     let grace = humantime::format_duration(options.grace);
     match options.gateway_delay.map(humantime::format_duration) {
         Some(delay) => tracing::info!("TERM: this gateway runs on for {delay}, at most {grace}"),
         None => tracing::info!("TERM: Envoy runs on until the apps have stopped, at most {grace}"),
     }
     let deadline = Instant::now() + options.grace;
-    let gone = async {
+    let not_needed = async {
         match (options.gateway_delay, metadata) {
             (Some(delay), _) => sleep(delay).await,
-            (None, Some(metadata)) => apps::gone(metadata, &options.ignore_container).await,
+            (None, Some(metadata)) => apps::all_stopped(metadata, &options.ignore_container).await,
             (None, None) => {}
         }
     };
@@ -201,16 +203,16 @@ async fn while_needed(envoy: &mut Supervised, options: &Options, metadata: Optio
     };
     tokio::select! {
         ended = ended => return Some(ended),
-        () = gone => match options.gateway_delay {
+        () = not_needed => match options.gateway_delay {
             Some(_) => tracing::info!("the gateway's delay is over: ending Envoy"),
-            None => tracing::info!("no app is left: ending Envoy"),
+            None => tracing::info!("all apps have stopped: ending Envoy"),
         },
-        () = sleep_until(deadline) => tracing::warn!("{grace} are over: ending Envoy, whoever needs it still"),
+        () = sleep_until(deadline) => tracing::warn!("the grace of {grace} is over: ending Envoy, though an app may need it"),
     }
     None
 }
 
-/// Ends Envoy, which runs, and at last its whole process group.
+/// Sends TERM to Envoy, and KILL to its whole process group if it still runs at the bound.
 async fn end(envoy: &mut Supervised) -> Ended {
     envoy.send(Signal::TERM);
     let deadline = Instant::now() + END_BOUND;
