@@ -358,7 +358,8 @@ async fn idle_it_asks_the_agent_for_nothing() {
 async fn checks_are_kept_without_metadata_and_turn_critical_when_health_sync_dies() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
-    let sync = Process::spawn(command(&agent.http, &metadata.uri, &["app"]).env("CONSUL_ECS_CHECK_TTL", "3s"));
+    let mut command = command(&agent.http, &metadata.uri, &["app"]);
+    let sync = Process::spawn(command.env("CONSUL_ECS_CHECK_TTL", "3s").env("HEALTH_SYNC_HOLD", "0s"));
     becomes(&agent, CHECK, "passing").await;
     metadata.set_failing(true);
     sync.says("no task metadata: ", BOUND).await;
@@ -458,6 +459,50 @@ async fn the_gate_opens_when_the_servers_list_the_proxy_as_passing_and_stays_ope
     assert_eq!(gate().await, (0, String::new()), "an outage ends no task");
 }
 
+#[tokio::test]
+async fn a_restarted_health_sync_remembers_that_the_gate_was_open() {
+    let serf = free_port();
+    let server = Agent::start_with(&json!({ "ports": { "serf_lan": serf } })).await;
+    let client = json!({ "server": false, "bootstrap": false, "node_name": "client",
+        "retry_join": [format!("127.0.0.1:{serf}")] });
+    let client = Agent::start_with(&client).await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    let gateway = Metadata::start("gate", json!([]));
+    let document = json!({ "bootstrapDir": "/consul", "gateway": { "kind": "mesh-gateway" } }).to_string();
+    let start = || {
+        let mut gateway_command = command(&client.http, &gateway.uri, &[]);
+        [
+            Process::spawn(&mut command(&client.http, &metadata.uri, &["app"])),
+            Process::spawn(gateway_command.env("CONSUL_ECS_CONFIG_JSON", &document)),
+        ]
+    };
+    let first = start();
+    first[0].says("check passing", BOUND).await;
+    without_listener_check(&client).await;
+    eventually("the gateway is registered", BOUND, async || {
+        let checks = client.call("GET", "/v1/agent/checks", &Value::Null).await;
+        let mut ids = checks.as_object().unwrap().iter().filter(|(_, check)| check["ServiceID"] == "gate-f1a2");
+        ids.next().map(|(id, _)| id.clone()).ok_or_else(|| checks.to_string())
+    })
+    .await;
+    let gate = async |metadata: &Metadata| healthy(metadata, &["--in-mesh"]).await.0;
+    assert_eq!(gate(&gateway).await, 1, "nobody serves the gateway's listener");
+    eventually("the service's gate is open", BOUND, async || match gate(&metadata).await {
+        0 => Ok(()),
+        code => Err(code.to_string()),
+    })
+    .await;
+
+    drop((first, server));
+    let again = start();
+    for sync in &again {
+        sync.says("syncing the health of", BOUND).await;
+    }
+    again[0].says("has been in the mesh", BOUND).await;
+    assert_eq!(gate(&metadata).await, 0);
+    assert_eq!(gate(&gateway).await, 1, "it was never in the mesh");
+}
+
 /// Another instance's proxy, which is passing or not.
 async fn register_other(agent: &Agent, passing: bool) {
     let other = json!({
@@ -531,6 +576,44 @@ async fn the_hold_has_a_bound_and_none_is_waited_for_that_is_going_or_already_th
 }
 
 #[tokio::test]
+async fn a_held_status_is_written_when_the_app_has_stopped() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    register_other(&agent, false).await;
+    let mut command = command(&agent.http, &metadata.uri, &["app"]);
+    command.env("HEALTH_SYNC_HOLD", format!("{:?}", 10 * BOUND)).env("CONSUL_ECS_CHECK_TTL", "100000h");
+    let mut sync = Process::spawn(&mut command);
+    sync.says("check passing", BOUND).await;
+    without_listener_check(&agent).await;
+    sync.signal(Signal::TERM);
+    sync.says("the critical status waits for one", BOUND).await;
+    // Metadata that says nothing about containers does not end the hold.
+    metadata.set_field("Containers", Value::Null);
+    rounds(&metadata, 4).await;
+    assert_eq!(status(&agent, CHECK).await.unwrap(), "passing");
+    metadata.set_containers(json!([{ "Name": "app", "KnownStatus": "STOPPED", "Health": { "status": "HEALTHY" } }]));
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    assert_eq!(status(&agent, CHECK).await.unwrap(), "critical");
+}
+
+#[tokio::test]
+async fn servers_that_do_not_answer_at_once_are_not_waited_for() {
+    let agent = Agent::start().await;
+    let metadata = Metadata::start("shop", app("HEALTHY"));
+    register_other(&agent, false).await;
+    let (way, asked) = slow_way(&agent.http, "consistent", 10 * BOUND);
+    let mut command = command(&way, &metadata.uri, &["app"]);
+    command.env("HEALTH_SYNC_HOLD", format!("{:?}", 10 * BOUND)).env("CONSUL_ECS_CHECK_TTL", "100000h");
+    let mut sync = Process::spawn(&mut command);
+    sync.says("check passing", BOUND).await;
+    without_listener_check(&agent).await;
+    sync.signal(Signal::TERM);
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    assert_eq!(asked.try_iter().count(), 1, "the servers are asked once");
+    assert_eq!(status(&agent, CHECK).await.unwrap(), "critical");
+}
+
+#[tokio::test]
 async fn a_held_status_is_not_written_once_the_node_has_left() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
@@ -559,7 +642,8 @@ async fn a_held_status_is_not_written_late_where_the_servers_give_no_answer() {
     let metadata = Metadata::start("shop", app("HEALTHY"));
     register_other(&client, false).await;
     let mut command = command(&client.http, &metadata.uri, &["app"]);
-    let mut sync = Process::spawn(command.env("HEALTH_SYNC_HOLD", format!("{:?}", 10 * BOUND)));
+    command.env("HEALTH_SYNC_HOLD", format!("{:?}", 10 * BOUND)).env("CONSUL_ECS_CHECK_TTL", "100000h");
+    let mut sync = Process::spawn(&mut command);
     sync.says("check passing", BOUND).await;
     without_listener_check(&client).await;
     sync.signal(Signal::TERM);
@@ -579,10 +663,12 @@ async fn bad_input_ends_in_one_line() {
         command.env_clear().env("CONSUL_ECS_CONFIG_JSON", document);
         command
     };
+    let mut short_ttl = no_metadata("{");
     let rows = [
         (nothing.env_clear(), "CONSUL_ECS_CONFIG_JSON is not set"),
         (&mut no_metadata("{"), "CONSUL_ECS_CONFIG_JSON: "),
         (&mut no_metadata(r#"{"bootstrapDir":"/c","service":{"port":1}}"#), "ECS_CONTAINER_METADATA_URI_V4 is not set"),
+        (short_ttl.env("CONSUL_ECS_CHECK_TTL", "3s"), "HEALTH_SYNC_HOLD is 2s 500ms: expected at most 2s"),
     ];
     for (command, text) in rows {
         let ended = run(command, BOUND).await;

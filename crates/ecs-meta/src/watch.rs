@@ -21,7 +21,7 @@ use crate::metadata::Task;
 pub type Answer = Result<Arc<Task>, Arc<Error>>;
 
 /// The answers of the endpoint from now on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Watch {
     answers: watch::Receiver<Option<Answer>>,
     asked: Arc<Mutex<Instant>>,
@@ -62,6 +62,12 @@ impl Watch {
                 return answer;
             }
         }
+    }
+
+    /// The last answer; none before the first.
+    #[must_use]
+    pub fn latest(&self) -> Option<Answer> {
+        self.answers.borrow().clone()
     }
 
     /// When the endpoint was last asked: a clock that stands still shows that nobody asks any more.

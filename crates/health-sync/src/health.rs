@@ -1,4 +1,4 @@
-//! From ECS health to check statuses: what is, what was written, and so what to write.
+//! From ECS health to check statuses: what the agent has, what the metadata shows, and so what to write.
 
 use consul_api::{CheckId, CheckStatus};
 use ecs_meta::{HealthStatus, Status, Task};
@@ -12,7 +12,7 @@ pub struct Checks(Vec<Check>);
 struct Check {
     container: String,
     id: CheckId,
-    /// What the agent has by this program's own writes; none before the first and after the agent lost it.
+    /// The status and output that the agent took last; none before the first write and after the agent lost the check.
     written: Option<(CheckStatus, String)>,
 }
 
@@ -42,7 +42,7 @@ impl Checks {
         self.0.iter().map(|check| check.id.clone()).collect()
     }
 
-    /// What has to be written.
+    /// The updates for all checks whose status differs from the one written last.
     pub fn changes(&self, task: &Task) -> Vec<Update> {
         let change = |check: &Check| {
             let (status, output) = health(task, &check.container);
@@ -52,8 +52,13 @@ impl Checks {
         self.0.iter().filter_map(change).collect()
     }
 
-    /// What was written last, to be written again before its time to live is over.
-    pub fn standing(&self) -> Vec<Update> {
+    /// Whether every synced container is healthy.
+    pub fn all_healthy(&self, task: &Task) -> bool {
+        self.0.iter().all(|check| health(task, &check.container).0 == CheckStatus::Passing)
+    }
+
+    /// The updates written last, for the heartbeat.
+    pub fn written(&self) -> Vec<Update> {
         let update = |check: &Check| {
             let (status, output) = check.written.clone()?;
             Some(Update { container: check.container.clone(), id: check.id.clone(), status, output })
@@ -61,34 +66,34 @@ impl Checks {
         self.0.iter().filter_map(update).collect()
     }
 
-    /// The agent has taken a change.
-    pub fn written(&mut self, update: Update) {
+    /// Records that the agent has taken a change.
+    pub fn record(&mut self, update: Update) {
         for check in self.0.iter_mut().filter(|check| check.id == update.id) {
             check.written = Some((update.status, update.output.clone()));
         }
     }
 
-    /// The agent has taken what stood when it was sent. If the status changed meanwhile, nobody knows which of the two writes
-    /// came last, so that the newer is written again.
-    pub fn refreshed(&mut self, update: &Update) {
-        for check in self.0.iter_mut().filter(|check| check.id == update.id) {
-            if check.written.as_ref().is_some_and(|(written, _)| *written != update.status) {
+    /// Records that the agent has taken a heartbeat. If the status changed while the heartbeat was under way, either write may have
+    /// come last. So the newer one is written again.
+    pub fn record_heartbeat(&mut self, heartbeat: &Update) {
+        for check in self.0.iter_mut().filter(|check| check.id == heartbeat.id) {
+            if check.written.as_ref().is_some_and(|(written, _)| *written != heartbeat.status) {
                 check.written = None;
             }
         }
     }
 
-    /// Compares what stood when the agent was asked with what the agent had: what differs is written again. True if it lacks a
-    /// check.
-    pub fn compare(&mut self, stood: &[Update], at_agent: impl Fn(&CheckId) -> Option<CheckStatus>) -> bool {
+    /// Compares the agent's statuses with the updates that were `written` when the agent was asked. A check that differs is written
+    /// again. True if the agent lacks a check.
+    pub fn compare(&mut self, written: &[Update], at_agent: impl Fn(&CheckId) -> Option<CheckStatus>) -> bool {
         let mut lost = false;
         for check in &mut self.0 {
             let status = at_agent(&check.id);
             lost |= status.is_none();
-            let stood = stood.iter().find(|update| update.id == check.id).map(|update| update.status);
-            let written = check.written.as_ref().map(|(written, _)| *written);
-            // What was written since then is newer than the answer.
-            if status.is_none() || (status != stood && stood == written) {
+            let then = written.iter().find(|update| update.id == check.id).map(|update| update.status);
+            let now = check.written.as_ref().map(|(status, _)| *status);
+            // A write since then is newer than the agent's answer.
+            if status.is_none() || (status != then && then == now) {
                 check.written = None;
             }
         }
@@ -96,13 +101,13 @@ impl Checks {
     }
 }
 
-/// HEALTHY is passing, all else critical; so is a container that has stopped or that the metadata doesn't have.
+/// HEALTHY is passing and any other health critical. A container that has stopped, or that the metadata lacks, is critical too.
 fn health(task: &Task, container: &str) -> (CheckStatus, String) {
     let Some(found) = task.containers.iter().find(|found| found.name == container) else {
         return (CheckStatus::Critical, "ECS does not know the container".to_owned());
     };
     match &found.health {
-        // ECS keeps what the last health check said.
+        // ECS keeps the health of the last health check.
         _ if found.known_status == Status::Stopped => (CheckStatus::Critical, "the container has stopped".to_owned()),
         None => (CheckStatus::Critical, "the container has no health check in ECS".to_owned()),
         Some(health) => {
@@ -137,12 +142,12 @@ mod tests {
 
     fn write(checks: &mut Checks, task: &Task) {
         for update in checks.changes(task) {
-            checks.written(update);
+            checks.record(update);
         }
     }
 
     #[test]
-    fn healthy_is_passing_and_all_else_critical() {
+    fn healthy_is_passing_and_any_other_health_critical() {
         let health = |status: &str| json!([{ "Name": "app", "Health": { "status": status } }]);
         let stopped = json!([{ "Name": "app", "KnownStatus": "STOPPED", "Health": { "status": "HEALTHY" } }]);
         let rows = [
@@ -161,43 +166,43 @@ mod tests {
     }
 
     #[test]
-    fn one_write_a_change_and_none_otherwise() {
+    fn a_status_is_written_when_it_changes_and_only_then() {
         let mut checks = checks();
         write(&mut checks, &app("HEALTHY"));
         assert!(checks.changes(&app("HEALTHY")).is_empty());
-        assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1, "until it was written");
+        assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1, "not written yet");
         assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1);
         write(&mut checks, &app("UNHEALTHY"));
         assert!(checks.changes(&task(json!([{ "Name": "app" }]))).is_empty(), "critical for another reason");
     }
 
     #[test]
-    fn what_the_agent_lost_or_has_otherwise_is_written_again() {
+    fn a_check_that_the_agent_lost_or_changed_is_written_again() {
         let mut checks = checks();
         write(&mut checks, &app("HEALTHY"));
-        let stood = checks.standing();
-        assert!(!checks.compare(&stood, |_| Some(CheckStatus::Passing)));
+        let written = checks.written();
+        assert!(!checks.compare(&written, |_| Some(CheckStatus::Passing)));
         assert!(checks.changes(&app("HEALTHY")).is_empty());
-        assert!(!checks.compare(&stood, |_| Some(CheckStatus::Critical)));
+        assert!(!checks.compare(&written, |_| Some(CheckStatus::Critical)));
         assert_eq!(checks.changes(&app("HEALTHY")).len(), 1);
         write(&mut checks, &app("HEALTHY"));
         assert!(!checks.compare(&[], |_| Some(CheckStatus::Critical)), "the answer is older than the write");
         assert!(checks.changes(&app("HEALTHY")).is_empty());
-        assert!(checks.compare(&stood, |_| None));
+        assert!(checks.compare(&written, |_| None));
         assert_eq!(checks.changes(&app("HEALTHY")).len(), 1);
     }
 
     #[test]
-    fn a_heartbeat_repeats_what_was_written_and_loses_against_a_change() {
+    fn a_heartbeat_repeats_the_last_write_and_yields_to_a_change() {
         let mut checks = checks();
-        assert_eq!(checks.standing(), [], "nothing was written yet");
+        assert_eq!(checks.written(), [], "nothing was written yet");
         write(&mut checks, &app("HEALTHY"));
-        let heartbeat = checks.standing().remove(0);
+        let heartbeat = checks.written().remove(0);
         assert_eq!((heartbeat.status, heartbeat.output.as_str()), (CheckStatus::Passing, "ECS says HEALTHY"));
-        checks.refreshed(&heartbeat);
+        checks.record_heartbeat(&heartbeat);
         assert!(checks.changes(&app("HEALTHY")).is_empty());
         write(&mut checks, &app("UNHEALTHY"));
-        checks.refreshed(&heartbeat);
-        assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1, "which of the two came last is not known");
+        checks.record_heartbeat(&heartbeat);
+        assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1, "either write may have come last");
     }
 }

@@ -1,63 +1,67 @@
-//! What the servers say of the task's proxy and of the other proxies of its service: whether the task is in the mesh, and
-//! whether another one can take over when it leaves.
+//! The task's proxy in Consul's catalog, and the other proxies of its service: whether the task is in the mesh, and whether another
+//! instance can replace it when it stops.
 
 use std::cell::Cell;
 use std::time::Duration;
 
-use consul_api::{Client, Instances, ServiceHealth, ServiceId};
+use consul_api::{CheckId, CheckStatus, Client, Instances, ServiceHealth, ServiceId};
 use mesh_config::{Names, Role};
 use sidecar_kit::exit::one_line;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long one answer about the own proxy may take: whoever asks for it waits.
+/// How long the servers may take to answer whether the task is in the mesh: the container's health check waits for the answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long the first answer about the others may take. What the servers don't say is not waited for: where they are out of
-/// reach, they don't hear of a critical status either.
+/// How long the agent may take to answer whether the gate was open before. The first write waits for the answer.
+const GATE_BOUND: Duration = Duration::from_secs(1);
+
+/// How long the servers may take for the first answer about other instances. Servers that are out of reach don't see a critical
+/// status either, so waiting longer is of no use.
 const FIRST_LOOK: Duration = Duration::from_millis(150);
 
-/// How long the servers may say nothing while the write is held. The task's node may have left since then.
+/// How long the servers may give no answer during the hold. The task's node may have left since then.
 const SILENCE: Duration = Duration::from_secs(1);
 
-/// How often the servers are asked while the write is held.
+/// How often health-sync asks the servers during the hold.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// The task's place among the instances of its service.
+/// The task's own instance of its service.
 #[derive(Debug)]
-pub struct Place {
+pub struct Instance {
     service: String,
-    /// The proxy's ID, which for a gateway is its own.
+    /// The ID of the proxy or the gateway.
     id: ServiceId,
     gateway: bool,
+    /// Whether the servers have listed the instance as passing once.
     in_mesh: Cell<bool>,
 }
 
-/// What is to be done when the task stops.
+/// What to write when the task stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leave {
-    /// Its checks are to be set critical.
-    Write,
-    /// Its node has left the cluster, or may have: the write would register it anew. With the reason.
+pub enum Last {
+    /// The critical statuses.
+    Critical,
+    /// Nothing, for this reason. The task's node has left the cluster, or may have, and a write would register it again.
     Nothing(&'static str),
 }
 
-impl Place {
-    /// Of a task with these names.
+impl Instance {
     pub fn new(role: Role, names: &Names) -> Self {
         let gateway = matches!(role, Role::Gateway(_));
         Self { service: names.service.clone(), id: names.proxy_id.clone(), gateway, in_mesh: Cell::new(false) }
     }
 
+    /// All instances of the service.
     fn instances(&self) -> Instances<'_> {
         if self.gateway { Instances::Of(&self.service) } else { Instances::ProxiesOf(&self.service) }
     }
 
-    /// Whether the servers have listed the proxy as passing once. They are not asked again: what happens to them later says
-    /// nothing of this task.
+    /// Whether the servers have listed the instance as passing once. After that health-sync does not ask them again: an outage of the
+    /// servers says nothing about this task.
     ///
     /// # Errors
-    /// Why not, or that the servers can't be asked.
-    pub async fn reached(&self, consul: &Client) -> Result<(), String> {
+    /// Why not, or that the servers give no answer.
+    pub async fn is_in_mesh(&self, consul: &Client) -> Result<(), String> {
         if self.in_mesh.get() {
             return Ok(());
         }
@@ -75,10 +79,27 @@ impl Place {
         Ok(())
     }
 
-    /// Waits until another instance can take over, for at most `bound`; not at all where there is no other that could.
-    pub async fn until_replaced(&self, consul: &Client, bound: Duration) -> Leave {
+    /// Looks for signs at the agent that an earlier run in this task saw the instance in the mesh: one of the task's checks `own` is
+    /// passing, which only health-sync does. Without such checks, the instance itself is passing. Call it before the first write.
+    pub async fn recall(&self, consul: &Client, own: &[CheckId], services: &[&ServiceId]) {
+        let Ok(Ok(checks)) = timeout(GATE_BOUND, consul.agent_checks(services)).await else { return };
+        let was_in_mesh = if own.is_empty() {
+            let mut all = checks.values().filter(|check| check.service_id == self.id).peekable();
+            all.peek().is_some() && all.all(|check| check.status == CheckStatus::Passing)
+        } else {
+            own.iter().any(|id| checks.get(id).is_some_and(|check| check.status == CheckStatus::Passing))
+        };
+        if was_in_mesh {
+            self.in_mesh.set(true);
+            tracing::info!("the agent has {} as passing since an earlier run: the task has been in the mesh", self.id);
+        }
+    }
+
+    /// Holds the critical status back until another instance is passing, for at most `bound`. There is no hold if no other instance
+    /// can become passing, and it ends when this task's own containers are no longer healthy.
+    pub async fn hold(&self, consul: &Client, bound: Duration, healthy: impl Fn() -> bool) -> Last {
         if bound.is_zero() {
-            return Leave::Write;
+            return Last::Critical;
         }
         let deadline = Instant::now() + bound;
         let mut held = false;
@@ -86,25 +107,22 @@ impl Place {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let patience = if held { SILENCE.saturating_sub(answered.elapsed()) } else { FIRST_LOOK };
-            let patience = left.min(patience);
-            let listed = match timeout(patience, consul.consistent_health(self.instances())).await {
-                Ok(Ok(listed)) => Some(listed),
+            let listed = match timeout(left.min(patience), consul.consistent_health(self.instances())).await {
+                Ok(Ok(listed)) => Some(self.listed(&listed)),
                 Ok(Err(error)) => {
                     tracing::debug!("{}", one_line(&error));
                     None
                 }
                 Err(_) => None,
             };
-            match listed.map(|listed| self.see(&listed)) {
-                Some(seen) if held && !seen.own => return Leave::Nothing("the task's node has left the cluster"),
-                Some(seen) if seen.own && seen.one_is_coming => answered = Instant::now(),
+            match listed {
+                Some(listed) if held && !listed.own => return Last::Nothing("the task's node has left the cluster"),
+                Some(listed) if listed.own && listed.other_is_coming && healthy() => answered = Instant::now(),
                 None if held && answered.elapsed() >= SILENCE => {
-                    return Leave::Nothing(
-                        "Consul's servers give no answer: the task's node may have left the cluster",
-                    );
+                    return Last::Nothing("Consul's servers give no answer: the task's node may have left the cluster");
                 }
                 None if held => {}
-                _ => return Leave::Write,
+                _ => return Last::Critical,
             }
             if !held {
                 tracing::info!(
@@ -116,36 +134,36 @@ impl Place {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Leave::Write;
+                return Last::Critical;
             }
             sleep(LOOK.min(left)).await;
         }
     }
 
-    fn see(&self, listed: &[ServiceHealth]) -> Seen {
-        let own = listed.iter().any(|instance| instance.service.id == self.id);
-        let others = listed.iter().filter(|instance| instance.service.id != self.id).collect::<Vec<_>>();
+    fn listed(&self, instances: &[ServiceHealth]) -> Listed {
+        let own = instances.iter().any(|instance| instance.service.id == self.id);
+        let others = instances.iter().filter(|instance| instance.service.id != self.id).collect::<Vec<_>>();
         let passing = others.iter().any(|instance| instance.is_routed_to());
-        Seen { own, one_is_coming: !passing && others.iter().any(|instance| may_come(instance)) }
+        Listed { own, other_is_coming: !passing && others.iter().any(|instance| can_become_passing(instance)) }
     }
 }
 
 /// What the servers list.
-struct Seen {
+struct Listed {
     /// The task's own instance.
     own: bool,
-    /// Others, of which none is passing and one may be soon.
-    one_is_coming: bool,
+    /// Other instances, of which none is passing and at least one can become passing.
+    other_is_coming: bool,
 }
 
-/// One in maintenance is going itself, and one whose node is gone won't come back.
-fn may_come(instance: &ServiceHealth) -> bool {
-    let mut critical = instance.checks.iter().filter(|check| check.status == consul_api::CheckStatus::Critical);
+/// False for an instance in maintenance, because its task stops, and for one whose node has failed.
+fn can_become_passing(instance: &ServiceHealth) -> bool {
+    let mut critical = instance.checks.iter().filter(|check| check.status == CheckStatus::Critical);
     critical.all(|check| !check.service_id.is_empty() && !check.check_id.as_str().starts_with("_service_maintenance"))
 }
 
 fn critical(instance: &ServiceHealth) -> String {
-    let critical = instance.checks.iter().filter(|check| check.status == consul_api::CheckStatus::Critical);
+    let critical = instance.checks.iter().filter(|check| check.status == CheckStatus::Critical);
     let critical = critical.map(|check| format!("{:?} is critical", check.name)).collect::<Vec<_>>();
     critical.join(", ")
 }
@@ -166,14 +184,14 @@ mod tests {
         })
     }
 
-    fn one_is_coming(others: Value) -> bool {
+    fn other_is_coming(listed: Value) -> bool {
         let names = Names::new(None, "shop", &"f1a2".into());
-        let place = Place { service: names.service, id: names.proxy_id, gateway: false, in_mesh: Cell::new(false) };
-        place.see(&serde_json::from_value::<Vec<_>>(others).unwrap()).one_is_coming
+        let own = Instance { service: names.service, id: names.proxy_id, gateway: false, in_mesh: Cell::new(false) };
+        own.listed(&serde_json::from_value::<Vec<_>>(listed).unwrap()).other_is_coming
     }
 
     #[test]
-    fn one_is_coming_where_others_are_listed_none_is_passing_and_one_can_be() {
+    fn the_hold_needs_others_of_which_none_is_passing_and_one_can_be() {
         let own = instance("shop-f1a2-sidecar-proxy", &[("service:listener", "p", "passing")]);
         let new = instance("b", &[("serfHealth", "", "passing"), ("service:listener", "b", "critical")]);
         let passing = instance("c", &[("service:listener", "c", "passing")]);
@@ -193,7 +211,7 @@ mod tests {
             (json!([own, gone]), false),
         ];
         for (listed, expected) in rows {
-            assert_eq!(one_is_coming(listed.clone()), expected, "{listed}");
+            assert_eq!(other_is_coming(listed.clone()), expected, "{listed}");
         }
     }
 }
