@@ -1,5 +1,5 @@
-//! The tokens of the task's logins are destroyed, once nothing needs them any more: the agent hands a service's statuses on to
-//! the servers with the service's token, some time after it has answered.
+//! Destroys the tokens of the task's logins once nothing needs them. The agent sends a service's statuses to the servers with the
+//! service's token, some time after it has answered health-sync.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,16 +13,16 @@ use tokio::time::Instant;
 
 use crate::shutdown::retried;
 
-/// How long the statuses may take from the agent to the servers. With what follows, and the second before, well below the
-/// 30 s that ECS gives a container unless told otherwise.
+/// How long the statuses may take from the agent to the servers. Together with the other bounds, that is well below ECS's default
+/// stop timeout of 30 s.
 const ARRIVAL: Duration = Duration::from_secs(8);
-/// How long the logouts may take then.
+/// How long the logouts may take after that.
 const BOUND: Duration = Duration::from_secs(4);
 const ATTEMPT: Duration = Duration::from_secs(2);
-/// How long one server may take, so that an attempt has time for another.
+/// How long one server may take. An attempt then still has time to ask another.
 pub const PATIENCE: Duration = Duration::from_millis(900);
 
-/// Tokens that stay until the auth method's MaxTokenTTL.
+/// Why tokens were not destroyed. They stay until the auth method's MaxTokenTTL.
 #[derive(Debug, thiserror::Error)]
 pub enum NotLoggedOut {
     #[error(
@@ -35,24 +35,24 @@ pub enum NotLoggedOut {
     Refused(Vec<String>),
 }
 
-/// The files of the tokens to destroy: the service's where the document has mesh-init log in, the agent's where there is one.
+/// The files of the tokens to destroy: the service's if mesh-init logs in, and the agent's if its file exists.
 pub fn files(bootstrap_dir: &Path, login: bool) -> Vec<PathBuf> {
     let service = bootstrap_dir.join(SERVICE_TOKEN_FILE);
     let client = bootstrap_dir.join(CLIENT_TOKEN_FILE);
     [login.then_some(service), client.exists().then_some(client)].into_iter().flatten().collect()
 }
 
-/// Waits until the servers have the instances as critical, or no longer, and destroys the tokens. `instances` are names and
-/// IDs of service and proxy; none where nothing was told to the agent.
+/// Waits until the servers list the instances as critical or no longer list them, then destroys the tokens. `instances` are the names
+/// and IDs of service and proxy; none if nothing was written to the agent.
 ///
 /// # Errors
-/// With what is left.
+/// With the tokens that were not destroyed.
 pub async fn log_out(
     servers: &Client,
     files: &[PathBuf],
     instances: &[(&str, &ServiceId)],
 ) -> Result<(), NotLoggedOut> {
-    // A file that isn't there was never written, or is somebody else's doing: nothing to destroy.
+    // Without a file there is no token to destroy.
     let tokens = files.iter().filter_map(|file| Some((file, SecretSource::File(file.clone()).read().ok()?)));
     let tokens = tokens.collect::<Vec<_>>();
     if tokens.is_empty() {
@@ -64,7 +64,7 @@ pub async fn log_out(
     let failed = join_all(tokens.iter().map(async |(file, token)| {
         let outcome = retried(Instant::now() + BOUND, ATTEMPT, async || log_out_of(servers, token).await).await;
         match outcome {
-            Ok(()) => tracing::info!("logged out: the token in {} is no more", file.display()),
+            Ok(()) => tracing::info!("logged out: destroyed the token in {}", file.display()),
             Err(reason) => return Some(format!("{}: {reason}", file.display())),
         }
         None
@@ -84,7 +84,7 @@ async fn out_of_the_mesh(servers: &Client, instances: &[(&str, &ServiceId)]) -> 
                 return Err(format!("{id} is not critical there yet"));
             }
             Ok(_) => {}
-            // The token is gone already: what was not handed on will not be.
+            // The token no longer exists, so the agent can send no more statuses with it.
             Err(error) if error.is_unknown_token() => return Ok(()),
             Err(error) => return Err(one_line(&error)),
         }

@@ -1,4 +1,4 @@
-//! Carries the ECS health of a task's containers into Consul's checks, and takes the task out of the mesh on TERM.
+//! Copies the ECS health of a task's containers to Consul's checks, and takes the task out of the mesh on TERM.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,18 +10,18 @@ use mesh_config::CheckTtl;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::{self, parse_delay, parse_duration};
 
-/// Carries the ECS health of a task's containers into Consul's TTL checks. On TERM it turns them critical, puts service and
-/// proxy into maintenance, and exits.
+/// Copies the ECS health of a task's containers to Consul's TTL checks. On TERM it sets them critical, puts service and proxy into
+/// maintenance, and exits.
 ///
-/// Which containers is in CONSUL_ECS_CONFIG_JSON (healthSyncContainers), the task in ECS_CONTAINER_METADATA_URI_V4, the agent
-/// in Consul's own variables: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE and so on. LOG_LEVEL and
-/// LOG_FORMAT (text, json) say how to log. An empty variable counts as not set.
+/// The containers are named in CONSUL_ECS_CONFIG_JSON (healthSyncContainers). ECS sets ECS_CONTAINER_METADATA_URI_V4. Consul's own
+/// variables give the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, and so on. LOG_LEVEL and LOG_FORMAT (text,
+/// json) configure logging. An empty variable counts as not set.
 #[derive(Debug, Parser)]
 #[command(
     name = "health-sync",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Exit codes: 0 after TERM, when all was set; 1 failed, or something could not be set; 2 wrong command line."
+    after_help = "Exit codes: 0 after TERM, when all writes and logouts succeeded; 1 for any failure; 2 for a wrong command line."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -34,29 +34,29 @@ struct Arguments {
 enum Command {
     /// The container's health check: asks the health-sync that runs in this container.
     ///
-    /// Exit codes: 0 healthy; 1 not, with one line that says why: health-sync does not run, hangs or, with --in-mesh, the task
-    /// has not been in the mesh yet; 2 wrong command line.
+    /// Exit codes: 0 if healthy; 1 and one line that says why if not: health-sync does not run, it hangs or, with --in-mesh, the task
+    /// has not been in the mesh yet; 2 for a wrong command line.
     Healthy(HealthyArguments),
 }
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// How often the task metadata is asked.
+    /// How often health-sync asks for the task metadata.
     #[arg(long, env = "HEALTH_SYNC_INTERVAL", default_value = "500ms", value_name = "DURATION", value_parser = parse_duration)]
     interval: Duration,
-    /// How long the critical status waits on TERM while other instances of the service are listed but none is passing; 0s:
-    /// not at all.
+    /// How long the critical status waits on TERM while other instances of the service are listed but none is passing. At most two
+    /// thirds of --check-ttl. 0s: it doesn't wait.
     #[arg(long, env = "HEALTH_SYNC_HOLD", default_value = "2500ms", value_name = "DURATION", value_parser = parse_delay)]
     hold: Duration,
-    /// If health-sync doesn't refresh a check for this long, Consul turns it critical; mesh-init needs the same value. At most
-    /// 100000h, with which it never happens.
+    /// If health-sync doesn't refresh a check for this long, Consul turns it critical. mesh-init needs the same value. With 100000h,
+    /// the most, that never happens.
     #[arg(long, env = "CONSUL_ECS_CHECK_TTL", default_value_t, value_name = "DURATION")]
     check_ttl: CheckTtl,
 }
 
 #[derive(Debug, Args)]
 struct HealthyArguments {
-    /// Not healthy either until Consul's servers have listed this task's proxy (or the gateway) as passing once.
+    /// Also fail until Consul's servers have listed this task's proxy (or the gateway) as passing once.
     #[arg(long, env = "HEALTH_SYNC_IN_MESH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     in_mesh: bool,
 }

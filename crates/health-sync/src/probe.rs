@@ -1,5 +1,5 @@
 //! `health-sync healthy`: the container's health check asks the running health-sync over an abstract unix socket, which needs no
-//! file and no volume. The running one answers from its own loop, so that one that is dead or hangs is seen.
+//! file and no volume. The running health-sync answers from its event loop, so no answer comes if it is dead or hangs.
 
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
@@ -13,10 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixListener;
 use tokio::time::timeout;
 
-/// How long `healthy` waits for an answer: less than the 5 s after which ECS gives a health check up.
+/// How long `healthy` waits for an answer. ECS ends a health check after 5 s.
 const PATIENCE: Duration = Duration::from_secs(4);
 
-/// How long one question may take to answer, so that the next one is not kept waiting.
+/// How long one answer may take. The next question waits for it.
 const ANSWER: Duration = Duration::from_secs(3);
 
 const HEALTHY: &str = "healthy";
@@ -24,12 +24,12 @@ const HEALTHY: &str = "healthy";
 /// An abstract name has at most 107 bytes (unix(7)).
 const NAME: usize = 107;
 
-/// What is asked.
+/// What `healthy` asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
     /// Whether health-sync works.
     Alive = b'a' as isize,
-    /// Whether it works and the task has been in the mesh.
+    /// Whether health-sync works and the task has been in the mesh.
     InMesh = b'm' as isize,
 }
 
@@ -47,10 +47,10 @@ pub enum NotHealthy {
     Answer(String),
 }
 
-/// The container's own name: its metadata endpoint, which no other container has.
+/// The socket's name. It contains the metadata endpoint, which is different for each container.
 fn address(env: &Env) -> Result<SocketAddr, ecs_meta::Error> {
     let name = format!("health-sync {}", env.get(ecs_meta::VARIABLE).ok_or(ecs_meta::Error::MissingVariable)?);
-    // What tells containers apart is at the end.
+    // Endpoints differ at their end.
     let name = &name.as_bytes()[name.len().saturating_sub(NAME)..];
     Ok(SocketAddr::from_abstract_name(name).expect("a name of at most 107 bytes"))
 }
@@ -71,26 +71,26 @@ pub fn ask(env: &Env, question: Question) -> Result<ExitCode, NotHealthy> {
     if answer == HEALTHY { Ok(ExitCode::SUCCESS) } else { Err(NotHealthy::Answer(answer)) }
 }
 
-/// Where questions come in.
+/// The socket on which the running health-sync answers.
 #[derive(Debug)]
 pub struct Probe(UnixListener);
 
 impl Probe {
-    /// Begins to take questions.
+    /// Opens the socket.
     ///
     /// # Errors
-    /// Another process listens there, or the variable is not set.
+    /// If another process has the socket open, or the variable is not set.
     pub fn open(env: &Env) -> io::Result<Self> {
         let listener = StdListener::bind_addr(&address(env).map_err(io::Error::other)?)?;
         listener.set_nonblocking(true)?;
         UnixListener::from_std(listener).map(Self)
     }
 
-    /// Answers one question after the other, without end, with what `healthy` says.
+    /// Answers one question after the other, without end. `healthy` gives the answers.
     pub async fn serve(&self, healthy: impl AsyncFn(Question) -> Result<(), String>) {
         loop {
             let mut stream = accept(|| self.0.accept()).await;
-            // Whoever asks may be gone already.
+            // The other side may have closed the connection.
             let _ = timeout(ANSWER, async {
                 let question = match stream.read_u8().await? {
                     b'm' => Question::InMesh,

@@ -1,4 +1,5 @@
-//! The task leaves the mesh: its checks critical, service and proxy (or the gateway) in maintenance, for about a second and no longer.
+//! Takes the task out of the mesh: sets its checks critical and puts service and proxy (or the gateway) into maintenance. It takes a
+//! second at most.
 
 use std::time::Duration;
 
@@ -9,26 +10,26 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::wait::{Attempt, RetryError, retry};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Why the service is in maintenance; also how a later run knows its own doing.
+/// The reason for the maintenance. By it, a later run knows that health-sync set the maintenance.
 pub const REASON: &str = "the ECS task is stopping";
 
-/// The agent leaves the cluster at the same time: what it takes after about a second it would register with the servers anew,
-/// as a node that is gone, until they reconcile a minute later.
+/// The agent leaves the cluster at the same time. It would register a later write with the servers again, for a node that has left,
+/// until they reconcile a minute later.
 const BOUND: Duration = Duration::from_secs(1);
 
-/// How often the agent is asked whether something was turned back.
+/// How often health-sync asks the agent whether a late write undid something.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What could not be set, and why; the task ends all the same.
+/// The writes that failed, and why. The task ends all the same.
 #[derive(Debug, thiserror::Error)]
 #[error("not written to Consul within {}: {}", humantime::format_duration(BOUND), .0.join("; "))]
 pub struct NotSet(Vec<String>);
 
-/// Sets everything at once and retries what fails until the bound; a write that takes long is waited for. Where an earlier write
-/// `may_come_late`, also what that turned back is set again.
+/// Makes all writes at the same time and retries what fails, until the bound. If an earlier write `may_come_late`, also sets again
+/// what that write undid.
 ///
 /// # Errors
-/// With all that could not be set.
+/// With each write that failed.
 pub async fn leave_mesh(
     consul: &Client,
     checks: &[&CheckId],
@@ -43,13 +44,13 @@ pub async fn leave_mesh(
     loop {
         sleep(LOOK).await;
         let left = deadline.saturating_duration_since(Instant::now());
-        // An agent that gives no answer is leaving, or hangs: what was set is set.
+        // An agent that gives no answer is leaving, or hangs. All writes were made.
         let Ok(Ok(agent)) = timeout(left, consul.agent_checks(services)).await else { return Ok(()) };
         let critical = |id: &CheckId| agent.get(id).is_none_or(|check| check.status == CheckStatus::Critical);
-        let back = checks.iter().copied().filter(|id| !critical(id)).collect::<Vec<_>>();
+        let undone = checks.iter().copied().filter(|id| !critical(id)).collect::<Vec<_>>();
         let maintained = |id: &&ServiceId| agent.contains_key(&maintenance_check_id(id));
         let outside = services.iter().copied().filter(|id| !maintained(id)).collect::<Vec<_>>();
-        set(consul, &back, &outside, deadline).await?;
+        set(consul, &undone, &outside, deadline).await?;
     }
 }
 
@@ -76,7 +77,7 @@ async fn set(consul: &Client, checks: &[&CheckId], services: &[&ServiceId], dead
     if failed.is_empty() { Ok(()) } else { Err(NotSet(failed)) }
 }
 
-/// Until it is done or the deadline has come; an attempt that hangs is cut off after `each`.
+/// Repeats `attempt` until it succeeds or the deadline has come. An attempt that hangs is cut off after `each`.
 pub async fn retried(
     deadline: Instant,
     each: Duration,
@@ -95,7 +96,7 @@ pub async fn retried(
     })
 }
 
-/// What the agent doesn't have needs no setting.
+/// A check or service that the agent doesn't have needs no write.
 fn set_or_absent(set: Result<(), Error>) -> Result<(), String> {
     match set {
         Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_is_tried_again_until_it_is_done_or_the_deadline_has_come() {
+    async fn a_write_is_retried_until_it_succeeds_or_the_deadline_has_come() {
         let within = |time| (Instant::now() + time, Duration::from_millis(10));
         let mut attempts = 0;
         let (deadline, each) = within(Duration::from_secs(60));

@@ -1,4 +1,4 @@
-//! Writes to the agent: bounded, counted, and none begun once the task stops.
+//! Writes to the agent. Each has a bound and is counted. Once the task stops, no new write begins.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use consul_api::Error;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-/// What one write may take before it counts as failed.
+/// How long one write may take before it counts as failed.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// What an agent that gave no answer may still do this much later.
+/// How long after a write without an answer the agent may still carry it out.
 const LATE: Duration = Duration::from_secs(30);
 
 /// The writes of a running task.
@@ -22,17 +22,17 @@ pub struct Writes {
     ended: Notify,
 }
 
-/// A write that was begun.
+/// A write that has begun.
 struct UnderWay<'a> {
     writes: &'a Writes,
     answered: bool,
 }
 
 impl Writes {
-    /// Makes one write. Once the task stops it is not begun and never ends.
+    /// Makes one write. After [`Writes::stop`] the write doesn't begin, and this never returns.
     ///
     /// # Errors
-    /// None within [`BOUND`], or the agent's; on one line.
+    /// If the agent gives no answer within [`BOUND`], or refuses the write.
     pub async fn make(&self, write: impl Future<Output = Result<(), Error>>) -> Result<(), WriteError> {
         if self.stopped.get() {
             std::future::pending::<()>().await;
@@ -44,7 +44,7 @@ impl Writes {
         outcome.map_err(WriteError::Consul)
     }
 
-    /// From now on no write is begun.
+    /// From now on no write begins.
     pub fn stop(&self) {
         self.stopped.set(true);
     }
@@ -56,7 +56,7 @@ impl Writes {
         }
     }
 
-    /// Whether a write may still reach the agent.
+    /// Whether the agent may still carry out an earlier write.
     pub fn may_come_late(&self) -> bool {
         self.under_way.get() > 0 || self.unanswered.get().is_some_and(|since| since.elapsed() < LATE)
     }
