@@ -64,7 +64,7 @@ pub const CASES: [Case; 5] = [
 
 /// The service-router with retries, as an operator writes it. `RetryOn` names the conditions; Consul has it since 1.14.
 fn router_file() -> PathBuf {
-    let retry_on = version::of_mesh().is_none_or(|version| version.has_retry_on());
+    let retry_on = version::of_mesh().is_none_or(version::Version::has_retry_on);
     let name = if retry_on { "service-router-with-retry-on.json" } else { "service-router-with-retries.json" };
     workspace().join("docs/examples").join(name)
 }
