@@ -1,14 +1,30 @@
 //! A real Consul agent on loopback, one for each test that asks.
 
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use local_mesh::version::Version;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::{Process, run};
 use crate::{eventually, free_port, http, part};
+
+/// The version of the Consul that the tests run with. `tests/needs.txt` lists the tests that cannot run with every version.
+///
+/// # Panics
+/// When Consul does not print its version.
+#[must_use]
+pub fn version() -> Version {
+    static VERSION: OnceLock<Version> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let output = Command::new(part("consul")).arg("version").output().expect("consul runs");
+        let output = String::from_utf8_lossy(&output.stdout).into_owned();
+        Version::parse(&output).unwrap_or_else(|| panic!("`consul version` printed {output:?}"))
+    })
+}
 
 /// A single server that is its own cluster; ended with the test.
 pub struct Agent {
@@ -48,8 +64,9 @@ impl Agent {
     /// The same with more configuration.
     pub async fn start_with_acls_and(mut more: Value) -> Self {
         let management = "00000000-0000-0000-0000-00000000aaaa";
+        let initial = if version().at_least(1, 11) { "initial_management" } else { "master" };
         more["acl"] = json!({
-            "enabled": true, "default_policy": "deny", "tokens": { "master": management, "agent": management }
+            "enabled": true, "default_policy": "deny", "tokens": { initial: management, "agent": management }
         });
         let mut agent = Self::start_with(&more).await;
         agent.management = management.to_owned();
@@ -108,6 +125,10 @@ impl Agent {
             "ports": { "http": http_port, "grpc": grpc_port, "dns": -1,
                        "serf_lan": free_port(), "serf_wan": -1, "server": free_port() }
         });
+        if version().at_least(1, 14) {
+            // By default, servers also listen on 8503, so that only one could run at a time.
+            config["ports"]["grpc_tls"] = (-1).into();
+        }
         for (key, value) in more.as_object().expect("configuration is an object") {
             match (config[key].as_object_mut(), value.as_object()) {
                 (Some(parts), Some(more)) => parts.extend(more.clone()),

@@ -31,7 +31,7 @@ pub fn binary(name: &str) -> PathBuf {
 /// When it has not been fetched.
 #[must_use]
 pub fn part(name: &str) -> PathBuf {
-    let path = local_mesh::parts_dir().join(name);
+    let path = local_mesh::parts::program(name).unwrap_or_else(|error| panic!("{error}"));
     assert!(path.exists(), "{} is missing: run `cargo xtask test process` to fetch it", path.display());
     path
 }

@@ -72,6 +72,14 @@ impl Client {
         Ok(created.id)
     }
 
+    /// Writes the intention of a pair and replaces an existing one. Consul has this since 1.9. It also works for an intention that
+    /// was edited in the UI, for which Consul refuses [`Client::create_intention`].
+    pub async fn put_intention(&self, source: &str, destination: &str, action: IntentionAction) -> Result<(), Error> {
+        let call = Call::new(Method::PUT, "/v1/connect/intentions/exact");
+        let call = call.query("source", source).query("destination", destination);
+        self.execute(call.json(&serde_json::json!({ "Action": action }))).await
+    }
+
     /// Removes an intention.
     ///
     /// # Errors

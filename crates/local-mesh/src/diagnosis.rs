@@ -165,21 +165,21 @@ fn refused(log: &Log) -> Option<Diagnosis> {
     Some(Diagnosis::Refused { of: log.task(), kind, reason: shortened(&reason) })
 }
 
-/// An agent that has not joined logs `Join cluster failed, will retry: … error=REASON`, or `Join LAN failed` before Consul 1.10.
+/// An agent that has not joined logs `couldn't join`, the reason for each address on a line of its own, and then
+/// `Join cluster failed, will retry`.
 fn not_joined(log: &Log) -> Option<Diagnosis> {
-    let failed = |line: &String| line.contains("Join") && line.contains("failed, will retry");
-    let joined = |line: &String| line.contains("Join") && line.contains("completed");
-    let at = log.lines.iter().rposition(failed)?;
-    if log.lines[at..].iter().any(joined) {
+    let failed = log.lines.iter().rposition(|line| line.contains("Join") && line.contains("failed, will retry"))?;
+    if log.lines[failed..].iter().any(|line| line.contains("Join") && line.contains("completed")) {
         return None;
     }
-    // Consul puts the addresses, one a line, after `couldn't join`.
-    let reason = log.lines[..=at].iter().rev().find_map(|line| line.split_once("error=")).map(|(_, reason)| reason);
-    let mut reason = reason.unwrap_or(&log.lines[at]).trim_matches('"').to_owned();
-    for line in log.lines[at + 1..].iter().take_while(|line| line.starts_with('*')) {
-        reason = format!("{reason} {line}");
-    }
-    Some(Diagnosis::NotJoined { of: log.task(), reason: shortened(&reason) })
+    let begin = log.lines[..failed].iter().rposition(|line| line.contains("couldn't join")).unwrap_or(failed);
+    let reasons = log.lines[begin..failed].iter().filter_map(|line| {
+        // Consul 1.10 and later write `| \t* REASON`.
+        line.trim_start_matches(['|', ' ']).trim_start_matches("\\t").trim_start().strip_prefix("* ")
+    });
+    let reasons = reasons.collect::<Vec<_>>().join("; ");
+    let reason = if reasons.is_empty() { &log.lines[begin] } else { &reasons };
+    Some(Diagnosis::NotJoined { of: log.task(), reason: shortened(reason) })
 }
 
 fn unknown_token(log: &Log) -> Option<Diagnosis> {
@@ -238,12 +238,34 @@ mod tests {
 
     #[test]
     fn a_failed_mesh_init_shows_that_the_agent_did_not_join() {
-        let init = log("web", "mesh-init", &["mesh-init: gave up waiting for the agent"]);
-        let failed = "2026-11-30T02:00:00.000Z [WARN]  agent: Join cluster failed, will retry: cluster=LAN retry_interval=30s \
-                      error=\"lookup nowhere: no such host\"";
-        let agent = log("web", "consul-client", &[failed]);
-        let found = explain(&[(init, Failure::Exited(1))], &[agent]).unwrap().to_string();
-        assert_eq!(found, "the Consul agent of task web did not join the servers: lookup nowhere: no such host");
+        let failed =
+            "2026-11-30T02:00:00.000Z [WARN]  agent: Join cluster failed, will retry: cluster=LAN retry_interval=30s";
+        let lines_of_1_21 = [
+            "2026-11-30T02:00:00.000Z [WARN]  agent: (LAN) couldn't join: number_of_nodes=0",
+            "error=",
+            "| 2 errors occurred:",
+            "| \\t* Failed to join 127.0.0.1:9: connection refused",
+            "| \\t* Failed to resolve nowhere: no such host",
+            "|",
+            failed,
+        ];
+        let lines_of_1_8 = [
+            "2026-11-30T02:00:00.000Z [WARN]  agent: (LAN) couldn't join: number_of_nodes=0 error=\"2 errors occurred:",
+            "* Failed to join 127.0.0.1:9: connection refused",
+            "* Failed to resolve nowhere: no such host",
+            "",
+            "\"",
+            failed,
+        ];
+        for lines in [&lines_of_1_21[..], &lines_of_1_8] {
+            let init = (log("web", "mesh-init", &["mesh-init: gave up waiting for the agent"]), Failure::Exited(1));
+            let found = explain(&[init], &[log("web", "consul-client", lines)]).unwrap().to_string();
+            assert_eq!(
+                found,
+                "the Consul agent of task web did not join the servers: Failed to join 127.0.0.1:9: connection refused; \
+                 Failed to resolve nowhere: no such host"
+            );
+        }
         let joined = "2026-11-30T02:00:30.000Z [INFO]  agent: Join cluster completed. Synced with initial agents";
         assert_eq!(not_joined(&log("web", "consul-client", &[failed, joined])), None);
     }

@@ -1,7 +1,7 @@
-//! Records what a real Consul 1.8.7 sends to the proxies of `tests/scenarios`, as `tests/fixtures`.
+//! Records the responses of a real Consul 1.8.7 to the proxies of `tests/scenarios`, in `tests/fixtures`.
 //!
-//! `cargo run -p xds-bridge --example record [SCENARIO…]`: all scenarios, or those named. Consul runs on loopback, for
-//! the time of one scenario, as the real program `target/parts/consul`.
+//! `cargo run -p xds-bridge --example record [SCENARIO…]` records all scenarios, or only the named ones. It runs the Consul
+//! `target/parts/consul` on loopback, once for each scenario.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -21,9 +21,9 @@ use xds_bridge::messages::{self, Response};
 use xds_bridge::resource::Kind;
 use xds_bridge::wire::{put_bytes, put_varint};
 
-/// In the fixtures where Consul puts the token of the stream.
+/// The token of the stream. Consul copies it into resources, so the fixtures contain it.
 const TOKEN: &str = "the-token-of-the-recording";
-/// A recording is over when Consul has said nothing new for so long.
+/// A recording ends when Consul has sent nothing new for this time.
 const QUIET: Duration = Duration::from_secs(3);
 const BOUND: Duration = Duration::from_secs(60);
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 1 << 20 };
@@ -122,7 +122,7 @@ async fn record(scenario: &Value) -> Result<BTreeMap<Kind, Vec<u8>>> {
     Ok(recorded)
 }
 
-/// A Node as Envoy 1.40 describes itself: `id` 1, `user_agent_name` 6, `user_agent_build_version` 8, its `version` 1.
+/// The node of an Envoy 1.40: `id` 1, `user_agent_name` 6, `user_agent_build_version` 8, its `version` 1.
 fn node(id: &str) -> Vec<u8> {
     let (mut node, mut build, mut version) = (Vec::new(), Vec::new(), Vec::new());
     put_varint(&mut version, 1, 1);

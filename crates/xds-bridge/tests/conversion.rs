@@ -1,4 +1,4 @@
-//! The conversion, on recorded output of Consul 1.8.7.
+//! The conversion of recorded responses of Consul 1.8.7.
 
 mod common;
 
@@ -53,7 +53,7 @@ fn get<'a>(object: &'a Object, path: &[&str]) -> Option<&'a Value> {
 }
 
 #[test]
-fn a_tls_context_becomes_a_transport_socket_that_holds_it_as_it_was() {
+fn a_tls_context_becomes_a_transport_socket_unchanged() {
     let mut contexts = 0;
     for scenario in scenarios() {
         for (v2, v3) in originals(&scenario, Kind::Cluster).iter().zip(converted(&scenario, Kind::Cluster)) {
@@ -80,7 +80,7 @@ fn a_tls_context_becomes_a_transport_socket_that_holds_it_as_it_was() {
 }
 
 #[test]
-fn endpoints_are_the_same_in_both() {
+fn endpoints_are_not_changed() {
     for scenario in scenarios() {
         let v3 = converted(&scenario, Kind::Endpoint).into_iter().map(|resource| resource.body);
         assert_eq!(v3.collect::<Vec<_>>(), originals(&scenario, Kind::Endpoint));
@@ -88,7 +88,7 @@ fn endpoints_are_the_same_in_both() {
 }
 
 #[test]
-fn clusters_say_which_endpoints_they_need_and_ask_for_them_in_v3() {
+fn clusters_name_their_endpoints_and_ask_for_them_with_v3() {
     let cluster = named("tcp", Kind::Cluster, "db.");
     assert_eq!(cluster.needs, [&*cluster.name]);
     assert_eq!(number(all(&cluster.body, &[3, 1])[0], 6), Some(convert::API_V3));
@@ -99,7 +99,7 @@ fn clusters_say_which_endpoints_they_need_and_ask_for_them_in_v3() {
 }
 
 #[test]
-fn listeners_say_which_routes_they_need_and_ask_for_them_in_v3() {
+fn listeners_name_their_routes_and_ask_for_them_with_v3() {
     for scenario in ["http", "grpc", "ingress-gateway"] {
         let needs: BTreeSet<_> = converted(scenario, Kind::Listener).into_iter().flat_map(|one| one.needs).collect();
         let routes: BTreeSet<_> = converted(scenario, Kind::Route).into_iter().map(|route| route.name).collect();
@@ -111,7 +111,7 @@ fn listeners_say_which_routes_they_need_and_ask_for_them_in_v3() {
 }
 
 #[test]
-fn every_extension_has_todays_name_and_type() {
+fn every_extension_gets_its_v3_name_and_type() {
     let mut extensions = BTreeSet::new();
     for listener in scenarios().iter().flat_map(|scenario| converted(scenario, Kind::Listener)) {
         for (path, typed) in [(&[3, 3][..], 4), (&[9], 3)] {
@@ -158,7 +158,7 @@ fn every_extension_has_todays_name_and_type() {
 }
 
 #[test]
-fn inbound_connections_are_authorised_by_v3_with_the_streams_token() {
+fn inbound_connections_are_authorised_with_v3_and_the_token() {
     for scenario in ["tcp", "http", "grpc", "escape-hatches"] {
         let public = named(scenario, Kind::Listener, "public_listener");
         let (url, authz) = &structs(&public)[0];
@@ -188,7 +188,7 @@ fn tracing_has_no_operation_name() {
 }
 
 #[test]
-fn what_the_app_is_reached_by_is_inbound_and_all_else_outbound() {
+fn listeners_of_the_app_are_inbound_and_others_outbound() {
     let mut inbound = BTreeSet::new();
     for scenario in scenarios() {
         for listener in converted(&scenario, Kind::Listener) {
@@ -211,16 +211,16 @@ fn what_the_app_is_reached_by_is_inbound_and_all_else_outbound() {
     assert_eq!(inbound, BTreeSet::from(expected.map(String::from)));
 }
 
-/// A user's own listener may say its direction.
+/// A user's own listener may have a direction.
 #[test]
-fn a_direction_that_is_given_stays() {
+fn a_given_direction_is_kept() {
     let mut v2 = originals("tcp", Kind::Listener).remove(0);
     wire::put_varint(&mut v2, 16, 2);
     assert_eq!(number(&convert::resource(Kind::Listener, &v2).unwrap().body, 16), Some(2));
 }
 
 #[test]
-fn matchers_that_v3_no_longer_has_become_those_it_has() {
+fn old_route_matchers_become_v3_matchers() {
     let listener = named("escape-hatches", Kind::Listener, "own_upstream");
     // …filters[0].typed_config.value.route_config.virtual_hosts[0].routes[0].match
     let matches = all(&listener.body, &[3, 3, 4, 2, 4, 2, 3, 1]);
@@ -233,7 +233,7 @@ fn matchers_that_v3_no_longer_has_become_those_it_has() {
 }
 
 #[test]
-fn hosts_of_a_users_own_cluster_become_its_load_assignment() {
+fn hosts_of_a_users_cluster_become_its_load_assignment() {
     let cluster = named("escape-hatches", Kind::Cluster, "local_app");
     assert!(all(&cluster.body, &[7]).is_empty());
     let addresses = all(&cluster.body, &[33, 2, 2, 1, 1]);
@@ -243,7 +243,7 @@ fn hosts_of_a_users_own_cluster_become_its_load_assignment() {
 }
 
 #[test]
-fn fields_nobody_here_knows_pass_through() {
+fn unknown_fields_are_copied() {
     for scenario in scenarios() {
         for kind in Kind::ALL {
             for mut v2 in originals(&scenario, kind) {
@@ -270,8 +270,8 @@ fn reversed(message: &[u8], path: &[u32]) -> Vec<u8> {
 }
 
 #[test]
-fn the_random_order_in_which_consul_writes_makes_no_new_version() {
-    // Filter chains, and the fields of a filter's Struct.
+fn another_order_of_the_same_fields_makes_no_new_version() {
+    // The paths of filter chains, and of the fields of a filter's Struct.
     for path in [&[3][..], &[3, 3, 2, 1]] {
         let mut differed = 0;
         for v2 in originals("terminating-gateway", Kind::Listener) {
@@ -289,7 +289,7 @@ fn the_random_order_in_which_consul_writes_makes_no_new_version() {
 }
 
 #[test]
-fn a_message_cut_short_is_an_error_or_a_shorter_message_but_no_panic() {
+fn a_truncated_resource_never_panics() {
     for scenario in scenarios() {
         for kind in Kind::ALL {
             for v2 in originals(&scenario, kind) {
@@ -303,7 +303,7 @@ fn a_message_cut_short_is_an_error_or_a_shorter_message_but_no_panic() {
 }
 
 #[test]
-fn a_resource_and_an_answer_do_not_print_what_they_hold() {
+fn debug_output_shows_no_secrets() {
     let message = fixture("tcp", Kind::Listener).unwrap();
     let printed = format!("{:?} {:?}", Response::decode(&message).unwrap(), converted("tcp", Kind::Listener));
     assert!(!printed.contains("token") && !printed.contains("PRIVATE"), "{printed}");

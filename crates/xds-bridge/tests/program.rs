@@ -1,4 +1,4 @@
-//! The program from outside: what it runs, how it ends, what it says.
+//! The program from outside: the command that it runs, its exit codes, and its messages.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -24,7 +24,7 @@ fn consul(directory: &tempfile::TempDir) -> PathBuf {
 }
 
 #[test]
-fn the_agent_is_told_to_serve_grpc_on_the_socket_after_its_own_arguments() {
+fn the_agent_gets_the_option_for_the_socket_last() {
     let directory = tempfile::tempdir().unwrap();
     let consul = consul(&directory);
     let consul = consul.to_str().unwrap();
@@ -36,7 +36,7 @@ fn the_agent_is_told_to_serve_grpc_on_the_socket_after_its_own_arguments() {
 }
 
 #[test]
-fn what_is_not_an_agent_is_run_as_it_is() {
+fn another_command_is_run_unchanged() {
     let directory = tempfile::tempdir().unwrap();
     let consul = consul(&directory);
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -47,7 +47,7 @@ fn what_is_not_an_agent_is_run_as_it_is() {
 }
 
 #[test]
-fn it_ends_as_consul_ends() {
+fn the_exit_code_is_consuls() {
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
         let directory = tempfile::tempdir().unwrap();
         let path = consul(&directory);
@@ -58,7 +58,7 @@ fn it_ends_as_consul_ends() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_said_on_one_line_and_consul_is_not_started() {
+fn a_taken_address_is_one_line_and_starts_no_consul() {
     let directory = tempfile::tempdir().unwrap();
     let consul = consul(&directory);
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -70,7 +70,7 @@ fn an_address_that_is_taken_is_said_on_one_line_and_consul_is_not_started() {
 }
 
 #[test]
-fn a_consul_that_is_not_there_is_127_and_a_wrong_command_line_2() {
+fn a_missing_consul_is_127_and_a_wrong_command_line_2() {
     let output = bridge(&["--listen", "127.0.0.1:0", "/no/such/consul", "version"]);
     assert_eq!(output.status.code(), Some(127));
     assert_eq!(line(&output), "xds-bridge: cannot run /no/such/consul: no such program\n");

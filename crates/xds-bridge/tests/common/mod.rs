@@ -1,4 +1,4 @@
-//! The recorded answers of Consul 1.8.7.
+//! The recorded responses of Consul 1.8.7.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use xds_bridge::convert;
 use xds_bridge::messages::Response;
 use xds_bridge::resource::{Kind, Resource};
 
-/// The recorded answer for a kind, if Consul gave one.
+/// The recorded response for a kind, if Consul sent one.
 pub fn fixture(scenario: &str, kind: Kind) -> Option<Vec<u8>> {
     std::fs::read(directory().join(scenario).join(format!("{kind}.bin"))).ok()
 }
@@ -18,7 +18,7 @@ pub fn scenarios() -> Vec<String> {
     names
 }
 
-/// Its resources, converted.
+/// The converted resources of the response.
 pub fn converted(scenario: &str, kind: Kind) -> Vec<Resource> {
     let Some(message) = fixture(scenario, kind) else { return Vec::new() };
     let response = Response::decode(&message).unwrap();

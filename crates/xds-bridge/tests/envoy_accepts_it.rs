@@ -1,4 +1,4 @@
-//! All that was recorded of Consul 1.8.7 is taken by a real Envoy: nothing refused, nothing left warming.
+//! A real Envoy accepts everything that was recorded from Consul 1.8.7. It refuses nothing, and nothing stays warming.
 
 mod common;
 
@@ -26,7 +26,7 @@ use xds_bridge::{consul, server, wire};
 const BOUND: Duration = Duration::from_secs(30);
 const LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 16 << 20 };
 
-/// A Consul that answers the first request for a kind with what was recorded.
+/// Plays Consul: answers the first request for a kind with the recorded response.
 #[derive(Clone)]
 struct Recorded(String);
 
@@ -144,7 +144,7 @@ fn log(directory: &Path) -> String {
     std::fs::read_to_string(directory.join("log")).unwrap_or_default()
 }
 
-/// What Envoy is to have in the end, by kind, and whether it has it.
+/// Checks that Envoy has every recorded resource, by kind.
 async fn expect(envoy: &Envoy, scenario: &str) -> Result<(), String> {
     for (kind, entries) in [
         (Kind::Cluster, "dynamic_active_clusters"),
@@ -154,11 +154,11 @@ async fn expect(envoy: &Envoy, scenario: &str) -> Result<(), String> {
     ] {
         let mut names: Vec<_> = common::converted(scenario, kind).into_iter().map(|resource| resource.name).collect();
         names.sort();
-        // Consul sends a cluster once for each upstream that leads to it.
+        // Consul sends a cluster once for each upstream that uses it.
         names.dedup();
         let mut has = envoy.names(entries).await;
         if kind == Kind::Endpoint {
-            // Envoy's dump also has those of clusters that need no discovery.
+            // Envoy's dump also has the endpoints of clusters without discovery.
             has.retain(|name| names.contains(name));
         }
         if has != names {
@@ -176,7 +176,7 @@ async fn expect(envoy: &Envoy, scenario: &str) -> Result<(), String> {
 }
 
 #[tokio::test]
-async fn a_real_envoy_takes_all_that_was_recorded_of_consul_and_leaves_nothing_warming() {
+async fn envoy_accepts_every_recorded_resource_and_warms_all() {
     let mut failed = Vec::new();
     for scenario in common::scenarios() {
         let directory = tempfile::tempdir().unwrap();
