@@ -39,8 +39,8 @@ const PAGE: usize = 100;
 const SIZES: [(&str, f64); 5] = [
     ("mesh-init", 5.0),
     ("health-sync", 5.0),
-    ("envoy-entrypoint", 3.0),
-    ("app-entrypoint", 3.0),
+    ("envoy-entrypoint", 2.5),
+    ("app-entrypoint", 1.7),
     ("acl-controller", 8.0),
 ];
 

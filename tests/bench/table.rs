@@ -1,17 +1,18 @@
-//! What was measured, beside what it may be.
+//! The measured values beside their budgets.
 
 use std::fmt::Write;
 
-/// What a figure counts.
+/// The unit of a value.
 #[derive(Debug, Clone, Copy)]
 pub enum Unit {
     Seconds,
+    Milliseconds,
     /// Of 1,000,000 bytes.
     Megabytes,
     Calls,
 }
 
-/// One budget and its figure.
+/// One measured value and its budget.
 #[derive(Debug, Clone)]
 pub struct Row {
     what: String,
@@ -26,7 +27,7 @@ impl Row {
         Self { what, unit, measured, floor: None, budget }
     }
 
-    /// With what cannot be less.
+    /// With the least value that is possible.
     pub fn with_floor(self, floor: f64) -> Self {
         Self { floor: Some(floor), ..self }
     }
@@ -38,6 +39,7 @@ impl Row {
     fn shown(&self, value: f64) -> String {
         match self.unit {
             Unit::Seconds => format!("{value:.3} s"),
+            Unit::Milliseconds => format!("{value:.1} ms"),
             Unit::Megabytes => format!("{value:.2} MB"),
             Unit::Calls => format!("{value}"),
         }
