@@ -1,7 +1,7 @@
-//! Keeps an app running for a while after the task was told to stop.
+//! Keeps an app running for a while after its task gets TERM.
 //!
-//! When a task stops, the proxies of other tasks go on sending it requests until they have heard of it. An app that exits at
-//! once on TERM fails those; under this entry point it hears of TERM only after a delay.
+//! When a task stops, other tasks' proxies send it requests until they know. An app that exits at once on TERM fails those requests.
+//! app-entrypoint passes TERM on to the app only after a delay.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until};
     name = "app-entrypoint",
     version,
     disable_help_subcommand = true,
-    about = "Keeps an app running for a while after the task was told to stop.",
+    about = "Keeps an app running for a while after its task gets TERM.",
     after_help = "Without a verb the arguments are the command to run: `app-entrypoint --shutdown-delay 10s myapp …`. A \
                   second TERM ends the delay.\n\n\
                   Variables: LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default \
@@ -28,16 +28,16 @@ use tokio::time::{Instant, sleep_until};
                   is no such program; 1 for a failed install; 2 for a wrong command line."
 )]
 pub struct Arguments {
-    /// How long the app runs on after TERM, before it gets TERM itself.
+    /// How long after TERM the app gets TERM.
     #[arg(long, env = "APP_ENTRYPOINT_SHUTDOWN_DELAY", default_value = "0s", value_parser = sidecar_kit::exit::parse_delay)]
     shutdown_delay: Duration,
-    /// The container's stop timeout in the task definition: a delay that reaches it is warned of.
+    /// The container's stop timeout in the task definition. app-entrypoint warns of a delay that is not shorter.
     #[arg(long, env = "APP_ENTRYPOINT_STOP_TIMEOUT", value_parser = sidecar_kit::exit::parse_duration)]
     stop_timeout: Option<Duration>,
-    /// The signal that tells this container to stop: the STOPSIGNAL of its image, where it is another than TERM.
+    /// The signal with which ECS stops this container: the STOPSIGNAL of its image, if that is not TERM.
     #[arg(long, env = "APP_ENTRYPOINT_STOP_SIGNAL", default_value = "TERM", value_name = "SIGNAL", value_parser = signal)]
     stop_signal: StopSignal,
-    /// Send signals to the app's whole process group, not to the app alone.
+    /// Send signals to the app's whole process group, not only to the app.
     #[arg(long, env = "APP_ENTRYPOINT_SIGNAL_GROUP")]
     signal_group: bool,
     #[command(subcommand)]
@@ -51,7 +51,7 @@ struct StopSignal {
     name: &'static str,
 }
 
-/// The signals that images have for STOPSIGNAL, with or without SIG before them.
+/// Parses the name of a signal that images use for STOPSIGNAL, with or without `SIG`.
 fn signal(text: &str) -> Result<StopSignal, String> {
     const KNOWN: [StopSignal; 7] = [
         StopSignal { signal: Signal::TERM, name: "TERM" },
@@ -75,10 +75,10 @@ enum Verb {
     Command(Vec<OsString>),
 }
 
-/// Does what the command line says; the exit code is the command's own.
+/// Runs the verb of the command line. The exit code is the command's own.
 ///
 /// # Errors
-/// See [`Error`].
+/// If the command cannot start, or the binary cannot be installed.
 pub async fn main(held: HeldSignals, arguments: Arguments) -> Result<ExitCode, Error> {
     let Arguments { shutdown_delay, stop_timeout, stop_signal, signal_group, verb } = arguments;
     match verb {
@@ -98,47 +98,48 @@ pub async fn main(held: HeldSignals, arguments: Arguments) -> Result<ExitCode, E
 fn warn_of_timeout(delay: Duration, stop_timeout: Option<Duration>) {
     if let Some(timeout) = stop_timeout.filter(|timeout| delay >= *timeout) {
         tracing::warn!(
-            "the shutdown delay of {} reaches the stop timeout of {}: ECS kills the app before it hears of TERM",
+            "the shutdown delay of {} reaches the stop timeout of {}: ECS kills the app before it gets TERM",
             humantime::format_duration(delay),
             humantime::format_duration(timeout)
         );
     }
 }
 
-/// How far the app's end is.
+/// What happens to the next stop signal.
 enum Phase {
+    /// It starts the delay.
     Running,
-    /// It gets TERM then.
+    /// It ends the delay, which is over at this time.
     Delayed(Instant),
-    /// It got TERM; another is forwarded at once.
-    Told,
+    /// The app gets it at once.
+    Stopping,
 }
 
-/// Runs the app to its end; the first stop signal reaches it after `delay`, a second one at once.
+/// Runs the app to its end. The app gets the first stop signal after `delay`, or when a second one comes.
 async fn run(mut app: Supervised, delay: Duration, stop: StopSignal) -> Ended {
     let StopSignal { signal, name } = stop;
-    let mut phase = if delay.is_zero() { Phase::Told } else { Phase::Running };
+    let mut phase = if delay.is_zero() { Phase::Stopping } else { Phase::Running };
     loop {
         let due = async {
             match phase {
                 Phase::Delayed(due) => sleep_until(due).await,
-                Phase::Running | Phase::Told => std::future::pending().await,
+                Phase::Running | Phase::Stopping => std::future::pending().await,
             }
         };
-        let told = tokio::select! {
+        let by_signal = tokio::select! {
             event = app.next() => match event {
                 Event::Ended(ended) => return ended,
                 Event::Signal(_) => true,
             },
             () = due => false,
         };
-        if told && matches!(phase, Phase::Running) {
+        if by_signal && matches!(phase, Phase::Running) {
             phase = Phase::Delayed(Instant::now() + delay);
             tracing::info!("{name}: the app runs on for {}", humantime::format_duration(delay));
         } else {
             app.send(signal);
             tracing::info!("{name} to the app");
-            phase = Phase::Told;
+            phase = Phase::Stopping;
         }
     }
 }

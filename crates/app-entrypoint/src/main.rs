@@ -1,4 +1,4 @@
-//! Keeps an app running for a while after the task was told to stop.
+//! Keeps an app running for a while after its task gets TERM.
 
 use std::process::ExitCode;
 

@@ -10,7 +10,7 @@ use sidecar_kit::http::{self, Client, Limits};
 use sidecar_kit::wait::{Attempt, until};
 use tokio::time::{Instant, sleep};
 
-/// Envoy may be starting, or busy.
+/// How long Envoy may take to drain: it may still be starting, or be busy.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// How often Envoy is asked whether Consul has sent listeners.
@@ -44,9 +44,9 @@ impl Admin {
         if answer.status.is_success() { Ok(answer) } else { Err(Refused::Status(answer.status)) }
     }
 
-    /// From now on each answer on an inbound connection closes it; new connections are accepted for as long as Envoy runs
-    /// (`skip_exit`), and what goes out goes on. `/healthcheck/fail` would close outbound connections too. Consul marks none of a
-    /// gateway's listeners as inbound: `all` drains every one.
+    /// Drains inbound listeners: from now on, each answer closes its connection. Envoy accepts new connections for as long as it runs
+    /// (`skip_exit`), and outbound connections stay open. `/healthcheck/fail` would close those too. With `all`, every listener
+    /// drains: Consul marks none of a gateway's listeners as inbound.
     pub(crate) async fn drain_listeners(&self, all: bool) {
         let (which, only) = if all { ("all", "") } else { ("the inbound", "inboundonly&") };
         let path = format!("/drain_listeners?{only}graceful&skip_exit");

@@ -1,4 +1,4 @@
-//! Envoy's command line, and what its bootstrap says.
+//! Envoy's command line, and the admin address in its bootstrap.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-/// Where the admin page is when nothing says where: Consul's own default.
+/// The admin page's address if no flag and no bootstrap gives one: Consul's own default.
 const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 19000);
 
 /// The value of an argument of Envoy, as `NAME VALUE` or `NAME=VALUE`.
@@ -20,16 +20,16 @@ fn value_of<'a>(command: &'a [OsString], name: &str) -> Option<&'a OsStr> {
     })
 }
 
-/// Warns where draining would close nothing before the app is gone.
+/// Warns if draining would close connections too slowly.
 pub(crate) fn warn_of_draining(command: &[OsString]) {
     if value_of(command, "--drain-strategy").is_none_or(|strategy| strategy != "immediate") {
         tracing::warn!(
-            "--drain without Envoy's --drain-strategy immediate: connections close little by little, over --drain-time-s"
+            "--drain without Envoy's --drain-strategy immediate: connections close gradually, over --drain-time-s"
         );
     }
 }
 
-/// The command with this `--concurrency` in the place of its own.
+/// The command with this `--concurrency` instead of its own.
 pub(crate) fn with_concurrency(command: &[OsString], workers: u32) -> Vec<OsString> {
     let mut with = Vec::with_capacity(command.len() + 2);
     let mut words = command.iter();
@@ -45,28 +45,28 @@ pub(crate) fn with_concurrency(command: &[OsString], workers: u32) -> Vec<OsStri
     with
 }
 
-/// Where Envoy's admin page is, by the bootstrap that the command names.
+/// The address of Envoy's admin page, from the bootstrap that the command names.
 pub(crate) fn admin(command: &[OsString]) -> SocketAddr {
-    // Envoy knows a file's format by its extension; `-c` may be another program's, as a shell's.
+    // Envoy needs the extension to know the format. Other programs, such as shells, have a `-c` too.
     let short =
         value_of(command, "-c").filter(|path| Path::new(path).extension().is_some_and(|format| format == "json"));
     let Some(path) = value_of(command, "--config-path").or(short).map(PathBuf::from) else { return ADMIN };
     admin_in(&path).unwrap_or_else(|reason| {
-        tracing::warn!("{}: {reason}; Envoy's admin page is looked for at {ADMIN} (see --admin)", path.display());
+        tracing::warn!("{}: {reason}; assuming Envoy's admin page at {ADMIN} (see --admin)", path.display());
         ADMIN
     })
 }
 
 fn admin_in(bootstrap: &Path) -> Result<SocketAddr, String> {
-    let text = fs::read(bootstrap).map_err(|error| format!("cannot read it: {error}"))?;
-    // The parser's own message may quote the document, in which there is a token.
-    let bootstrap: Value = serde_json::from_slice(&text).map_err(|_| "it is not JSON".to_owned())?;
+    let text = fs::read(bootstrap).map_err(|error| format!("cannot read the file: {error}"))?;
+    // The parser's message may quote the document, which holds a token.
+    let bootstrap: Value = serde_json::from_slice(&text).map_err(|_| "the file is not JSON".to_owned())?;
     let address = &bootstrap["admin"]["address"]["socket_address"];
     let host = address["address"].as_str().and_then(|host| host.parse::<IpAddr>().ok());
     let port = address["port_value"].as_u64().and_then(|port| u16::try_from(port).ok());
     host.zip(port)
         .map(SocketAddr::from)
-        .ok_or_else(|| "it has no admin address with an IP address and a port".to_owned())
+        .ok_or_else(|| "the file has no admin address with an IP address and a port".to_owned())
 }
 
 #[cfg(test)]
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_workers_replace_those_of_the_command_or_are_added() {
+    fn concurrency_is_replaced_or_added_in_the_command() {
         for line in
             ["envoy -c x --concurrency 2", "envoy --concurrency=2 -c x", "envoy --concurrency 2 -c x", "envoy -c x"]
         {
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_admin_page_is_where_the_bootstrap_says() {
+    fn the_admin_address_comes_from_the_bootstrap() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("envoy.json");
         let file = path.display();

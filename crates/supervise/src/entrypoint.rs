@@ -1,4 +1,4 @@
-//! What the programs that run a command as a container's entry point have in common on their command lines.
+//! The command line that all entry points share.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -9,10 +9,10 @@ use sidecar_kit::log;
 
 use crate::StartError;
 
-/// The verbs; without one the arguments are the command to run.
+/// The verbs. Without a verb, the arguments are the command to run.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Run a command in a process group of its own: signals forwarded, orphans reaped, exit code passed through.
+    /// Run a command in its own process group. Forwards signals, reaps orphans and passes on the exit code.
     Run {
         /// The program and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
@@ -25,13 +25,13 @@ pub enum Verb {
     },
 }
 
-/// Starts logging. `LOG_LEVEL` and `LOG_FORMAT` are the command's variables too, and it may know values that mean nothing here: such
-/// a value is warned of and not used.
+/// Starts logging. The command reads `LOG_LEVEL` and `LOG_FORMAT` too, and may accept values that are unknown here. For such a value
+/// there is a warning, and the default is used.
 pub fn start_logging(env: &Env) {
     let mut env = env.clone();
     let mut refused = Vec::new();
     while let Err(error) = log::init(&env, None) {
-        // An empty one is refused no more.
+        // An empty value is never refused.
         env = env.with(error.variable, "");
         refused.push(error);
     }
@@ -52,7 +52,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code for it: a shell's where a command could not start.
+    /// The exit code. If a command could not start, it is the one that a shell gives.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

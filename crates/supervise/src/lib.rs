@@ -1,7 +1,7 @@
-//! Runs one child the way PID 1 has to.
+//! Runs one child as a container's first process must.
 //!
-//! The child gets a process group of its own and, where standard input is a terminal, the terminal. It forwards every signal that
-//! can be held back, except those the caller keeps. Orphans are reaped, and the child's end becomes an exit code.
+//! The child gets its own process group and, if standard input is a terminal, the terminal. Every signal that can be blocked is
+//! forwarded to the child, except those that the caller handles. Orphans are reaped, and the child's end becomes an exit code.
 
 pub mod entrypoint;
 mod signals;
@@ -32,7 +32,7 @@ pub enum StartError {
         /// The program.
         program: String,
     },
-    /// It is there, but cannot be run.
+    /// The program exists, but cannot be run.
     #[error("cannot run {program}")]
     NotExecutable {
         /// The program.
@@ -40,14 +40,14 @@ pub enum StartError {
         /// The cause.
         source: io::Error,
     },
-    /// Signals could not be held back or read.
+    /// Signals could not be blocked or read.
     #[error("cannot handle signals")]
     Signals(#[source] io::Error),
 }
 
 impl StartError {
-    /// The exit code that shells give for this: 127 for a program that isn't there, 126 for one that cannot be run
-    /// (POSIX, Shell Command Language, 2.8.2).
+    /// The exit code that a shell gives: 127 if there is no such program, 126 if it cannot be run (POSIX, Shell Command Language,
+    /// 2.8.2).
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -60,9 +60,9 @@ impl StartError {
 /// How the child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
-    /// By itself, with this exit code.
+    /// The child exited with this code.
     Exited(u8),
-    /// By this signal.
+    /// This signal ended the child.
     Killed(u8),
 }
 
@@ -83,61 +83,66 @@ impl From<Ended> for ExitCode {
     }
 }
 
-/// What a caller hears of.
+/// What [`Supervised::next`] returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A signal that the caller keeps has come.
+    /// A signal that the caller handles.
     Signal(Signal),
     /// The child has ended.
     Ended(Ended),
 }
 
-/// Who gets the signals.
+/// The receiver of forwarded signals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// The child alone: a program with workers tells them itself.
+    /// Only the child. A program with workers passes signals on to them itself.
     Child,
     /// The child's whole process group.
     Group,
 }
 
-/// The running child. Dropping it leaves the child alone.
-#[must_use = "signals are forwarded and orphans reaped only while it is asked for events"]
+/// The running child. Dropping this does not end the child.
+#[must_use = "signals are forwarded and orphans are reaped only during `next`"]
 pub struct Supervised {
     command: Vec<OsString>,
     target: Target,
-    kept: Vec<Signal>,
-    /// None once it has ended: its process ID may then be another's.
+    handled: Vec<Signal>,
+    /// None once the child has ended. Another process may then get its process ID.
     child: Option<Pid>,
     signals: Signals,
     held: HeldSignals,
 }
 
 impl Supervised {
-    /// Starts `command` (program, then arguments) in a process group of its own. Signals in `kept` are not forwarded but
-    /// come as [`Event::Signal`].
+    /// Starts `command` (program, then arguments) in its own process group. Signals in `handled` are not forwarded:
+    /// [`Supervised::next`] returns them.
     ///
     /// # Errors
-    /// See [`StartError`].
-    pub fn start(held: HeldSignals, command: &[OsString], target: Target, kept: &[Signal]) -> Result<Self, StartError> {
-        // Orphans come to us also where we aren't PID 1 (a task that shares its PID namespace).
+    /// If the program cannot run, or signals cannot be read.
+    pub fn start(
+        held: HeldSignals,
+        command: &[OsString],
+        target: Target,
+        handled: &[Signal],
+    ) -> Result<Self, StartError> {
+        // With a shared PID namespace (`pidMode`), this process is not PID 1. As a subreaper it gets the orphans all the same.
         set_child_subreaper(Some(getpid())).map_err(|error| StartError::Signals(error.into()))?;
         let signals = held.listen().map_err(StartError::Signals)?;
         let child = Some(spawn(command, &held)?);
-        Ok(Self { command: command.to_vec(), target, kept: kept.to_vec(), child, signals, held })
+        Ok(Self { command: command.to_vec(), target, handled: handled.to_vec(), child, signals, held })
     }
 
     /// Starts the command again, after the child's end. No signal is lost in between.
     ///
     /// # Errors
-    /// See [`StartError`].
+    /// If the program cannot run.
     pub fn restart(&mut self) -> Result<(), StartError> {
         self.child = Some(spawn(&self.command, &self.held)?);
         Ok(())
     }
 
-    /// The next kept signal or the child's end; forwards and reaps meanwhile. May be cancelled and called again. After
-    /// the end only signals come, until the child is started again.
+    /// The next handled signal, or the child's end. Forwards the other signals and reaps orphans while it waits. It can be cancelled
+    /// and called again. After the child's end it returns only signals, until [`Supervised::restart`].
     pub async fn next(&mut self) -> Event {
         loop {
             let signal = self.signals.next().await;
@@ -145,7 +150,7 @@ impl Supervised {
                 if let Some(ended) = self.reap() {
                     return Event::Ended(ended);
                 }
-            } else if self.kept.contains(&signal) {
+            } else if self.handled.contains(&signal) {
                 return Event::Signal(signal);
             } else {
                 self.send(signal);
@@ -153,7 +158,7 @@ impl Supervised {
         }
     }
 
-    /// Runs until the child's end. Kept signals are dropped.
+    /// Runs until the child's end. Drops handled signals.
     pub async fn run(mut self) -> Ended {
         loop {
             if let Event::Ended(ended) = self.next().await {
@@ -162,28 +167,28 @@ impl Supervised {
         }
     }
 
-    /// Sends a signal to the child, or to its whole process group: as [`Supervised::start`] was told.
+    /// Sends a signal to the [`Target`].
     pub fn send(&self, signal: Signal) {
         let Some(child) = self.child else { return };
         let sent = match self.target {
             Target::Child => kill_process(child, signal),
             Target::Group => kill_process_group(child, signal),
         };
-        // It may have left its group, or be another user's by now.
+        // The child may have left its group, or have changed its user.
         if let Err(error) = sent {
             tracing::warn!("signal {} does not reach the child: {error}", signal.as_raw());
         }
     }
 
-    /// Sends KILL to the child and to all of its process group.
+    /// Sends KILL to the child and to its whole process group.
     pub fn kill(&self) {
         let Some(child) = self.child else { return };
-        // The group is empty where the child has left it.
+        // The first fails if the child has left its group.
         let _ = kill_process_group(child, Signal::KILL);
         let _ = kill_process(child, Signal::KILL);
     }
 
-    /// Reaps every process that has ended; the child's end if it is among them.
+    /// Reaps every process that has ended. Returns the child's end if it is one of them.
     fn reap(&mut self) -> Option<Ended> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -214,18 +219,17 @@ fn spawn(command: &[OsString], held: &HeldSignals) -> Result<Pid, StartError> {
     Ok(child)
 }
 
-/// What the child does in its own process group before it becomes the program: it takes the terminal, if it has one, and lets signals
-/// through. Only the child can take the terminal in the right order, where the program does the same for a child of its own.
+/// Lets the child take the terminal, if there is one, and unblock signals before it becomes the program. The child must do this
+/// itself: its program may be another entry point, which takes the terminal next.
 #[allow(unsafe_code, reason = "nothing but a system call between fork and exec can do this")]
 fn before_exec<'a>(command: &'a mut Command, held: &HeldSignals) -> &'a mut Command {
     let mask = held.mask_before();
     let prepare = move || {
-        // It fails where standard input is no terminal, or not this session's. A group in the background may do it only while TTOU is
-        // held back.
+        // It fails if standard input is not this session's terminal. A group in the background may do it only while TTOU is blocked.
         let _ = tcsetpgrp(stdin(), getpgrp());
         mask.thread_set_mask().map_err(io::Error::from)
     };
-    // SAFETY: between fork and exec only functions may be called that are safe in a signal handler. These are three system calls:
-    // ioctl, getpgid and rt_sigprocmask; nothing is allocated and no lock is taken.
+    // SAFETY: between fork and exec, only functions that are safe in a signal handler may run. These are three system calls (ioctl,
+    // getpgid and rt_sigprocmask). They allocate nothing and take no lock.
     unsafe { command.pre_exec(prepare) }
 }

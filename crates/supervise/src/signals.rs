@@ -1,7 +1,7 @@
-//! The signals of this process, held back from the first line of `main` on and read one by one.
+//! The signals of this process: blocked from the first line of `main` on, and read one by one.
 //!
-//! Nothing is installed that a signal would run: a signal that comes before the child has started waits, and one that comes after
-//! the last was read changes nothing.
+//! No signal handler runs. A signal that comes before the child has started waits, and a signal that comes after the last read has no
+//! effect.
 
 use std::io;
 use std::sync::Arc;
@@ -16,21 +16,21 @@ use signal_hook::consts::SIGCHLD;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The signals of a fault in this process. Held back, they would be lost or repeat without end.
+/// The signals of a fault in this process. If they were blocked, they would be lost or repeat without end.
 const FAULTS: [Named; 4] = [Named::SIGILL, Named::SIGBUS, Named::SIGFPE, Named::SIGSEGV];
 
-/// Every signal of this process waits until it is read, to the end of the process: one that comes after the child's end would
-/// otherwise take the place of its exit code.
+/// The blocked signals of this process. They stay blocked to its end: a signal that comes after the child's end would otherwise
+/// replace the child's exit code.
 #[derive(Debug)]
-#[must_use = "nothing else reads the signals that are held back"]
+#[must_use = "nothing else reads the blocked signals"]
 pub struct HeldSignals {
     held: SigSet,
     before: SigSet,
 }
 
 impl HeldSignals {
-    /// Holds back every signal that can be, but those of a fault. Call it first in `main`: threads that start later hold them back
-    /// too, and a signal that one thread lets through would end the process. A system that refuses it ends the process, on one line.
+    /// Blocks every signal that can be blocked, except those of a fault. Call it first in `main`, so that all later threads block them
+    /// too: a signal that one thread doesn't block would end the process. If blocking fails, the process ends with one line.
     pub fn hold(program: &str) -> Self {
         let mut held = SigSet::all();
         for fault in FAULTS {
@@ -38,25 +38,25 @@ impl HeldSignals {
         }
         match held.thread_swap_mask(SigmaskHow::SIG_SETMASK) {
             Ok(before) => Self { held, before },
-            Err(error) => exit::fail(program, &format!("cannot hold signals back: {error}"), exit::FAILURE),
+            Err(error) => exit::fail(program, &format!("cannot block signals: {error}"), exit::FAILURE),
         }
     }
 
-    /// Lets them through again, in a program that runs no child.
+    /// Unblocks the signals, for a program that runs no child.
     pub fn release(self) {
         // It fails only for a wrong argument.
         let _ = self.before.thread_set_mask();
     }
 
-    /// What this process held back before.
+    /// The signals that were blocked before.
     pub(crate) fn mask_before(&self) -> SigSet {
         self.before
     }
 
-    /// A descriptor to read them from.
+    /// Opens a descriptor that gives the signals.
     pub(crate) fn listen(&self) -> io::Result<Signals> {
-        // Our parent may have set SIGCHLD to be ignored; then the kernel would keep from us how a child ended. Being held back, the
-        // handler never runs.
+        // If the parent process has set SIGCHLD to be ignored, the kernel doesn't report how a child ended. Any handler changes that.
+        // This one never runs, because the signal is blocked.
         signal_hook::flag::register(SIGCHLD, Arc::new(AtomicBool::new(false)))?;
         let descriptor = SignalFd::with_flags(&self.held, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         // SAFETY: a SignalFd owns its descriptor, which stays open and the same until it is dropped.
@@ -66,12 +66,12 @@ impl HeldSignals {
     }
 }
 
-/// The signals that were held back.
+/// Reads the blocked signals.
 #[derive(Debug)]
 pub(crate) struct Signals(AsyncFd<SignalFd>);
 
 impl Signals {
-    /// The next signal that somebody else sent. May be cancelled and called again.
+    /// The next signal that another process sent. It can be cancelled and called again.
     pub(crate) async fn next(&mut self) -> Signal {
         loop {
             let mut ready = self.0.readable().await.expect("a runtime with I/O");
@@ -80,7 +80,7 @@ impl Signals {
             });
             let Ok(read) = read else { continue };
             let signal = read.expect("a descriptor of signals can be read");
-            // Writing to a pipe that nobody reads raises PIPE on ourselves.
+            // This process gets PIPE from itself when it writes to a pipe that nobody reads.
             if signal.ssi_pid == std::process::id() {
                 continue;
             }
