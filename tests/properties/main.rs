@@ -24,7 +24,7 @@ fn for_any_document(property: impl Fn(&Value) -> bool) {
 }
 
 #[test]
-fn a_document_is_accepted_if_and_only_if_schema_and_rules_accept_it() {
+fn document_is_accepted_if_schema_and_rules_accept_it() {
     let committed = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.schema.json");
     let committed = serde_json::from_str(&std::fs::read_to_string(committed).unwrap()).unwrap();
     let schema = jsonschema::draft7::new(&committed).unwrap();
@@ -42,7 +42,7 @@ fn a_document_is_accepted_if_and_only_if_schema_and_rules_accept_it() {
 }
 
 #[test]
-fn an_accepted_document_is_read_without_loss_and_round_trips() {
+fn accepted_document_is_read_without_loss() {
     let shape = shape::Shape::of_document();
     for_any_document(|document| {
         let Ok(config) = Config::parse(&document.to_string()) else { return false };
@@ -55,11 +55,9 @@ fn an_accepted_document_is_read_without_loss_and_round_trips() {
 }
 
 #[test]
-fn our_schema_accepts_what_that_of_consul_ecs_accepts() {
-    let Some(reference) = std::env::var_os("REFERENCE_DIR") else {
-        println!("without REFERENCE_DIR the schema was not compared with that of consul-ecs");
-        return;
-    };
+#[ignore = "needs REFERENCE_DIR: the folder with the schema of consul-ecs"]
+fn schema_accepts_what_the_consul_ecs_schema_accepts() {
+    let reference = std::env::var_os("REFERENCE_DIR").expect("REFERENCE_DIR names the folder with the reference data");
     let path = std::path::Path::new(&reference).join("consul-ecs-config/schema-0.6.json");
     let mut theirs: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     theirs["$schema"] = json!("http://json-schema.org/draft-07/schema#");

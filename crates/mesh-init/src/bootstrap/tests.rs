@@ -79,12 +79,78 @@ fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
     }
 }
 
+/// `UPDATE_GOLDEN=1 cargo test -p mesh-init` writes the files in `golden/` anew.
 #[test]
-fn equals_the_reference() {
-    let Some(reference) = std::env::var_os("REFERENCE_DIR") else {
-        println!("without REFERENCE_DIR nothing was compared with the reference");
-        return;
+fn golden_cases_give_their_bootstraps() {
+    let tls = PrometheusTls {
+        authority: PrometheusAuthority::Path("/tls/authorities".to_owned()),
+        cert_file: "/tls/metrics.crt".to_owned(),
+        key_file: "/tls/metrics.key".to_owned(),
     };
+    let prometheus = Prometheus { backend_port: Some(9901), scrape_path: "/stats".to_owned(), tls: Some(tls) };
+    let logs =
+        json!({ "AccessLogs": { "Enabled": true, "Type": "file", "Path": "/log/admin", "TextFormat": "%PROTOCOL%" } });
+    let cases = [
+        ("defaults", Case::default()),
+        ("token", Case { token: Some(Secret::new("a-token")), datacenter: None, ..Case::default() }),
+        (
+            "metrics",
+            Case {
+                config: json!({ "envoy_prometheus_bind_addr": "0.0.0.0:9102", "envoy_stats_bind_addr": "0.0.0.0:9103" }),
+                prometheus,
+                ready_bind: Some("0.0.0.0:9104"),
+                ..Case::default()
+            },
+        ),
+        (
+            "ipv6",
+            Case {
+                local: Ipv6Addr::LOCALHOST.into(),
+                config: json!({ "envoy_statsd_url": "udp://[fd00::7]:8125", "envoy_stats_flush_interval": "5s" }),
+                ..Case::default()
+            },
+        ),
+        (
+            "statistics",
+            Case {
+                config: json!({
+                    "envoy_dogstatsd_url": "unix:///run/statsd.sock", "envoy_stats_tags": ["zone=b"],
+                    "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry",
+                }),
+                ..Case::default()
+            },
+        ),
+        (
+            "extras",
+            Case {
+                config: json!({
+                    "envoy_extra_static_clusters_json": r#"{"name": "more", "type": "STATIC"}"#,
+                    "envoy_extra_static_listeners_json": r#"{"name": "door"}"#,
+                    "envoy_extra_stats_sinks_json": r#"{"name": "sink"}"#,
+                    "envoy_stats_config_json": r#"{"use_all_default_tags": false}"#,
+                    "envoy_tracing_json": r#"{"http": {"name": "tracer"}}"#,
+                }),
+                access_logs: AccessLogs::of_entry(&logs),
+                ..Case::default()
+            },
+        ),
+    ];
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bootstrap/golden");
+    for (name, case) in cases {
+        let made = case.bootstrap().unwrap();
+        let path = golden.join(format!("{name}.json"));
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(&path, format!("{made:#}\n")).unwrap();
+        }
+        let expected = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        assert_eq!(difference("", &made, &expected), None, "{name}");
+    }
+}
+
+#[test]
+#[ignore = "needs REFERENCE_DIR: the folder with the bootstraps of `consul connect envoy`"]
+fn bootstraps_equal_those_of_consul() {
+    let reference = std::env::var_os("REFERENCE_DIR").expect("REFERENCE_DIR names the folder with the reference data");
     let read = |name: &str| -> Value {
         let path = std::path::Path::new(&reference).join("envoy-bootstrap").join(name);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
