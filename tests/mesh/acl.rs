@@ -14,7 +14,7 @@ use mesh_tests::{eventually, http};
 use serde_json::{Value, json};
 use sidecar_kit::secret::Secret;
 
-use crate::{BOUND, answering_task, consul_get, whole};
+use crate::{BOUND, answering_task, consul_get, restored, whole};
 
 /// A cached token's life at a client agent, Consul's default, and a second.
 const TOKEN_TTL: Duration = Duration::from_secs(31);
@@ -42,7 +42,7 @@ async fn kill(docker: &Docker, container: &str) {
 }
 
 #[tokio::test]
-async fn web_may_not_call_api_without_an_intention_and_may_within_two_seconds_of_allowing_it() {
+async fn intention_allows_web_to_call_api_within_two_seconds() {
     let docker = whole().await;
     let consul = consul::client().await.unwrap();
     let intention = consul.intentions().await.unwrap().into_iter().find(|one| one.source_name == "web").unwrap();
@@ -63,8 +63,8 @@ async fn web_may_not_call_api_without_an_intention_and_may_within_two_seconds_of
 }
 
 #[tokio::test]
-async fn each_token_may_do_just_its_own_and_the_servers_take_nothing_in_plain_text() {
-    whole().await;
+async fn each_token_has_minimal_rights() {
+    let _mesh = whole().await;
     // What Consul says of a token.
     let itself = async |token: &Secret| {
         let token = [("X-Consul-Token", token.expose())];
@@ -103,7 +103,7 @@ async fn each_token_may_do_just_its_own_and_the_servers_take_nothing_in_plain_te
 }
 
 #[tokio::test]
-async fn a_third_service_gets_its_token_and_loses_it_after_its_last_task() {
+async fn third_service_has_a_token_until_its_last_task_ends() {
     let docker = whole().await;
     let over = workspace().join("tests/mesh/third.yml");
     let third = Compose { over: Some(&over), ..Compose::default() };
@@ -155,7 +155,7 @@ async fn a_third_service_gets_its_token_and_loses_it_after_its_last_task() {
 }
 
 #[tokio::test]
-async fn the_leading_controller_and_consul_s_leader_die_and_nothing_is_lost() {
+async fn dead_leaders_lose_no_token() {
     let docker = whole().await;
     let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
     // A session names the host of who made it, which is the container's ID.
@@ -186,11 +186,11 @@ async fn the_leading_controller_and_consul_s_leader_die_and_nothing_is_lost() {
     let repaired = eventually("the other one repairs", 2 * TAKEOVER, async || secret_of("web").await).await;
     mesh::start_all(&docker).await.unwrap();
     assert_eq!((repaired.0, secret_of("api").await.unwrap().0), before, "the same tokens as before");
-    whole().await;
+    restored().await;
 }
 
 #[tokio::test]
-async fn secrets_that_are_lost_come_back_with_the_same_tokens() {
+async fn lost_secrets_are_restored_with_the_same_tokens() {
     let docker = whole().await;
     let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
     let of_moto = "com.docker.compose.service=moto";
@@ -203,5 +203,5 @@ async fn secrets_that_are_lost_come_back_with_the_same_tokens() {
     })
     .await;
     assert_eq!(after, before);
-    whole().await;
+    restored().await;
 }

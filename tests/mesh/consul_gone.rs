@@ -11,10 +11,13 @@ use local_mesh::task::{self, StopOrder};
 use mesh_tests::eventually;
 use tokio::process::Command;
 
-use crate::{consul_get, whole};
+use crate::{consul_get, restored, whole};
 
 /// consul-client's stop timeout, the longest that matters here, and some for Docker.
 const BOUND: Duration = Duration::from_secs(30);
+
+/// What health-sync cannot write without an agent, as its last line names it.
+const UNTOLD: [&str; 3] = ["-app-consul-ecs critical", "maintenance of api-", "-sidecar-proxy:"];
 
 async fn log(docker: &Docker, task: &str, container: &str) -> String {
     let containers = docker::task(docker, task).await.unwrap();
@@ -32,23 +35,16 @@ async fn exit_code(docker: &Docker, task: &str, container: &str) -> i64 {
     containers[container].state.clone().unwrap().exit_code.unwrap()
 }
 
-/// Every container of api-2 has ended within its stop timeout, but for consul-client, which is what fails here.
-async fn none_other_was_killed(docker: &Docker) {
-    for (name, container) in docker::task(docker, "api-2").await.unwrap() {
+/// Every container of the task except consul-client, which is what fails here, has ended within its stop timeout.
+async fn none_other_was_killed(docker: &Docker, task: &str) {
+    for (name, container) in docker::task(docker, task).await.unwrap() {
         let code = container.state.and_then(|state| state.exit_code);
         assert!(code != Some(137) || name == "consul-client", "{name} was killed");
     }
 }
 
-/// Stops api-2 and waits for its end; gives how long it took.
-async fn stops(docker: &Docker) -> Duration {
-    let begun = Instant::now();
-    task::stop(docker, "api-2", StopOrder::AllAtOnce).await.unwrap();
-    begun.elapsed()
-}
-
 #[tokio::test]
-async fn the_servers_hang() {
+async fn task_stops_in_time_though_the_servers_hang() {
     let docker = whole().await;
     let mut servers = Vec::new();
     for container in containers(&docker, &[PROJECT_LABEL]).await.unwrap() {
@@ -69,27 +65,18 @@ async fn the_servers_hang() {
     stopped.unwrap();
     assert_eq!(servers.len(), 3);
     assert!(took < BOUND, "{took:?}");
-    none_other_was_killed(&docker).await;
+    none_other_was_killed(&docker, "api-2").await;
     // The agent tells the servers of a maintenance before it answers.
-    says_what_it_could_not_tell(&docker, &["maintenance of api-", "-sidecar-proxy:"]).await;
-    whole().await;
+    says_what_it_could_not_tell(&docker, "api-2", &["maintenance of api-", "-sidecar-proxy:"]).await;
+    restored().await;
 }
 
 #[tokio::test]
-async fn the_agent_is_killed_first() {
+async fn task_stops_in_time_though_its_agent_is_dead_or_frozen() {
     let docker = whole().await;
-    let agent = docker::task(&docker, "api-2").await.unwrap()["consul-client"].id.clone().unwrap();
-    let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
-    docker.kill_container(&agent, Some(kill)).await.unwrap();
-    let node = task::running(&docker, "api-2").await.unwrap().node();
-    // It is essential: ecs-local stops the rest.
-    let begun = Instant::now();
-    task::stopped(&docker, "api-2").await.unwrap();
-    assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
-    none_other_was_killed(&docker).await;
-    says_what_it_could_not_tell(&docker, &["-app-consul-ecs critical", "maintenance of api-", "-sidecar-proxy:"]).await;
-    whole().await;
-    // Nobody told Consul that it leaves: acl-controller removes what is left of it.
+    let (node, ()) = tokio::join!(its_agent_is_killed(&docker, "api-2"), its_agent_is_frozen(&docker, "api-1"));
+    restored().await;
+    // Nobody told Consul that the killed agent leaves: acl-controller removes its node.
     eventually("its node is gone", BOUND, async || {
         let nodes = consul_get("/v1/catalog/nodes").await?;
         let there = nodes.as_array().is_some_and(|all| all.iter().any(|one| one["Node"] == node.as_str()));
@@ -98,24 +85,37 @@ async fn the_agent_is_killed_first() {
     .await;
 }
 
-#[tokio::test]
-async fn the_agent_is_frozen() {
-    let docker = whole().await;
-    let agent = docker::task(&docker, "api-2").await.unwrap()["consul-client"].id.clone().unwrap();
-    // Every process but PID 1, which is the bridge: TERM would thaw what Docker has paused.
+/// Returns the name of the agent's node.
+async fn its_agent_is_killed(docker: &Docker, task: &str) -> String {
+    let node = task::running(docker, task).await.unwrap().node();
+    let agent = docker::task(docker, task).await.unwrap()["consul-client"].id.clone().unwrap();
+    let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
+    docker.kill_container(&agent, Some(kill)).await.unwrap();
+    // It is essential: ecs-local stops the rest.
+    let begun = Instant::now();
+    task::stopped(docker, task).await.unwrap();
+    assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    none_other_was_killed(docker, task).await;
+    says_what_it_could_not_tell(docker, task, &UNTOLD).await;
+    node
+}
+
+async fn its_agent_is_frozen(docker: &Docker, task: &str) {
+    let agent = docker::task(docker, task).await.unwrap()["consul-client"].id.clone().unwrap();
+    // Every process except PID 1, which is the bridge: TERM would thaw what Docker has paused.
     let mut freeze = Command::new("docker");
     freeze.args(["run", "--rm", "--pull", "never", "--user", "100:10001", "--pid", &format!("container:{agent}")]);
     command::run(freeze.args(["ecs-mesh/mesh-probe:dev", "freeze"])).await.unwrap();
-    let took = stops(&docker).await;
-    assert!(took < BOUND, "{took:?}");
-    none_other_was_killed(&docker).await;
-    says_what_it_could_not_tell(&docker, &["-app-consul-ecs critical", "maintenance of api-", "-sidecar-proxy:"]).await;
-    whole().await;
+    let begun = Instant::now();
+    task::stop(docker, task, StopOrder::AllAtOnce).await.unwrap();
+    assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
+    none_other_was_killed(docker, task).await;
+    says_what_it_could_not_tell(docker, task, &UNTOLD).await;
 }
 
-async fn says_what_it_could_not_tell(docker: &Docker, what: &[&str]) {
-    assert_eq!(exit_code(docker, "api-2", "health-sync").await, 1);
-    let log = log(docker, "api-2", "health-sync").await;
+async fn says_what_it_could_not_tell(docker: &Docker, task: &str, what: &[&str]) {
+    assert_eq!(exit_code(docker, task, "health-sync").await, 1);
+    let log = log(docker, task, "health-sync").await;
     let last = log.lines().last().unwrap_or_default();
     assert!(last.contains("not written to Consul within 1s"), "{log}");
     for missing in what {

@@ -10,8 +10,9 @@ use local_mesh::rolling::{self, Expected};
 use crate::whole;
 
 #[tokio::test]
-async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
-    let mut demo = Demo::new(whole().await);
+async fn stop_with_remedies_fails_no_request() {
+    let docker = whole().await;
+    let mut demo = Demo::new(docker.clone());
     let mut failed = BTreeMap::new();
     println!("{}", demo::head());
     for case in CASES {
@@ -47,7 +48,7 @@ async fn with_the_remedies_no_request_fails_and_without_them_some_do() {
 }
 
 #[tokio::test]
-async fn a_single_instance_is_replaced_and_no_request_fails() {
+async fn replacing_a_single_instance_fails_no_request() {
     let docker = whole().await;
     println!("{}", demo::head());
     for case in rolling::CASES {

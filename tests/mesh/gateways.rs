@@ -20,7 +20,7 @@ async fn instances(gateway: &str) -> Result<Vec<Value>, String> {
 }
 
 #[tokio::test]
-async fn a_request_from_outside_enters_through_the_ingress_and_gateways_come_and_go_as_tasks_do() {
+async fn outside_request_enters_through_the_ingress_gateway() {
     let docker = whole().await;
     for gateway in ["ingress-gateway", "mesh-gateway"] {
         task::start(&docker, gateway, &[]).await.unwrap();

@@ -2,6 +2,7 @@
 //! down after.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use local_mesh::{consul, mesh, secrets, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::Value;
 use tokio::process::Command;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// How long the mesh may take to follow a change: a task that comes or goes, and the word of it.
 const BOUND: Duration = Duration::from_secs(90);
@@ -58,8 +60,40 @@ async fn running(docker: &Docker) -> BTreeMap<String, String> {
     running.map(|container| (of_compose(container, "service"), of_compose(container, "config-hash"))).collect()
 }
 
-/// The mesh as it was when `up` brought it up.
-async fn whole() -> Docker {
+/// The mesh, which one test has to itself.
+struct Mesh {
+    docker: Docker,
+    alone: Option<MutexGuard<'static, ()>>,
+}
+
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+impl Mesh {
+    /// Lets other tests use the mesh until at least this time has passed, and then takes it back as a whole.
+    async fn lend(&mut self, time: Duration) {
+        drop(self.alone.take());
+        tokio::time::sleep(time).await;
+        self.alone = Some(ALONE.lock().await);
+        restored().await;
+    }
+}
+
+impl Deref for Mesh {
+    type Target = Docker;
+
+    fn deref(&self) -> &Docker {
+        &self.docker
+    }
+}
+
+/// The mesh as it was when `up` brought it up, once no other test uses it.
+async fn whole() -> Mesh {
+    let alone = Some(ALONE.lock().await);
+    Mesh { docker: restored().await, alone }
+}
+
+/// Brings the mesh back to what it was when `up` brought it up. The caller has the mesh to itself.
+async fn restored() -> Docker {
     static WHOLE: OnceLock<BTreeMap<String, String>> = OnceLock::new();
     let docker = docker::connect().await.unwrap();
     // Compose takes long to find that there is nothing to do.
@@ -102,8 +136,8 @@ async fn started(docker: &Docker, name: &str) -> Vec<(String, Option<String>)> {
 }
 
 #[tokio::test]
-async fn a_request_goes_through_both_envoys_with_mutual_tls() {
-    whole().await;
+async fn request_passes_both_envoys_with_mutual_tls() {
+    let _mesh = whole().await;
     const UPSTREAM: &str = "^cluster.api.default.dc1.internal.*upstream_rq_2xx$";
     const INBOUND: &str = "^http.public_listener_http.downstream_rq_2xx$";
     let handshakes_out = "^cluster.api.default.dc1.internal.*ssl.handshake$";
@@ -130,8 +164,8 @@ async fn a_request_goes_through_both_envoys_with_mutual_tls() {
 }
 
 #[tokio::test]
-async fn plain_text_is_refused_at_the_public_listener() {
-    whole().await;
+async fn public_listener_refuses_plain_text() {
+    let _mesh = whole().await;
     const CONNECTIONS: &str = "^listener.0.0.0.0_20000.downstream_cx_total$";
     const REQUESTS: &str = "^http.public_listener_http.downstream_rq_total$";
     const NO_TLS: &str = "^listener.0.0.0.0_20000.ssl.connection_error$";
@@ -149,7 +183,7 @@ async fn each_container_starts_after_what_it_depends_on() {
     let docker = whole().await;
     stop(&docker, "api-2", StopOrder::AllAtOnce).await.unwrap();
     let mut recorder = Recorder::start(&docker);
-    whole().await;
+    restored().await;
     let mut events = recorder.events();
     events.retain(|event| event.task == "api-2" && !event.holder);
     events.sort_by_key(|event| event.at);
@@ -171,7 +205,7 @@ async fn each_container_starts_after_what_it_depends_on() {
 }
 
 #[tokio::test]
-async fn an_entry_point_installs_itself_into_a_fresh_volume_that_an_app_can_use() {
+async fn entry_point_installs_itself_into_a_fresh_volume() {
     let docker = docker::connect().await.unwrap();
     let volume = "ecs-mesh_installed";
     for program in ["app-entrypoint", "envoy-entrypoint"] {
@@ -189,7 +223,7 @@ async fn an_entry_point_installs_itself_into_a_fresh_volume_that_an_app_can_use(
 }
 
 #[tokio::test]
-async fn the_route_follows_when_a_task_goes_away_and_comes_back_with_a_new_task_id() {
+async fn requests_follow_a_task_that_stops_and_starts() {
     let docker = whole().await;
     let before = docker::tasks(&docker).await.unwrap()["api-1"].id.clone();
     stop(&docker, "api-1", StopOrder::AllAtOnce).await.unwrap();
@@ -202,7 +236,7 @@ async fn the_route_follows_when_a_task_goes_away_and_comes_back_with_a_new_task_
 }
 
 #[tokio::test]
-async fn a_task_whose_mesh_init_fails_stops_at_it_and_disturbs_no_other() {
+async fn failing_mesh_init_stops_its_task_and_no_other() {
     let docker = whole().await;
     let services = compose::services("api-2").await.unwrap();
     let services = services.iter().map(String::as_str).collect::<Vec<_>>();
@@ -222,11 +256,11 @@ async fn a_task_whose_mesh_init_fails_stops_at_it_and_disturbs_no_other() {
     answered_by(&docker, &["api-1"]).await;
     assert_eq!((started(&docker, "web").await, started(&docker, "api-1").await), before);
     compose::run(&[&["rm", "--stop", "--force", "-v"], services.as_slice()].concat()).await.unwrap();
-    whole().await;
+    restored().await;
 }
 
 #[tokio::test]
-async fn a_task_whose_envoy_dies_is_stopped_as_a_whole_and_disturbs_no_other() {
+async fn dead_envoy_stops_its_task_and_no_other() {
     let docker = whole().await;
     let before = (started(&docker, "web").await, started(&docker, "api-1").await);
     let containers = docker::task(&docker, "api-2").await.unwrap();
@@ -242,12 +276,12 @@ async fn a_task_whose_envoy_dies_is_stopped_as_a_whole_and_disturbs_no_other() {
     })
     .await;
     assert_eq!((started(&docker, "web").await, started(&docker, "api-1").await), before);
-    whole().await;
+    restored().await;
 }
 
 #[tokio::test]
-async fn setup_wrote_the_config_entries_and_a_second_run_changes_nothing() {
-    whole().await;
+async fn second_setup_changes_no_config_entry() {
+    let _mesh = whole().await;
     let read = async || consul_get("/v1/config/service-defaults").await.unwrap();
     let entries = read().await;
     let names = entries.as_array().unwrap().iter().map(|entry| (entry["Name"].clone(), entry["Protocol"].clone()));
@@ -261,7 +295,7 @@ async fn setup_wrote_the_config_entries_and_a_second_run_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_second_up_starts_nothing_anew_but_what_had_ended() {
+async fn second_up_restarts_no_running_container() {
     let docker = whole().await;
     let running = async || {
         let mut all = Vec::new();

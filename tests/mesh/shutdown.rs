@@ -13,7 +13,7 @@ use mesh_tests::process::run;
 use mesh_tests::{binary, eventually};
 use serde_json::Value;
 
-use crate::{BOUND, consul_get, whole};
+use crate::{BOUND, consul_get, restored, whole};
 
 const ORDERS: [StopOrder; 2] = [StopOrder::AllAtOnce, StopOrder::DependsOn];
 
@@ -38,7 +38,7 @@ fn term(stopped: &Stopped, container: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn no_request_comes_in_once_the_others_know_and_none_fails_before() {
+async fn stopping_task_gets_no_request_once_others_know() {
     let docker = whole().await;
     for order in ORDERS {
         let watch = Watch::start(&docker, "api-1").await.unwrap();
@@ -75,7 +75,7 @@ async fn no_request_comes_in_once_the_others_know_and_none_fails_before() {
 }
 
 #[tokio::test]
-async fn a_request_begun_before_term_completes() {
+async fn request_begun_before_term_completes() {
     let docker = whole().await;
     for order in ORDERS {
         let watch = Watch::start(&docker, "api-1").await.unwrap();
@@ -101,10 +101,10 @@ async fn a_request_begun_before_term_completes() {
 }
 
 #[tokio::test]
-async fn an_app_that_takes_five_seconds_to_exit_reaches_others_to_its_last_moment() {
+async fn slow_app_reaches_others_until_it_exits() {
     let docker = whole().await;
+    task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
     for order in ORDERS {
-        task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
         // web's own app exits at once; the load is a container of the task that takes five seconds.
         task::start(&docker, "web", &[("SHUTDOWN_DELAY", "0s")]).await.unwrap();
         let watch = Watch::start(&docker, "web").await.unwrap();
@@ -124,12 +124,12 @@ async fn an_app_that_takes_five_seconds_to_exit_reaches_others_to_its_last_momen
         assert!(exited(&stopped, "app") < last && last < exited(&stopped, "sidecar-proxy"), "{order:?}");
         let proxy_told = term(&stopped, "sidecar-proxy");
         assert_eq!(proxy_told > last, order == StopOrder::DependsOn, "{order:?}");
-        task::start(&docker, "web", &[]).await.unwrap();
     }
+    restored().await;
 }
 
 #[tokio::test]
-async fn in_the_order_of_depends_on_a_task_that_stops_for_long_hears_of_tasks_that_come_and_go() {
+async fn slowly_stopping_task_learns_of_other_tasks() {
     let docker = whole().await;
     let watch = Watch::start(&docker, "web").await.unwrap();
     let gone = task::endpoint(&docker, "api-2").await.unwrap();
@@ -155,12 +155,12 @@ async fn in_the_order_of_depends_on_a_task_that_stops_for_long_hears_of_tasks_th
     let knew = after.map(|seen| seen.endpoints.contains(&gone)).collect::<Vec<_>>();
     assert_eq!((knew.first(), knew.last()), (Some(&true), Some(&false)), "api-2 was {gone}: {knew:?}");
     assert!(term(&stopped, "consul-client") > exited(&stopped, "sidecar-proxy"));
-    whole().await;
+    restored().await;
 }
 
 #[tokio::test]
-async fn every_task_is_replaced_in_turn_and_no_request_fails_and_nothing_is_left_in_consul() {
-    let docker = whole().await;
+async fn replaced_tasks_leave_nothing_in_consul() {
+    let mut docker = whole().await;
     for name in ["api-1", "api-2"] {
         let load = Load::start(&docker, "web", LOAD).await.unwrap();
         task::stop(&docker, name, StopOrder::AllAtOnce).await.unwrap();
@@ -180,8 +180,8 @@ async fn every_task_is_replaced_in_turn_and_no_request_fails_and_nothing_is_left
     assert_eq!((report.failed, &report.failures), (0, &Default::default()), "web");
     task::start(&docker, "web", &[]).await.unwrap();
 
-    // The servers reconcile the catalog with the members every minute: what was to come back has come back by then.
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    // The servers compare the catalog with the members every minute. If that brings a node back, it is there afterwards.
+    docker.lend(Duration::from_secs(60)).await;
     let tasks = docker::tasks(&docker).await.unwrap();
     let running = tasks.values().filter(|task| task.running);
     let mut nodes = running.map(docker::Task::node).collect::<Vec<_>>();
@@ -217,8 +217,8 @@ async fn every_task_is_replaced_in_turn_and_no_request_fails_and_nothing_is_left
 }
 
 #[tokio::test]
-async fn xtask_tells_and_draws_a_stop_and_a_start() {
-    whole().await;
+async fn xtask_prints_and_draws_a_stop_and_a_start() {
+    let _mesh = whole().await;
     for (verb, marks, file) in
         [("stop", &["T0", "T1", "T2", "T3"][..], "shutdown-api-1"), ("start", &["T0", "T1", "T2"], "startup-api-1")]
     {
@@ -236,7 +236,7 @@ async fn xtask_tells_and_draws_a_stop_and_a_start() {
 }
 
 #[tokio::test]
-async fn a_stopped_task_is_not_stopped_again_and_a_running_one_not_started() {
+async fn stopped_task_is_not_stopped_again() {
     let docker = whole().await;
     let running = task::start(&docker, "api-2", &[]).await.unwrap_err().to_string();
     assert_eq!(running, "task api-2 runs: `cargo xtask stop api-2` first");

@@ -2,6 +2,7 @@
 //! it as healthy, and the old task is stopped.
 
 use bollard::Docker;
+use futures_util::future::try_join;
 
 use crate::Progress;
 use crate::demo::LOAD;
@@ -76,10 +77,8 @@ pub async fn run(
     replacements: usize,
     progress: &dyn Progress,
 ) -> Result<Report, RollingError> {
-    let [mut old, mut new] = TASKS;
-    progress.detail(&format!("starting {old} alone, with the case's settings"));
-    stop_both(docker).await?;
-    task::start(docker, old, case.settings).await?;
+    progress.detail("starting one task alone, with the case's settings");
+    let [mut old, mut new] = start_one(docker, case.settings).await?;
     task::in_rotation(docker, old).await?;
     let load = Load::start(docker, "web", LOAD).await?;
     let replaced = async {
@@ -104,11 +103,27 @@ pub async fn end(docker: &Docker) -> Result<(), TaskError> {
     start_all(docker).await
 }
 
-async fn stop_both(docker: &Docker) -> Result<(), TaskError> {
-    for name in TASKS {
-        if task::running(docker, name).await.is_ok() {
-            task::stop(docker, name, StopOrder::AllAtOnce).await?;
-        }
+/// Starts one of the tasks with these settings while the other one stops. Returns the one that runs first.
+async fn start_one(docker: &Docker, settings: Settings) -> Result<[&'static str; 2], TaskError> {
+    let [first, second] = TASKS;
+    if task::running(docker, first).await.is_ok() && task::running(docker, second).await.is_err() {
+        try_join(task::start(docker, second, settings), stop(docker, first)).await?;
+        return Ok([second, first]);
     }
+    stop(docker, first).await?;
+    try_join(task::start(docker, first, settings), stop(docker, second)).await?;
+    Ok([first, second])
+}
+
+async fn stop_both(docker: &Docker) -> Result<(), TaskError> {
+    try_join(stop(docker, TASKS[0]), stop(docker, TASKS[1])).await?;
     Ok(())
+}
+
+/// Stops a task if it runs.
+async fn stop(docker: &Docker, name: &str) -> Result<(), TaskError> {
+    if task::running(docker, name).await.is_err() {
+        return Ok(());
+    }
+    task::stop(docker, name, StopOrder::AllAtOnce).await
 }
