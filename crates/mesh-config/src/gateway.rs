@@ -1,7 +1,7 @@
 //! A gateway's names and registration, and what a task is: a service behind its sidecar proxy, or a gateway.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use consul_types::{CheckDefinition, Proxy, ServiceAddress, ServiceId, ServiceKind, ServiceRegistration};
 use ecs_meta::Task;
@@ -106,15 +106,17 @@ impl<'a> Role<'a> {
         }
     }
 
-    /// Where Envoy has to say that it is ready, `<ip>:<port>`: an ingress gateway listens where its config entry says and
-    /// not on its own port, which the check dials. As `consul connect envoy -gateway=ingress` does it.
+    /// The address at which Envoy serves `/ready` for an ingress gateway. Its config entry says on which ports the gateway
+    /// listens, so without this address nothing listens on the port that the gateway's check dials.
+    /// `consul connect envoy -gateway=ingress` does the same.
     #[must_use]
-    pub fn ready_bind(self, task: &Task) -> Option<String> {
+    pub fn ready_bind(self, task: &Task) -> Option<(IpAddr, u16)> {
         let Self::Gateway(gateway @ Gateway { kind: GatewayKind::Ingress, .. }) = self else { return None };
-        // Of a name the family is not known: it is taken for the task's.
+        // A name may have addresses of either family: the task's family decides then.
         let ip = dialled(gateway, task).parse::<IpAddr>().ok().or_else(|| task.private_ip()?.parse().ok());
-        let any = if ip.is_some_and(|ip| ip.is_ipv6()) { "[::]" } else { "0.0.0.0" };
-        Some(format!("{any}:{}", port(gateway)))
+        let any =
+            if ip.is_some_and(|ip| ip.is_ipv6()) { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Some((any, port(gateway)))
     }
 }
 
@@ -187,6 +189,8 @@ fn dialled<'a>(gateway: &'a Gateway, task: &'a Task) -> &'a str {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use serde_json::json;
 
     use super::*;
@@ -286,7 +290,7 @@ mod tests {
             let role = Role::of(&config);
             assert!(matches!(role, Role::Gateway(_)));
             assert_eq!(role.registrations(&config, &role.names(task), task, CheckTtl::default()).len(), 1);
-            role.ready_bind(task)
+            role.ready_bind(task).map(|address| SocketAddr::from(address).to_string())
         };
         let ready = |kind: &str, task: &Task| ready_at(kind, "", task);
         assert_eq!(ready("ingress-gateway", &v4()).as_deref(), Some("0.0.0.0:9443"));

@@ -16,8 +16,8 @@ use sidecar_kit::secret::{Secret, SecretFileError, shown_path};
 use sidecar_kit::tls::{CertificatesPem, PemError};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
+use crate::address::DEFAULT_PORT;
 use crate::login::{self, Login, LoginError, Settings};
-use crate::xds::DEFAULT_PORT;
 
 /// The file carries the client token and the gossip key: its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
@@ -125,8 +125,12 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
     });
     let (task, ip) = task.await?;
 
-    if let Some(login) = &login {
-        secrets.client_token = Some(login.token(&task, None).await?);
+    let login_token = match &login {
+        Some(login) => Some(login.token(&task, None).await?),
+        None => None,
+    };
+    if let Some(token) = &login_token {
+        secrets.client_token = Some(token.secret().clone());
     }
     let authority_file = options.output.with_file_name(AUTHORITY_FILE);
     let config = configuration(&options, &servers, &secrets, &task, ip, &authority_file);
@@ -135,8 +139,8 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
         None => Ok(()),
     };
     let written = written.and_then(|()| write_if_changed(&options.output, format!("{config:#}\n").as_bytes(), MODE));
-    if let (Err(_), Some(login), Some(token)) = (&written, &login, &secrets.client_token) {
-        login.give_back(token).await;
+    if let (Err(_), Some(login), Some(token)) = (&written, &login, &login_token) {
+        login.log_out(token).await;
     }
     written?;
     Ok(ExitCode::SUCCESS)

@@ -4,10 +4,13 @@
 //! [`run::run`] is `mesh-init`, [`agent_config::write`] is `mesh-init agent-config`, [`validate::run`] is
 //! `mesh-init validate`.
 
+pub mod address;
+mod agent;
 pub mod agent_config;
 pub mod bootstrap;
+mod compat;
 pub mod login;
-mod older_consul;
+pub mod register;
 pub mod run;
 pub mod validate;
-pub mod xds;
+pub mod volume;

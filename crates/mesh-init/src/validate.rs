@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use mesh_config::{Config, ConfigError, VARIABLE};
 use sidecar_kit::env::Env;
+use sidecar_kit::stderr;
 
 use crate::run::RunError;
 
@@ -41,7 +42,7 @@ pub fn run(file: Option<&Path>, env: &Env) -> Result<ExitCode, ValidateError> {
         Err(error) => error.warnings(),
     };
     for warning in warnings {
-        eprintln!("warning: {warning}");
+        stderr::line(format!("warning: {warning}\n"));
     }
     match read {
         Ok(config) => {
@@ -50,7 +51,7 @@ pub fn run(file: Option<&Path>, env: &Env) -> Result<ExitCode, ValidateError> {
         }
         Err(ConfigError::Fields { errors, .. }) => {
             for error in errors {
-                eprintln!("error: {error}");
+                stderr::line(format!("error: {error}\n"));
             }
             Ok(ExitCode::FAILURE)
         }

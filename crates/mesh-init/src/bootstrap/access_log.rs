@@ -5,9 +5,16 @@ use sidecar_kit::json;
 
 use super::BootstrapError;
 
-/// `AccessLogs` of the config entry `proxy-defaults`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AccessLogs {
+/// Envoy's access logger for `AccessLogs` of the config entry `proxy-defaults`. It is none if the entry does not enable it.
+///
+/// # Errors
+/// [`BootstrapError::AccessLogs`].
+pub fn access_log_of(entry: &Value) -> Result<Option<Value>, BootstrapError> {
+    AccessLogs::read(entry).map_or(Ok(None), |logs| logs.to_json())
+}
+
+/// `AccessLogs` as the entry has it.
+struct AccessLogs {
     enabled: bool,
     sink: String,
     path: String,
@@ -44,9 +51,7 @@ const FIELDS: [(&str, &str); 24] = [
 ];
 
 impl AccessLogs {
-    /// Reads them from the config entry; none if it has none.
-    #[must_use]
-    pub fn of_entry(entry: &Value) -> Option<Self> {
+    fn read(entry: &Value) -> Option<Self> {
         let logs = entry.get("AccessLogs")?.as_object()?;
         let text = |key: &str| logs.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         Some(Self {
@@ -58,8 +63,7 @@ impl AccessLogs {
         })
     }
 
-    /// Envoy's access logger; none if the entry doesn't enable it.
-    pub(super) fn to_json(&self) -> Result<Option<Value>, BootstrapError> {
+    fn to_json(&self) -> Result<Option<Value>, BootstrapError> {
         if !self.enabled {
             return Ok(None);
         }

@@ -65,12 +65,7 @@ struct Route<'a> {
 }
 
 impl Listeners {
-    pub(super) fn add_prometheus(
-        &mut self,
-        bind: &str,
-        admin: (IpAddr, u16),
-        prometheus: &Prometheus,
-    ) -> Result<(), BootstrapError> {
+    pub(super) fn add_prometheus(&mut self, bind: (IpAddr, u16), admin: (IpAddr, u16), prometheus: &Prometheus) {
         let (cluster, port) = match prometheus.backend_port {
             Some(port) => ("prometheus_backend", port),
             None => ("self_admin", admin.1),
@@ -78,35 +73,21 @@ impl Listeners {
         let matches = json!({ "path": prometheus.scrape_path });
         let name = "envoy_prometheus_metrics";
         let route = Route { name, matches, rewritten: "/stats/prometheus", cluster, port };
-        self.add(of_option("envoy_prometheus_bind_addr", bind)?, admin.0, &route, prometheus);
-        Ok(())
+        self.add(bind, admin.0, &route, prometheus);
     }
 
-    pub(super) fn add_stats(
-        &mut self,
-        bind: &str,
-        admin: (IpAddr, u16),
-        prometheus: &Prometheus,
-    ) -> Result<(), BootstrapError> {
+    pub(super) fn add_stats(&mut self, bind: (IpAddr, u16), admin: (IpAddr, u16), prometheus: &Prometheus) {
         let matches = json!({ "prefix": "/stats" });
         let name = "envoy_metrics";
         let route = Route { name, matches, rewritten: "/stats", cluster: "self_admin", port: admin.1 };
-        self.add(of_option("envoy_stats_bind_addr", bind)?, admin.0, &route, prometheus);
-        Ok(())
+        self.add(bind, admin.0, &route, prometheus);
     }
 
-    pub(super) fn add_ready(
-        &mut self,
-        bind: &str,
-        admin: (IpAddr, u16),
-        prometheus: &Prometheus,
-    ) -> Result<(), BootstrapError> {
+    pub(super) fn add_ready(&mut self, bind: (IpAddr, u16), admin: (IpAddr, u16), prometheus: &Prometheus) {
         let matches = json!({ "path": "/ready" });
         let name = "envoy_ready";
         let route = Route { name, matches, rewritten: "/ready", cluster: "self_admin", port: admin.1 };
-        let bind = split_ip_port(bind).ok_or_else(|| BootstrapError::ReadyBind(shown(bind)))?;
         self.add(bind, admin.0, &route, prometheus);
-        Ok(())
     }
 
     fn add(&mut self, bind: (IpAddr, u16), admin: IpAddr, route: &Route<'_>, prometheus: &Prometheus) {
@@ -130,9 +111,12 @@ impl Listeners {
     }
 }
 
-fn of_option(option: &'static str, bind: &str) -> Result<(IpAddr, u16), BootstrapError> {
-    let wrong = || BootstrapError::Option { option, expected: "<ip>:<port>", got: shown(bind) };
-    split_ip_port(bind).ok_or_else(wrong)
+/// The value of `--ready-bind`.
+///
+/// # Errors
+/// [`BootstrapError::ReadyBind`].
+pub fn ready_bind(text: &str) -> Result<(IpAddr, u16), BootstrapError> {
+    split_ip_port(text).ok_or_else(|| BootstrapError::ReadyBind(shown(text)))
 }
 
 fn connection_manager(route: &Route<'_>) -> Value {

@@ -13,16 +13,15 @@ use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use mesh_config::Names;
 use serde_json::{Map, Value, json};
-use sidecar_kit::env::Env;
 use sidecar_kit::secret::Secret;
 use sidecar_kit::tls::CertificatesPem;
 
-pub use access_log::AccessLogs;
+pub use access_log::access_log_of;
 use listener::Listeners;
-pub use listener::{Prometheus, PrometheusAuthority, PrometheusTls};
-use options::Options;
-pub use template::TemplateError;
+pub use listener::{Prometheus, PrometheusAuthority, PrometheusTls, ready_bind};
+pub use options::ProxyOptions;
 use template::{Datum, Fields};
+pub use template::{Template, TemplateError};
 
 /// The cluster through which Envoy reaches xDS. Consul's name for it; xDS refers to it.
 const AGENT_CLUSTER: &str = "local_agent";
@@ -99,43 +98,41 @@ pub struct Bootstrap<'a> {
     pub admin: (IpAddr, u16),
     /// What the listener for Prometheus serves.
     pub prometheus: &'a Prometheus,
-    /// Where Envoy tells whether it is ready, if it shall: `<ip>:<port>`.
-    pub ready_bind: Option<&'a str>,
-    /// Where Envoy logs requests to its admin interface, unless `access_logs` say it.
+    /// The address at which Envoy serves `/ready` for others.
+    pub ready_bind: Option<(IpAddr, u16)>,
+    /// Where Envoy logs requests to its admin interface, unless `access_log` is given.
     pub admin_access_log_path: &'a str,
-    /// The access logs of proxy-defaults.
-    pub access_logs: Option<&'a AccessLogs>,
-    /// The proxy's configuration in effect, with proxy-defaults and service-defaults merged in.
-    pub config: &'a Map<String, Value>,
-    /// The environment, for options that name a variable.
-    pub env: &'a Env,
+    /// The access logger that proxy-defaults ask for.
+    pub access_log: Option<&'a Value>,
+    /// The options of the proxy's configuration in effect: proxy-defaults and service-defaults are merged in.
+    pub options: &'a ProxyOptions,
 }
 
 impl Bootstrap<'_> {
     /// The bootstrap.
     ///
     /// # Errors
-    /// When the proxy's configuration holds an option that cannot be used.
+    /// When the template in the options cannot be filled, or gives no JSON object.
     pub fn to_json(&self) -> Result<Value, BootstrapError> {
-        let options = Options::read(self.config)?;
-        let mut listeners =
-            Listeners { clusters: options.static_clusters, listeners: options.static_listeners, secrets: Vec::new() };
-        if let Some(bind) = &options.prometheus_bind_addr {
-            listeners.add_prometheus(bind, self.admin, self.prometheus)?;
+        let options = self.options;
+        let mut listeners = Listeners {
+            clusters: options.static_clusters.clone(),
+            listeners: options.static_listeners.clone(),
+            secrets: Vec::new(),
+        };
+        if let Some(bind) = options.prometheus_bind {
+            listeners.add_prometheus(bind, self.admin, self.prometheus);
         }
-        if let Some(bind) = &options.stats_bind_addr {
-            listeners.add_stats(bind, self.admin, self.prometheus)?;
+        if let Some(bind) = options.stats_bind {
+            listeners.add_stats(bind, self.admin, self.prometheus);
         }
         if let Some(bind) = self.ready_bind {
-            listeners.add_ready(bind, self.admin, self.prometheus)?;
+            listeners.add_ready(bind, self.admin, self.prometheus);
         }
-        let mut sinks = Vec::new();
-        sinks.extend(options.statsd_url.map(|url| stats::statsd(&url, self.env)).transpose()?);
-        sinks.extend(options.dogstatsd_url.map(|url| stats::dogstatsd(&url, self.env)).transpose()?);
-        sinks.extend(options.stats_sinks);
-        let mut flush_interval = options.stats_flush_interval;
+        let mut sinks = options.stats_sinks.clone();
+        let mut flush_interval = options.stats_flush_interval.clone();
         if let Some(directory) = &options.telemetry_collector_dir {
-            // Envoy's own five seconds are for sinks that cost less.
+            // Envoy's own default of five seconds is for sinks that cost less.
             if sinks.is_empty() {
                 flush_interval = flush_interval.or_else(|| Some(TELEMETRY_FLUSH_INTERVAL.to_owned()));
             }
@@ -143,20 +140,19 @@ impl Bootstrap<'_> {
             sinks.push(stats::telemetry_sink(TELEMETRY_CLUSTER));
         }
 
-        let stats_config = options.stats_config.unwrap_or_else(|| self.stats_config(&options.stats_tags));
+        let stats_config = options.stats_config.clone().unwrap_or_else(|| self.stats_config(&options.stats_tags));
         if let Some(template) = &options.template {
-            let mut fields = self.fields()?;
-            let flush_interval = flush_interval.unwrap_or_default();
+            let mut fields = self.fields();
             fields.extend([
                 ("StaticClustersJSON", joined(&listeners.clusters)),
                 ("StaticListenersJSON", joined(&listeners.listeners)),
                 ("StaticSecretsJSON", joined(&listeners.secrets)),
                 ("StatsSinksJSON", joined(&sinks)),
                 ("StatsConfigJSON", Datum::Text(stats_config.to_string())),
-                ("StatsFlushInterval", Datum::Text(flush_interval)),
+                ("StatsFlushInterval", Datum::Text(flush_interval.unwrap_or_default())),
                 ("TracingConfigJSON", joined(options.tracing.as_slice())),
             ]);
-            return options::filled(&template::render(template, &fields)?);
+            return options::filled(&template.render(&fields)?);
         }
 
         let mut resources = Map::new();
@@ -171,7 +167,7 @@ impl Bootstrap<'_> {
 
         let mut bootstrap = Map::new();
         let mut put = |key: &str, value: Value| drop(bootstrap.insert(key.to_owned(), value));
-        put("admin", self.admin()?);
+        put("admin", self.admin());
         put("node", self.node());
         let runtime = json!({ "name": "base", "static_layer": { "re2.max_program_size.error_level": 1_048_576 } });
         put("layered_runtime", json!({ "layers": [runtime] }));
@@ -183,7 +179,7 @@ impl Bootstrap<'_> {
         if let Some(interval) = flush_interval {
             put("stats_flush_interval", interval.into());
         }
-        if let Some(tracing) = options.tracing {
+        if let Some(tracing) = options.tracing.clone() {
             put("tracing", tracing);
         }
         put("dynamic_resources", self.dynamic_resources());
@@ -191,7 +187,7 @@ impl Bootstrap<'_> {
     }
 
     /// What a template can take, by the names in Consul's `BootstrapTplArgs`; the rest comes from the options.
-    fn fields(&self) -> Result<Fields, BootstrapError> {
+    fn fields(&self) -> Fields {
         let text = |text: &str| Datum::Text(text.to_owned());
         let (address, port, socket) = match &self.xds.endpoint {
             Endpoint::Tcp(ip, port) => (ip.to_string(), port.to_string(), String::new()),
@@ -199,7 +195,6 @@ impl Bootstrap<'_> {
         };
         // The template sets it between quotes.
         let authorities = self.xds.authorities.as_ref().map_or("", CertificatesPem::as_str).replace('\n', "\\n");
-        let logs = self.access_logs.map(AccessLogs::to_json).transpose()?.flatten();
         let prometheus = self.prometheus;
         let tls = prometheus.tls.as_ref();
         let (ca_file, ca_path) = match tls.map(|tls| &tls.authority) {
@@ -207,7 +202,7 @@ impl Bootstrap<'_> {
             Some(PrometheusAuthority::Path(path)) => ("", path.as_str()),
             None => ("", ""),
         };
-        Ok(vec![
+        vec![
             ("AgentAddress", Datum::Text(address)),
             ("AgentPort", Datum::Text(port)),
             ("AgentSocket", Datum::Text(socket)),
@@ -216,10 +211,9 @@ impl Bootstrap<'_> {
             ("ProxyCluster", text(&self.names.service)),
             ("ProxyID", text(self.names.proxy_id.as_str())),
             ("ProxySourceService", text(&self.names.service)),
-            // For proxies without an agent beside them.
+            // Consul has a value only for a proxy without an agent beside it.
             ("NodeName", text("")),
-            ("NodeID", text("")),
-            ("AdminAccessLogConfig", Datum::List(logs.iter().map(Value::to_string).collect())),
+            ("AdminAccessLogConfig", Datum::List(self.access_log.iter().map(ToString::to_string).collect())),
             ("AdminAccessLogPath", text(self.admin_access_log_path)),
             ("AdminBindAddress", Datum::Text(self.admin.0.to_string())),
             ("AdminBindPort", Datum::Text(self.admin.1.to_string())),
@@ -234,13 +228,12 @@ impl Bootstrap<'_> {
             ("PrometheusCAPath", text(ca_path)),
             ("PrometheusCertFile", text(tls.map_or("", |tls| &tls.cert_file))),
             ("PrometheusKeyFile", text(tls.map_or("", |tls| &tls.key_file))),
-        ])
+        ]
     }
 
-    fn admin(&self) -> Result<Value, BootstrapError> {
-        let logs = self.access_logs.map(AccessLogs::to_json).transpose()?.flatten();
-        let access_log = logs.unwrap_or_else(|| access_log::file(self.admin_access_log_path));
-        Ok(json!({ "access_log": [access_log], "address": socket_address(self.admin) }))
+    fn admin(&self) -> Value {
+        let access_log = self.access_log.cloned().unwrap_or_else(|| access_log::file(self.admin_access_log_path));
+        json!({ "access_log": [access_log], "address": socket_address(self.admin) })
     }
 
     fn node(&self) -> Value {
@@ -287,14 +280,14 @@ impl Bootstrap<'_> {
     }
 
     fn stats_config(&self, user_tags: &[String]) -> Value {
-        let ours = [
+        let fixed = [
             ("local_cluster", Some(self.names.service.as_str())),
             ("consul.source.service", Some(self.names.service.as_str())),
             ("consul.source.namespace", Some(or_default(self.namespace))),
             ("consul.source.partition", Some(or_default(self.partition))),
             ("consul.source.datacenter", self.datacenter),
         ];
-        json!({ "stats_tags": stats::tags(user_tags, &ours), "use_all_default_tags": true })
+        json!({ "stats_tags": stats::tags(user_tags, &fixed), "use_all_default_tags": true })
     }
 
     fn dynamic_resources(&self) -> Value {

@@ -1,46 +1,57 @@
 //! The options of a proxy's configuration that end up in the bootstrap ("Envoy proxy configuration reference",
 //! bootstrap configuration).
 
+use std::net::IpAddr;
+
 use serde_json::{Map, Value};
+use sidecar_kit::env::Env;
+use sidecar_kit::secret::shown;
 
 use super::BootstrapError;
+use super::stats::{self, split_ip_port};
+use super::template::Template;
 
 const TEMPLATE: &str = "envoy_bootstrap_json_tpl";
 const TEXT: &str = "a string";
 const OBJECTS: &str = "JSON objects separated by commas";
 const OBJECT: &str = "a JSON object";
 
-/// The options, parsed.
+/// The options of a proxy's configuration, parsed.
 #[derive(Default)]
-pub(super) struct Options {
-    pub(super) template: Option<String>,
-    pub(super) statsd_url: Option<String>,
-    pub(super) dogstatsd_url: Option<String>,
+pub struct ProxyOptions {
+    pub(super) template: Option<Template>,
+    /// The sinks of `envoy_statsd_url`, `envoy_dogstatsd_url` and `envoy_extra_stats_sinks_json`, in this order.
+    pub(super) stats_sinks: Vec<Value>,
     pub(super) stats_tags: Vec<String>,
-    pub(super) prometheus_bind_addr: Option<String>,
-    pub(super) stats_bind_addr: Option<String>,
+    pub(super) prometheus_bind: Option<(IpAddr, u16)>,
+    pub(super) stats_bind: Option<(IpAddr, u16)>,
     pub(super) static_clusters: Vec<Value>,
     pub(super) static_listeners: Vec<Value>,
-    pub(super) stats_sinks: Vec<Value>,
     pub(super) stats_config: Option<Value>,
     pub(super) stats_flush_interval: Option<String>,
     pub(super) tracing: Option<Value>,
     pub(super) telemetry_collector_dir: Option<String>,
 }
 
-impl Options {
-    pub(super) fn read(config: &Map<String, Value>) -> Result<Self, BootstrapError> {
+impl ProxyOptions {
+    /// Parses the options. `env` is for options that name a variable.
+    ///
+    /// # Errors
+    /// [`BootstrapError::Option`] and [`BootstrapError::Template`].
+    pub fn parse(config: &Map<String, Value>, env: &Env) -> Result<Self, BootstrapError> {
         let config = Config(config);
+        let mut stats_sinks = Vec::new();
+        stats_sinks.extend(config.text("envoy_statsd_url")?.map(|url| stats::statsd(&url, env)).transpose()?);
+        stats_sinks.extend(config.text("envoy_dogstatsd_url")?.map(|url| stats::dogstatsd(&url, env)).transpose()?);
+        stats_sinks.extend(config.json_list("envoy_extra_stats_sinks_json")?);
         Ok(Self {
-            template: config.text(TEMPLATE)?,
-            statsd_url: config.text("envoy_statsd_url")?,
-            dogstatsd_url: config.text("envoy_dogstatsd_url")?,
+            template: config.text(TEMPLATE)?.map(|text| Template::parse(&text)).transpose()?,
+            stats_sinks,
             stats_tags: config.texts("envoy_stats_tags")?,
-            prometheus_bind_addr: config.text("envoy_prometheus_bind_addr")?,
-            stats_bind_addr: config.text("envoy_stats_bind_addr")?,
+            prometheus_bind: config.bind("envoy_prometheus_bind_addr")?,
+            stats_bind: config.bind("envoy_stats_bind_addr")?,
             static_clusters: config.json_list("envoy_extra_static_clusters_json")?,
             static_listeners: config.json_list("envoy_extra_static_listeners_json")?,
-            stats_sinks: config.json_list("envoy_extra_stats_sinks_json")?,
             stats_config: config.json("envoy_stats_config_json")?,
             stats_flush_interval: config.text("envoy_stats_flush_interval")?,
             tracing: config.json("envoy_tracing_json")?,
@@ -64,6 +75,12 @@ impl Config<'_> {
         let Some(value) = self.value(option) else { return Ok(None) };
         let text = as_text(value).ok_or_else(|| wrong(option, TEXT, kind(value)))?;
         Ok(Some(text).filter(|text| !text.is_empty()))
+    }
+
+    /// The address of a listener.
+    fn bind(&self, option: &'static str) -> Result<Option<(IpAddr, u16)>, BootstrapError> {
+        let Some(text) = self.text(option)? else { return Ok(None) };
+        split_ip_port(&text).map(Some).ok_or_else(|| wrong(option, "<ip>:<port>", shown(&text)))
     }
 
     fn texts(&self, option: &'static str) -> Result<Vec<String>, BootstrapError> {

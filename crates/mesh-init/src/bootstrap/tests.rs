@@ -1,6 +1,8 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::listener::{PrometheusAuthority, PrometheusTls};
+use sidecar_kit::env::Env;
+
 use super::*;
 
 /// What a test varies; the rest is the reference's `test-proxy` of `test` in `dc1`.
@@ -11,7 +13,7 @@ struct Case {
     prometheus: Prometheus,
     ready_bind: Option<&'static str>,
     admin_access_log_path: &'static str,
-    access_logs: Option<AccessLogs>,
+    access_log: Option<Value>,
     authorities: Option<CertificatesPem>,
     datacenter: Option<&'static str>,
     env: Env,
@@ -26,7 +28,7 @@ impl Default for Case {
             prometheus: Prometheus::default(),
             ready_bind: None,
             admin_access_log_path: "/dev/null",
-            access_logs: None,
+            access_log: None,
             authorities: None,
             datacenter: Some("dc1"),
             env: Env::default(),
@@ -47,11 +49,10 @@ impl Case {
             xds: &XdsAddress { endpoint: Endpoint::Tcp(self.local, 8502), authorities: self.authorities.clone() },
             admin: (self.local, 19000),
             prometheus: &self.prometheus,
-            ready_bind: self.ready_bind,
+            ready_bind: self.ready_bind.map(ready_bind).transpose()?,
             admin_access_log_path: self.admin_access_log_path,
-            access_logs: self.access_logs.as_ref(),
-            config: self.config.as_object().unwrap(),
-            env: &self.env,
+            access_log: self.access_log.as_ref(),
+            options: &ProxyOptions::parse(self.config.as_object().unwrap(), &self.env)?,
         }
         .to_json()
     }
@@ -207,9 +208,8 @@ fn namespace_partition_and_service_stand_in_node_and_tags() {
         prometheus: &Prometheus::default(),
         ready_bind: None,
         admin_access_log_path: "/dev/null",
-        access_logs: None,
-        config: &Map::new(),
-        env: &Env::default(),
+        access_log: None,
+        options: &ProxyOptions::default(),
     }
     .to_json()
     .unwrap();
@@ -324,8 +324,8 @@ fn a_telemetry_collector_alone_gets_its_metrics_once_a_minute_unless_an_interval
 
 #[test]
 fn access_logs_of_proxy_defaults_reach_the_admin_interface() {
-    let logs = |logs: Value| AccessLogs::of_entry(&json!({ "Kind": "proxy-defaults", "AccessLogs": logs }));
-    let with = |access_logs| Case { access_logs, ..Case::default() }.bootstrap().unwrap()["admin"]["access_log"].take();
+    let logs = |logs: Value| access_log_of(&json!({ "Kind": "proxy-defaults", "AccessLogs": logs })).unwrap();
+    let with = |access_log| Case { access_log, ..Case::default() }.bootstrap().unwrap()["admin"]["access_log"].take();
     let file = with(logs(json!({ "Enabled": true, "Type": "file", "Path": "/log", "TextFormat": "%START_TIME%" })));
     assert_eq!(
         file[0]["typedConfig"],

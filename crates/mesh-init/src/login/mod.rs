@@ -7,7 +7,7 @@ mod credentials;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use consul_api::{Builder, Client, ConfigError};
@@ -28,7 +28,7 @@ use credentials::Source;
 
 /// Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
-/// How long giving a token back may keep an error from being told.
+/// How long a logout may delay the report of an error.
 const LOGOUT_BOUND: Duration = Duration::from_secs(5);
 const BEARER_TOKEN: &str = "CONSUL_LOGIN_BEARER_TOKEN";
 
@@ -86,6 +86,8 @@ pub enum LoginError {
         "the auth method {method:?} refuses this task: check its binding rules and that it trusts the task's role or issuer"
     )]
     Denied { method: String, source: Box<consul_api::Error> },
+    #[error("the auth method {method:?} refuses this task: {cure}")]
+    Refused { method: String, cure: &'static str, source: Box<consul_api::Error> },
     #[error(transparent)]
     Consul(#[from] consul_api::Error),
     #[error(transparent)]
@@ -94,6 +96,23 @@ pub enum LoginError {
     Waited(#[source] Box<WaitError<LoginError>>),
     #[error("the token of this login is not known everywhere")]
     Unknown(#[source] Box<WaitError<consul_api::Error>>),
+}
+
+/// What to change if Consul's AWS IAM auth method refuses a login for good. Its servers answer 500 then, as they do if they
+/// cannot reach STS. Only the text tells the two apart.
+fn cure(body: &str) -> Option<&'static str> {
+    const CURES: [(&str, &str); 6] = [
+        ("is not trusted", "add its IAM role to the auth method's BoundIAMPrincipalARNs"),
+        (
+            "missing header \"",
+            "set serverIdHeaderValue (CONSUL_LOGIN_SERVER_ID) to the auth method's ServerIDHeaderValue",
+        ),
+        ("but got \"", "set serverIdHeaderValue (CONSUL_LOGIN_SERVER_ID) to the auth method's ServerIDHeaderValue"),
+        ("invalid STS hostname", "set stsEndpoint to the auth method's STSEndpoint"),
+        ("invalid GetCallerIdentity URL", "set stsEndpoint to the auth method's STSEndpoint"),
+        ("unique id mismatch", "the signed requests are of two roles: check the task's credentials"),
+    ];
+    CURES.iter().find(|(text, _)| body.contains(text)).map(|(_, cure)| *cure)
 }
 
 impl LoginError {
@@ -126,12 +145,65 @@ pub struct Login {
     servers: Client,
     file: PathBuf,
     bound: Duration,
-    /// Whether a token was made; one that was there before is not given back.
-    made: Cell<bool>,
-    /// Whether a login may have made a token that nobody was told.
-    lost: Cell<bool>,
-    /// Whether a login waits for its answer.
-    under_way: Cell<bool>,
+}
+
+/// The token of a login, in its file.
+#[derive(Debug)]
+pub struct LoginToken {
+    secret: Secret,
+    /// Whether this run logged in. Otherwise an earlier run did, and the task may still run with the token.
+    is_new: bool,
+}
+
+impl LoginToken {
+    /// The token itself.
+    #[must_use]
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+}
+
+/// How far the attempts to log in have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// No request waits for its answer.
+    Idle,
+    /// A login waits for its answer.
+    Waiting,
+    /// A login had no answer, and the log says so.
+    Reported,
+}
+
+/// Which attempts may have made a token without an answer. It is reported once.
+#[derive(Debug)]
+struct Attempts(Cell<Progress>);
+
+impl Attempts {
+    fn begin(&self) {
+        if self.0.get() == Progress::Idle {
+            self.0.set(Progress::Waiting);
+        }
+    }
+
+    fn answered(&self) {
+        if self.0.get() == Progress::Waiting {
+            self.0.set(Progress::Idle);
+        }
+    }
+
+    fn unanswered(&self, why: &str) {
+        if self.0.replace(Progress::Reported) != Progress::Reported {
+            tracing::warn!(
+                "a login had no answer ({why}): if it made a token, the token stays until the auth method's MaxTokenTTL"
+            );
+        }
+    }
+
+    fn cut_off(&self) {
+        if self.0.get() == Progress::Waiting {
+            self.unanswered("cut off at the timeout");
+        }
+    }
 }
 
 /// A client for the servers at which a task logs in. It sends neither the agent's token nor a namespace, because auth methods
@@ -163,53 +235,49 @@ impl Login {
             }
         };
         let options = TlsOptions { authorities: Authorities::public(env)?, ..TlsOptions::default() };
-        Ok(Self {
-            settings,
-            proof,
-            aws: http::Client::with_tls(&options)?,
-            servers,
-            file,
-            bound,
-            made: Cell::new(false),
-            lost: Cell::new(false),
-            under_way: Cell::new(false),
-        })
+        Ok(Self { settings, proof, aws: http::Client::with_tls(&options)?, servers, file, bound })
     }
 
-    /// The token: the one in the file if the servers still know it, else a new one, in the file by then. All servers, and
-    /// the agent if one is given, know it then.
+    /// The file that holds the token.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The token in the file, if the servers still know it, else a new one, which is then in the file. When this returns, all
+    /// servers know the token, and so does the agent if one is given.
     ///
     /// # Errors
-    /// See [`LoginError`]; a token that was made is given back.
-    pub async fn token(&self, task: &Task, agent: Option<&Client>) -> Result<Secret, LoginError> {
+    /// See [`LoginError`]. After a failure there is no new token: it is logged out.
+    pub async fn token(&self, task: &Task, agent: Option<&Client>) -> Result<LoginToken, LoginError> {
         let what = format!("a login at Consul's servers at {}", self.servers.config().address());
-        let token = until(&what, self.bound, Backoff::default(), async || match self.reused_or_new(task).await {
-            Ok(token) => Attempt::Done(token),
-            Err(error) if error.may_pass() => Attempt::Again(error),
-            Err(error) => Attempt::Final(error),
-        });
+        let attempts = Attempts(Cell::new(Progress::Idle));
+        let token =
+            until(&what, self.bound, Backoff::default(), async || match self.reused_or_new(task, &attempts).await {
+                Ok(token) => Attempt::Done(token),
+                Err(error) if error.may_pass() => Attempt::Again(error),
+                Err(error) => Attempt::Final(error),
+            });
         let token = token.await.map_err(|error| match error {
             WaitError::Final(error) => error,
             waited => {
-                if self.under_way.get() {
-                    self.may_be_lost("cut off at the timeout");
-                }
+                attempts.cut_off();
                 LoginError::Waited(Box::new(waited))
             }
         })?;
-        let known = self.known_everywhere(&token, agent).await;
+        let known = self.known_everywhere(token.secret(), agent).await;
         if known.is_err() {
-            self.give_back(&token).await;
+            self.log_out(&token).await;
         }
         known.map(|()| token)
     }
 
-    async fn reused_or_new(&self, task: &Task) -> Result<Secret, LoginError> {
-        if let Ok(token) = SecretSource::File(self.file.clone()).read() {
-            match self.servers.knows_token(&token).await {
+    async fn reused_or_new(&self, task: &Task, attempts: &Attempts) -> Result<LoginToken, LoginError> {
+        if let Ok(secret) = SecretSource::File(self.file.clone()).read() {
+            match self.servers.knows_token(&secret).await {
                 Ok(()) => {
                     tracing::info!("the token in {} still works: not logging in again", self.file.display());
-                    return Ok(token);
+                    return Ok(LoginToken { secret, is_new: false });
                 }
                 Err(error) if error.is_unknown_token() => {}
                 Err(error) => return Err(error.into()),
@@ -225,19 +293,22 @@ impl Login {
         meta.extend(self.settings.meta.clone());
         let method = &self.settings.method;
         let login = consul_api::Login { method, bearer_token: &bearer_token, meta: &meta };
-        self.under_way.set(true);
-        let token = self.servers.login(login).await;
-        self.under_way.set(false);
-        let token = token.map_err(|source| self.judge(source))?;
-        self.made.set(true);
-        let written = write_atomically(&self.file, token.secret_id.expose().as_bytes(), MODE);
+        attempts.begin();
+        let answer = self.servers.login(login).await;
+        match &answer {
+            Err(error) if error.may_have_arrived() => attempts.unanswered(&one_line(error)),
+            _ => attempts.answered(),
+        }
+        let answer = answer.map_err(|source| self.judge(source))?;
+        let token = LoginToken { secret: answer.secret_id, is_new: true };
+        let written = write_atomically(&self.file, token.secret.expose().as_bytes(), MODE);
         if let Err(error) = written {
-            self.give_back(&token.secret_id).await;
+            self.log_out(&token).await;
             return Err(error.into());
         }
-        let accessor = &token.entry.accessor_id;
+        let accessor = &answer.entry.accessor_id;
         tracing::info!("logged in with {method}: token with accessor ID {accessor}, in {}", self.file.display());
-        Ok(token.secret_id)
+        Ok(token)
     }
 
     async fn bearer_token(&self, task: &Task) -> Result<Secret, LoginError> {
@@ -252,20 +323,8 @@ impl Login {
         }
     }
 
-    /// Told once.
-    fn may_be_lost(&self, why: &str) {
-        if !self.lost.replace(true) {
-            tracing::warn!(
-                "a login had no answer ({why}): if it made a token, that stays until the auth method's MaxTokenTTL"
-            );
-        }
-    }
-
     fn judge(&self, source: consul_api::Error) -> LoginError {
         let method = self.settings.method.clone();
-        if source.may_have_arrived() {
-            self.may_be_lost(&one_line(&source));
-        }
         match &source {
             error if error.is_unknown_token() => {
                 let address = self.servers.config().address().to_owned();
@@ -276,6 +335,9 @@ impl Login {
                 LoginError::NoMethod { method, address, needs, source: source.into() }
             }
             consul_api::Error::PermissionDenied { .. } => LoginError::Denied { method, source: source.into() },
+            consul_api::Error::Refused { body, .. } if let Some(cure) = cure(body) => {
+                LoginError::Refused { method, cure, source: source.into() }
+            }
             _ => LoginError::Consul(source),
         }
     }
@@ -306,15 +368,15 @@ impl Login {
             .map_err(|error| LoginError::Unknown(Box::new(error)))
     }
 
-    /// Logs out and removes the file: the task won't start, and nobody else would. A token that was only used again stays: it is
-    /// that of a task that runs.
-    pub async fn give_back(&self, token: &Secret) {
-        if !self.made.get() {
+    /// Logs out and removes the file, for a task that cannot start. It leaves a token of an earlier run alone, because the task
+    /// may still run with that token.
+    pub async fn log_out(&self, token: &LoginToken) {
+        if !token.is_new {
             return;
         }
-        match self.servers.logout(token, LOGOUT_BOUND).await {
+        match self.servers.logout(&token.secret, LOGOUT_BOUND).await {
             Ok(()) => {
-                // It may not have been written.
+                // The file may not exist: writing it may be what failed.
                 let _ = fs::remove_file(&self.file);
             }
             Err(error) => tracing::warn!("a token of this login stays until it expires: {}", one_line(&error)),

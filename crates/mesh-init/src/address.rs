@@ -1,7 +1,10 @@
-//! Where Envoy finds xDS: `CONSUL_GRPC_ADDR` with Consul's own meaning.
+//! The addresses in the bootstrap: xDS at the agent, and Envoy's admin interface.
 
-use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
+
+use consul_api::{AgentSelf, XdsPort};
+use ecs_meta::Task;
 
 use sidecar_kit::env::Env;
 use sidecar_kit::file::files_below;
@@ -40,6 +43,18 @@ pub enum AddressError {
         /// The resolver's reason.
         source: std::io::Error,
     },
+    /// The agent serves gRPC with TLS only, and `CONSUL_GRPC_ADDR` is not set.
+    #[error(
+        "the agent serves gRPC with TLS only: expected CONSUL_GRPC_ADDR=https://{0} and CONSUL_GRPC_CACERT, the file with \
+         the certificate of its CA"
+    )]
+    OnlyTls(SocketAddr),
+    /// The agent serves no gRPC.
+    #[error(
+        "the agent serves no gRPC, which Envoy needs: expected ports {{ grpc = 8502 }} in its configuration, as mesh-init \
+         agent-config writes it, or another agent in CONSUL_GRPC_ADDR"
+    )]
+    NoGrpc,
     /// TLS without authorities.
     #[error("CONSUL_GRPC_ADDR is https, but there is no CA certificate: set CONSUL_GRPC_CACERT to its file")]
     NoAuthority,
@@ -101,6 +116,32 @@ pub fn given(
     let (ip, port) = resolve("CONSUL_GRPC_ADDR", host_port.trim_end_matches('/'))?;
     let authorities = if tls { Some(authorities(ca_file, ca_path, env)?) } else { None };
     Ok(XdsAddress { endpoint: Endpoint::Tcp(ip, port), authorities })
+}
+
+/// xDS at the port that the agent reports, in plain text. An agent that reports no port has the default port.
+///
+/// # Errors
+/// [`AddressError::OnlyTls`] and [`AddressError::NoGrpc`].
+pub fn of_agent(agent_self: Option<&AgentSelf>, loopback: IpAddr) -> Result<XdsAddress, AddressError> {
+    let port = match agent_self.map_or(XdsPort::Unknown, AgentSelf::xds_port) {
+        XdsPort::Plain(port) => port,
+        XdsPort::Tls(port) => return Err(AddressError::OnlyTls((loopback, port).into())),
+        XdsPort::Off => return Err(AddressError::NoGrpc),
+        XdsPort::Unknown => DEFAULT_PORT,
+    };
+    Ok(XdsAddress { endpoint: Endpoint::Tcp(loopback, port), authorities: None })
+}
+
+/// The loopback address on which the agent listens: `::1` for an agent on IPv6. If the agent does not report the address
+/// that it binds, the task's own address decides, as in `agent-config`.
+#[must_use]
+pub fn loopback(agent_self: Option<&AgentSelf>, task: &Task) -> IpAddr {
+    let ip = |text: &str| text.parse::<IpAddr>().ok();
+    let bound = agent_self.and_then(|agent_self| ip(agent_self.debug_config.get("BindAddr")?.as_str()?));
+    match bound.or_else(|| ip(task.private_ip()?)) {
+        Some(IpAddr::V6(_)) => Ipv6Addr::LOCALHOST.into(),
+        Some(IpAddr::V4(_)) | None => Ipv4Addr::LOCALHOST.into(),
+    }
 }
 
 /// `host:port` as an address for Envoy, which resolves no names where these stand; IPv4 is preferred, as Consul does.
@@ -179,6 +220,7 @@ fn unreadable(variable: &'static str, path: &Path, source: std::io::Error) -> Ad
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
     use sidecar_kit::exit::one_line;
 
     use super::*;
@@ -269,5 +311,48 @@ mod tests {
         assert_eq!(error(Some("/nowhere"), None, &env), format!("CONSUL_GRPC_CACERT: {text}"));
         assert_eq!(error(None, Some("/nowhere"), &env), format!("CONSUL_GRPC_CAPATH: {text}"));
         assert_eq!(error(None, None, &env), format!("CONSUL_CACERT: {text}"));
+    }
+
+    #[test]
+    fn an_agent_with_tls_grpc_only_needs_address_and_ca() {
+        let asked = |ports: Value| {
+            let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1.17.0" });
+            let agent_self = serde_json::from_value(json!({ "Config": config, "xDS": { "Ports": ports } })).unwrap();
+            of_agent(Some(&agent_self), Ipv4Addr::LOCALHOST.into()).map(|xds| xds.endpoint)
+        };
+        let error = asked(json!({ "Plaintext": -1, "TLS": 8503 })).unwrap_err().to_string();
+        assert!(error.contains("CONSUL_GRPC_ADDR=https://127.0.0.1:8503 and CONSUL_GRPC_CACERT"), "{error}");
+        let plain = asked(json!({ "Plaintext": 18502, "TLS": 8503 })).unwrap();
+        assert_eq!(plain, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), 18502));
+        let neither = asked(json!({ "Plaintext": -1, "TLS": -1 })).unwrap_err();
+        assert!(matches!(neither, AddressError::NoGrpc), "{neither}");
+        // An agent before Consul 1.14 doesn't say it there.
+        let older = asked(Value::Null).unwrap();
+        assert_eq!(older, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), DEFAULT_PORT));
+    }
+
+    #[test]
+    fn the_loopback_address_is_of_the_agent_s_family_else_of_the_task_s() {
+        let agent_self = |bound: &str| -> AgentSelf {
+            let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1.17.0" });
+            serde_json::from_value(json!({ "Config": config, "DebugConfig": { "BindAddr": bound } })).unwrap()
+        };
+        let task = |networks: Value| -> Task {
+            serde_json::from_value(json!({
+                "Cluster": "blue", "Family": "f", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
+                "Containers": [{ "Name": "web", "Networks": [networks] }],
+            }))
+            .unwrap()
+        };
+        let (v4, v6) = (task(json!({ "IPv4Addresses": ["10.0.0.1"] })), task(json!({ "IPv6Addresses": ["fd00::1"] })));
+        for (agent_self, task, expected) in [
+            (Some(agent_self("::")), &v4, "::1"),
+            (Some(agent_self("0.0.0.0")), &v6, "127.0.0.1"),
+            (Some(agent_self("")), &v6, "::1"),
+            (None, &v6, "::1"),
+            (None, &v4, "127.0.0.1"),
+        ] {
+            assert_eq!(loopback(agent_self.as_ref(), task).to_string(), expected);
+        }
     }
 }

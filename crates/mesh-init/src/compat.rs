@@ -24,7 +24,7 @@ pub(crate) fn refused(error: &Error) -> Option<String> {
 /// The field that an agent has taken and forgotten. One without namespaces answers without a namespace: it would connect
 /// an upstream of another namespace to the service of that name in its own (tried, 1.8), and since Consul 1.11 one of another
 /// partition too. One before Consul 1.11 ignores the query parameter `partition` (tried, 1.8).
-pub(crate) fn forgotten(
+pub(crate) fn dropped(
     asked: &Config,
     registrations: &[ServiceRegistration],
     registered: &AgentService,
@@ -82,7 +82,7 @@ mod tests {
         let proxy = ServiceRegistration { proxy: Some(proxy), ..ServiceRegistration::default() };
         let mut service = json!({ "ID": "p", "Service": "p" });
         service.as_object_mut().unwrap().extend(serde_json::from_str::<serde_json::Map<_, _>>(answer).unwrap());
-        forgotten(&asked, &[proxy], &serde_json::from_value(service).unwrap())
+        dropped(&asked, &[proxy], &serde_json::from_value(service).unwrap())
     }
 
     #[test]

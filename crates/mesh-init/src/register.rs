@@ -1,0 +1,118 @@
+//! Registering at Consul's agent, and taking registrations out again if the task cannot start.
+
+use std::time::Duration;
+
+use consul_api::{AgentService, Client, Proxy, ServiceId, ServiceRegistration, at_start};
+use mesh_config::Names;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::wait::WaitError;
+
+use crate::compat;
+
+/// How long deregistering may delay the report of an error.
+const DEREGISTER_BOUND: Duration = Duration::from_secs(5);
+
+/// Why the task is not registered.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum RegisterError {
+    #[error("cannot register {id}")]
+    Consul { id: ServiceId, source: Box<WaitError<consul_api::Error>> },
+    #[error("cannot register {id}: expected a token with the service identity {service}")]
+    Denied { id: ServiceId, service: String, source: Box<WaitError<consul_api::Error>> },
+    #[error("cannot register {id}: the agent's Consul does not know the field {field}: {cure}")]
+    UnknownField { id: ServiceId, field: String, cure: &'static str },
+    #[error("the agent answered without the proxy's configuration for {0}: another program has registered that ID")]
+    NoProxy(ServiceId),
+}
+
+/// A proxy or gateway as the agent has it, with the central configuration merged in.
+pub struct Registered {
+    /// Its configuration.
+    pub proxy: Proxy,
+    /// Its namespace (Consul Enterprise).
+    pub namespace: Option<String>,
+    /// Its admin partition (Consul Enterprise).
+    pub partition: Option<String>,
+    /// Its datacenter, since Consul 1.10.
+    pub datacenter: Option<String>,
+}
+
+/// Registers at one agent and remembers which registrations the agent has accepted.
+pub struct Registrar<'a> {
+    consul: &'a Client,
+    registrations: Vec<ServiceRegistration>,
+    accepted: usize,
+}
+
+impl<'a> Registrar<'a> {
+    /// For these registrations, in this order. Nothing is registered yet.
+    #[must_use]
+    pub fn new(consul: &'a Client, registrations: Vec<ServiceRegistration>) -> Self {
+        Self { consul, registrations, accepted: 0 }
+    }
+
+    /// Registers the service and then the proxy that refers to it, or a gateway. It waits for the agent for at most `bound`.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]. The agent may have accepted some of the registrations.
+    pub async fn register(&mut self, names: &Names, bound: Duration) -> Result<Registered, RegisterError> {
+        let what = format!("Consul's agent at {}", self.consul.config().address());
+        let registered = at_start(&what, bound, async || {
+            for (index, registration) in self.registrations.iter().enumerate() {
+                self.consul.register_service(registration).await?;
+                self.accepted = self.accepted.max(index + 1);
+            }
+            self.consul.agent_service(&names.proxy_id).await
+        });
+        let registered = registered.await.map_err(|source| failure(source, names))?;
+        if let Some(field) = compat::dropped(self.consul.config(), &self.registrations, &registered) {
+            return Err(unknown_field(field.to_owned(), names));
+        }
+        if let [gateway] = &*self.registrations {
+            tracing::info!("registered gateway {}", gateway.id);
+        } else {
+            tracing::info!("registered service {} and proxy {}", names.service_id, names.proxy_id);
+        }
+        let AgentService { proxy, namespace, partition, datacenter, .. } = registered;
+        let proxy = proxy.ok_or_else(|| RegisterError::NoProxy(names.proxy_id.clone()))?;
+        Ok(Registered { proxy, namespace, partition, datacenter })
+    }
+
+    /// Deregisters what the agent has accepted, the last first: a proxy never remains without its service. A failure is only
+    /// logged.
+    pub async fn deregister(self) {
+        let all = async {
+            for ServiceRegistration { id, .. } in self.registrations[..self.accepted].iter().rev() {
+                match self.consul.deregister_service(id).await {
+                    Ok(()) => tracing::info!("deregistered {id}"),
+                    Err(consul_api::Error::NotFound { .. }) => {}
+                    Err(error) => tracing::warn!("cannot deregister {id}: {}", one_line(&error)),
+                }
+            }
+        };
+        if tokio::time::timeout(DEREGISTER_BOUND, all).await.is_err() {
+            tracing::warn!("cannot deregister: Consul did not answer within {DEREGISTER_BOUND:?}");
+        }
+    }
+}
+
+fn failure(source: WaitError<consul_api::Error>, names: &Names) -> RegisterError {
+    if let WaitError::Final(error) = &source
+        && let Some(field) = compat::refused(error)
+    {
+        return unknown_field(field, names);
+    }
+    let denied = matches!(source, WaitError::TimedOut { last: Some(consul_api::Error::PermissionDenied { .. }), .. });
+    let (id, source) = (names.service_id.clone(), Box::new(source));
+    if denied {
+        RegisterError::Denied { id, service: names.service.clone(), source }
+    } else {
+        RegisterError::Consul { id, source }
+    }
+}
+
+fn unknown_field(field: String, names: &Names) -> RegisterError {
+    let cure = compat::cure(&field);
+    RegisterError::UnknownField { id: names.service_id.clone(), field, cure }
+}

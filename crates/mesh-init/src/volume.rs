@@ -1,0 +1,77 @@
+//! The bootstrap directory on the task's shared volume.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, SERVICE_TOKEN_FILE};
+use serde_json::Value;
+use sidecar_kit::file::{WriteError, create_beside, is_temporary_of, write_atomically};
+
+/// The bootstrap holds the ACL token: its owner and the volume's group may read it.
+const BOOTSTRAP_MODE: u32 = 0o640;
+
+/// mesh-init cannot write to the bootstrap directory.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to {}: mount the task's shared volume there, writable for this user", path.display())]
+pub struct NotWritable {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Fails if this user cannot write to the directory. It also removes the temporary files of an earlier run that was killed,
+/// because they may hold a token.
+///
+/// # Errors
+/// When the directory does not exist or is not writable.
+pub fn ensure_writable(directory: &Path) -> Result<(), NotWritable> {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let file_name = entry.file_name();
+        // agent-config writes the client token, and it has ended before mesh-init starts.
+        let files = [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE];
+        if files.iter().any(|file| is_temporary_of(file, &file_name.to_string_lossy()))
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!("cannot remove {}, left by an earlier run: {error}", entry.path().display());
+        }
+    }
+    let probe = create_beside(&directory.join(BOOTSTRAP_FILE), BOOTSTRAP_MODE);
+    let written = probe.and_then(|(probe, _)| fs::remove_file(probe));
+    written.map_err(|source| NotWritable { path: directory.to_owned(), source })
+}
+
+/// Writes the bootstrap, unless the file already holds it.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_bootstrap(directory: &Path, bootstrap: &Value) -> Result<(), WriteError> {
+    let path = directory.join(BOOTSTRAP_FILE);
+    let text = format!("{bootstrap:#}\n");
+    if fs::read(&path).is_ok_and(|written| written == text.as_bytes()) {
+        tracing::info!("{} is up to date", path.display());
+        return Ok(());
+    }
+    write_atomically(&path, text.as_bytes(), BOOTSTRAP_MODE)?;
+    tracing::info!("wrote {}", path.display());
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_temporary_files_of_a_killed_run_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let others = ["envoy-bootstrap.json", ".envoy-bootstrap.json.tmp", ".other.0123456789abcdef.tmp"];
+        for name in others {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        for file in [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE] {
+            create_beside(&directory.path().join(file), 0o600).unwrap();
+        }
+        ensure_writable(directory.path()).unwrap();
+        assert!(others.iter().all(|name| directory.path().join(name).exists()));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), others.len());
+    }
+}
