@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use mesh_tests::consul::Agent;
+use mesh_tests::consul::{Agent, version};
 use mesh_tests::metadata::{Metadata, OWN_DOCKER_ID};
 use mesh_tests::process::{Process, run};
 use mesh_tests::{binary, eventually, free_port, part};
@@ -62,8 +62,13 @@ async fn in_the_mesh_and_drains() {
     agent_config.arg("agent-config").arg("--output").arg(path("agent.json")).arg("--data-dir").arg(path("data"));
     let written = run(agent_config.env("CONSUL_RETRY_JOIN", format!("[{TASK}]:{serf}")), BOUND).await;
     assert_eq!(written.code, 0, "{}", written.stderr);
-    let mut agent = Command::new(binary("xds-bridge"));
-    agent.args(["--listen", "[::1]:8502", "--socket"]).arg(path("grpc.sock")).arg(part("consul"));
+    let mut agent = if version().serves_xds_v3() {
+        Command::new(part("consul"))
+    } else {
+        let mut bridge = Command::new(binary("xds-bridge"));
+        bridge.args(["--listen", "[::1]:8502", "--socket"]).arg(path("grpc.sock")).arg(part("consul"));
+        bridge
+    };
     agent.args(["agent", "-pid-file"]).arg(path("pid")).arg("-config-file").arg(path("agent.json"));
     let _agent = Consul { _bridge: Process::spawn(&mut agent), pid_file: path("pid") };
 

@@ -12,7 +12,8 @@ use crate::consul::{self, ConsulError};
 use crate::load::{Load, LoadError, Options, Report};
 use crate::mesh::{RequestError, fetch};
 use crate::task::{self, StopOrder, TaskError};
-use crate::{Progress, version, workspace};
+use crate::version::{self, Version};
+use crate::{Progress, workspace};
 
 /// The task that is stopped and started, of service `api`.
 const STOPPED: &str = "api-1";
@@ -64,7 +65,7 @@ pub const CASES: [Case; 5] = [
 
 /// The service-router with retries, as an operator writes it. `RetryOn` names the conditions; Consul has it since 1.14.
 fn router_file() -> PathBuf {
-    let retry_on = version::of_mesh().is_none_or(version::Version::has_retry_on);
+    let retry_on = version::of_mesh().is_none_or(Version::has_retry_on);
     let name = if retry_on { "service-router-with-retry-on.json" } else { "service-router-with-retries.json" };
     workspace().join("docs/examples").join(name)
 }

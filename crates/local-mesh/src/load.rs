@@ -39,7 +39,7 @@ pub enum LoadError {
     Command(#[from] CommandError),
     /// The load sent no request in time.
     #[error(transparent)]
-    NotStarted(WaitError<NoRequest>),
+    NotStarted(Box<WaitError<NoRequest>>),
     /// The load printed no report.
     #[error("{container} printed no report, but {output:?}")]
     NoReport {
@@ -113,7 +113,7 @@ impl Load {
         })
         .await;
         probe.end().await;
-        begun.map_err(LoadError::NotStarted)?;
+        begun.map_err(|error| LoadError::NotStarted(error.into()))?;
         Ok(Self { docker: docker.clone(), container, child })
     }
 

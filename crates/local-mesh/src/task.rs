@@ -59,19 +59,19 @@ pub enum TaskError {
     Running(String),
     /// ecs-local did not stop a task.
     #[error(transparent)]
-    Api(WaitError<ApiError>),
+    Api(Box<WaitError<ApiError>>),
     /// ECS did not report a running task as healthy.
     #[error(transparent)]
-    NotHealthyInEcs(WaitError<NotHealthyInEcs>),
+    NotHealthyInEcs(Box<WaitError<NotHealthyInEcs>>),
     /// A container of a stopping task still runs.
     #[error(transparent)]
-    NotStopped(WaitError<StillRuns>),
+    NotStopped(Box<WaitError<StillRuns>>),
     /// Consul did not report a running task as healthy.
     #[error(transparent)]
-    NotReady(WaitError<NotHealthy>),
+    NotReady(Box<WaitError<NotHealthy>>),
     /// web's Envoy did not get the endpoint of a healthy task.
     #[error(transparent)]
-    NotInRotation(WaitError<NotKnown>),
+    NotInRotation(Box<WaitError<NotKnown>>),
 }
 
 /// web's Envoy does not have an endpoint.
@@ -165,7 +165,7 @@ pub(crate) async fn stop_task(id: &str, order: StopOrder) -> Result<(), TaskErro
         Err(error) => Attempt::Again(ApiError::Unanswered(error)),
     })
     .await
-    .map_err(TaskError::Api)
+    .map_err(|error| TaskError::Api(error.into()))
 }
 
 /// Calls an action of the ECS API.
@@ -199,7 +199,7 @@ pub async fn stopped(docker: &Docker, task: &str) -> Result<(), TaskError> {
             }
         }
     });
-    Ok(stopped.await.map_err(TaskError::NotStopped)??)
+    Ok(stopped.await.map_err(|error| TaskError::NotStopped(error.into()))??)
 }
 
 /// Starts a stopped task with a new task ID and waits until Consul reports it as healthy. `settings` are variables that
@@ -236,7 +236,7 @@ pub async fn healthy_in_ecs(docker: &Docker, task: &str) -> Result<(), TaskError
             None => Attempt::Final(NotHealthyInEcs::Status(answer.excerpt())),
         }
     });
-    healthy.await.map_err(TaskError::NotHealthyInEcs)
+    healthy.await.map_err(|error| TaskError::NotHealthyInEcs(error.into()))
 }
 
 /// Waits until all checks of a task's node pass in Consul, those of the service and of the proxy included.
@@ -256,7 +256,7 @@ pub async fn ready(docker: &Docker, task: &str) -> Result<(), TaskError> {
             },
         }
     });
-    ready.await.map_err(TaskError::NotReady)
+    ready.await.map_err(|error| TaskError::NotReady(error.into()))
 }
 
 /// Whether a check belongs to a sidecar proxy or a gateway.
@@ -275,7 +275,7 @@ pub async fn in_rotation(docker: &Docker, task: &str) -> Result<(), TaskError> {
     })
     .await;
     probe.end().await;
-    known.map_err(TaskError::NotInRotation)
+    known.map_err(|error| TaskError::NotInRotation(error.into()))
 }
 
 /// The public listener of a running task, `address:port`.
