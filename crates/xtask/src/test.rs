@@ -85,6 +85,8 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         parts::envoy().await?;
         parts::aws_cli().await?;
         parts::moto().await?;
+        parts::terraform().await?;
+        parts::cfn_lint().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
         // The tests wait more than they compute, so more of them run at a time than the machine has cores.
         run_with_consul("process", 4).await?;

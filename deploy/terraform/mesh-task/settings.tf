@@ -1,0 +1,53 @@
+# The inputs as the settings that `mesh-task render --settings` takes. Fields that are null or empty are left out.
+locals {
+  is_gateway = can(var.consul_ecs_config.gateway)
+  uses_login = var.acls && var.acl_secret_name_prefix == ""
+  ca         = var.consul_server_ca_cert_arn != "" ? var.consul_server_ca_cert_arn : var.consul_ca_cert_arn
+
+  service = merge({
+    for name, value in {
+      name      = var.consul_service_name
+      tags      = var.consul_service_tags
+      port      = var.outbound_only ? 0 : var.port
+      meta      = var.consul_service_meta
+      checks    = var.checks
+      namespace = var.consul_namespace
+      partition = var.consul_partition
+    } : name => value if try(length(value), 1) > 0
+  }, try(var.consul_ecs_config.service, {}))
+
+  proxy = merge({
+    for name, value in {
+      publicListenerPort = var.envoy_public_listener_port == 20000 ? null : var.envoy_public_listener_port
+      upstreams          = length(var.upstreams) > 0 ? var.upstreams : null
+    } : name => value if value != null
+  }, try(var.consul_ecs_config.proxy, {}))
+
+  login = merge({
+    for name, value in {
+      enabled = local.uses_login
+      method  = var.service_token_auth_method_name == "iam-ecs-service-token" ? null : var.service_token_auth_method_name
+    } : name => value if value != null
+  }, try(var.consul_ecs_config.consulLogin, {}))
+
+  # What CONSUL_ECS_CONFIG_JSON has, without `healthSyncContainers` where it follows from the containers.
+  document = merge(
+    var.consul_ecs_config,
+    { bootstrapDir = "/consul" },
+    { for name, value in { service = local.service } : name => value if !local.is_gateway },
+    { for name, value in { proxy = local.proxy } : name => value if length(value) > 0 },
+    { for name, value in { consulHTTPAddr = var.consul_http_addr } : name => value if value != "" },
+    { for name, value in { consulLogin = local.login } : name => value if local.uses_login },
+  )
+
+  secrets = {
+    for name, arn in {
+      clientToken  = var.acls ? var.consul_client_token_secret_arn : ""
+      serviceToken = local.service_token_arn
+      gossipKey    = var.gossip_key_secret_arn
+      ca           = var.tls ? local.ca : ""
+    } : name => arn if arn != ""
+  }
+
+  delay_seconds = var.application_shutdown_delay_seconds
+}

@@ -1,0 +1,391 @@
+//! The Terraform modules in `deploy/`: what they plan is what `mesh-task` renders.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::process::run;
+use mesh_tests::{binary, part, readme, workspace};
+use serde_json::{Map, Value, json};
+
+/// A plan takes some seconds of a core; other tests take the cores too.
+const BOUND: Duration = Duration::from_secs(300);
+
+const CLUSTER: &str = "arn:aws:ecs:eu-west-1:111122223333:cluster/blue";
+
+fn secret(name: &str) -> String {
+    format!("arn:aws:secretsmanager:eu-west-1:111122223333:secret:{name}-AbCdEf")
+}
+
+/// A program's standard output; it must succeed.
+async fn output(command: &mut Command) -> String {
+    let ended = run(command, BOUND).await;
+    assert_eq!(ended.code, 0, "{command:?}: {}{}", ended.stdout, ended.stderr);
+    ended.stdout
+}
+
+fn parsed(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// What `mesh-task` prints for these documents.
+async fn mesh_task(command: &str, settings: &Value, task: &Value) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("mesh.json"), settings.to_string()).unwrap();
+    fs::write(folder.path().join("task.json"), task.to_string()).unwrap();
+    let mut mesh_task = Command::new(binary("mesh-task"));
+    mesh_task.env_clear().args([command, "--settings", "mesh.json", "task.json"]).current_dir(folder.path());
+    parsed(&output(&mut mesh_task).await)
+}
+
+/// The same inputs for a module and for `mesh-task`.
+struct Case {
+    name: &'static str,
+    module: &'static str,
+    inputs: Value,
+    settings: Value,
+    task: Value,
+}
+
+impl Case {
+    /// A service: the task's family, containers and launch types are the module's inputs too.
+    fn service(name: &'static str, containers: Value, inputs: Value, settings: Value) -> Self {
+        let mut case = Self { name, module: "mesh-task", inputs, settings, task: json!({}) };
+        case.inputs["container_definitions"] = containers.clone();
+        case.with_task(containers)
+    }
+
+    fn gateway(name: &'static str, inputs: Value, settings: Value) -> Self {
+        let mut case = Self { name, module: "gateway-task", inputs, settings, task: json!({}) };
+        case.inputs["ecs_cluster_arn"] = json!(CLUSTER);
+        case.inputs["subnets"] = json!(["subnet-1"]);
+        case.with_task(json!([]))
+    }
+
+    fn with_task(mut self, containers: Value) -> Self {
+        let launch_types = self.inputs.get("requires_compatibilities").cloned();
+        self.inputs["family"] = json!(self.name);
+        self.task = json!({ "family": self.name, "networkMode": "awsvpc", "containerDefinitions": containers,
+            "requiresCompatibilities": launch_types.unwrap_or_else(|| json!(["EC2", "FARGATE"])) });
+        self
+    }
+}
+
+fn cases() -> Vec<Case> {
+    let app = json!({ "name": "app", "image": "registry.example/shop:7", "essential": true, "entryPoint": ["/shop"],
+        "portMappings": [{ "containerPort": 8080, "name": "http", "appProtocol": "http" }],
+        "healthCheck": { "command": ["CMD", "/shop", "healthy"] },
+        "environment": [{ "name": "A", "value": "b" }], "command": null });
+    let mut after_migration = app.clone();
+    after_migration["stopTimeout"] = json!(60);
+    after_migration["mountPoints"] = json!([{ "sourceVolume": "mine", "containerPath": "/m" }]);
+    after_migration["dependsOn"] = json!([{ "containerName": "sidecar-proxy", "condition": "START" },
+        { "containerName": "migrate", "condition": "SUCCESS" }]);
+    let migrate = json!({ "name": "migrate", "image": "registry.example/migrate:1", "essential": false });
+    let agent = json!({ "name": "agent", "image": "registry.example/agent:1", "entryPoint": [""], "command": ["run"],
+        "logConfiguration": { "logDriver": "awsfirelens", "options": { "Name": "stdout" } } });
+    let router = json!({ "name": "log-router", "image": "registry.example/fluent-bit:3", "essential": true,
+        "healthCheck": { "command": ["CMD", "/healthy"] },
+        "firelensConfiguration": { "type": "fluentbit", "options": { "enable-ecs-log-metadata": "true" } } });
+    let wrapped = json!({ "name": "wrapped", "image": "registry.example/wrapped:1",
+        "entryPoint": ["/app-entrypoint", "--shutdown-delay", "5s", "/wrapped"] });
+    let all = json!([after_migration, migrate, agent, router, wrapped]);
+    let logs = json!({ "logDriver": "awslogs", "options": { "awslogs-group": "/shop", "awslogs-region": "eu-west-1",
+        "awslogs-stream-prefix": "shop", "awslogs-create-group": "true" } });
+    let upstreams = json!([{ "destinationName": "stock", "localBindPort": 1234 },
+        { "destinationName": "till", "localBindPort": 1235, "meshGateway": { "mode": "local" } }]);
+    let options = json!({ "envoy_prometheus_bind_addr": "0.0.0.0:9102", "protocol": "http" });
+    let images = json!({ "meshInit": "a/init:1", "sidecarProxy": "a/proxy:1", "healthSync": "a/sync:1",
+        "appEntrypoint": "a/entry:1" });
+    let mut with_consul = images.clone();
+    with_consul["consul"] = json!("a/consul:1");
+    let checks = json!([{ "name": "up", "http": "http://127.0.0.1:8080/up", "interval": "10s" }]);
+    let registry = "registry.example/ecs-mesh";
+    vec![
+        Case::service(
+            "Least",
+            json!([app]),
+            json!({ "port": 8080, "retry_join": ["consul.internal"], "registry": registry }),
+            json!({ "service": { "port": 8080 }, "retryJoin": ["consul.internal"], "registry": registry, "datacenter": "dc1" }),
+        ),
+        Case::service(
+            "all",
+            all.clone(),
+            json!({
+                "port": 8080, "consul_service_name": "shop", "consul_service_tags": ["a", "b"],
+                "consul_service_meta": { "team": "<fish & chips>" }, "consul_namespace": "n", "consul_partition": "p",
+                "envoy_public_listener_port": 21000, "upstreams": upstreams,
+                "consul_ecs_config": { "logLevel": "DEBUG", "proxy": { "config": options }, "service": { "weights": { "passing": 3, "warning": 1 } } },
+                "retry_join": ["provider=aws tag_key=consul tag_value=server", "consul.internal"], "consul_datacenter": "eu",
+                "images": images, "consul_image": "a/consul:1", "log_configuration": logs,
+                "application_shutdown_delay_seconds": 10, "volumes": [{ "name": "mine" }],
+                "tls": true, "consul_ca_cert_arn": secret("ca"), "gossip_key_secret_arn": secret("gossip"), "acls": true,
+                "acl_secret_name_prefix": "p", "consul_client_token_secret_arn": secret("p-consul-client-token"),
+                "create_service_token_secret": false, "service_token_secret_arn": format!("{}:mine::", secret("p-shop")),
+            }),
+            json!({
+                "service": { "port": 8080, "name": "shop", "tags": ["a", "b"], "meta": { "team": "<fish & chips>" },
+                    "namespace": "n", "partition": "p", "weights": { "passing": 3, "warning": 1 } },
+                "proxy": { "publicListenerPort": 21000, "upstreams": upstreams, "config": options }, "logLevel": "DEBUG",
+                "retryJoin": ["provider=aws tag_key=consul tag_value=server", "consul.internal"], "datacenter": "eu",
+                "images": with_consul, "logConfiguration": logs, "shutdownDelay": "10s", "tls": true,
+                "secrets": { "ca": secret("ca"), "gossipKey": secret("gossip"),
+                    "clientToken": secret("p-consul-client-token"), "serviceToken": format!("{}:mine::", secret("p-shop")) },
+            }),
+        ),
+        Case::service(
+            "login",
+            json!([app, agent, router]),
+            json!({
+                "port": 8080, "checks": checks, "retry_join": ["consul.internal"], "registry": registry,
+                "requires_compatibilities": ["EC2"], "acls": true, "consul_http_addr": "https://consul.internal:8501",
+                "service_token_auth_method_name": "mine", "tls": true, "consul_server_ca_cert_arn": secret("ca"),
+                "consul_ecs_config": { "consulLogin": { "region": "eu-west-1", "includeEntity": false, "serverIdHeaderValue": "s" } },
+                "application_shutdown_delay_seconds": 100, "application_shutdown_delay_containers": ["later"],
+            }),
+            json!({
+                "service": { "port": 8080, "checks": checks }, "retryJoin": ["consul.internal"], "registry": registry,
+                "datacenter": "dc1", "tls": true, "secrets": { "ca": secret("ca") }, "shutdownDelay": "100s",
+                "shutdownDelayContainers": ["later"], "consulHTTPAddr": "https://consul.internal:8501",
+                "consulLogin": { "enabled": true, "method": "mine", "region": "eu-west-1", "includeEntity": false, "serverIdHeaderValue": "s" },
+            }),
+        )
+        .with_container(json!({ "name": "later", "image": "registry.example/later:1", "stopTimeout": 300, "entryPoint": ["/later"] })),
+        Case::service(
+            "outbound",
+            json!([migrate]),
+            json!({ "outbound_only": true, "port": 1, "retry_join": ["a", "b"], "registry": registry,
+                "acls": true, "acl_secret_name_prefix": "p", "consul_client_token_secret_arn": "arn:aws:ssm:eu-west-1:111122223333:parameter/client",
+                "create_service_token_secret": false, "service_token_secret_arn": secret("p-outbound") }),
+            json!({ "service": { "port": 0 }, "retryJoin": ["a", "b"], "registry": registry, "datacenter": "dc1",
+                "secrets": { "clientToken": "arn:aws:ssm:eu-west-1:111122223333:parameter/client", "serviceToken": secret("p-outbound") } }),
+        ),
+        Case::gateway(
+            "Mesh-gateway",
+            json!({ "kind": "mesh-gateway", "lan_port": 9443, "wan_address": "edge.example", "wan_port": 443,
+                "consul_service_tags": ["t"], "consul_partition": "p", "retry_join": ["consul.internal"], "registry": registry }),
+            json!({ "gateway": { "kind": "mesh-gateway", "tags": ["t"], "partition": "p", "lanAddress": { "port": 9443 },
+                "wanAddress": { "address": "edge.example", "port": 443 } },
+                "retryJoin": ["consul.internal"], "registry": registry, "datacenter": "dc1" }),
+        ),
+        Case::gateway(
+            "ingress",
+            json!({ "kind": "ingress-gateway", "consul_service_name": "front", "application_shutdown_delay_seconds": 50,
+                "retry_join": ["consul.internal"], "registry": registry }),
+            json!({ "gateway": { "kind": "ingress-gateway", "name": "front" }, "shutdownDelay": "50s",
+                "retryJoin": ["consul.internal"], "registry": registry, "datacenter": "dc1" }),
+        ),
+    ]
+}
+
+impl Case {
+    fn with_container(mut self, container: Value) -> Self {
+        for list in [&mut self.inputs["container_definitions"], &mut self.task["containerDefinitions"]] {
+            list.as_array_mut().unwrap().push(container.clone());
+        }
+        self
+    }
+}
+
+/// A copy of the modules for a provider of 2021, which has no `runtime_platform`.
+fn copy_modules(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let copy = to.join(path.file_name().unwrap());
+        if path.is_dir() {
+            copy_modules(&path, &copy);
+            continue;
+        }
+        let mut text = fs::read_to_string(&path).unwrap();
+        if let Some((before, block)) = text.split_once("\n  runtime_platform {\n") {
+            let after = block.split_once("\n  }\n").expect("the block ends").1;
+            text = format!("{before}{after}");
+        }
+        fs::write(copy, text.replace("\n      version = \">= 5.77\"\n", "\n")).unwrap();
+    }
+}
+
+fn terraform(directory: &Path, arguments: &[&str]) -> Command {
+    let mut terraform = Command::new(part("terraform").join("terraform"));
+    terraform.env_clear().env("CHECKPOINT_DISABLE", "1").env("HOME", directory);
+    terraform.args(arguments).current_dir(directory);
+    terraform
+}
+
+/// The plan of a configuration with these modules and outputs; the modules' sources are in `./modules`.
+async fn plan(modules: &Value, outputs: &Value) -> Value {
+    let configuration = json!({
+        "provider": { "aws": { "region": "eu-west-1", "access_key": "none", "secret_key": "none",
+            "skip_credentials_validation": true, "skip_requesting_account_id": true, "skip_metadata_api_check": true } },
+        "module": modules,
+        "output": outputs,
+    });
+    let folder = tempfile::tempdir().unwrap();
+    copy_modules(&workspace().join("deploy/terraform"), &folder.path().join("modules"));
+    fs::write(folder.path().join("main.tf.json"), configuration.to_string()).unwrap();
+    let plugins = format!("-plugin-dir={}", part("terraform").join("plugins").display());
+    output(&mut terraform(folder.path(), &["init", "-input=false", "-no-color", &plugins])).await;
+    output(&mut terraform(folder.path(), &["plan", "-input=false", "-no-color", "-refresh=false", "-out=plan"])).await;
+    parsed(&output(&mut terraform(folder.path(), &["show", "-json", "plan"])).await)
+}
+
+/// All resources of a planned module and of those below it.
+fn resources(module: &Value) -> Vec<&Value> {
+    let own = module["resources"].as_array().into_iter().flatten();
+    let below = module["child_modules"].as_array().into_iter().flatten().flat_map(resources);
+    own.chain(below).collect()
+}
+
+/// The values of a resource, by the end of its address.
+fn values<'a>(plan: &'a Value, address: &str) -> &'a Value {
+    let all = resources(&plan["planned_values"]["root_module"]);
+    let found = all.into_iter().find(|resource| resource["address"] == address);
+    &found.unwrap_or_else(|| panic!("no {address} in the plan"))["values"]
+}
+
+/// The document in a variable as JSON: Terraform writes `<` as `\u003c`.
+fn with_documents_read(mut containers: Value) -> Value {
+    for container in containers.as_array_mut().unwrap() {
+        for variable in container["environment"].as_array_mut().into_iter().flatten() {
+            if variable["name"] == "CONSUL_ECS_CONFIG_JSON" {
+                variable["value"] = parsed(variable["value"].as_str().unwrap());
+            }
+        }
+    }
+    // Indexing has put nulls there.
+    for container in containers.as_array_mut().unwrap() {
+        container.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+    }
+    containers
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().map(|entry| entry["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_terraform_plan_has_the_containers_that_mesh_task_renders() {
+    let cases = cases();
+    let (mut modules, mut outputs) = (Map::new(), Map::new());
+    for case in &cases {
+        let mut module = case.inputs.clone();
+        module["source"] = json!(format!("./modules/{}", case.module));
+        modules.insert(case.name.to_owned(), module);
+        let containers = json!({ "value": format!("${{module.{}.container_definitions}}", case.name) });
+        outputs.insert(case.name.to_owned(), containers);
+    }
+    let plan = plan(&json!(modules), &json!(outputs)).await;
+    for case in &cases {
+        let rendered = mesh_task("render", &case.settings, &case.task).await;
+        let planned = with_documents_read(plan["planned_values"]["outputs"][case.name]["value"].clone());
+        let expected = with_documents_read(rendered["containerDefinitions"].clone());
+        for (planned, expected) in planned.as_array().unwrap().iter().zip(expected.as_array().unwrap()) {
+            assert_eq!(planned, expected, "{}: planned on the left, rendered on the right", case.name);
+        }
+        assert_eq!(names(&planned), names(&expected), "{}", case.name);
+
+        let task = if case.module == "gateway-task" { ".module.task" } else { "" };
+        let definition = values(&plan, &format!("module.{}{task}.aws_ecs_task_definition.this", case.name));
+        let registered = parsed(definition["container_definitions"].as_str().unwrap());
+        assert_eq!(names(&registered), names(&expected), "{}", case.name);
+        let tags: Map<_, _> = rendered["tags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|tag| (tag["key"].as_str().unwrap().to_owned(), tag["value"].clone()))
+            .collect();
+        assert_eq!(definition["tags"], json!(tags), "{}", case.name);
+        let mut volumes = names(&rendered["volumes"]);
+        if case.inputs.get("volumes").is_some() {
+            volumes.push("mine");
+        }
+        volumes.sort_unstable();
+        let mut planned = names(&definition["volume"]);
+        planned.sort_unstable();
+        assert_eq!(planned, volumes, "{}", case.name);
+
+        // The role reads what mesh-task's policy lets it read.
+        let policy = mesh_task("policy", &case.settings, &case.task).await;
+        let role = values(&plan, &format!("module.{}{task}.aws_iam_role_policy.execution[0]", case.name));
+        let role = parsed(role["policy"].as_str().unwrap());
+        let of = |policy: &Value, action: &str| -> Vec<String> {
+            let statements = policy["Statement"].as_array().into_iter().flatten();
+            let mut resources: Vec<_> = statements
+                .filter(|statement| statement["Action"][0] == action)
+                .flat_map(|statement| statement["Resource"].as_array().unwrap().iter())
+                .map(|resource| resource.as_str().unwrap().to_owned())
+                .collect();
+            resources.sort();
+            resources
+        };
+        for action in ["secretsmanager:GetSecretValue", "ssm:GetParameters", "logs:CreateLogGroup"] {
+            assert_eq!(of(&role, action), of(&policy["executionRole"], action), "{}: {action}", case.name);
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_terraform_module_plans_its_service_and_the_roles_that_the_readme_asks_for() {
+    let modules = json!({
+        "controller": { "source": "./modules/acl-controller", "ecs_cluster_arn": CLUSTER, "name_prefix": "p",
+            "consul_server_http_addr": "${module.server.http_addr}", "consul_server_ca_cert_arn": "${module.server.ca_cert_arn}",
+            "consul_bootstrap_token_secret_arn": "${module.server.bootstrap_token_secret_arn}", "subnets": ["subnet-1"],
+            "registry": "registry.example/ecs-mesh", "environment": { "ACL_CONTROLLER_GRACE": "1h" },
+            "log_configuration": { "logDriver": "awslogs", "options": { "awslogs-group": "/mesh" } } },
+        "server": { "source": "./modules/dev-server", "ecs_cluster_arn": CLUSTER, "vpc_id": "vpc-1", "subnet_ids": ["subnet-1"],
+            "service_discovery_namespace": "consul.internal", "client_security_group_ids": ["sg-1"], "acls": true, "tls": true,
+            "ca_cert_arn": secret("ca"), "ca_key_arn": secret("ca-key"), "bootstrap_token_arn": secret("bootstrap"),
+            "gossip_key_secret_arn": secret("gossip") },
+        "shop": { "source": "./modules/mesh-task", "family": "Shop", "port": 8080, "registry": "registry.example/ecs-mesh",
+            "container_definitions": [{ "name": "app", "image": "registry.example/shop:7", "essential": true }],
+            "retry_join": ["${module.server.server_dns}"], "tls": true, "consul_ca_cert_arn": "${module.server.ca_cert_arn}",
+            "gossip_key_secret_arn": "${module.server.gossip_key_arn}", "acls": true,
+            "acl_secret_name_prefix": "${module.controller.name_prefix}",
+            "consul_client_token_secret_arn": "${module.controller.client_token_secret_arn}" },
+        "edge": { "source": "./modules/gateway-task", "family": "edge", "kind": "mesh-gateway", "ecs_cluster_arn": CLUSTER,
+            "subnets": ["subnet-1"], "retry_join": ["${module.server.server_dns}"], "registry": "registry.example/ecs-mesh",
+            "wan_port": 443, "lb_enabled": true, "lb_vpc_id": "vpc-1", "lb_subnets": ["subnet-1"],
+            "lb_ingress_rule_cidr_blocks": ["192.0.2.0/24"], "acls": true, "consul_http_addr": "${module.server.http_addr}" },
+    });
+    let plan = plan(&modules, &json!({ "secret": { "value": "${module.shop.service_token_secret_arn}" } })).await;
+    let container = |name: &str| {
+        let definition = values(&plan, &format!("module.{name}.aws_ecs_task_definition.this"));
+        parsed(definition["container_definitions"].as_str().unwrap())[0].clone()
+    };
+
+    let policy = values(&plan, "module.controller.aws_iam_role_policy.task");
+    let expected = readme("acl-controller", "json", 0);
+    let names = [("REGION", "eu-west-1"), ("ACCOUNT", "111122223333"), ("CLUSTER", "blue"), ("PREFIX", "p")];
+    let expected = names.iter().fold(expected, |text, (name, value)| text.replace(name, value));
+    assert_eq!(parsed(policy["policy"].as_str().unwrap()), parsed(&expected));
+    let environment = container("controller")["environment"].clone();
+    let variable = |name: &str| {
+        let found = environment.as_array().unwrap().iter().find(|variable| variable["name"] == name);
+        found.map(|variable| variable["value"].as_str().unwrap().to_owned())
+    };
+    assert_eq!(variable("ACL_CONTROLLER_SECRET_NAME_PREFIX").as_deref(), Some("p"));
+    assert_eq!(variable("CONSUL_HTTP_ADDR").as_deref(), Some("https://server.consul.internal:8501"));
+    assert_eq!(
+        values(&plan, "module.controller.aws_secretsmanager_secret.client_token")["name"],
+        "p-consul-client-token"
+    );
+
+    let secrets = container("server")["secrets"].clone();
+    assert_eq!(secrets.as_array().unwrap().len(), 4, "{secrets}");
+    assert_eq!(values(&plan, "module.shop.aws_secretsmanager_secret.service_token[0]")["name"], "p-shop");
+
+    let service = values(&plan, "module.edge.aws_ecs_service.this");
+    assert_eq!(service["propagate_tags"], "TASK_DEFINITION");
+    assert_eq!(service["load_balancer"][0]["container_port"], 8443);
+    assert_eq!(values(&plan, "module.edge.aws_lb_listener.this[0]")["port"], 443);
+    let clients = values(&plan, "module.edge.aws_security_group_rule.lb_ingress[0]");
+    assert_eq!((&clients["from_port"], &clients["cidr_blocks"]), (&json!(443), &json!(["192.0.2.0/24"])));
+}
+
+#[tokio::test]
+async fn the_terraform_modules_are_formatted() {
+    let mut fmt = terraform(&workspace().join("deploy/terraform"), &["fmt", "-check", "-recursive", "-diff"]);
+    assert_eq!(output(&mut fmt).await, "");
+}
