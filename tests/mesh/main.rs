@@ -139,7 +139,7 @@ async fn started(docker: &Docker, name: &str) -> Vec<(String, Option<String>)> {
 async fn request_passes_both_envoys_with_mutual_tls() {
     let _mesh = whole().await;
     const UPSTREAM: &str = "^cluster.api.default.dc1.internal.*upstream_rq_2xx$";
-    const INBOUND: &str = "^http.public_listener_http.downstream_rq_2xx$";
+    const INBOUND: &str = "^http.public_listener.*downstream_rq_2xx$";
     let handshakes_out = "^cluster.api.default.dc1.internal.*ssl.handshake$";
     let handshakes_in = "^listener.0.0.0.0_20000.ssl.handshake$";
     let inbound = async || statistic("api-1", INBOUND).await + statistic("api-2", INBOUND).await;
@@ -167,7 +167,7 @@ async fn request_passes_both_envoys_with_mutual_tls() {
 async fn public_listener_refuses_plain_text() {
     let _mesh = whole().await;
     const CONNECTIONS: &str = "^listener.0.0.0.0_20000.downstream_cx_total$";
-    const REQUESTS: &str = "^http.public_listener_http.downstream_rq_total$";
+    const REQUESTS: &str = "^http.public_listener.*downstream_rq_total$";
     const NO_TLS: &str = "^listener.0.0.0.0_20000.ssl.connection_error$";
     let before = (statistic("api-1", CONNECTIONS).await, statistic("api-1", REQUESTS).await);
     let errors = statistic("api-1", NO_TLS).await;
