@@ -1,12 +1,13 @@
 //! The containers of a task: how soon they react, what they hold in memory, and how long mesh-init takes.
 
-use std::net::{TcpListener, TcpStream};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
+use http_fixture::{Pass, Relay};
 use mesh_tests::consul::Agent;
 use mesh_tests::eventually;
 use mesh_tests::metadata::Metadata;
@@ -16,7 +17,6 @@ use serde_json::{Value, json};
 use sidecar_kit::http::{Client, Limits, Request};
 use tokio::time::{sleep, timeout};
 
-use crate::far_consul::copy;
 use crate::table::{Row, Unit};
 use crate::{BOUND, release_binary, resident};
 
@@ -167,7 +167,7 @@ async fn health_sync_idle(agent: &Agent) -> [Row; 2] {
     sleep(Duration::from_secs(5)).await;
     let requests = || {
         let sent = sent.lock().expect("no other thread panics");
-        sent.iter().map(|connection| parse(connection).len()).sum::<usize>()
+        sent.values().map(|connection| parse(connection).len()).sum::<usize>()
     };
     let before = (cpu(sync.id()), requests());
     sleep(Duration::from_secs(60)).await;
@@ -210,7 +210,7 @@ async fn mesh_init(agent: &Agent) -> Row {
     let (address, sent) = recorded(&agent.http);
     runs(&address);
     let requests =
-        sent.lock().expect("no other thread panics").iter().flat_map(|bytes| parse(bytes)).collect::<Vec<_>>();
+        sent.lock().expect("no other thread panics").values().flat_map(|bytes| parse(bytes)).collect::<Vec<_>>();
     assert!(requests.len() > 2, "mesh-init asks for more than {}", requests.len());
 
     let client = Client::plain();
@@ -240,25 +240,15 @@ async fn mesh_init(agent: &Agent) -> Row {
     Row::new(format!("mesh-init: start to exit, median of {RUNS}"), Unit::Seconds, took, 1.5 * alone).with_floor(alone)
 }
 
-/// An address that forwards to the agent and records what is sent, by connection.
-fn recorded(to: &str) -> (String, Arc<Mutex<Vec<Vec<u8>>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    let address = listener.local_addr().expect("a bound listener has an address").to_string();
-    let (to, sent) = (to.to_owned(), Arc::<Mutex<Vec<Vec<u8>>>>::default());
-    let keep = sent.clone();
-    std::thread::spawn(move || {
-        for (number, near) in listener.incoming().flatten().enumerate() {
-            let far = TcpStream::connect(&to).expect("Consul listens");
-            let twice = |stream: &TcpStream| stream.try_clone().expect("a connection can be held twice");
-            let (answers, back, keep) = (twice(&far), twice(&near), keep.clone());
-            keep.lock().expect("no other thread panics").push(Vec::new());
-            std::thread::spawn(move || copy(answers, back, |_| {}));
-            std::thread::spawn(move || {
-                copy(near, far, |bytes| keep.lock().expect("no other thread panics")[number].extend_from_slice(bytes));
-            });
-        }
-    });
-    (address, sent)
+/// A relay to the agent, and all that was sent over it, by the number of the connection.
+fn recorded(to: &str) -> (String, Arc<Mutex<BTreeMap<usize, Vec<u8>>>>) {
+    let sent = Arc::<Mutex<BTreeMap<usize, Vec<u8>>>>::default();
+    let record = sent.clone();
+    let keep = move |connection, bytes: &[u8]| {
+        record.lock().expect("no other thread panics").entry(connection).or_default().extend_from_slice(bytes);
+        Pass::On
+    };
+    (Relay::start(to, keep, |_, _| {}).address, sent)
 }
 
 /// Method, path, header fields and body.

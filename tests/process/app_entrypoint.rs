@@ -20,7 +20,7 @@ fn entrypoint(arguments: &[&str]) -> Command {
 }
 
 #[tokio::test]
-async fn the_app_gets_term_only_after_the_delay() {
+async fn app_gets_term_after_the_delay() {
     let mut process = Process::spawn(&mut entrypoint(&["--shutdown-delay", "1s", "sh", "-c", APP]));
     process.says("ready", BOUND).await;
     let told = Instant::now();
@@ -32,7 +32,7 @@ async fn the_app_gets_term_only_after_the_delay() {
 }
 
 #[tokio::test]
-async fn a_second_term_ends_the_delay() {
+async fn second_term_ends_the_delay() {
     let mut process = Process::spawn(&mut entrypoint(&["--shutdown-delay", "1h", "sh", "-c", APP]));
     process.says("ready", BOUND).await;
     process.signal(Signal::TERM);
@@ -42,7 +42,7 @@ async fn a_second_term_ends_the_delay() {
 }
 
 #[tokio::test]
-async fn without_a_delay_term_goes_through_at_once_and_other_signals_always_do() {
+async fn without_delay_term_is_passed_on_at_once() {
     let mut process = Process::spawn(&mut entrypoint(&["sh", "-c", APP]));
     process.says("ready", BOUND).await;
     process.signal(Signal::TERM);
@@ -55,7 +55,7 @@ async fn without_a_delay_term_goes_through_at_once_and_other_signals_always_do()
 }
 
 #[tokio::test]
-async fn an_image_s_own_stop_signal_is_delayed_and_passed_on() {
+async fn stop_signal_of_the_image_is_delayed_and_passed_on() {
     let script = "trap 'exit 8' QUIT; echo ready; while :; do sleep 0.05; done";
     let flags = ["--stop-signal", "SIGQUIT", "--shutdown-delay", "1s", "sh", "-c", script];
     let mut process = Process::spawn(&mut entrypoint(&flags));
@@ -69,7 +69,7 @@ async fn an_image_s_own_stop_signal_is_delayed_and_passed_on() {
 }
 
 #[tokio::test]
-async fn an_app_that_ends_during_the_delay_ends_it() {
+async fn app_that_exits_during_the_delay_ends_it() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("end");
     let script = format!("echo ready; while [ ! -e {} ]; do sleep 0.05; done; exit 3", file.display());
@@ -82,7 +82,7 @@ async fn an_app_that_ends_during_the_delay_ends_it() {
 }
 
 #[tokio::test]
-async fn a_delay_that_reaches_the_stop_timeout_is_warned_of() {
+async fn delay_as_long_as_the_stop_timeout_gives_a_warning() {
     let warned = run(&mut entrypoint(&["--shutdown-delay", "30s", "--stop-timeout", "30s", "true"]), BOUND).await;
     assert_eq!(warned.code, 0);
     assert!(warned.stderr.contains("the shutdown delay of 30s reaches the stop timeout of 30s"), "{}", warned.stderr);
@@ -91,7 +91,7 @@ async fn a_delay_that_reaches_the_stop_timeout_is_warned_of() {
 }
 
 #[tokio::test]
-async fn what_the_app_s_own_variables_say_never_keeps_it_from_starting() {
+async fn variables_of_the_app_never_prevent_its_start() {
     for name in ["app-entrypoint", "envoy-entrypoint"] {
         for (variable, value) in [("LOG_LEVEL", "WARNING"), ("LOG_FORMAT", "logfmt")] {
             let mut command = Command::new(binary(name));
@@ -116,7 +116,7 @@ async fn what_the_app_s_own_variables_say_never_keeps_it_from_starting() {
 }
 
 #[tokio::test]
-async fn variables_of_its_own_say_what_flags_say_and_a_flag_may_have_one_dash() {
+async fn variables_work_like_flags_also_with_one_dash() {
     for (flags, variables) in [
         (&[][..], &[("APP_ENTRYPOINT_SHUTDOWN_DELAY", "30s"), ("APP_ENTRYPOINT_STOP_TIMEOUT", "30s")][..]),
         (&["-shutdown-delay", "30s", "-stop-timeout=30s"], &[]),
@@ -139,7 +139,7 @@ async fn variables_of_its_own_say_what_flags_say_and_a_flag_may_have_one_dash() 
 
 /// As an app makes it that shares its standard error with us and sets it non-blocking.
 #[test]
-fn a_standard_error_that_takes_nothing_does_not_end_the_app() {
+fn full_standard_error_does_not_end_the_app() {
     let (_reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while writer.write(&[0; 4096]).is_ok() {}
@@ -155,7 +155,7 @@ fn a_standard_error_that_takes_nothing_does_not_end_the_app() {
 }
 
 #[tokio::test]
-async fn exit_codes_are_the_app_s_or_a_shell_s() {
+async fn exit_code_is_that_of_the_app_or_of_a_shell() {
     assert_eq!(run(&mut entrypoint(&["sh", "-c", "exit 42"]), BOUND).await.code, 42);
     assert_eq!(run(&mut entrypoint(&["run", "sh", "-c", "kill -9 $$"]), BOUND).await.code, 137);
     assert_eq!(run(&mut entrypoint(&["no-such-program"]), BOUND).await.code, 127);

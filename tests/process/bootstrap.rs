@@ -3,7 +3,7 @@
 use mesh_tests::consul::{Agent, certificates};
 use serde_json::{Value, json};
 
-use super::mesh_init::{Server, Task};
+use super::mesh_init::{Task, answering};
 
 /// A bootstrap of the user's own, as one adapts Consul's.
 const TEMPLATE: &str = r#"{
@@ -77,7 +77,7 @@ fn own_json() -> Value {
 }
 
 #[tokio::test]
-async fn envoy_loads_the_bootstrap_with_every_option() {
+async fn envoy_loads_a_bootstrap_with_every_option() {
     let directory = certificates().await;
     let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let authority = path("consul-agent-ca.pem");
@@ -89,7 +89,7 @@ async fn envoy_loads_the_bootstrap_with_every_option() {
     let agent = Agent::start().await;
     // The real agent's Consul has no access logs yet: this one gives the same answer to everything.
     let newer = |config: &Value| {
-        Server::that_answers(
+        answering(
             &json!({
                 "ID": "web-f1a2-sidecar-proxy", "Service": "web-sidecar-proxy", "Datacenter": "dc1",
                 "Proxy": { "DestinationServiceName": "web", "Config": config },
@@ -173,10 +173,10 @@ async fn envoy_loads_the_bootstrap_with_every_option() {
             with(&[("MESH_INIT_ADMIN_ACCESS_LOG_PATH", "/dev/stderr")]),
             "/dev/stderr",
         ),
-        ("access logs", &logs.0, &none, with(&[address("127.0.0.1:8502")]), "Consul Listener Filter Log"),
+        ("access logs", &logs.address, &none, with(&[address("127.0.0.1:8502")]), "Consul Listener Filter Log"),
         (
             "a template",
-            &template.0,
+            &template.address,
             &none,
             with(&[address("https://[::1]:8503"), ("CONSUL_GRPC_CACERT", &authority)]),
             r#""mine":true"#,
@@ -194,7 +194,7 @@ async fn envoy_loads_the_bootstrap_with_every_option() {
 }
 
 #[tokio::test]
-async fn a_template_from_proxy_defaults_becomes_the_bootstrap() {
+async fn template_from_proxy_defaults_makes_the_bootstrap() {
     let agent = Agent::start_with_acls().await;
     let token = agent.service_token("web").await;
     let set = async |template: &str| {
@@ -220,7 +220,7 @@ async fn a_template_from_proxy_defaults_becomes_the_bootstrap() {
 }
 
 #[tokio::test]
-async fn a_field_that_this_consul_does_not_know_is_told_with_the_version_that_does() {
+async fn unknown_field_error_names_the_consul_that_knows_it() {
     let agent = Agent::start().await;
     let check = |field: &str, value: Value| {
         let mut task = Task::new(&agent.http, "");
@@ -269,7 +269,7 @@ async fn a_field_that_this_consul_does_not_know_is_told_with_the_version_that_do
 }
 
 #[tokio::test]
-async fn every_other_field_of_a_check_is_one_that_consul_1_8_has() {
+async fn every_other_field_of_a_check_is_known_to_consul_1_8() {
     let agent = Agent::start().await;
     let mut task = Task::new(&agent.http, "");
     task.document["healthSyncContainers"] = json!([]);
@@ -288,7 +288,7 @@ async fn every_other_field_of_a_check_is_one_that_consul_1_8_has() {
 }
 
 #[tokio::test]
-async fn what_this_agent_would_never_take_ends_at_once() {
+async fn document_that_the_agent_never_accepts_fails_at_once() {
     let agent = Agent::start().await;
     let mut task = Task::new(&agent.http, "");
     task.document["healthSyncContainers"] = json!([]);
@@ -297,7 +297,7 @@ async fn what_this_agent_would_never_take_ends_at_once() {
 }
 
 #[tokio::test]
-async fn a_null_in_the_proxy_s_configuration_is_the_same_as_absent() {
+async fn null_in_the_proxy_configuration_equals_absent() {
     let agent = Agent::start().await;
     let mut task = Task::new(&agent.http, "");
     let config = json!({ "protocol": "http", "a": null, "b": { "c": null, "d": [1, null, { "e": null }] } });

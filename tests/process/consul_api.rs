@@ -1,12 +1,12 @@
 //! The Consul client against a real agent: every call, and every kind of error that this agent gives.
 
-use std::io::{Read, Write};
 use std::time::Duration;
 
 use consul_api::{
     AclLink, CheckDefinition, CheckStatus, Client, Config, Error, IntentionAction, KeyValue, KeyWrite, NewPolicy,
     NewSession, Proxy, ServiceIdentity, ServiceKind, ServiceRegistration, TokenGrants, Upstream, XdsPort, at_start,
 };
+use http_fixture::{Answer, Server};
 use mesh_tests::consul::Agent;
 use mesh_tests::{eventually, free_port};
 use serde_json::json;
@@ -37,7 +37,7 @@ fn service() -> ServiceRegistration {
 }
 
 #[tokio::test]
-async fn a_service_is_registered_read_put_into_maintenance_and_removed() {
+async fn service_is_registered_read_maintained_and_removed() {
     let agent = Agent::start().await;
     let client = client(&agent, "");
     assert_eq!(client.agent_self().await.unwrap().xds_port(), XdsPort::Plain(agent.grpc_port));
@@ -95,7 +95,7 @@ async fn a_service_is_registered_read_put_into_maintenance_and_removed() {
 }
 
 #[tokio::test]
-async fn a_blocking_query_returns_when_the_service_changes_and_not_before() {
+async fn blocking_query_returns_when_the_service_changes() {
     let agent = Agent::start().await;
     let client = client(&agent, "");
     client.register_service(&service()).await.unwrap();
@@ -151,7 +151,7 @@ async fn config_entries_and_intentions_are_written_read_and_removed() {
 }
 
 #[tokio::test]
-async fn errors_are_typed_by_what_the_agent_says() {
+async fn error_type_follows_the_answer_of_the_agent() {
     let agent = Agent::start_with_acls().await;
     let management = client(&agent, &agent.management);
     let missing = management.update_check(&"nope".into(), CheckStatus::Passing, "").await.unwrap_err();
@@ -188,7 +188,7 @@ async fn errors_are_typed_by_what_the_agent_says() {
 }
 
 #[tokio::test]
-async fn an_agent_without_servers_has_not_joined() {
+async fn agent_without_servers_has_not_joined() {
     let data = tempfile::tempdir().unwrap();
     let port = mesh_tests::free_port();
     let config = json!({
@@ -213,7 +213,7 @@ async fn an_agent_without_servers_has_not_joined() {
 }
 
 #[tokio::test]
-async fn what_is_not_an_agent_is_typed_by_what_it_does() {
+async fn server_that_is_no_agent_gives_a_typed_error() {
     let client_of = |address: &str| {
         let env = Env::from_iter([("CONSUL_HTTP_ADDR", address)]);
         Client::new(Config::from_env(&env).unwrap()).unwrap()
@@ -231,7 +231,7 @@ async fn what_is_not_an_agent_is_typed_by_what_it_does() {
 }
 
 #[tokio::test]
-async fn at_start_a_token_that_comes_to_be_known_is_waited_for_and_a_wrong_request_is_not() {
+async fn at_start_unknown_token_is_retried_wrong_request_is_not() {
     let agent = Agent::start_with_acls().await;
     let secret = "22222222-3333-4444-5555-666666666666";
     let task = client(&agent, secret);
@@ -250,7 +250,7 @@ async fn at_start_a_token_that_comes_to_be_known_is_waited_for_and_a_wrong_reque
 }
 
 #[tokio::test]
-async fn tokens_and_policies_are_made_listed_changed_and_removed() {
+async fn tokens_and_policies_are_created_changed_and_removed() {
     let agent = Agent::start_with_acls().await;
     let client = client(&agent, &agent.management);
     let rules = "service_prefix \"\" { policy = \"read\" }";
@@ -303,7 +303,7 @@ async fn tokens_and_policies_are_made_listed_changed_and_removed() {
 }
 
 #[tokio::test]
-async fn keys_are_written_in_one_transaction_and_read_below_a_prefix() {
+async fn keys_are_written_in_one_transaction_and_read_by_prefix() {
     let agent = Agent::start().await;
     let client = client(&agent, "");
     let write = |key: &str, value: Option<&str>| KeyWrite { key: key.to_owned(), value: value.map(str::to_owned) };
@@ -321,7 +321,7 @@ async fn keys_are_written_in_one_transaction_and_read_below_a_prefix() {
 }
 
 #[tokio::test]
-async fn a_lock_is_one_session_s_until_it_ends_and_the_lock_delay_is_over() {
+async fn lock_is_free_after_its_session_and_the_lock_delay() {
     let within = Duration::from_secs(5);
     let agent = Agent::start().await;
     let client = client(&agent, "");
@@ -353,7 +353,7 @@ async fn a_lock_is_one_session_s_until_it_ends_and_the_lock_delay_is_over() {
 }
 
 #[tokio::test]
-async fn of_several_servers_one_that_fails_is_left_for_the_next() {
+async fn read_goes_to_the_next_server_if_one_fails() {
     let agent = Agent::start().await;
     // The one that hangs takes the connection and never answers.
     let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -371,17 +371,9 @@ async fn of_several_servers_one_that_fails_is_left_for_the_next() {
 }
 
 #[tokio::test]
-async fn a_server_without_tls_or_over_its_rate_limit_is_left_for_the_next_by_writes_too() {
+async fn write_goes_to_the_next_server_without_tls_or_on_429() {
     let agent = Agent::start().await;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let limits = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let _ = stream.read(&mut [0; 4096]);
-            let _ =
-                stream.write_all(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        }
-    });
+    let limits = Server::start(|_| Answer::new("429 Too Many Requests", ""));
     let new = NewSession { name: "test", ttl: Duration::from_secs(10), lock_delay: Duration::ZERO };
     // Its node is there a moment after the leader.
     let at = |servers: &str| {
@@ -394,7 +386,7 @@ async fn a_server_without_tls_or_over_its_rate_limit_is_left_for_the_next_by_wri
     .await;
     // The agent speaks plain text there: the handshake fails.
     let without_tls = format!("https://{}", agent.http);
-    for fails in [without_tls, limits.to_string()] {
+    for fails in [without_tls, limits.address] {
         let two = at(&format!("{fails},{}", agent.http));
         two.create_session(new, Duration::from_secs(5)).await.unwrap();
         assert!(two.leader().await.unwrap().is_some());

@@ -1,12 +1,12 @@
 //! The configuration document from end to end: every field that Consul 1.8.7 knows shows in a real agent, and what
 //! `mesh-init validate` says. Each field in the request's body is a test of mesh-config.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
+use http_fixture::{Answer, Server};
 use mesh_tests::consul::Agent;
 use mesh_tests::metadata::Metadata;
 use mesh_tests::process::{Finished, run};
@@ -15,34 +15,13 @@ use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(60);
 
-/// A loopback server that takes an HTTP check's request and hands its text on.
-fn checked() -> (String, mpsc::Receiver<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/health", listener.local_addr().unwrap());
-    let (send, requests) = mpsc::channel();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let mut request = Vec::new();
-            let mut part = [0; 1024];
-            while !request.ends_with(b"the body") {
-                match stream.read(&mut part) {
-                    Ok(read) if read > 0 => request.extend_from_slice(&part[..read]),
-                    _ => break,
-                }
-            }
-            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-            let _ = send.send(String::from_utf8_lossy(&request).into_owned());
-        }
-    });
-    (url, requests)
-}
-
 #[tokio::test]
-async fn every_field_that_the_agent_knows_shows_in_it() {
+async fn every_field_of_a_service_shows_in_the_agent() {
     let agent = Agent::start_with(&json!({ "enable_local_script_checks": true, "enable_script_checks": true })).await;
     let metadata = Metadata::start("shop", json!([]));
     let volume = tempfile::tempdir().unwrap();
-    let (url, requests) = checked();
+    let checked = Server::start(|_| Answer::ok(""));
+    let url = format!("{}/health", checked.url());
     let (public, upstream, exposed) = (free_port(), free_port(), free_port());
     let quiet = json!({ "interval": "1h", "timeout": "1s", "status": "warning", "notes": "for humans" });
     let check = |name: &str, fields: Value| {
@@ -119,13 +98,14 @@ async fn every_field_that_the_agent_knows_shows_in_it() {
         "ParsedFromCheck": false });
     assert_eq!(proxy["Proxy"]["Expose"]["Paths"], json!([path]));
 
-    let request = tokio::task::spawn_blocking(move || requests.recv_timeout(BOUND)).await.unwrap().unwrap();
-    assert!(request.starts_with("POST /health HTTP/1.1\r\n"), "{request}");
-    assert!(request.contains("X-Some: 1\r\nX-Some: 2\r\n") && request.ends_with("\r\n\r\nthe body"), "{request}");
+    let asked = async || checked.requests().pop().ok_or_else(|| "no request".to_owned());
+    let request = eventually("the agent runs the check", BOUND, asked).await;
+    assert!(request.head.starts_with("POST /health HTTP/1.1\r\n"), "{request:?}");
+    assert!(request.head.contains("X-Some: 1\r\nX-Some: 2\r\n") && request.body == "the body", "{request:?}");
 }
 
 #[tokio::test]
-async fn every_field_of_a_gateway_shows_in_the_agent_and_its_check_dials_the_lan_address() {
+async fn every_field_of_a_gateway_shows_in_the_agent() {
     let agent = Agent::start().await;
     let networks = json!([{ "NetworkMode": "awsvpc", "IPv4Addresses": ["127.0.0.3"] }]);
     let metadata = Metadata::start("family", json!([{ "Name": "sidecar-proxy", "Networks": networks }]));
@@ -171,7 +151,7 @@ async fn validate(arguments: &[&str], document: Option<&str>) -> Finished {
 }
 
 #[tokio::test]
-async fn validate_tells_every_error_on_a_line_or_what_would_be_registered() {
+async fn validate_prints_each_error_or_the_registration() {
     let wrong = r#"{"service": {"port": "80", "adress": 1}, "healthSyncContainers": ["a"], "proxy": {"upstreams": [
         {"destinationName": "a", "localBindPort": 20000}]}, "x": 1}"#;
     let told = validate(&[], Some(wrong)).await;
@@ -223,7 +203,7 @@ async fn validate_tells_every_error_on_a_line_or_what_would_be_registered() {
 }
 
 #[test]
-fn validate_takes_the_document_from_standard_input() {
+fn validate_reads_the_document_from_standard_input() {
     let mut command = Command::new(binary("mesh-init"));
     command.env_clear().args(["validate", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();

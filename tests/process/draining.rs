@@ -143,7 +143,7 @@ async fn get(sender: &mut SendRequest<Empty<Bytes>>, path: &str) -> hyper::Respo
 }
 
 #[tokio::test]
-async fn each_protocol_is_drained_as_the_documentation_says() {
+async fn each_protocol_drains_as_the_documentation_says() {
     let own = json!({ "DockerId": OWN_DOCKER_ID, "Name": "sidecar-proxy", "KnownStatus": "RUNNING", "DesiredStatus": "RUNNING" });
     let app_container =
         |known: &str| json!({ "DockerId": "app", "Name": "app", "KnownStatus": known, "DesiredStatus": "RUNNING" });

@@ -18,7 +18,7 @@ fn entrypoint(arguments: &[&str]) -> Command {
 }
 
 #[tokio::test]
-async fn every_exit_code_is_passed_through() {
+async fn every_exit_code_is_passed_on() {
     for code in 0..=255 {
         let exit = format!("exit {code}");
         let verb: &[&str] = if code % 2 == 0 { &["run", "sh", "-c", &exit] } else { &["sh", "-c", &exit] };
@@ -27,7 +27,7 @@ async fn every_exit_code_is_passed_through() {
 }
 
 #[tokio::test]
-async fn a_child_ended_by_a_signal_gives_128_and_its_number() {
+async fn child_ended_by_a_signal_gives_128_and_its_number() {
     for signal in [1, 2, 3, 6, 9, 11, 13, 15] {
         let kill = format!("kill -{signal} $$");
         assert_eq!(run(&mut entrypoint(&["sh", "-c", &kill]), BOUND).await.code, 128 + signal);
@@ -125,7 +125,7 @@ async fn orphans_are_reaped() {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_run_is_one_line_and_a_shell_s_exit_code() {
+async fn command_that_cannot_run_gives_one_line_and_126_or_127() {
     let missing = run(&mut entrypoint(&["no-such-program"]), BOUND).await;
     assert_eq!((missing.code, missing.stderr.lines().count()), (127, 1));
     assert_eq!(missing.stderr, "envoy-entrypoint: cannot run no-such-program: no such program\n");
@@ -136,7 +136,7 @@ async fn a_command_that_cannot_run_is_one_line_and_a_shell_s_exit_code() {
 }
 
 #[tokio::test]
-async fn a_wrong_value_is_named_with_the_variable_that_it_came_from() {
+async fn wrong_value_error_names_its_variable() {
     let finished = run(entrypoint(&["true"]).env("ENVOY_ENTRYPOINT_GRACE", "soon"), BOUND).await;
     assert_eq!((finished.code, finished.stderr.lines().count()), (2, 1));
     assert!(finished.stderr.contains("'soon' for '--grace <DURATION>'"), "{}", finished.stderr);
@@ -172,7 +172,7 @@ async fn install_copies_a_binary_that_runs() {
 }
 
 #[tokio::test]
-async fn dial_tells_whether_something_listens() {
+async fn dial_says_whether_a_program_listens() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     assert_eq!(run(&mut entrypoint(&["dial", &address]), BOUND).await.code, 0);
@@ -183,7 +183,7 @@ async fn dial_tells_whether_something_listens() {
 }
 
 #[tokio::test]
-async fn envoy_gets_all_files_that_the_hard_limit_allows() {
+async fn envoy_gets_the_hard_limit_of_open_files() {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -Sn 64; exec \"$0\" sh -c 'ulimit -Sn; ulimit -Hn'"]).arg(binary("envoy-entrypoint"));
     let finished = run(&mut command, BOUND).await;
@@ -193,7 +193,7 @@ async fn envoy_gets_all_files_that_the_hard_limit_allows() {
 }
 
 #[tokio::test]
-async fn a_variable_changes_the_number_of_envoy_s_workers() {
+async fn variable_sets_the_number_of_workers_of_envoy() {
     let command = ["echo", "envoy", "--concurrency", "2", "-l", "info"];
     let unchanged = run(&mut entrypoint(&command), BOUND).await.stdout;
     assert_eq!(unchanged, "envoy --concurrency 2 -l info\n");

@@ -1,12 +1,14 @@
 //! envoy-entrypoint in a task: Envoy runs on until the apps have stopped.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use http_fixture::{Answer, Request, Server};
 use mesh_tests::metadata::{Metadata, OWN_DOCKER_ID};
 use mesh_tests::process::Process;
 use mesh_tests::{binary, eventually, free_port, part};
@@ -54,7 +56,7 @@ async fn asked_again(metadata: &Metadata, times: u64) {
 }
 
 #[tokio::test]
-async fn envoy_gets_term_when_the_last_app_has_stopped_and_its_exit_code_is_passed_on() {
+async fn envoy_gets_term_when_the_last_app_has_stopped() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING"), ("logger", "RUNNING")]));
     let mut process = started(&metadata, &[]).await;
     process.signal(Signal::TERM);
@@ -69,7 +71,7 @@ async fn envoy_gets_term_when_the_last_app_has_stopped_and_its_exit_code_is_pass
 }
 
 #[tokio::test]
-async fn a_container_that_is_ignored_is_not_waited_for() {
+async fn ignored_container_does_not_keep_envoy_running() {
     let metadata = Metadata::start("shop", containers(&[("app", "STOPPED"), ("logger", "RUNNING"), ("x", "RUNNING")]));
     let mut process = started(&metadata, &["--ignore-container", "logger, x"]).await;
     process.signal(Signal::TERM);
@@ -77,7 +79,7 @@ async fn a_container_that_is_ignored_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn while_it_waits_the_metadata_is_asked_at_most_ten_times_a_second_and_before_once() {
+async fn metadata_is_polled_at_most_ten_times_a_second() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let process = started(&metadata, &["--drain", "--admin", "127.0.0.1:9"]).await;
     let running = (Instant::now(), metadata.answered());
@@ -93,7 +95,7 @@ async fn while_it_waits_the_metadata_is_asked_at_most_ten_times_a_second_and_bef
 }
 
 #[tokio::test]
-async fn metadata_that_says_nothing_of_the_apps_does_not_end_envoy() {
+async fn metadata_without_the_apps_does_not_end_envoy() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let mut process = started(&metadata, &[]).await;
     process.signal(Signal::TERM);
@@ -117,7 +119,7 @@ async fn metadata_that_says_nothing_of_the_apps_does_not_end_envoy() {
 }
 
 #[tokio::test]
-async fn without_metadata_envoy_runs_on_and_ends_when_it_is_there_again() {
+async fn envoy_runs_on_while_the_metadata_is_missing() {
     let metadata = Metadata::start("shop", containers(&[("app", "STOPPED")]));
     metadata.set_failing(true);
     let mut process = started(&metadata, &[]).await;
@@ -133,7 +135,7 @@ async fn without_metadata_envoy_runs_on_and_ends_when_it_is_there_again() {
 }
 
 #[tokio::test]
-async fn a_gateway_s_envoy_runs_on_for_its_delay_and_waits_for_no_app() {
+async fn envoy_of_a_gateway_stops_after_its_delay() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let mut process = started(&metadata, &["--gateway-delay", "700ms"]).await;
     let begun = Instant::now();
@@ -146,7 +148,7 @@ async fn a_gateway_s_envoy_runs_on_for_its_delay_and_waits_for_no_app() {
 }
 
 #[tokio::test]
-async fn a_second_term_changes_nothing_and_the_end_of_the_grace_ends_envoy_whoever_needs_it() {
+async fn second_term_is_ignored_and_the_grace_ends_envoy() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let mut process = started(&metadata, &[]).await;
     process.signal(Signal::TERM);
@@ -166,7 +168,7 @@ async fn a_second_term_changes_nothing_and_the_end_of_the_grace_ends_envoy_whoev
 }
 
 #[tokio::test]
-async fn an_envoy_that_ignores_term_is_killed() {
+async fn envoy_that_ignores_term_is_killed() {
     let metadata = Metadata::start("shop", containers(&[("app", "STOPPED")]));
     let mut ignoring = Command::new(binary("envoy-entrypoint"));
     ignoring.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri);
@@ -178,7 +180,7 @@ async fn an_envoy_that_ignores_term_is_killed() {
 }
 
 #[tokio::test]
-async fn an_envoy_that_dies_by_itself_ends_it_with_its_code_before_term_and_after() {
+async fn envoy_that_exits_by_itself_gives_its_exit_code() {
     let dir = tempfile::tempdir().unwrap();
     let die = dir.path().join("die");
     let script = format!("trap '' TERM; echo ready; while [ ! -e {} ]; do sleep 0.05; done; exit 9", die.display());
@@ -199,7 +201,7 @@ async fn an_envoy_that_dies_by_itself_ends_it_with_its_code_before_term_and_afte
 }
 
 #[tokio::test]
-async fn restarts_are_as_many_as_allowed_and_term_ends_them() {
+async fn envoy_restarts_as_often_as_allowed_until_term() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let restarting = |uri: &str, flags: &[&str]| {
         let mut command = Command::new(binary("envoy-entrypoint"));
@@ -223,23 +225,16 @@ async fn restarts_are_as_many_as_allowed_and_term_ends_them() {
     assert_eq!(process.exit_code(BOUND).await, 3);
 }
 
-/// Something in the place of Envoy's admin page that takes every request; gives their first lines.
+/// A server in the place of Envoy's admin page, and the paths of its POST requests. envoy-entrypoint also gets statistics from it.
 fn admin() -> (String, Receiver<String>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
     let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            let mut line = String::new();
-            BufReader::new(&stream).read_line(&mut line).unwrap();
-            let _ = (&stream).write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOK\n");
-            // Envoy is asked for its statistics too.
-            if line.starts_with("POST") {
-                let _ = sender.send(line.trim().to_owned());
-            }
+    let server = Server::start(move |request| {
+        if request.method == "POST" {
+            let _ = sender.send(request.target.clone());
         }
+        Answer::ok("OK\n")
     });
-    (address, receiver)
+    (server.address, receiver)
 }
 
 /// Statistics of an Envoy that asks Consul for listeners: how many updates it has taken.
@@ -247,24 +242,18 @@ fn listener_updates(taken: u32) -> String {
     format!("listener_manager.lds.update_rejected: 0\nlistener_manager.lds.update_success: {taken}\n")
 }
 
-/// Something in the place of Envoy's admin page: answers each request with the next of these bodies, then with the last.
+/// A server in the place of Envoy's admin page. It answers each request with the next of these bodies, then with the last.
 fn statistics(bodies: Vec<String>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        let last = bodies.last().unwrap().clone();
-        for (stream, body) in listener.incoming().flatten().zip(bodies.into_iter().chain(std::iter::repeat(last))) {
-            let mut line = String::new();
-            BufReader::new(&stream).read_line(&mut line).unwrap();
-            let length = body.len();
-            let _ = write!(&stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
-        }
-    });
-    address
+    let next = AtomicUsize::new(0);
+    let answer = move |_: &Request| {
+        let number = next.fetch_add(1, Ordering::SeqCst);
+        Answer::ok(&bodies[number.min(bodies.len() - 1)])
+    };
+    Server::start(answer).address
 }
 
 #[tokio::test]
-async fn the_bound_for_listeners_begins_anew_with_each_start_of_envoy() {
+async fn listener_timeout_begins_anew_with_each_start() {
     // The admin page outlives Envoy. The first bound is over while no Envoy runs.
     let address = statistics(vec![listener_updates(0)]);
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
@@ -275,7 +264,7 @@ async fn the_bound_for_listeners_begins_anew_with_each_start_of_envoy() {
 }
 
 #[tokio::test]
-async fn inbound_listeners_drain_once_at_term_or_when_ecs_wants_the_task_stopped() {
+async fn inbound_listeners_drain_once_at_term_or_task_stop() {
     for by_term in [true, false] {
         let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
         let (address, requests) = admin();
@@ -293,7 +282,7 @@ async fn inbound_listeners_drain_once_at_term_or_when_ecs_wants_the_task_stopped
             metadata.set_desired_status("STOPPED");
         }
         process.says("draining the inbound listeners", BOUND).await;
-        assert_eq!(requests.recv().unwrap(), "POST /drain_listeners?inboundonly&graceful&skip_exit HTTP/1.1");
+        assert_eq!(requests.recv().unwrap(), "/drain_listeners?inboundonly&graceful&skip_exit");
         if !by_term {
             process.signal(Signal::TERM);
         }
@@ -355,7 +344,7 @@ async fn connected(port: u16) -> TcpStream {
 
 /// Its admin page is found by its bootstrap.
 #[tokio::test]
-async fn a_real_envoy_closes_what_came_in_still_takes_new_connections_and_goes_on_with_what_goes_out() {
+async fn draining_envoy_still_accepts_and_sends_requests() {
     for (drain, host) in [("true", "127.0.0.1"), ("true", "::1"), ("false", "127.0.0.1")] {
         let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
         let ports = [free_port(), free_port(), free_port()];
@@ -406,7 +395,7 @@ fn without_an_agent(mut bootstrap: Value) -> Value {
 }
 
 #[tokio::test]
-async fn an_envoy_without_listeners_from_consul_is_ended_with_the_reason() {
+async fn envoy_without_listeners_ends_with_the_reason() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let directory = tempfile::tempdir().unwrap();
     let bootstrap = without_an_agent(two_listeners(free_port(), free_port(), free_port()));
@@ -424,7 +413,7 @@ async fn an_envoy_without_listeners_from_consul_is_ended_with_the_reason() {
 }
 
 #[tokio::test]
-async fn an_envoy_that_does_not_use_consul_runs_without_its_listeners() {
+async fn envoy_that_does_not_use_consul_runs_on() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let directory = tempfile::tempdir().unwrap();
     let bootstrap = two_listeners(free_port(), free_port(), free_port());
@@ -437,7 +426,7 @@ async fn an_envoy_that_does_not_use_consul_runs_without_its_listeners() {
 }
 
 #[tokio::test]
-async fn an_envoy_that_had_listeners_from_consul_is_never_ended_for_them() {
+async fn envoy_that_had_listeners_runs_on_without_them() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     // As if somebody had reset Envoy's counters after the listeners came.
     let address = statistics(vec![listener_updates(1), listener_updates(0)]);
@@ -450,7 +439,7 @@ async fn an_envoy_that_had_listeners_from_consul_is_never_ended_for_them() {
 }
 
 #[tokio::test]
-async fn a_log_router_that_is_not_ignored_is_warned_of() {
+async fn log_router_that_is_not_ignored_gives_a_warning() {
     let mut routed = containers(&[("app", "RUNNING"), ("router", "RUNNING")]);
     routed[0]["LogDriver"] = "awsfirelens".into();
     let metadata = Metadata::start("shop", routed);
@@ -463,7 +452,7 @@ async fn a_log_router_that_is_not_ignored_is_warned_of() {
 }
 
 #[tokio::test]
-async fn an_ignored_name_without_a_container_is_warned_of_once_the_task_runs() {
+async fn ignored_name_without_a_container_gives_a_warning() {
     // ECS lists a container once it is created: one that depends on this one comes late.
     let metadata = Metadata::start("shop", containers(&[]));
     metadata.set_field("KnownStatus", "CREATED".into());
@@ -477,7 +466,7 @@ async fn an_ignored_name_without_a_container_is_warned_of_once_the_task_runs() {
 }
 
 #[tokio::test]
-async fn an_admin_page_that_does_not_answer_keeps_nothing_from_its_end() {
+async fn silent_admin_page_does_not_delay_the_end() {
     let metadata = Metadata::start("shop", containers(&[("app", "STOPPED")]));
     let mut process = started(&metadata, &["--drain", "--admin", "127.0.0.1:9"]).await;
     process.signal(Signal::TERM);
@@ -485,7 +474,7 @@ async fn an_admin_page_that_does_not_answer_keeps_nothing_from_its_end() {
 }
 
 #[tokio::test]
-async fn outside_of_ecs_term_goes_through_at_once_and_a_wrong_address_of_the_metadata_is_refused() {
+async fn outside_ecs_term_is_passed_on_at_once() {
     let mut outside = Command::new(binary("envoy-entrypoint"));
     outside.env_remove("ECS_CONTAINER_METADATA_URI_V4").args(["sh", "-c", ENVOY]);
     let mut process = Process::spawn(&mut outside);

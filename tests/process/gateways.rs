@@ -71,7 +71,7 @@ async fn passes(bridge: &Bridge) {
 }
 
 #[tokio::test]
-async fn each_kind_is_registered_and_its_bootstrap_names_the_gateway_itself() {
+async fn each_kind_of_gateway_is_registered_with_its_bootstrap() {
     let bridge = Bridge::start().await;
     for (kind, ready) in [("mesh-gateway", false), ("ingress-gateway", true), ("terminating-gateway", false)] {
         let gateway = Gateway::registered(&bridge, kind).await;
@@ -93,7 +93,7 @@ async fn each_kind_is_registered_and_its_bootstrap_names_the_gateway_itself() {
 }
 
 #[tokio::test]
-async fn an_ingress_gateway_with_its_config_entry_says_that_it_is_ready_and_lets_requests_in() {
+async fn ingress_gateway_with_config_entry_lets_requests_in() {
     let bridge = Bridge::start().await;
     let gateway = Gateway::registered(&bridge, "ingress-gateway").await;
     let _envoy = gateway.envoy().await;
@@ -120,7 +120,7 @@ async fn an_ingress_gateway_with_its_config_entry_says_that_it_is_ready_and_lets
 }
 
 #[tokio::test]
-async fn a_terminating_gateway_carries_the_mesh_s_requests_to_a_linked_service_outside_of_it() {
+async fn terminating_gateway_reaches_a_linked_service() {
     let bridge = Bridge::start().await;
     let gateway = Gateway::registered(&bridge, "terminating-gateway").await;
     let envoy = gateway.envoy().await;
@@ -180,7 +180,7 @@ async fn hello(port: u16, sni: &str) -> Result<Vec<u8>, String> {
 }
 
 #[tokio::test]
-async fn a_mesh_gateway_leads_to_the_service_that_the_client_names() {
+async fn mesh_gateway_leads_to_the_named_service() {
     let bridge = Bridge::start().await;
     let gateway = Gateway::registered(&bridge, "mesh-gateway").await;
     let envoy = gateway.envoy().await;
@@ -207,7 +207,7 @@ async fn a_mesh_gateway_leads_to_the_service_that_the_client_names() {
 }
 
 #[tokio::test]
-async fn on_term_health_sync_puts_a_gateway_into_maintenance_and_takes_it_back_when_it_runs_again() {
+async fn term_puts_a_gateway_into_maintenance() {
     let bridge = Bridge::start().await;
     let gateway = Gateway::registered(&bridge, "terminating-gateway").await;
     let _envoy = gateway.envoy().await;

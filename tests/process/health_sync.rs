@@ -1,11 +1,10 @@
 //! health-sync beside a real agent.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::process::Command;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
+use http_fixture::{Pass, Relay};
 use mesh_tests::consul::Agent;
 use mesh_tests::metadata::Metadata;
 use mesh_tests::process::{Process, run};
@@ -46,7 +45,7 @@ async fn becomes(agent: &Agent, check: &str, wanted: &str) {
 }
 
 #[tokio::test]
-async fn ecs_health_becomes_the_check_s_status_with_one_write_a_change() {
+async fn each_change_of_ecs_health_is_one_write() {
     let agent = Agent::start().await;
     // As ECS says that it doesn't know yet.
     let metadata = Metadata::start("shop", json!([{ "Name": "app", "Health": {} }]));
@@ -74,7 +73,7 @@ async fn ecs_health_becomes_the_check_s_status_with_one_write_a_change() {
 }
 
 #[tokio::test]
-async fn what_the_agent_lost_is_restored() {
+async fn check_that_the_agent_lost_is_restored() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let _sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
@@ -94,7 +93,7 @@ async fn what_the_agent_lost_is_restored() {
 }
 
 #[tokio::test]
-async fn term_turns_checks_critical_and_service_and_proxy_to_maintenance_for_good() {
+async fn term_sets_checks_critical_and_maintenance() {
     for synced in [&["app"][..], &[]] {
         let agent = Agent::start().await;
         let metadata = Metadata::start("shop", app("HEALTHY"));
@@ -127,43 +126,26 @@ async fn term_turns_checks_critical_and_service_and_proxy_to_maintenance_for_goo
     }
 }
 
-/// A way to the agent on which a request that contains `text` takes this long, and who hears when one is on it.
-fn slow_way(agent: &str, text: &'static str, delay: Duration) -> (String, Receiver<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, agent) = (listener.local_addr().unwrap().to_string(), agent.to_owned());
+/// A relay to the agent on which a request that contains `text` takes this long, and a channel that tells when one came.
+fn slow_relay(agent: &str, text: &'static str, delay: Duration) -> (String, Receiver<()>) {
     let (holding, held) = channel();
-    std::thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let agent = TcpStream::connect(&agent).unwrap();
-            let (mut answers, mut back) = (agent.try_clone().unwrap(), client.try_clone().unwrap());
-            std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
-            let holding = holding.clone();
-            std::thread::spawn(move || forward(client, agent, text, delay, &holding));
-        }
-    });
-    (address, held)
-}
-
-fn forward(mut from: TcpStream, mut to: TcpStream, text: &str, delay: Duration, holding: &Sender<()>) {
-    let mut buffer = [0; 1 << 16];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
-        if String::from_utf8_lossy(&buffer[..length]).contains(text) {
+    let slow = move |_, bytes: &[u8]| {
+        if String::from_utf8_lossy(bytes).contains(text) {
             let _ = holding.send(());
             std::thread::sleep(delay);
         }
-        if to.write_all(&buffer[..length]).is_err() {
-            return;
-        }
-    }
+        Pass::On
+    };
+    (Relay::start(agent, slow, |_, _| {}).address, held)
 }
 
 #[tokio::test]
-async fn a_write_of_passing_that_is_under_way_at_term_does_not_come_out_last() {
+async fn critical_wins_over_a_passing_write_under_way() {
     // One ends by itself in time; one would only long after, and is cut off.
     for delay in [Duration::from_millis(60), Duration::from_secs(3)] {
         let agent = Agent::start().await;
         let metadata = Metadata::start("shop", app("UNHEALTHY"));
-        let (way, held) = slow_way(&agent.http, "\"passing\"", delay);
+        let (way, held) = slow_relay(&agent.http, "\"passing\"", delay);
         let mut sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
         sync.says("check critical", BOUND).await;
         metadata.set_containers(app("HEALTHY"));
@@ -186,7 +168,7 @@ async fn a_write_of_passing_that_is_under_way_at_term_does_not_come_out_last() {
 }
 
 #[tokio::test]
-async fn it_runs_with_a_token_that_has_a_service_identity_alone() {
+async fn token_with_a_service_identity_is_enough() {
     let agent = Agent::start_with_acls().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let token = agent.service_token("shop").await;
@@ -210,7 +192,7 @@ async fn it_runs_with_a_token_that_has_a_service_identity_alone() {
 }
 
 #[tokio::test]
-async fn a_token_that_may_not_is_told_with_the_call_and_what_is_expected() {
+async fn denied_token_error_names_call_and_expected_token() {
     let agent = Agent::start_with_acls().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let token = agent.service_token("other").await;
@@ -220,7 +202,7 @@ async fn a_token_that_may_not_is_told_with_the_call_and_what_is_expected() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
+async fn missing_or_frozen_agent_does_not_delay_the_end() {
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let frozen = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let frozen = frozen.local_addr().unwrap().to_string();
@@ -238,7 +220,7 @@ async fn an_agent_that_is_gone_or_frozen_does_not_hold_the_end_and_is_named() {
 
 /// consul-client's agent, which has lost its servers: the mesh's own test is of servers that hang.
 #[tokio::test]
-async fn servers_that_are_down_hold_neither_its_end_nor_the_agent_s() {
+async fn servers_that_are_down_do_not_delay_the_end() {
     let serf = free_port();
     let server = Agent::start_with(&json!({ "ports": { "serf_lan": serf } })).await;
     let client = json!({ "server": false, "bootstrap": false, "node_name": "client", "leave_on_terminate": true,
@@ -257,7 +239,7 @@ async fn servers_that_are_down_hold_neither_its_end_nor_the_agent_s() {
 }
 
 #[tokio::test]
-async fn term_before_anything_is_known_of_the_task_ends_it_and_it_says_that_nothing_was_written() {
+async fn term_before_the_first_metadata_ends_it() {
     let nobody = format!("127.0.0.1:{}", free_port());
     let mut sync = Process::spawn(&mut command(&nobody, &format!("http://{nobody}/v4/x"), &["app"]));
     sync.says("no task metadata: ", BOUND).await;
@@ -276,7 +258,7 @@ async fn rounds(metadata: &Metadata, more: u64) {
 }
 
 #[tokio::test]
-async fn metadata_that_says_nothing_changes_nothing() {
+async fn empty_metadata_changes_no_check() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
@@ -293,7 +275,7 @@ async fn metadata_that_says_nothing_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_first_answer_without_the_own_container_is_no_answer() {
+async fn first_metadata_without_own_container_is_ignored() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", json!([]));
     metadata.set_field("Containers", app("HEALTHY"));
@@ -306,13 +288,13 @@ async fn a_first_answer_without_the_own_container_is_no_answer() {
 }
 
 #[tokio::test]
-async fn an_agent_that_does_not_answer_a_read_back_holds_no_status_up() {
+async fn unanswered_read_does_not_delay_a_status() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let first = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
     becomes(&agent, CHECK, "passing").await;
     drop(first);
-    let (way, held) = slow_way(&agent.http, "GET ", 10 * BOUND);
+    let (way, held) = slow_relay(&agent.http, "GET ", 10 * BOUND);
     let sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
     eventually("a read is under way", BOUND, async || held.try_recv().map_err(|error| error.to_string())).await;
     for (health, status) in [("UNHEALTHY", "critical"), ("HEALTHY", "passing"), ("UNHEALTHY", "critical")] {
@@ -323,10 +305,10 @@ async fn an_agent_that_does_not_answer_a_read_back_holds_no_status_up() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_slow_is_written_to_once() {
+async fn slow_agent_gets_each_write_once() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
-    let (way, writes) = slow_way(&agent.http, "PUT ", Duration::from_millis(600));
+    let (way, writes) = slow_relay(&agent.http, "PUT ", Duration::from_millis(600));
     let mut sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
     becomes(&agent, CHECK, "passing").await;
     sync.says("check passing", BOUND).await;
@@ -338,10 +320,10 @@ async fn an_agent_that_is_slow_is_written_to_once() {
 }
 
 #[tokio::test]
-async fn idle_it_asks_the_agent_for_nothing() {
+async fn idle_health_sync_sends_no_requests() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
-    let (way, requests) = slow_way(&agent.http, "HTTP/1.1", Duration::ZERO);
+    let (way, requests) = slow_relay(&agent.http, "HTTP/1.1", Duration::ZERO);
     let _sync = Process::spawn(command(&way, &metadata.uri, &["app"]).env("CONSUL_ECS_CHECK_TTL", "100000h"));
     becomes(&agent, CHECK, "passing").await;
     // What it does at the start ends: a failed write has it read back once more, a second later.
@@ -355,7 +337,7 @@ async fn idle_it_asks_the_agent_for_nothing() {
 }
 
 #[tokio::test]
-async fn checks_are_kept_without_metadata_and_turn_critical_when_health_sync_dies() {
+async fn checks_turn_critical_when_health_sync_dies() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let mut command = command(&agent.http, &metadata.uri, &["app"]);
@@ -376,7 +358,7 @@ async fn checks_are_kept_without_metadata_and_turn_critical_when_health_sync_die
 }
 
 #[tokio::test]
-async fn it_asks_for_the_metadata_without_end() {
+async fn missing_metadata_is_polled_without_end() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     metadata.set_failing(true);
@@ -400,7 +382,7 @@ async fn healthy(metadata: &Metadata, arguments: &[&str]) -> (i32, String) {
 }
 
 #[tokio::test]
-async fn healthy_is_false_where_health_sync_is_dead_or_hangs() {
+async fn healthy_fails_if_health_sync_is_dead_or_hangs() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     metadata.set_failing(true);
@@ -423,7 +405,7 @@ async fn healthy_is_false_where_health_sync_is_dead_or_hangs() {
 
 /// With the token of a task, whose service identity is all that it may.
 #[tokio::test]
-async fn the_gate_opens_when_the_servers_list_the_proxy_as_passing_and_stays_open() {
+async fn gate_opens_once_the_proxy_passes_and_stays_open() {
     let mut agent = Agent::start_with_acls().await;
     let metadata = Metadata::start("shop", app("UNHEALTHY"));
     metadata.set_failing(true);
@@ -460,7 +442,7 @@ async fn the_gate_opens_when_the_servers_list_the_proxy_as_passing_and_stays_ope
 }
 
 #[tokio::test]
-async fn a_restarted_health_sync_remembers_that_the_gate_was_open() {
+async fn gate_stays_open_after_a_restart() {
     let serf = free_port();
     let server = Agent::start_with(&json!({ "ports": { "serf_lan": serf } })).await;
     let client = json!({ "server": false, "bootstrap": false, "node_name": "client",
@@ -530,7 +512,7 @@ async fn without_listener_check(agent: &Agent) {
 }
 
 #[tokio::test]
-async fn the_critical_status_waits_for_another_instance_that_is_passing() {
+async fn critical_status_waits_for_another_passing_instance() {
     let agent = Agent::start_with_acls().await;
     let token = agent.service_token("shop").await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
@@ -550,7 +532,7 @@ async fn the_critical_status_waits_for_another_instance_that_is_passing() {
 }
 
 #[tokio::test]
-async fn the_hold_has_a_bound_and_none_is_waited_for_that_is_going_or_already_there() {
+async fn hold_is_bounded_and_skips_leaving_instances() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     let maintenance = |on: bool| format!("/v1/agent/service/maintenance/shop-b2-sidecar-proxy?enable={on}");
@@ -576,7 +558,7 @@ async fn the_hold_has_a_bound_and_none_is_waited_for_that_is_going_or_already_th
 }
 
 #[tokio::test]
-async fn a_held_status_is_written_when_the_app_has_stopped() {
+async fn held_status_is_written_when_the_app_has_stopped() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     register_other(&agent, false).await;
@@ -597,11 +579,11 @@ async fn a_held_status_is_written_when_the_app_has_stopped() {
 }
 
 #[tokio::test]
-async fn servers_that_do_not_answer_at_once_are_not_waited_for() {
+async fn hold_does_not_wait_for_silent_servers() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     register_other(&agent, false).await;
-    let (way, asked) = slow_way(&agent.http, "consistent", 10 * BOUND);
+    let (way, asked) = slow_relay(&agent.http, "consistent", 10 * BOUND);
     let mut command = command(&way, &metadata.uri, &["app"]);
     command.env("HEALTH_SYNC_HOLD", format!("{:?}", 10 * BOUND)).env("CONSUL_ECS_CHECK_TTL", "100000h");
     let mut sync = Process::spawn(&mut command);
@@ -614,7 +596,7 @@ async fn servers_that_do_not_answer_at_once_are_not_waited_for() {
 }
 
 #[tokio::test]
-async fn a_held_status_is_not_written_once_the_node_has_left() {
+async fn held_status_is_dropped_once_the_node_has_left() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
     register_other(&agent, false).await;
@@ -633,7 +615,7 @@ async fn a_held_status_is_not_written_once_the_node_has_left() {
 }
 
 #[tokio::test]
-async fn a_held_status_is_not_written_late_where_the_servers_give_no_answer() {
+async fn held_status_is_dropped_if_the_servers_are_silent() {
     let serf = free_port();
     let server = Agent::start_with(&json!({ "ports": { "serf_lan": serf } })).await;
     let client = json!({ "server": false, "bootstrap": false, "node_name": "client",

@@ -19,14 +19,14 @@ const TASK: &str = "fd00::7";
 const NAMESPACE: &str = r#"ip link set lo up && ip -6 address add fd00::7/128 dev lo nodad && exec "$@""#;
 
 #[tokio::test]
-async fn a_task_with_ipv6_alone_is_in_the_mesh_and_its_envoy_drains() {
+async fn task_with_only_ipv6_joins_the_mesh_and_drains() {
     if std::env::var_os(INSIDE).is_some() {
         return in_the_mesh_and_drains().await;
     }
     let mut command = Command::new("unshare");
     command.args(if geteuid().is_root() { &["--net"][..] } else { &["--map-root-user", "--net"] });
     command.args(["sh", "-c", NAMESPACE, "sh"]).arg(std::env::current_exe().unwrap());
-    let name = "ipv6::a_task_with_ipv6_alone_is_in_the_mesh_and_its_envoy_drains";
+    let name = "ipv6::task_with_only_ipv6_joins_the_mesh_and_drains";
     command.args(["--exact", name, "--nocapture"]).env(INSIDE, "1");
     let inside = run(&mut command, BOUND * 4).await;
     assert_eq!(inside.code, 0, "{}{}", inside.stdout, inside.stderr);

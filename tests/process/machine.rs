@@ -86,7 +86,7 @@ fn errors(finished: &Finished) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn on_a_fresh_debian_root_gets_what_is_missing_and_the_engine_started() {
+async fn fresh_debian_gets_packages_and_engine_as_root() {
     let _starts = STARTS.lock().await;
     let machine = Machine::new(&fresh());
     let ended = machine.xtask(&["test"], None).await;
@@ -110,7 +110,7 @@ async fn on_a_fresh_debian_root_gets_what_is_missing_and_the_engine_started() {
 }
 
 #[tokio::test]
-async fn where_docker_s_client_has_a_package_of_its_own_that_one_is_named() {
+async fn separate_package_of_the_docker_client_is_named() {
     let mut programs = fresh();
     programs.retain(|(name, _)| *name != "docker");
     programs.push(("docker-cli/docker", DOCKER));
@@ -122,7 +122,7 @@ async fn where_docker_s_client_has_a_package_of_its_own_that_one_is_named() {
 }
 
 #[tokio::test]
-async fn who_is_not_root_gets_the_one_line_that_installs_and_nothing_is_done() {
+async fn without_root_the_installing_line_is_printed() {
     let machine = Machine::new(&fresh());
     for arguments in [&["up"][..], &["images"], &["test"], &["test", "mesh"]] {
         let ended = machine.xtask(arguments, Some(NOBODY)).await;
@@ -134,7 +134,7 @@ async fn who_is_not_root_gets_the_one_line_that_installs_and_nothing_is_done() {
 }
 
 #[tokio::test]
-async fn without_apt_the_line_says_what_debian_would_install() {
+async fn without_apt_the_debian_packages_are_named() {
     let mut programs = fresh();
     programs.retain(|(name, _)| !name.starts_with("apt-"));
     programs.push(("docker-compose", ""));
@@ -145,7 +145,7 @@ async fn without_apt_the_line_says_what_debian_would_install() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_down_and_does_not_start_ends_in_one_line_that_says_why() {
+async fn engine_that_does_not_start_gives_the_reason() {
     let _starts = STARTS.lock().await;
     let fails = "echo no cgroups here >&2; exit 3";
     let programs = [("dockerd", fails), ("systemctl", fails), ("docker-compose", ""), ("pip", "")];
@@ -161,7 +161,7 @@ async fn an_engine_that_is_down_and_does_not_start_ends_in_one_line_that_says_wh
 }
 
 #[tokio::test]
-async fn an_engine_of_others_ends_in_the_line_that_allows_it() {
+async fn engine_without_access_gives_the_line_that_allows_it() {
     let denies = "echo 'permission denied while trying to connect to the Docker daemon socket' >&2; exit 1";
     let programs = [("docker", denies), ("dockerd", DOCKERD), ("docker-compose", ""), ("pip", "")];
     let ended = Machine::new(&[&fresh(), &programs[..]].concat()).xtask(&["up"], Some(NOBODY)).await;
@@ -170,7 +170,7 @@ async fn an_engine_of_others_ends_in_the_line_that_allows_it() {
 }
 
 #[tokio::test]
-async fn a_suite_asks_for_no_more_than_it_needs_and_compose_may_be_docker_s_plugin() {
+async fn each_suite_needs_only_its_own_programs() {
     let machine = Machine::new(&[("python3", PYTHON), ("pip", ""), ("cargo", CARGO)]);
     let ended = machine.xtask(&["test", "unit"], Some(NOBODY)).await;
     assert_eq!(machine.log("cargo.log").len(), 1, "without Docker: {}", ended.stderr);

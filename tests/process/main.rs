@@ -8,8 +8,6 @@ mod deploy;
 mod document;
 mod draining;
 mod ecs_local;
-mod ecs_local_api;
-mod ecs_local_secrets;
 mod envoy_entrypoint;
 mod envoy_lifecycle;
 mod gateways;

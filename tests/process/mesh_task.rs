@@ -46,7 +46,7 @@ fn example(number: usize) -> Value {
 }
 
 #[tokio::test]
-async fn aws_s_client_takes_what_is_rendered() {
+async fn botocore_accepts_the_rendered_definitions() {
     let (mut settings, mut task) = (example(0), example(1));
     let gateway = json!({ "retryJoin": ["consul.internal"], "registry": "registry.example",
         "gateway": { "kind": "mesh-gateway" } });
@@ -85,7 +85,7 @@ async fn aws_s_client_takes_what_is_rendered() {
 }
 
 #[tokio::test]
-async fn every_problem_is_a_line_that_begins_with_its_file() {
+async fn each_problem_is_one_line_with_its_file() {
     let settings = json!({ "service": { "port": 8080 }, "retryJoin": ["consul.internal"] });
     let task = json!({ "family": "shop", "networkMode": "host", "containerDefinitions": [{ "name": "mesh-init" }] });
     let folder = folder(&[("mesh.json", &settings), ("task.json", &task)]);

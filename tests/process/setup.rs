@@ -15,8 +15,7 @@ use sidecar_kit::env::Env;
 const BOUND: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn a_token_of_acl_controller_s_that_was_deleted_is_replaced_in_its_secret_with_no_more_than_the_readme_s_policy()
-{
+async fn deleted_controller_token_is_replaced_in_its_secret() {
     let agent = Agent::start_with_acls().await;
     let moto = Moto::start().await;
     // As an earlier run has left it; the agent was bootstrapped otherwise.

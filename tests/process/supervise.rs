@@ -69,7 +69,7 @@ const ENDS: [End; 7] = [
 
 /// Hundreds of ends, many at a time: what comes between the last event and the exit comes seldom.
 #[tokio::test]
-async fn it_ends_with_its_command_however_that_ends() {
+async fn entry_point_ends_whenever_its_command_ends() {
     let ends = ENTRY_POINTS.iter().flat_map(|name| ENDS.iter().map(move |end| (*name, end)));
     let ends = ends.flat_map(|end| std::iter::repeat_n(end, TIMES));
     stream::iter(ends)
@@ -100,7 +100,7 @@ async fn it_ends_with_its_command_however_that_ends() {
 }
 
 #[tokio::test]
-async fn a_signal_goes_to_the_command_alone_or_where_it_is_asked_for_to_its_whole_group() {
+async fn signal_goes_to_the_command_or_to_its_group() {
     // A worker without a trap, as a prefork server has: TERM to the group would end it in the middle of its work.
     let script =
         "sh -c 'echo working; sleep 0.5; echo worker done' & trap 'wait; exit 5' TERM; echo ready; wait; exit 6";
@@ -132,7 +132,7 @@ async fn real_time_signals_reach_the_command() {
 }
 
 #[tokio::test]
-async fn the_command_begins_with_the_signals_that_the_entry_point_began_with() {
+async fn command_inherits_the_signal_settings() {
     let show = ["sh", "-c", "grep -E '^Sig(Blk|Ign):' /proc/self/status"];
     for program in ["", "trap '' HUP; "] {
         let shell = |command: &str| {
@@ -147,7 +147,7 @@ async fn the_command_begins_with_the_signals_that_the_entry_point_began_with() {
 }
 
 #[tokio::test]
-async fn a_parent_that_ignores_sigchld_keeps_no_exit_code_back() {
+async fn exit_code_survives_a_parent_that_ignores_sigchld() {
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' CHLD; exec \"$0\" sh -c 'exit 42'"]).arg(binary("app-entrypoint"));
     assert_eq!(run(&mut command, BOUND).await.code, 42);
@@ -184,7 +184,7 @@ async fn exit_code(mut process: Child) -> Option<i32> {
 const APP: &str = "trap 'echo app got TERM; exit 7' TERM; echo ready; for i in $(seq 300); do sleep 0.1; done";
 
 #[tokio::test]
-async fn standard_error_that_nobody_reads_holds_nothing_up() {
+async fn unread_standard_error_delays_nothing() {
     for (name, flags) in [
         ("app-entrypoint", &["--shutdown-delay", "300ms"][..]),
         ("app-entrypoint", &[]),
@@ -204,7 +204,7 @@ async fn standard_error_that_nobody_reads_holds_nothing_up() {
 }
 
 #[tokio::test]
-async fn an_error_at_the_end_does_not_wait_for_standard_error_nor_panic() {
+async fn error_at_the_end_does_not_wait_for_standard_error() {
     for open in [true, false] {
         let (reader, writer) = full_pipe();
         let reader = open.then_some(reader);
@@ -215,7 +215,7 @@ async fn an_error_at_the_end_does_not_wait_for_standard_error_nor_panic() {
 }
 
 #[tokio::test]
-async fn standard_error_that_is_closed_sends_the_command_no_signal() {
+async fn closed_standard_error_sends_the_command_no_signal() {
     // PIPE would end it.
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command = Command::new(binary("app-entrypoint"));
@@ -287,7 +287,7 @@ impl Drop for Terminal {
 }
 
 #[tokio::test]
-async fn a_command_with_a_terminal_reads_from_it_and_sets_it() {
+async fn command_reads_from_its_terminal_and_sets_it() {
     for entry_points in ["app-entrypoint", "envoy-entrypoint", "app-entrypoint app-entrypoint"] {
         let mut terminal = Terminal::open(entry_points, "sh -c 'stty -echo; echo ready; read x; echo got:$x; exit 4'");
         terminal.says("ready").await;
@@ -298,7 +298,7 @@ async fn a_command_with_a_terminal_reads_from_it_and_sets_it() {
 }
 
 #[tokio::test]
-async fn the_terminal_s_own_signals_reach_the_command_and_none_of_job_control_stops_the_entry_point() {
+async fn terminal_signals_reach_the_command() {
     // With tostop a process in the background that writes to the terminal is stopped: the entry point logs to it.
     let command = "--shutdown-delay 1s sh -c 'stty tostop; trap \"echo got INT\" INT; echo ready $PPID; sleep 1; while :; do sleep 0.1; done'";
     let mut terminal = Terminal::open("app-entrypoint", command);

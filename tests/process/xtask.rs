@@ -17,7 +17,7 @@ fn xtask(arguments: &[&str]) -> Command {
 }
 
 #[tokio::test]
-async fn without_docker_every_command_that_needs_it_ends_in_one_line() {
+async fn without_docker_each_command_gives_one_line() {
     for arguments in [
         &["up"][..],
         &["down"],
@@ -39,7 +39,7 @@ async fn without_docker_every_command_that_needs_it_ends_in_one_line() {
 }
 
 #[tokio::test]
-async fn a_taken_port_is_named_before_anything_is_built() {
+async fn port_in_use_is_named_before_any_build() {
     let _taken = TcpListener::bind("127.0.0.1:9090").expect("port 9090 is free; `cargo xtask down` frees it");
     let ended = run(&mut xtask(&["up"]), BOUND).await;
     assert_eq!((ended.code, ended.stderr.lines().count()), (1, 1), "{}", ended.stderr);
@@ -47,7 +47,7 @@ async fn a_taken_port_is_named_before_anything_is_built() {
 }
 
 #[tokio::test]
-async fn a_wrong_command_line_is_one_line_and_exit_code_2() {
+async fn wrong_command_line_gives_one_line_and_exit_code_2() {
     for arguments in [&[][..], &["nope"], &["get", "web"], &["test", "nope"]] {
         let ended = run(&mut xtask(arguments), BOUND).await;
         assert_eq!((ended.code, ended.stderr.lines().count()), (2, 1), "{arguments:?}: {}", ended.stderr);
@@ -55,7 +55,7 @@ async fn a_wrong_command_line_is_one_line_and_exit_code_2() {
 }
 
 #[tokio::test]
-async fn one_tls_provider_is_in_the_workspace() {
+async fn workspace_has_one_tls_provider() {
     // With two of them rustls panics at run time.
     let packages = packages(&["--workspace", "--edges", "all"]).await;
     assert!(packages.contains("ring"));
@@ -63,7 +63,7 @@ async fn one_tls_provider_is_in_the_workspace() {
 }
 
 #[tokio::test]
-async fn the_entry_points_build_neither_tls_nor_the_consul_api() {
+async fn entry_points_build_neither_tls_nor_consul_api() {
     for entry_point in ["app-entrypoint", "envoy-entrypoint"] {
         let packages = packages(&["--package", entry_point, "--edges", "normal"]).await;
         assert!(packages.contains("sidecar-kit"));

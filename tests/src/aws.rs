@@ -4,11 +4,10 @@
 //! The protocol is AWS JSON 1.1: POST to `/`, the call in `X-Amz-Target`, errors with status 400 and their code in `__type`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use http_fixture::{Answer as Response, Request, Server};
 use serde_json::{Value, json};
 
 /// The cluster's name and where it is.
@@ -69,17 +68,10 @@ impl Aws {
     /// When loopback has no port left.
     #[must_use]
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-        let url = format!("http://{}", listener.local_addr().expect("a bound listener has an address"));
         let state = Arc::new(Mutex::new(State::default()));
         let shared = state.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let shared = shared.clone();
-                std::thread::spawn(move || serve(&stream, &shared));
-            }
-        });
-        Self { url, state }
+        let server = Server::start(move |request| answer(request, &shared));
+        Self { url: server.url(), state }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -230,70 +222,43 @@ fn put(state: &mut State, name: &str, text: &str) -> String {
     version
 }
 
-/// Answers one connection's requests, one after the other.
-fn serve(stream: &TcpStream, state: &Mutex<State>) {
-    let mut reader = BufReader::new(stream);
-    loop {
-        let mut head = BTreeMap::new();
-        let mut line = String::new();
-        if reader.read_line(&mut line).is_err() || line.is_empty() {
-            return;
-        }
-        loop {
-            line.clear();
-            if reader.read_line(&mut line).is_err() {
-                return;
-            }
-            let Some((name, value)) = line.trim().split_once(':') else { break };
-            head.insert(name.to_lowercase(), value.trim().to_owned());
-        }
-        let field = |name: &str| head.get(name).map(String::as_str).unwrap_or_default();
-        let mut body = vec![0; field("content-length").parse().unwrap_or_default()];
-        if reader.read_exact(&mut body).is_err() {
-            return;
-        }
-        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let name = field("x-amz-target").rsplit('.').next().unwrap_or_default().to_owned();
-        let of_one = body["SecretId"].as_str().or(body["tasks"][0].as_str()).unwrap_or_default();
-        let of_that = format!("{name} {of_one}");
-        let key = field("authorization").split("Credential=").nth(1).and_then(|rest| rest.split('/').next());
-        let key = key.unwrap_or_default().to_owned();
-        let wait = {
-            let mut state = state.lock().expect("no other thread panics");
-            state.calls.push(Made { name: name.clone(), key, body: body.clone() });
-            state.slow.get(&name).or(state.slow.get(&of_that)).copied()
-        };
-        std::thread::sleep(wait.unwrap_or_default());
-        let answer = {
-            let mut state = state.lock().expect("no other thread panics");
-            let once = state.refused_once.remove(&name).or_else(|| state.refused_once.remove(&of_that));
-            match once.as_ref().or(state.refused.get(&name)).or(state.refused.get(&of_that)) {
-                Some(refusal) => Err(match refusal.split_once(": ") {
-                    Some((code, message)) => (code.to_owned(), message.to_owned()),
-                    None => (refusal.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}")),
-                }),
-                None if !signed(&head) => Err(("MissingAuthenticationTokenException".into(), "not signed".into())),
-                None => respond(&mut state, &name, &body),
-            }
-        };
-        let (status, answer) = match answer {
-            Ok(answer) => ("200 OK", answer),
-            Err((code, message)) => ("400 Bad Request", json!({ "__type": code, "message": message })),
-        };
-        let answer = answer.to_string();
-        let head = "Content-Type: application/x-amz-json-1.1";
-        let answer = format!("HTTP/1.1 {status}\r\n{head}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
-        if (&*stream).write_all(answer.as_bytes()).is_err() {
-            return;
-        }
-    }
+fn answer(request: &Request, state: &Mutex<State>) -> Response {
+    let lock = || state.lock().expect("no other thread panics");
+    let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
+    let name = request.header("x-amz-target").rsplit('.').next().unwrap_or_default().to_owned();
+    let of_one = body["SecretId"].as_str().or(body["tasks"][0].as_str()).unwrap_or_default();
+    let of_that = format!("{name} {of_one}");
+    let key = request.header("authorization").split("Credential=").nth(1).and_then(|rest| rest.split('/').next());
+    let key = key.unwrap_or_default().to_owned();
+    let wait = {
+        let mut state = lock();
+        state.calls.push(Made { name: name.clone(), key, body: body.clone() });
+        state.slow.get(&name).or(state.slow.get(&of_that)).copied()
+    };
+    std::thread::sleep(wait.unwrap_or_default());
+    let mut state = lock();
+    let once = state.refused_once.remove(&name).or_else(|| state.refused_once.remove(&of_that));
+    let answer = match once.as_ref().or(state.refused.get(&name)).or(state.refused.get(&of_that)) {
+        Some(refusal) => Err(match refusal.split_once(": ") {
+            Some((code, message)) => (code.to_owned(), message.to_owned()),
+            None => (refusal.clone(), format!("User: arn:aws:sts::210987654321:role is refused: {name}")),
+        }),
+        None if !signed(request) => Err(("MissingAuthenticationTokenException".into(), "not signed".into())),
+        None => respond(&mut state, &name, &body),
+    };
+    let response = match answer {
+        Ok(answer) => Response::ok(answer),
+        Err((code, message)) => Response::new("400 Bad Request", json!({ "__type": code, "message": message })),
+    };
+    response.with_header("content-type", "application/x-amz-json-1.1")
 }
 
 /// For this region and the service that is called.
-fn signed(head: &BTreeMap<String, String>) -> bool {
-    let service = if head["x-amz-target"].starts_with("secretsmanager.") { "secretsmanager" } else { "ecs" };
+fn signed(request: &Request) -> bool {
+    let service = if request.header("x-amz-target").starts_with("secretsmanager.") { "secretsmanager" } else { "ecs" };
     let scope = format!("/eu-north-1/{service}/aws4_request");
-    head.get("authorization").is_some_and(|value| value.starts_with("AWS4-HMAC-SHA256 ") && value.contains(&scope))
+    let authorization = request.header("authorization");
+    authorization.starts_with("AWS4-HMAC-SHA256 ") && authorization.contains(&scope)
 }
 
 type Answer = Result<Value, (String, String)>;

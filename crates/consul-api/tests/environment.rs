@@ -1,12 +1,12 @@
 //! Each of Consul's variables changes a real request: a row a variable.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, mpsc::Sender};
-use std::thread;
+use std::net::TcpStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 
 use consul_api::{Client, Config};
+use http_fixture::{Answer, Record, Server};
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sidecar_kit::env::Env;
@@ -59,24 +59,24 @@ impl Servers {
     }
 }
 
+/// A server that answers every request like an agent. `accept` returns the kind of a connection, which is sent on before the
+/// request's head.
 fn serve<S: Read + Write>(
     asked: Sender<String>,
-    accept: impl Fn(std::net::TcpStream) -> Option<(String, S)> + Send + 'static,
+    accept: impl Fn(TcpStream) -> Option<(String, S)> + Send + Sync + 'static,
 ) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Some((kind, mut stream)) = accept(stream.unwrap()) else { continue };
-            let mut head = vec![0; 8192];
-            let Ok(read) = stream.read(&mut head) else { continue };
-            let _ = stream
-                .write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 15\r\n\r\n\"10.0.0.1:8300\"");
-            let _ = stream.flush();
-            let _ = asked.send(format!("{kind} {}", String::from_utf8_lossy(&head[..read])));
-        }
+    let kind = Arc::new(Mutex::new(String::new()));
+    let accepted = kind.clone();
+    let accept = move |stream| {
+        let (kind, stream) = accept(stream)?;
+        *accepted.lock().unwrap() = kind;
+        Some(stream)
+    };
+    let server = Server::start_with(&Record::default(), accept, move |request| {
+        let _ = asked.send(format!("{} {}", kind.lock().unwrap(), request.head));
+        Answer::ok("\"10.0.0.1:8300\"").with_header("connection", "close")
     });
-    address
+    server.address
 }
 
 /// The variable, its value, the other variables, and what of the request's outcome it alone brings about.
@@ -260,25 +260,12 @@ fn https_without_an_authority_trusts_the_public_ones() {
 
 #[test]
 fn a_server_that_repeats_what_it_was_sent_does_not_bring_it_into_the_log() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut head = vec![0; 8192];
-            let Ok(read) = stream.read(&mut head) else { continue };
-            let text = String::from_utf8_lossy(&head[..read]);
-            // The header fields, then the body.
-            let sent = text.split_once("\r\n").unwrap().1;
-            let _ = write!(
-                stream,
-                "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{sent}",
-                sent.len()
-            );
-        }
+    let server = Server::start(|request| {
+        let fields = request.head.split_once("\r\n").unwrap().1;
+        Answer::new("404 Not Found", format!("{fields}\r\n{}", request.body))
     });
     let env = Env::from_iter([
-        ("CONSUL_HTTP_ADDR", address.as_str()),
+        ("CONSUL_HTTP_ADDR", server.address.as_str()),
         ("CONSUL_HTTP_TOKEN", "5ec3e7-token"),
         ("CONSUL_HTTP_AUTH", "user:5ec3e7"),
     ]);

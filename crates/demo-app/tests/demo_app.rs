@@ -4,9 +4,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, mpsc};
+use std::sync::{Barrier, mpsc};
 use std::time::{Duration, Instant};
 
+use http_fixture::{Answer, Request, Server};
 use serde_json::{Value, json};
 
 fn demo_app(arguments: &[&str]) -> Command {
@@ -71,31 +72,18 @@ impl Drop for Serve {
     }
 }
 
-/// A server that gives each connection one of these raw answers, in turn, and then closes it. `requests` of one
-/// connection are answered alike.
-fn raw_server(answers: &'static [&'static str], requests: usize) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    std::thread::spawn(move || {
-        for (index, stream) in listener.incoming().enumerate() {
-            let mut stream = stream.unwrap();
-            for _ in 0..requests {
-                if stream.read(&mut [0; 4096]).unwrap_or_default() == 0 {
-                    break;
-                }
-                stream.write_all(answers[index % answers.len()].as_bytes()).unwrap();
-            }
-        }
-    });
-    address
+/// A server that sends these raw answers in turn and closes the connection after each.
+fn raw_server(answers: Vec<String>) -> String {
+    let next = AtomicUsize::new(0);
+    let answer = move |_: &Request| Answer::raw(answers[next.fetch_add(1, Ordering::SeqCst) % answers.len()].clone());
+    Server::start(answer).address
 }
 
 #[test]
 fn an_answer_names_service_and_task_and_nests_the_upstreams_answers() {
     let metadata = r#"{"Cluster": "c", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/c/0a1b", "Family": "f"}"#;
-    let metadata = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{metadata}", metadata.len());
-    let metadata = raw_server(Vec::leak(vec![&*metadata.leak()]), 1);
-    let api = Serve::start(&["--service", "api"], Some(&format!("http://{metadata}/v4/x")));
+    let metadata = Server::start(move |_| Answer::ok(metadata));
+    let api = Serve::start(&["--service", "api"], Some(&format!("{}/v4/x", metadata.url())));
     let web = Serve::start(&["--service", "web", "--upstream", &format!("api={}", api.address)], None);
 
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -111,8 +99,8 @@ fn an_answer_names_service_and_task_and_nests_the_upstreams_answers() {
 
 #[test]
 fn an_upstream_that_fails_makes_the_answer_a_502_that_says_why() {
-    let broken = raw_server(&["HTTP/1.1 503 Service Unavailable\r\ncontent-length: 13\r\n\r\nno upstream\r\n"], 1);
-    let broken = format!("broken=http://{broken}");
+    let broken = Server::start(|_| Answer::new("503 Service Unavailable", "no upstream\r\n"));
+    let broken = format!("broken={}", broken.url());
     let web = Serve::start(&["--upstream", &broken, "--upstream", "gone=127.0.0.1:1"], None);
     let (code, answer) = web.get("/");
     assert_eq!(code, Some(1));
@@ -229,23 +217,13 @@ fn load_sends_what_the_schedule_says_and_counts_who_answered() {
     assert!((21..=100).contains(&connections), "20 of their own, and those that are kept: {report}");
 }
 
-/// A server that answers each request once `received` has returned, on any number of connections at the same time.
+/// A server that answers each request once `received` has returned.
 fn server(received: impl Fn() + Send + Sync + 'static) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let received = Arc::new(received);
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, received) = (stream.unwrap(), received.clone());
-            std::thread::spawn(move || {
-                while stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
-                    received();
-                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
-                }
-            });
-        }
-    });
-    address
+    let answer = move |_: &Request| {
+        received();
+        Answer::ok("")
+    };
+    Server::start(answer).address
 }
 
 #[test]
@@ -263,9 +241,9 @@ fn load_keeps_its_schedule_while_answers_are_slow() {
 fn load_repeats_nothing_and_counts_each_failure_by_its_reason() {
     let good = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let bad = "HTTP/1.1 503 Service Unavailable\r\nx-envoy-overloaded: true\r\ncontent-length: 4\r\n\r\nbusy";
-    let answers = Vec::leak(vec![good, bad, ""]);
+    let answers = [good, bad, ""].map(str::to_owned).to_vec();
     // With a second try some of the bad ones would be good.
-    let flaky = raw_server(answers, 1);
+    let flaky = raw_server(answers);
     let (code, report) = load(&[&flaky, "--rate", "30", "--duration", "1s", "--fresh", "1"]);
     assert_eq!(code, Some(1));
     assert_eq!((&report["sent"], &report["succeeded"], &report["failed"]), (&json!(30), &json!(10), &json!(20)));
@@ -284,27 +262,10 @@ fn load_repeats_nothing_and_counts_each_failure_by_its_reason() {
 #[test]
 fn load_counts_a_kept_connection_that_is_closed_under_a_request_and_sends_nothing_twice() {
     // The second request on a connection is read and not answered.
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    let received = Arc::new(AtomicUsize::new(0));
-    let counted = received.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (mut stream, counted) = (stream.unwrap(), counted.clone());
-            std::thread::spawn(move || {
-                for answer in ["HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", ""] {
-                    if stream.read(&mut [0; 4096]).unwrap_or_default() == 0 {
-                        break;
-                    }
-                    counted.fetch_add(1, Ordering::SeqCst);
-                    let _ = stream.write_all(answer.as_bytes());
-                }
-            });
-        }
-    });
-    let (_, report) = load(&[&address, "--rate", "20", "--duration", "1s", "--connections", "1"]);
+    let server = Server::start(|request| if request.number == 0 { Answer::ok("") } else { Answer::raw("") });
+    let (_, report) = load(&[&server.address, "--rate", "20", "--duration", "1s", "--connections", "1"]);
     let (succeeded, failed) = (report["succeeded"].as_u64().unwrap(), report["failed"].as_u64().unwrap());
-    assert_eq!((succeeded + failed, received.load(Ordering::SeqCst)), (20, 20), "{report}");
+    assert_eq!((succeeded + failed, server.requests().len()), (20, 20), "{report}");
     assert!(failed > 0, "{report}");
     assert_eq!(report["failures"], json!({"closed before an answer": failed}));
 }

@@ -390,11 +390,10 @@ fn report(id: &str, problems: Vec<String>) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{BufRead, BufReader, Write};
-    use std::os::unix::net::{UnixListener, UnixStream};
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::{Duration, Instant};
 
+    use http_fixture::{Answer, Server};
     use serde_json::{Value, json};
 
     use super::*;
@@ -437,39 +436,25 @@ mod tests {
             }
         }
 
-        fn converse(&self, mut stream: UnixStream) {
-            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
-            let first = lines.next().unwrap_or_default();
-            lines.find(String::is_empty);
-            let path = first.split([' ', '?']).nth(1).unwrap_or_default();
+        fn respond(&self, path: &str) -> Answer {
             let path = path.strip_prefix("/v1.41").unwrap_or(path);
             if path == "/events" {
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n");
-                // Without an event, until the other side is gone.
-                return drop(lines.next());
+                // Without an event, until the client closes the connection.
+                return Answer::raw_open("HTTP/1.1 200 OK\r\n\r\n");
             }
             let (status, body) = self.answer(path);
-            let body = body.to_string();
-            let head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}", body.len());
-            let _ = write!(stream, "{head}\r\ncontent-type: application/json\r\n\r\n{body}");
+            Answer::new(status, body).with_header("content-type", "application/json")
         }
     }
 
     #[tokio::test]
     async fn a_dead_task_is_stopped_though_the_engine_fails_at_first_and_then_does_not_do_what_it_says() {
-        let socket = std::env::temp_dir().join(format!("ecs-local-test-{}.sock", std::process::id()));
-        let _ = std::fs::remove_file(&socket);
-        let listener = UnixListener::bind(&socket).unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let bad = Arc::new(BadEngine::default());
         let answering = bad.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let answering = answering.clone();
-                std::thread::spawn(move || answering.converse(stream.unwrap()));
-            }
-        });
+        let server = Server::start_at(&directory.path().join("sock"), move |request| answering.respond(request.path()));
         let began = Instant::now();
-        let engine = Engine::connect(&format!("unix://{}", socket.display()), None).await.unwrap();
+        let engine = Engine::connect(&format!("unix://{}", server.address), None).await.unwrap();
         let live = Arc::new(Live::new(engine, StopOrder::AllAtOnce));
         let watching = tokio::spawn(live.clone().watch());
         let stopped = async {
@@ -482,6 +467,5 @@ mod tests {
         assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
         assert_eq!(bad.stops.load(Ordering::SeqCst), 3);
         watching.abort();
-        let _ = std::fs::remove_file(&socket);
     }
 }

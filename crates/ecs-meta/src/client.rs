@@ -188,62 +188,49 @@ pub(crate) fn decode<T: DeserializeOwned>(answer: &[u8], what: &'static str) -> 
 
 #[cfg(test)]
 mod tests {
+    use http_fixture::{Answer, Server};
     use sidecar_kit::exit::one_line;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
 
     use super::*;
 
-    /// An endpoint that gives one raw answer, and a client for it.
-    async fn endpoint(answer: Vec<u8>) -> (MetadataClient, tokio::task::JoinHandle<String>) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = format!("http://{}/v4/abc", listener.local_addr().unwrap());
-        let served = tokio::spawn(async move {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let mut request = vec![0; 4096];
-            let length = stream.read(&mut request).await.unwrap();
-            // The client may hang up before it has read all.
-            let _ = stream.write_all(&answer).await;
-            String::from_utf8_lossy(&request[..length]).lines().next().unwrap().to_owned()
-        });
-        (MetadataClient::from_env(&Env::from_iter([(VARIABLE, uri)])).unwrap(), served)
-    }
-
-    fn answer(status: &str, body: &str) -> Vec<u8> {
-        format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
+    /// An endpoint that gives this answer to every request, and a client for it.
+    fn endpoint(answer: Answer) -> (MetadataClient, Server) {
+        let server = Server::start(move |_| answer.clone());
+        let uri = format!("{}/v4/abc", server.url());
+        (MetadataClient::from_env(&Env::from_iter([(VARIABLE, uri)])).unwrap(), server)
     }
 
     #[tokio::test]
     async fn the_task_is_fetched_from_its_path_and_the_container_from_the_variable_itself() {
         let body =
             r#"{"Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b", "Family": "f"}"#;
-        let (client, served) = endpoint(answer("200 OK", body)).await;
+        let (client, served) = endpoint(Answer::ok(body));
         assert_eq!(client.task().await.unwrap().task_id(), "0a1b");
-        assert_eq!(served.await.unwrap(), "GET /v4/abc/task HTTP/1.1");
+        assert_eq!(served.requests()[0].target, "/v4/abc/task");
 
-        let (client, served) = endpoint(answer("200 OK", r#"{"Name": "web"}"#)).await;
+        let (client, served) = endpoint(Answer::ok(r#"{"Name": "web"}"#));
         assert_eq!(client.container().await.unwrap().name, "web");
-        assert_eq!(served.await.unwrap(), "GET /v4/abc HTTP/1.1");
+        assert_eq!(served.requests()[0].target, "/v4/abc");
     }
 
     #[tokio::test]
     async fn an_answer_without_containers_or_without_this_one_is_no_answer() {
         let task = |rest: &str| {
             let arn = "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b";
-            answer("200 OK", &format!(r#"{{"Cluster": "blue", "TaskARN": "{arn}", "Family": "f"{rest}}}"#))
+            Answer::ok(format!(r#"{{"Cluster": "blue", "TaskARN": "{arn}", "Family": "f"{rest}}}"#))
         };
         for nothing in ["", r#", "Containers": null"#, r#", "Containers": []"#] {
-            let (client, _) = endpoint(task(nothing)).await;
+            let (client, _) = endpoint(task(nothing));
             let error = client.whole_task(None).await.unwrap_err();
             assert!(error.may_pass());
             assert_eq!(error.to_string(), "the task metadata lists no containers", "{nothing}");
         }
         let app = r#", "Containers": [{"Name": "app", "DockerId": "a"}]"#;
-        let (client, _) = endpoint(task(app)).await;
+        let (client, _) = endpoint(task(app));
         let error = client.whole_task(Some("b")).await.unwrap_err();
         assert_eq!(error.to_string(), "the task metadata lists containers, but not this one");
         for own in [None, Some("a")] {
-            let (client, _) = endpoint(task(app)).await;
+            let (client, _) = endpoint(task(app));
             assert_eq!(client.whole_task(own).await.unwrap().containers.len(), 1);
         }
     }
@@ -261,7 +248,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_failure_has_its_type_and_says_what_was_fetched() {
-        let (client, _) = endpoint(answer("404 Not Found", "\"no such container\"")).await;
+        let (client, _) = endpoint(Answer::new("404 Not Found", "\"no such container\""));
         let error = client.task().await.unwrap_err();
         assert!(error.may_pass());
         assert_eq!(
@@ -269,12 +256,12 @@ mod tests {
             "the endpoint answered 404 Not Found for the task metadata: \"no such container\""
         );
 
-        let (client, _) = endpoint(answer("200 OK", r#"{"Cluster": "blue", "TaskARN": "nonsense"}"#)).await;
+        let (client, _) = endpoint(Answer::ok(r#"{"Cluster": "blue", "TaskARN": "nonsense"}"#));
         let error = client.task().await.unwrap_err();
         assert!(matches!(error, Error::Undecodable { .. }) && !error.may_pass());
         assert!(one_line(&error).starts_with("cannot decode the task metadata: \"nonsense\" is not a task ARN"));
 
-        let (client, _) = endpoint(answer("200 OK", &format!("[{}]", "1,".repeat(1 << 20)))).await;
+        let (client, _) = endpoint(Answer::ok(format!("[{}]", "1,".repeat(1 << 20))));
         let error = client.task().await.unwrap_err();
         assert!(matches!(error, Error::Http { source: http::Error::TooLarge { .. }, .. }), "{error:?}");
 
@@ -287,12 +274,9 @@ mod tests {
 
     #[tokio::test]
     async fn an_endpoint_that_says_nothing_is_given_up_after_two_seconds() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let uri = format!("http://{}/v4/abc", listener.local_addr().unwrap());
-        let client = MetadataClient::from_env(&Env::from_iter([(VARIABLE, uri)])).unwrap();
+        let (client, _) = endpoint(Answer::silent());
         let error = client.task().await.unwrap_err();
         let Error::Http { source: http::Error::TimedOut { limit, .. }, .. } = error else { panic!("{error:?}") };
         assert_eq!(limit, Duration::from_secs(2));
-        drop(listener);
     }
 }

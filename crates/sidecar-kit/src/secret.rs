@@ -148,7 +148,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_anew_each_time() {
-        let path = std::env::temp_dir().join(format!("secret-{}", std::process::id()));
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
         let source = SecretSource::File(path.clone());
         std::fs::write(&path, "one\n").unwrap();
         assert_eq!(source.read().unwrap().expose(), "one");

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn with_nothing_to_do_only_lists_are_asked_for_page_by_page() {
+async fn idle_cycle_makes_only_list_calls() {
     let names = (0..120).map(|number| format!("service-{number:03}")).collect::<Vec<_>>();
     let world = World::new(&names.iter().map(String::as_str).collect::<Vec<_>>()).await;
     for task in 0..250 {
@@ -77,7 +77,7 @@ async fn with_nothing_to_do_only_lists_are_asked_for_page_by_page() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_not_allowed_is_named_with_the_policy_that_allows_it() {
+async fn denied_call_error_names_the_needed_policy() {
     let world = World::new(&[]).await;
     let rows = [
         ("ListTasks", "ecs:ListTasks", "*"),
@@ -137,7 +137,7 @@ async fn a_call_that_is_not_allowed_is_named_with_the_policy_that_allows_it() {
 }
 
 #[tokio::test]
-async fn with_a_token_that_may_only_read_no_secret_is_overwritten() {
+async fn read_only_token_overwrites_no_secret() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     let controller = world.start();
@@ -158,7 +158,7 @@ async fn with_a_token_that_may_only_read_no_secret_is_overwritten() {
 }
 
 #[tokio::test]
-async fn throttling_is_counted_and_passes() {
+async fn throttled_calls_are_counted_and_retried() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     world.aws.refuse("ListSecrets", "ThrottlingException");
@@ -182,7 +182,7 @@ async fn throttling_is_counted_and_passes() {
 }
 
 #[tokio::test]
-async fn while_the_list_of_secrets_is_behind_nothing_is_read_again_and_drift_of_tokens_is_repaired() {
+async fn stale_list_of_secrets_causes_no_extra_reads() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     world.aws.lag(true);
@@ -216,7 +216,7 @@ async fn while_the_list_of_secrets_is_behind_nothing_is_read_again_and_drift_of_
 }
 
 #[tokio::test]
-async fn nodes_of_tasks_that_are_gone_are_removed_and_no_others() {
+async fn only_nodes_of_ended_tasks_are_removed() {
     let world = World::new(&["web"]).await;
     let running = world.aws.run("alive", "web");
     let gone = running.replace("alive", "gone");
@@ -277,25 +277,17 @@ async fn nodes_of_tasks_that_are_gone_are_removed_and_no_others() {
 }
 
 #[tokio::test]
-async fn in_a_task_cluster_region_and_credentials_are_those_that_ecs_gives() {
+async fn task_settings_come_from_ecs() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     let metadata = Metadata::start("acl-controller", json!([]));
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let credentials = format!("http://{}/role", listener.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let _ = stream.read(&mut [0; 4096]);
-            let body = json!({
-                "AccessKeyId": "from-ecs", "SecretAccessKey": "b1g-s3cr3t-key", "Token": "b1g-s3cr3t-session",
-                "Expiration": "2099-01-01T00:00:00Z"
-            });
-            let body = body.to_string();
-            let answer =
-                format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
-            let _ = stream.write_all(answer.as_bytes());
-        }
+    let credentials = Server::start(|_| {
+        Answer::ok(json!({
+            "AccessKeyId": "from-ecs", "SecretAccessKey": "b1g-s3cr3t-key", "Token": "b1g-s3cr3t-session",
+            "Expiration": "2099-01-01T00:00:00Z"
+        }))
     });
+    let credentials = format!("{}/role", credentials.url());
     let mut command = Command::new(binary("acl-controller"));
     command.env_clear().env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).env("LOG_LEVEL", "trace");
     command.env("AWS_CONTAINER_CREDENTIALS_FULL_URI", credentials).env("AWS_ENDPOINT_URL_ECS", &world.aws.url);
@@ -314,7 +306,7 @@ async fn in_a_task_cluster_region_and_credentials_are_those_that_ecs_gives() {
 }
 
 #[tokio::test]
-async fn every_call_is_one_that_moto_takes_with_the_policy_in_the_readme() {
+async fn moto_accepts_every_call_with_the_readme_policy() {
     let agent = Agent::start_with_acls().await;
     let moto = Moto::start().await;
     let aws = async |arguments: &[&str]| -> Value {

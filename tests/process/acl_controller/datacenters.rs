@@ -12,7 +12,7 @@ async fn tokens(agent: &Agent, datacenter: &str, service: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn in_a_secondary_datacenter_a_token_is_made_once_whatever_becomes_of_replication() {
+async fn secondary_datacenter_creates_each_token_once() {
     let (primary, secondary) = Agent::start_two_datacenters().await;
     let world = World::at(secondary, &["web", "api"]).await;
     let replicated = async |service: &str, accessor: &str| {

@@ -34,7 +34,7 @@ impl World {
 }
 
 #[tokio::test]
-async fn a_terminating_gateway_s_token_follows_its_links_and_stays_the_same_token() {
+async fn terminating_gateway_token_follows_its_links() {
     let world = World::new(&["tgw", "web"]).await;
     world.aws.run("1", "tgw");
     world.aws.run("2", "web");
@@ -58,7 +58,7 @@ async fn a_terminating_gateway_s_token_follows_its_links_and_stays_the_same_toke
 }
 
 #[tokio::test]
-async fn what_somebody_adds_to_a_gateway_s_token_is_taken_back() {
+async fn foreign_grants_of_a_gateway_token_are_removed() {
     let world = World::new(&["tgw"]).await;
     world.aws.run("1", "tgw");
     world.link(&["legacy"]).await;
@@ -73,7 +73,7 @@ async fn what_somebody_adds_to_a_gateway_s_token_is_taken_back() {
 }
 
 #[tokio::test]
-async fn a_mesh_gateway_s_token_has_what_routing_to_every_service_needs_and_keeps_it_between_two_tasks() {
+async fn mesh_gateway_token_may_route_to_every_service() {
     let world = World::new(&["mgw", "web"]).await;
     let mesh = |id, service, kind| {
         let tags = [

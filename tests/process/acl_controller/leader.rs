@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn another_controller_takes_over_from_one_that_was_killed() {
+async fn standby_takes_over_from_a_killed_leader() {
     let world = World::new(&["web"]).await;
     let first = Process::spawn(&mut world.command("first"));
     first.says("holding the lock", BOUND).await;
@@ -33,7 +33,7 @@ async fn another_controller_takes_over_from_one_that_was_killed() {
 }
 
 #[tokio::test]
-async fn a_controller_that_ends_gives_the_lock_back_at_once() {
+async fn stopped_leader_releases_the_lock_at_once() {
     let world = World::new(&["web"]).await;
     let mut first = world.start();
     first.says("holding the lock", BOUND).await;
@@ -46,7 +46,7 @@ async fn a_controller_that_ends_gives_the_lock_back_at_once() {
 }
 
 #[tokio::test]
-async fn one_that_was_frozen_in_the_middle_of_a_cycle_writes_nothing_when_it_wakes() {
+async fn leader_frozen_in_a_cycle_writes_nothing_afterwards() {
     let world = World::new(&["web"]).await;
     let mut command = world.command("first");
     let address = listens(&command);
@@ -104,11 +104,10 @@ async fn one_that_was_frozen_in_the_middle_of_a_cycle_writes_nothing_when_it_wak
     assert!(writes(&world.aws.take_calls()));
 }
 
-/// A way to Consul that can be cut or frozen, or limit the rate of calls to its ACLs.
+/// A relay to Consul that can be cut or frozen, or limit the rate of calls to its ACLs.
 struct Way {
-    address: String,
+    relay: Relay,
     state: Arc<AtomicU8>,
-    streams: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 const OPEN: u8 = 0;
@@ -118,75 +117,47 @@ const LIMITED: u8 = 3;
 
 impl Way {
     fn start(to: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let (state, streams) = (Arc::new(AtomicU8::new(OPEN)), Arc::new(Mutex::new(Vec::new())));
-        let way = Self { address, state: state.clone(), streams: streams.clone() };
-        let to = to.to_owned();
-        std::thread::spawn(move || {
-            for from in listener.incoming().flatten() {
-                if state.load(Ordering::SeqCst) == CUT {
-                    continue;
-                }
-                let server = TcpStream::connect(&to).unwrap();
-                let both = || (from.try_clone().unwrap(), server.try_clone().unwrap());
-                let (one, other) = both();
-                streams.lock().unwrap().extend([one, other]);
-                let ((from_one, to_one), (to_other, from_other)) = (both(), both());
-                for (mut from, mut to) in [(from_one, to_one), (from_other, to_other)] {
-                    let state = state.clone();
-                    let mut answers = from.try_clone().unwrap();
-                    std::thread::spawn(move || {
-                        let mut buffer = [0; 1 << 16];
-                        while let Ok(length @ 1..) = from.read(&mut buffer) {
-                            while state.load(Ordering::SeqCst) == FROZEN {
-                                std::thread::sleep(Duration::from_millis(20));
-                            }
-                            // Our client sends a request when the one before is answered, and those for a list have no body.
-                            if state.load(Ordering::SeqCst) == LIMITED && buffer[..length].starts_with(b"GET /v1/acl/")
-                            {
-                                let _ =
-                                    answers.write_all(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n");
-                                continue;
-                            }
-                            if to.write_all(&buffer[..length]).is_err() {
-                                return;
-                            }
-                        }
-                    });
-                }
+        let state = Arc::new(AtomicU8::new(OPEN));
+        let (of_requests, of_answers) = (state.clone(), state.clone());
+        let frozen = |state: &AtomicU8| {
+            while state.load(Ordering::SeqCst) == FROZEN {
+                std::thread::sleep(Duration::from_millis(20));
             }
-        });
-        way
-    }
-
-    fn is_used(&self) -> bool {
-        !self.streams.lock().unwrap().is_empty()
+        };
+        let request = move |_, bytes: &[u8]| {
+            frozen(&of_requests);
+            match of_requests.load(Ordering::SeqCst) {
+                CUT => Pass::Cut,
+                // The client sends a request when the one before is answered, and those for a list have no body.
+                LIMITED if bytes.starts_with(b"GET /v1/acl/") => {
+                    Pass::Answer(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n".to_vec())
+                }
+                _ => Pass::On,
+            }
+        };
+        Self { relay: Relay::start(to, request, move |_, _| frozen(&of_answers)), state }
     }
 
     fn set(&self, state: u8) {
         self.state.store(state, Ordering::SeqCst);
         if state == CUT {
-            for stream in self.streams.lock().unwrap().drain(..) {
-                // The other end may have hung up.
-                let _ = stream.shutdown(Shutdown::Both);
-            }
+            self.relay.cut();
         }
     }
 }
 
 #[tokio::test]
-async fn it_goes_on_with_another_server_when_the_one_it_talked_to_dies_or_hangs() {
+async fn leader_uses_the_next_server_if_one_dies_or_hangs() {
     for state in [CUT, FROZEN] {
         let world = World::new(&["web", "api"]).await;
         let way = Way::start(&world.agent.http);
         let mut command = world.command("key");
         // The first is dead from the start, the second fails, the third lives.
-        let servers = format!("127.0.0.1:{},{},{}", free_port(), way.address, world.agent.http);
+        let servers = format!("127.0.0.1:{},{},{}", free_port(), way.relay.address, world.agent.http);
         let controller = Process::spawn(command.env("CONSUL_HTTP_ADDR", servers));
         world.aws.run("1", "web");
         world.settles("web").await;
-        assert!(way.is_used(), "it talks to the second");
+        assert!(way.relay.connections() > 0, "it talks to the second");
         way.set(state);
         world.aws.run("2", "api");
         world.settles("api").await;
@@ -195,12 +166,12 @@ async fn it_goes_on_with_another_server_when_the_one_it_talked_to_dies_or_hangs(
 }
 
 #[tokio::test]
-async fn it_backs_off_when_consul_limits_its_rate_and_goes_on_after() {
+async fn leader_backs_off_while_consul_answers_429() {
     let world = World::new(&["web"]).await;
     let way = Way::start(&world.agent.http);
     let mut command = world.command("key");
     let address = listens(&command);
-    let controller = Process::spawn(command.env("CONSUL_HTTP_ADDR", &way.address));
+    let controller = Process::spawn(command.env("CONSUL_HTTP_ADDR", &way.relay.address));
     eventually("the clients' token", BOUND, async || world.token_of("p-consul-client-token").await).await;
     way.set(LIMITED);
     let since = Instant::now();
@@ -225,12 +196,12 @@ async fn it_backs_off_when_consul_limits_its_rate_and_goes_on_after() {
 }
 
 #[tokio::test]
-async fn one_that_is_cut_off_from_consul_stops_and_another_takes_over() {
+async fn standby_takes_over_from_a_cut_off_leader() {
     let world = World::new(&["web"]).await;
     let way = Way::start(&world.agent.http);
     let mut command = world.command("first");
     let address = listens(&command);
-    let first = Process::spawn(command.env("CONSUL_HTTP_ADDR", &way.address));
+    let first = Process::spawn(command.env("CONSUL_HTTP_ADDR", &way.relay.address));
     first.says("holding the lock", BOUND).await;
     let leads = async |leads: f64| {
         eventually(&format!("its gauge is {leads}"), BOUND, async || {

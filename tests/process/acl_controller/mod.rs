@@ -3,13 +3,12 @@
 //! All of it runs with the Consul policy that the controller's README gives.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use http_fixture::{Answer, Pass, Relay, Server};
 use mesh_tests::aws::{Aws, Made};
 use mesh_tests::consul::Agent;
 use mesh_tests::metadata::Metadata;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_secret_without_a_value_is_filled() {
+async fn secret_without_a_value_is_filled() {
     let world = World::new(&[]).await;
     for secret in ["p-consul-client-token", "p-web"] {
         world.aws.add_secret(secret);
@@ -16,7 +16,7 @@ async fn a_secret_without_a_value_is_filled() {
 }
 
 #[tokio::test]
-async fn a_secret_that_can_never_be_read_stops_neither_the_repair_of_its_token_nor_its_end() {
+async fn unreadable_secret_still_has_its_token_repaired() {
     let errors = [
         ("decrypt", "DecryptionFailure: Secrets Manager can't decrypt the protected secret text"),
         ("request", "InvalidRequestException: You can't perform this operation"),
@@ -61,7 +61,7 @@ async fn a_secret_that_can_never_be_read_stops_neither_the_repair_of_its_token_n
 }
 
 #[tokio::test]
-async fn tokens_go_after_the_grace_also_where_the_secret_can_be_read_but_never_written() {
+async fn token_of_a_read_only_secret_ends_after_the_grace() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
     let controller = world.start_with(&["--grace", "1s"]);
@@ -77,8 +77,7 @@ async fn tokens_go_after_the_grace_also_where_the_secret_can_be_read_but_never_w
 }
 
 #[tokio::test]
-async fn another_consul_s_token_is_left_alone_and_one_of_ours_that_was_deleted_is_replaced_also_by_the_next_controller()
-{
+async fn secret_with_a_token_of_another_consul_is_left_alone() {
     let world = World::new(&["web", "moving", "ours"]).await;
     let other = json!({ "accessor_id": "0a0a0a0a-0000-4000-8000-000000000001", "token": "0a0a0a0a-0000-4000-8000-000000000002" });
     world.aws.set_secret("p-moving", &other.to_string());
@@ -110,7 +109,7 @@ async fn another_consul_s_token_is_left_alone_and_one_of_ours_that_was_deleted_i
 }
 
 #[tokio::test]
-async fn of_two_prefixes_that_collide_neither_controller_overwrites_the_other_s_secrets() {
+async fn colliding_prefixes_overwrite_no_secrets() {
     let world = World::new(&[]).await;
     let green = "arn:aws:ecs:eu-north-1:210987654321:cluster/green";
     let b = "consul.hashicorp.com/cluster";
@@ -146,7 +145,7 @@ async fn of_two_prefixes_that_collide_neither_controller_overwrites_the_other_s_
 }
 
 #[tokio::test]
-async fn a_secret_that_is_named_as_by_consul_ecs_0_4_enterprise_is_refused_with_the_name_that_is_needed() {
+async fn enterprise_secret_name_of_0_4_is_refused() {
     let world = World::new(&["web-default-default", "api-shop-eu"]).await;
     world.aws.run("1", "web");
     let key = |key: &str| format!("consul.hashicorp.com/{key}");

@@ -84,7 +84,7 @@ async fn policy_exists(world: &World, name: &str) -> bool {
 }
 
 #[tokio::test]
-async fn consul_ecs_0_4_beside_the_controller_and_after_it_deletes_no_token_of_a_running_task() {
+async fn consul_ecs_0_4_deletes_no_token_of_a_running_task() {
     let world = World::new(&["web", "api"]).await;
     world.aws.run("1", "web");
     let api = world.aws.run("2", "api");
@@ -126,7 +126,7 @@ async fn consul_ecs_0_4_beside_the_controller_and_after_it_deletes_no_token_of_a
 }
 
 #[tokio::test]
-async fn tokens_of_consul_ecs_are_taken_over_and_those_that_may_be_another_s_are_left_alone() {
+async fn tokens_of_consul_ecs_are_taken_over() {
     let world = World::new(&["fargate", "ec2", "idle", "Caps", "two", "elsewhere"]).await;
     for (task, service) in ["fargate", "ec2", "two"].iter().enumerate() {
         world.aws.run(&task.to_string(), service);
@@ -194,7 +194,7 @@ async fn tokens_of_consul_ecs_are_taken_over_and_those_that_may_be_another_s_are
 }
 
 #[tokio::test]
-async fn a_token_that_could_not_be_taken_over_at_once_is_not_replaced() {
+async fn token_taken_over_late_is_not_replaced() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     let clients = consul_ecs_clients(&world).await;
@@ -214,7 +214,7 @@ async fn a_token_that_could_not_be_taken_over_at_once_is_not_replaced() {
 }
 
 #[tokio::test]
-async fn a_cluster_has_one_leader_whether_it_is_given_by_name_or_by_arn() {
+async fn cluster_name_and_arn_share_one_leader() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     let first = world.start();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn each_service_and_the_clients_get_one_token_with_just_what_they_need() {
+async fn each_service_gets_one_token_with_minimal_rights() {
     let world = World::new(&["web", "api", "slow"]).await;
     let now = SystemTime::now();
     world.aws.run("1", "web");
@@ -41,7 +41,7 @@ async fn each_service_and_the_clients_get_one_token_with_just_what_they_need() {
 }
 
 #[tokio::test]
-async fn a_crash_between_token_and_secret_is_repaired_with_the_same_token() {
+async fn crash_before_the_secret_keeps_the_same_token() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     world.aws.refuse("PutSecretValue p-web", "InternalServiceError");
@@ -59,7 +59,7 @@ async fn a_crash_between_token_and_secret_is_repaired_with_the_same_token() {
 }
 
 #[tokio::test]
-async fn drift_of_each_kind_is_repaired() {
+async fn each_kind_of_drift_is_repaired() {
     let world = World::new(&["web", "api"]).await;
     world.aws.run("1", "web");
     world.aws.run("2", "api");
@@ -129,7 +129,7 @@ async fn drift_of_each_kind_is_repaired() {
 }
 
 #[tokio::test]
-async fn an_older_token_that_no_rotation_explains_goes_unless_a_task_may_use_it() {
+async fn older_duplicate_is_deleted_unless_a_task_may_use_it() {
     let world = World::new(&["web"]).await;
     let older =
         json!({ "Description": format!("by hand\n{CLUSTER_LINE}"), "ServiceIdentities": [{ "ServiceName": "web" }] });
@@ -159,7 +159,7 @@ async fn an_older_token_that_no_rotation_explains_goes_unless_a_task_may_use_it(
 }
 
 #[tokio::test]
-async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
+async fn failing_service_does_not_affect_others() {
     let services = ["garbage", "other", "half", "forbidden", "web"];
     let world = World::new(&services).await;
     world.aws.set_secret("p-garbage", "{\"accessor_id\": hunter2");
@@ -205,7 +205,7 @@ async fn a_service_that_fails_fails_alone_and_loudly_and_recovers() {
 }
 
 #[tokio::test]
-async fn the_token_of_a_secret_that_became_unusable_is_kept_right_and_goes_after_the_grace() {
+async fn token_of_an_unusable_secret_ends_after_the_grace() {
     let services = ["garbage", "forbidden", "missing"];
     let world = World::new(&services).await;
     let tasks = services.map(|service| world.aws.run(service, service));
@@ -250,7 +250,7 @@ async fn the_token_of_a_secret_that_became_unusable_is_kept_right_and_goes_after
 }
 
 #[tokio::test]
-async fn a_service_without_tasks_loses_its_token_after_the_grace_and_not_before() {
+async fn service_without_tasks_loses_its_token_after_the_grace() {
     let world = World::new(&["web", "api"]).await;
     let task = world.aws.run("1", "web");
     let api = world.aws.run("2", "api");
@@ -286,7 +286,7 @@ async fn a_service_without_tasks_loses_its_token_after_the_grace_and_not_before(
 }
 
 #[tokio::test]
-async fn a_token_is_rotated_without_an_outage() {
+async fn token_is_rotated_without_an_outage() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
     let first = {
@@ -321,7 +321,7 @@ async fn a_token_is_rotated_without_an_outage() {
 }
 
 #[tokio::test]
-async fn what_ecs_does_not_tell_of_may_be_an_old_task_that_has_a_replaced_token() {
+async fn undescribed_task_keeps_a_replaced_token() {
     let world = World::new(&["web", "gone"]).await;
     let task = world.aws.run("1", "web");
     let last = world.aws.run("2", "gone");
@@ -356,7 +356,7 @@ async fn what_ecs_does_not_tell_of_may_be_an_old_task_that_has_a_replaced_token(
 }
 
 #[tokio::test]
-async fn within_the_grace_drift_is_repaired_and_after_it_a_secret_that_another_cluster_has_filled_is_let_be() {
+async fn grace_repairs_drift_and_spares_secrets_of_others() {
     let world = World::new(&["web", "api", "moved"]).await;
     let tasks = ["web", "api", "moved"].map(|service| world.aws.run(service, service));
     let mut command = world.command("key");
@@ -406,7 +406,7 @@ async fn within_the_grace_drift_is_repaired_and_after_it_a_secret_that_another_c
 }
 
 #[tokio::test]
-async fn a_stopping_task_that_lost_its_tags_keeps_its_replaced_token_also_after_a_takeover() {
+async fn stopping_task_without_tags_keeps_its_replaced_token() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
     let controller = world.start();
@@ -437,7 +437,7 @@ async fn a_stopping_task_that_lost_its_tags_keeps_its_replaced_token_also_after_
 }
 
 #[tokio::test]
-async fn a_service_whose_last_task_is_stopping_without_tags_has_tasks() {
+async fn stopping_task_without_tags_counts_for_its_service() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
     let mut command = world.command("key");
@@ -453,7 +453,7 @@ async fn a_service_whose_last_task_is_stopping_without_tags_has_tasks() {
 }
 
 #[tokio::test]
-async fn tags_that_ecs_showed_are_kept_though_another_list_failed() {
+async fn seen_tags_are_kept_though_another_list_failed() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
     // Slow, so that the tasks are listed before it fails.
@@ -467,7 +467,7 @@ async fn tags_that_ecs_showed_are_kept_though_another_list_failed() {
 }
 
 #[tokio::test]
-async fn a_token_goes_as_soon_as_no_task_from_its_own_window_is_left() {
+async fn replaced_token_ends_with_the_last_task_of_its_window() {
     let world = World::new(&["web"]).await;
     // It runs on, and may have what the secret holds until 30 s after its start, since clocks may differ.
     world.aws.run_at("1", "web", SystemTime::now() - Duration::from_secs(5));
@@ -507,7 +507,7 @@ async fn end(mut controller: Process) {
 }
 
 #[tokio::test]
-async fn the_grace_goes_on_when_another_controller_takes_over() {
+async fn takeover_does_not_restart_the_grace() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
     let grace = ["--grace", "20s", "--stop-timeout", "1s"];
@@ -536,7 +536,7 @@ async fn the_grace_goes_on_when_another_controller_takes_over() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_kept_holds_the_token_that_the_next_task_finds_made_again() {
+async fn kept_secret_gives_the_next_task_the_same_token() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
     let flags = ["--keep-secrets", "--grace", "1s"];

@@ -7,7 +7,8 @@ use mesh_tests::moto::{Moto, aws};
 use mesh_tests::process::Finished;
 use serde_json::{Value, json};
 
-use crate::ecs_local::{Cluster, SOON, TASK_ID, docker, documented, shape};
+use super::metadata::{documented, shape};
+use super::{Cluster, SOON, TASK_ID, docker};
 
 const TARGET: &str = "AmazonEC2ContainerServiceV20141113.";
 
@@ -57,7 +58,7 @@ fn arns(answer: &Value) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_aws_cli_lists_tasks_page_by_page_each_once() {
+async fn aws_cli_lists_each_task_once_page_by_page() {
     let cluster = Cluster::new("list").await;
     let all = [1, 2, 3].map(|number| create_task(&cluster, number, "web", &[]));
     let list = ["list-tasks", "--cluster", &cluster.name];
@@ -85,7 +86,7 @@ async fn the_aws_cli_lists_tasks_page_by_page_each_once() {
 }
 
 #[tokio::test]
-async fn the_aws_cli_filters_tasks_and_hears_which_filters_lead_to_nothing() {
+async fn aws_cli_filters_tasks() {
     let cluster = Cluster::new("filter").await;
     let web = create_task(&cluster, 1, "web", &[]);
     let api = create_task(&cluster, 2, "api", &[]);
@@ -126,7 +127,7 @@ async fn the_aws_cli_filters_tasks_and_hears_which_filters_lead_to_nothing() {
 }
 
 #[tokio::test]
-async fn the_aws_cli_describes_tasks_with_tags_when_asked_and_says_which_are_missing() {
+async fn aws_cli_describes_tasks_tags_and_missing_tasks() {
     let cluster = Cluster::new("describe").await;
     let tags = ["ecs-mesh.tag.team=blue", "ecs-mesh.tag.consul.hashicorp.com/mesh=true"];
     let web = create_task(&cluster, 1, "web", &["--label", tags[0], "--label", tags[1]]);
@@ -171,7 +172,7 @@ async fn the_aws_cli_describes_tasks_with_tags_when_asked_and_says_which_are_mis
 }
 
 #[tokio::test]
-async fn a_task_that_has_stopped_is_listed_as_stopped_with_its_reason_until_its_containers_are_removed() {
+async fn stopped_task_is_listed_with_its_reason_until_removed() {
     let cluster = Cluster::new("stopped").await;
     cluster.run_pause(&[]);
     cluster.run_app("app", &["--label", "ecs-mesh.tag.team=blue"], &["/demo-app", "serve"]);
@@ -245,7 +246,7 @@ const ONLY_ECS_LOCAL: &[(&str, &str)] = &[
 ];
 
 #[tokio::test]
-async fn tasks_and_errors_have_the_shape_of_moto_s_but_for_what_either_lacks() {
+async fn tasks_and_errors_have_the_shape_of_those_of_moto() {
     let moto = Moto::start().await;
     let mut cluster = Cluster::new("moto").await;
     let network = cluster.network("");

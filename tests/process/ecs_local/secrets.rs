@@ -65,7 +65,7 @@ fn failed(ended: &Finished, code: i32, dir: &TempDir, says: &str) {
 }
 
 #[tokio::test]
-async fn a_task_s_secrets_come_by_arn_or_name_whole_or_by_key_and_in_the_version_asked_for() {
+async fn secrets_are_read_by_arn_name_key_and_version() {
     let moto = Moto::start().await;
     let (arn, first) = create(&moto, "mesh-web", r#"{"accessor_id":"acc-1","token":"tok-1"}"#).await;
     put(&moto, "mesh-web", r#"{"accessor_id":"acc-2","token":"tok-2"}"#).await;
@@ -109,7 +109,7 @@ async fn a_task_s_secrets_come_by_arn_or_name_whole_or_by_key_and_in_the_version
 }
 
 #[tokio::test]
-async fn what_is_not_there_yet_is_waited_for_and_nothing_is_written_before_all_is() {
+async fn secrets_waits_for_all_before_it_writes_any() {
     let moto = Moto::start().await;
     create(&moto, "other", "there").await;
     let dir = tempfile::tempdir().unwrap();
@@ -128,7 +128,7 @@ async fn what_is_not_there_yet_is_waited_for_and_nothing_is_written_before_all_i
 }
 
 #[tokio::test]
-async fn secrets_waits_for_secrets_manager_itself_until_its_bound_or_until_it_is_told_to_end() {
+async fn secrets_waits_for_secrets_manager_until_its_bound() {
     let nobody = format!("http://127.0.0.1:{}", free_port());
     let dir = tempfile::tempdir().unwrap();
     let ended = run(secrets(&nobody, dir.path(), &["T=a"]).args(["--timeout", "500ms"]), BOUND).await;
@@ -143,7 +143,7 @@ async fn secrets_waits_for_secrets_manager_itself_until_its_bound_or_until_it_is
 }
 
 #[tokio::test]
-async fn what_will_not_pass_ends_in_one_line_without_the_secret() {
+async fn final_error_is_one_line_without_the_secret() {
     let moto = Moto::start().await;
     create(&moto, "plain", "s3cr3t").await;
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +172,7 @@ async fn what_will_not_pass_ends_in_one_line_without_the_secret() {
 }
 
 #[tokio::test]
-async fn its_signature_is_right_and_one_action_is_all_it_needs() {
+async fn signature_is_right_and_one_action_is_enough() {
     let moto = Moto::start().await;
     create(&moto, "mesh-web", r#"{"token":"tok"}"#).await;
     let keys = [moto.user("reader", Some(&readme("ecs-local", "json", 0))).await, moto.user("nobody", None).await];

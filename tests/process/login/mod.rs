@@ -1,0 +1,143 @@
+//! Ways into Consul: mutual TLS, a unix socket, and logins through an auth method, of mesh-init, its agent-config, and
+//! health-sync, which logs out.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use http_fixture::{Answer, Record, Request, Server};
+use mesh_tests::consul::Agent;
+use mesh_tests::metadata::Metadata;
+use mesh_tests::moto::Moto;
+use mesh_tests::process::{Finished, Process, run};
+use mesh_tests::{binary, free_port, http};
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+mod auth_method;
+mod aws;
+mod servers;
+mod transport;
+
+const BOUND: Duration = Duration::from_secs(60);
+const METHOD: &str = "platform";
+
+/// A task: its metadata, its volume and its document.
+struct Task {
+    metadata: Metadata,
+    volume: TempDir,
+    document: Value,
+}
+
+impl Task {
+    fn new() -> Self {
+        let networks = json!([{ "NetworkMode": "awsvpc", "IPv4Addresses": ["127.0.0.1"] }]);
+        let app = json!([{ "Name": "app", "Networks": networks, "Health": { "status": "HEALTHY" } }]);
+        let volume = tempfile::tempdir().unwrap();
+        let document =
+            json!({ "bootstrapDir": volume.path(), "healthSyncContainers": ["app"], "service": { "port": 8080 } });
+        Self { metadata: Metadata::start("web", app), volume, document }
+    }
+
+    /// The same that logs in with [`METHOD`] at these servers.
+    fn that_logs_in(servers: &str) -> Self {
+        let mut task = Self::new();
+        task.document["consulHTTPAddr"] = servers.into();
+        task.document["consulLogin"] = json!({ "enabled": true, "method": METHOD, "meta": { "team": "shop" } });
+        task
+    }
+
+    fn command(&self, program: &str, variables: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(binary(program));
+        command.env_clear().env("ECS_CONTAINER_METADATA_URI_V4", &self.metadata.uri).env("LOG_LEVEL", "trace");
+        command.env("CONSUL_ECS_CONFIG_JSON", self.document.to_string()).envs(variables.iter().copied());
+        command
+    }
+
+    async fn starts(&self, variables: &[(&str, &str)]) -> Finished {
+        let finished = run(&mut self.command("mesh-init", variables), BOUND).await;
+        assert_eq!(finished.code, 0, "{}", finished.stderr);
+        finished
+    }
+
+    fn token(&self) -> String {
+        std::fs::read_to_string(self.volume.path().join("service-token")).unwrap()
+    }
+
+    /// That mesh-init fails with one line that holds all of `texts`, and leaves nothing on the volume.
+    async fn fails_with(&self, variables: &[(&str, &str)], texts: &[&str]) {
+        let mut command = self.command("mesh-init", variables);
+        command.env("LOG_LEVEL", "error").env("MESH_INIT_TIMEOUT", "1s");
+        let finished = run(&mut command, BOUND).await;
+        let line = finished.stderr.trim_end();
+        assert_eq!((finished.code, line.lines().count()), (1, 1), "{line}");
+        for text in texts {
+            assert!(line.contains(text), "{text:?} is not in {line}");
+        }
+        assert_eq!(std::fs::read_dir(self.volume.path()).unwrap().count(), 0, "{line}");
+    }
+}
+
+/// Signs what a platform would say of a task, as Consul's jwt auth method takes it.
+struct Platform {
+    key: EcdsaKeyPair,
+    random: SystemRandom,
+}
+
+impl Platform {
+    /// With the auth method that trusts it and gives a service identity by the claim `service`.
+    async fn trusted_by(agent: &Agent, identity: &str) -> Self {
+        let pair = KeyPair::generate().unwrap();
+        let method = json!({
+            "Name": METHOD, "Type": "jwt", "MaxTokenTTL": "1h",
+            "Config": { "JWTValidationPubKeys": [pair.public_key_pem()], "JWTSupportedAlgs": ["ES256"],
+                        "BoundAudiences": ["consul"], "ClaimMappings": { "service": "service" } }
+        });
+        agent.call("PUT", "/v1/acl/auth-method", &method).await;
+        let rule = json!({ "AuthMethod": METHOD, "BindType": "service", "BindName": identity,
+                           "Selector": "value.service != nobody" });
+        agent.call("PUT", "/v1/acl/binding-rule", &rule).await;
+        let random = SystemRandom::new();
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pair.serialize_der(), &random).unwrap();
+        Self { key, random }
+    }
+
+    /// A file with a token for this service, good for an hour from `at`.
+    fn proof_at(&self, service: &str, at: u64) -> tempfile::NamedTempFile {
+        let encode = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+        let claims = json!({ "aud": "consul", "service": service, "iat": at, "exp": at + 3600 });
+        let text = format!("{}.{}", encode(json!({ "alg": "ES256", "typ": "JWT" })), encode(claims));
+        let signature = self.key.sign(&self.random, text.as_bytes()).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))).unwrap();
+        file
+    }
+
+    fn proof(&self, service: &str) -> tempfile::NamedTempFile {
+        self.proof_at(service, SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
+    }
+}
+
+/// The tokens that logins have made.
+async fn logins(agent: &Agent) -> Vec<Value> {
+    let tokens = agent.call("GET", "/v1/acl/tokens", &Value::Null).await;
+    tokens.as_array().unwrap().iter().filter(|token| token["AuthMethod"] == METHOD).cloned().collect()
+}
+
+fn login_answer(token: &str) -> Value {
+    json!({ "AccessorID": "a", "SecretID": token, "Description": "" })
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
