@@ -131,7 +131,7 @@ fn golden_cases_give_their_bootstraps() {
                     "envoy_stats_config_json": r#"{"use_all_default_tags": false}"#,
                     "envoy_tracing_json": r#"{"http": {"name": "tracer"}}"#,
                 }),
-                access_logs: AccessLogs::of_entry(&logs),
+                access_log: access_log_of(&logs).unwrap(),
                 ..Case::default()
             },
         ),
