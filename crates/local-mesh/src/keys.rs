@@ -13,6 +13,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
 use serde_json::{Value, json};
+use sidecar_kit::file::{WriteError, write_if_changed};
 
 use crate::mesh_dir;
 use crate::version::Version;
@@ -28,9 +29,12 @@ const NAMES: [&str; 6] =
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// A file could not be written.
-    #[error("cannot write {}", path.display())]
-    Write {
-        /// The file.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The directory could not be made.
+    #[error("cannot make {}", path.display())]
+    Directory {
+        /// The directory.
         path: PathBuf,
         /// The cause.
         source: io::Error,
@@ -60,8 +64,7 @@ pub(crate) fn make(version: Version) -> Result<(), KeysError> {
         Some(gossip) => gossip.to_owned(),
         None => make_keys()?,
     };
-    let config = format!("{:#}\n", config(version, &gossip));
-    if config == written { Ok(()) } else { write(&path, &config) }
+    write(&path, &format!("{:#}\n", config(version, &gossip)))
 }
 
 /// Makes the CA and the server certificate, and returns a new gossip key.
@@ -70,7 +73,7 @@ fn make_keys() -> Result<String, KeysError> {
     // The servers' user in the container is not this user. So all may read the files, but only this user can enter the directory.
     let made =
         fs::create_dir_all(&dir).and_then(|()| fs::set_permissions(mesh_dir(), PermissionsExt::from_mode(0o700)));
-    made.map_err(|source| KeysError::Write { path: dir.clone(), source })?;
+    made.map_err(|source| KeysError::Directory { path: dir.clone(), source })?;
 
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
@@ -127,6 +130,5 @@ fn config(version: Version, gossip: &str) -> Value {
 }
 
 fn write(path: &Path, text: &str) -> Result<(), KeysError> {
-    let written = fs::write(path, text).and_then(|()| fs::set_permissions(path, PermissionsExt::from_mode(0o644)));
-    written.map_err(|source| KeysError::Write { path: path.to_owned(), source })
+    Ok(write_if_changed(path, text.as_bytes(), 0o644)?)
 }

@@ -32,8 +32,8 @@ pub enum VersionError {
 }
 
 impl Version {
-    /// Debian 11's Consul.
-    pub const STAND_IN: Self = Self(1, 8, 7);
+    /// The version in Debian 11, which the mesh runs by default.
+    pub const DEBIAN_11: Self = Self(1, 8, 7);
 
     /// Reads the output of `consul version`.
     #[must_use]
@@ -100,7 +100,7 @@ async fn ask(command: &mut Command) -> Result<Version, VersionError> {
 }
 
 /// The version that the mesh's images were last built with; `None` before the first build.
-pub(crate) fn of_mesh() -> Option<Version> {
+pub fn of_mesh() -> Option<Version> {
     Version::parse(&std::fs::read_to_string(mesh_dir().join(RECORD)).ok()?)
 }
 

@@ -8,7 +8,7 @@ use local_mesh::images::{self, ImagesError};
 use local_mesh::machine::{self, MachineError, Needs};
 use local_mesh::mesh::{self, MeshError};
 use local_mesh::parts::{self, PartsError};
-use local_mesh::version::{self, VersionError};
+use local_mesh::version::{self, Version, VersionError};
 use local_mesh::{compose, workspace};
 use sidecar_kit::exit::one_line;
 use tokio::process::Command;
@@ -89,7 +89,8 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         parts::cfn_lint().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
         // The tests wait more than they compute, so more of them run at a time than the machine has cores.
-        run_with_consul("process", 4).await?;
+        let version = version::of_program(&parts::consul().await?).await?;
+        run_with_consul("process", version, 4).await?;
     }
     if wanted(Suite::Mesh) {
         let tested = mesh_suite().await;
@@ -111,13 +112,12 @@ async fn mesh_suite() -> Result<(), TestError> {
     let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
     println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
     // One test at a time has the mesh. A second one runs while the first waits for a minute to pass.
-    run_with_consul("mesh", 2).await
+    run_with_consul("mesh", version::of_mesh().unwrap_or(Version::DEBIAN_11), 2).await
 }
 
-/// Runs a suite with the given Consul, this many tests at a time. Tests that need another Consul are left out, counted, and listed
+/// Runs a suite with a Consul of this version, this many tests at a time. Tests that need another Consul are left out, counted, and listed
 /// with the reason.
-async fn run_with_consul(suite: &'static str, threads: usize) -> Result<(), TestError> {
-    let version = version::of_program(&parts::consul().await?).await?;
+async fn run_with_consul(suite: &'static str, version: Version, threads: usize) -> Result<(), TestError> {
     let test = ["test", "--workspace", "--test", suite];
     let mut list = command::cargo();
     list.current_dir(workspace()).args(test).args(["--quiet", "--", "--list", "--format=terse"]);
