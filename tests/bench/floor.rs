@@ -1,4 +1,4 @@
-//! What the calls take that nobody can do without, sent by a client that does nothing else.
+//! The floor: how long the necessary calls take, sent by a client that does nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,7 @@ impl Plain<'_> {
         self.aws("secretsmanager", &format!("secretsmanager.{call}"), body).await
     }
 
-    /// The signature is not computed, since nobody looks at more than its scope: a floor is the calls alone.
+    /// The signature is made up, because the server checks only its scope.
     async fn aws(&self, service: &str, target: &str, body: &Value) -> Value {
         let scope = format!("AWS4-HMAC-SHA256 Credential=floor/20260101/eu-north-1/{service}/aws4_request");
         let url = format!("{}/", self.world.aws.url);

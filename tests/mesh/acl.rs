@@ -46,8 +46,8 @@ async fn intention_allows_web_to_call_api_within_two_seconds() {
     let docker = whole().await;
     let consul = consul::client().await.unwrap();
     let intention = consul.intentions().await.unwrap().into_iter().find(|one| one.source_name == "web").unwrap();
-    // Consul is asked when a connection is made, and those that are there stay: web begins anew. Setup, which runs again then,
-    // is to allow something else.
+    // Consul authorises a connection only when it is opened. So web is started again. Setup also runs again then and must not
+    // allow web to call api.
     task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
     consul.delete_intention(&intention.id).await.unwrap();
     task::start(&docker, "web", &[("ALLOW", "web:nobody")]).await.unwrap();

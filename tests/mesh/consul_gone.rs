@@ -1,4 +1,4 @@
-//! Consul gone while a task stops: the task ends within its stop timeouts all the same, and says what it could not tell.
+//! A task stops while Consul is missing. The task still ends within its stop timeouts, and health-sync logs what it could not write.
 
 use std::time::{Duration, Instant};
 
@@ -66,7 +66,7 @@ async fn task_stops_in_time_though_the_servers_hang() {
     assert_eq!(servers.len(), 3);
     assert!(took < BOUND, "{took:?}");
     none_other_was_killed(&docker, "api-2").await;
-    // The agent tells the servers of a maintenance before it answers.
+    // The agent writes a maintenance to the servers before it answers.
     says_what_it_could_not_tell(&docker, "api-2", &["maintenance of api-", "-sidecar-proxy:"]).await;
     restored().await;
 }
@@ -76,7 +76,7 @@ async fn task_stops_in_time_though_its_agent_is_dead_or_frozen() {
     let docker = whole().await;
     let (node, ()) = tokio::join!(its_agent_is_killed(&docker, "api-2"), its_agent_is_frozen(&docker, "api-1"));
     restored().await;
-    // Nobody told Consul that the killed agent leaves: acl-controller removes its node.
+    // The killed agent could not leave the cluster: acl-controller removes its node.
     eventually("its node is gone", BOUND, async || {
         let nodes = consul_get("/v1/catalog/nodes").await?;
         let there = nodes.as_array().is_some_and(|all| all.iter().any(|one| one["Node"] == node.as_str()));

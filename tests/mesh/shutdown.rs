@@ -1,4 +1,4 @@
-//! A task that stops: nothing in, still out, nobody notices.
+//! A task that stops: it gets no new requests, it can still send requests, and no request fails.
 
 use std::process::Command;
 use std::time::Duration;

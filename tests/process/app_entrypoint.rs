@@ -143,7 +143,7 @@ fn full_standard_error_does_not_end_the_app() {
     let (_reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while writer.write(&[0; 4096]).is_ok() {}
-    // It ends by itself, if nobody else ends it.
+    // Without a signal it ends after a while.
     let app = APP.replace("while :; do", "for i in $(seq 100); do");
     let mut command = entrypoint(&["--shutdown-delay", "300ms", "sh", "-c", &app]);
     let mut process = command.stderr(writer).stdout(Stdio::piped()).spawn().unwrap();

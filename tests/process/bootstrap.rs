@@ -124,7 +124,7 @@ async fn envoy_loads_a_bootstrap_with_every_option() {
         variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
     };
     let address = |address: &'static str| ("CONSUL_GRPC_ADDR", address);
-    // What it is, the agent, the proxy's configuration, more variables, and what then stands in the bootstrap.
+    // The case's name, the agent, the proxy's configuration, more variables, and a text that the bootstrap then has.
     let cases = [
         ("own JSON", &agent.http, &own_json(), vec![], r#""collector_cluster":"b""#),
         (

@@ -355,7 +355,7 @@ async fn lock_is_free_after_its_session_and_the_lock_delay() {
 #[tokio::test]
 async fn read_goes_to_the_next_server_if_one_fails() {
     let agent = Agent::start().await;
-    // The one that hangs takes the connection and never answers.
+    // The hanging server accepts the connection and never answers.
     let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let servers = format!("127.0.0.1:{}, {} ,{}", free_port(), hangs.local_addr().unwrap(), agent.http);
     let env = Env::from_iter([("CONSUL_HTTP_ADDR", servers.as_str())]);

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 const BOUND: Duration = Duration::from_secs(20);
 
-/// An app in HTTP/1 that sends the head of its answer when it is told to, and then a chunk whenever it is told to.
+/// An HTTP/1 app that sends each text that the test gives it: the head of its answer, then chunks.
 struct App {
     port: u16,
     asked: Receiver<()>,

@@ -70,7 +70,7 @@ async fn every_signal_reaches_the_child() {
     for (signal, name) in forwarded {
         process.signal(signal);
         eventually(&format!("{name} reaches the child"), BOUND, async || {
-            // CONT takes back what is still to be delivered.
+            // CONT discards pending stop signals.
             if STOPS.contains(&signal) {
                 process.signal(Signal::CONT);
                 tokio::time::sleep(Duration::from_millis(50)).await;

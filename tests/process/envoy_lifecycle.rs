@@ -24,7 +24,7 @@ fn container(name: &str, known: &str) -> Value {
     json!({ "DockerId": format!("id-of-{name}"), "Name": name, "KnownStatus": known, "DesiredStatus": "RUNNING" })
 }
 
-/// Envoy's own container and health-sync besides.
+/// These apps, with Envoy's own container and health-sync.
 fn containers(apps: &[(&str, &str)]) -> Value {
     let mut own = container("envoy", "RUNNING");
     own["DockerId"] = OWN_DOCKER_ID.into();
@@ -375,7 +375,7 @@ async fn draining_envoy_still_accepts_and_sends_requests() {
     }
 }
 
-/// The bootstrap of an Envoy that asks for its listeners where nobody answers. Its static listeners open.
+/// The bootstrap of an Envoy that asks an agent for listeners, but no agent answers. Its static listeners open.
 fn without_an_agent(mut bootstrap: Value) -> Value {
     let agent = json!({ "socket_address": { "address": "127.0.0.1", "port_value": free_port() } });
     let endpoints = json!([{ "lb_endpoints": [{ "endpoint": { "address": agent } }] }]);
@@ -453,7 +453,7 @@ async fn log_router_that_is_not_ignored_gives_a_warning() {
 
 #[tokio::test]
 async fn ignored_name_without_a_container_gives_a_warning() {
-    // ECS lists a container once it is created: one that depends on this one comes late.
+    // ECS lists a container once it is created. A container that depends on this one is created later.
     let metadata = Metadata::start("shop", containers(&[]));
     metadata.set_field("KnownStatus", "CREATED".into());
     let process = started(&metadata, &["--ignore-container", "router,ruoter"]).await;

@@ -21,7 +21,7 @@ fn app(health: &str) -> Value {
 }
 
 fn command(agent: &str, metadata: &str, synced: &[&str]) -> Command {
-    // Without a login nobody reads the servers' authority.
+    // health-sync reads the servers' authority only for a login.
     let document = json!({ "bootstrapDir": "/consul", "consulCACertFile": "/nowhere/ca.pem", "service": { "port": 8080 },
         "healthSyncContainers": synced });
     let mut command = Command::new(binary("health-sync"));
@@ -161,7 +161,7 @@ async fn critical_wins_over_a_passing_write_under_way() {
         };
         let critical = vec![Some("critical".to_owned()); 3];
         assert_eq!(all().await, critical, "{}", sync.output());
-        // What was cut off may still reach the agent: the maintenance stands whatever becomes of the check.
+        // The cancelled write may still reach the agent and set the check. The maintenance remains.
         tokio::time::sleep(delay + Duration::from_millis(200)).await;
         assert_eq!(all().await[1..], critical[1..]);
     }
@@ -416,7 +416,7 @@ async fn gate_opens_once_the_proxy_passes_and_stays_open() {
     assert_eq!(gate().await, (1, "health-sync: there is no task metadata yet\n".to_owned()));
     metadata.set_failing(false);
     sync.says("check critical", BOUND).await;
-    // The app, and the proxy's listener, which nobody serves yet.
+    // The app's check, and the check of the proxy's listener, which is not open yet.
     eventually("the gate names what is critical", BOUND, async || match gate().await {
         (1, line) if line.contains(r#"do not have shop-f1a2-sidecar-proxy as passing yet: "#) => {
             if line.contains(r#""Proxy Public Listener" is critical"#) { Ok(()) } else { Err(line) }
@@ -497,7 +497,7 @@ async fn register_other(agent: &Agent, passing: bool) {
     agent.call("PUT", &format!("/v1/agent/check/{verb}/other"), &Value::Null).await;
 }
 
-/// The own proxy is passing: nobody serves its listener here.
+/// Removes the check of the task's own proxy listener, which is not open here. The proxy then passes.
 async fn without_listener_check(agent: &Agent) {
     eventually("the servers list the task's proxy", BOUND, async || {
         let proxies = agent.call("GET", "/v1/health/connect/shop", &Value::Null).await;

@@ -1,5 +1,5 @@
 //! A task that has an IPv6 address alone, as in an IPv6-only subnet: loopback has both families, nothing else has IPv4. From the
-//! agent's configuration to the drain, with real Consuls, xds-bridge and a real Envoy, in a network namespace of its own.
+//! agent's configuration to the drain, with real Consuls, xds-bridge and a real Envoy, in its own network namespace.
 
 use std::net::{Ipv6Addr, TcpStream};
 use std::process::Command;
@@ -103,7 +103,7 @@ async fn in_the_mesh_and_drains() {
     assert_eq!(envoy.exit_code(BOUND).await, 0);
 }
 
-/// Consul has a process group of its own, which outlives a bridge that is killed.
+/// Consul has its own process group, which survives the death of the bridge.
 struct Consul {
     _bridge: Process,
     pid_file: std::path::PathBuf,

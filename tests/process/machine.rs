@@ -1,4 +1,4 @@
-//! What `cargo xtask` does on a machine that lacks something: programs that stand for the machine's own are all of its PATH.
+//! What `cargo xtask` does on a machine that lacks programs. PATH has only the fakes of this file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -180,7 +180,7 @@ async fn exit_code(mut process: Child) -> Option<i32> {
     }
 }
 
-/// Says when it gets TERM, and exits with 7. It ends by itself, if nobody else ends it.
+/// Prints a line when it gets TERM, and exits with 7. Without TERM it ends after a while.
 const APP: &str = "trap 'echo app got TERM; exit 7' TERM; echo ready; for i in $(seq 300); do sleep 0.1; done";
 
 #[tokio::test]
@@ -233,7 +233,7 @@ async fn closed_standard_error_sends_the_command_no_signal() {
     assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
-/// A program with a terminal of its own, by util-linux's `script`; what is written to it is typed there.
+/// A program with its own terminal, which util-linux's `script` provides. Bytes written to `script` are typed at the terminal.
 struct Terminal {
     script: Child,
     output: std::sync::mpsc::Receiver<String>,

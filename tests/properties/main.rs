@@ -61,7 +61,7 @@ fn schema_accepts_what_the_consul_ecs_schema_accepts() {
     let path = std::path::Path::new(&reference).join("consul-ecs-config/schema-0.6.json");
     let mut theirs: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     theirs["$schema"] = json!("http://json-schema.org/draft-07/schema#");
-    // It stands beside `properties`, where nothing reads it.
+    // The schema has `expose` beside `properties`, where no validator reads it.
     let expose = theirs["properties"]["proxy"]["expose"].take();
     theirs["properties"]["proxy"]["properties"]["expose"] = expose;
     let theirs = jsonschema::draft7::new(&theirs).unwrap();

@@ -113,7 +113,7 @@ fn value(kind: &Kind) -> BoxedStrategy<Value> {
     match kind {
         Kind::Text => word().prop_map(Value::from).boxed(),
         Kind::FilledText => "/[a-z]{0,3}".prop_map(Value::from).boxed(),
-        // Now and then one that is none, by its first or last letter or by one between.
+        // Some names are invalid: their first letter, last letter, or a letter between is wrong.
         Kind::Name => {
             prop_oneof![20 => "([a-z0-9]([a-z0-9_-]{0,3}[a-z0-9])?)?", 1 => "[a_A-]{1,3}"].prop_map(Value::from).boxed()
         }

@@ -1,4 +1,4 @@
-//! ECS and Secrets Manager as AWS documents them, as far as acl-controller calls them: what no stand-in gives, paging, tags,
+//! A fake of ECS and Secrets Manager with the calls that acl-controller makes, as AWS documents them. It has what moto lacks: paging,
 //! failures, states that stay, refusals on demand, and a record of every call.
 //!
 //! The protocol is AWS JSON 1.1: POST to `/`, the call in `X-Amz-Target`, errors with status 400 and their code in `__type`.
@@ -10,25 +10,25 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http_fixture::{Answer as Response, Request, Server};
 use serde_json::{Value, json};
 
-/// The cluster's name and where it is.
+/// The cluster's name.
 pub const CLUSTER: &str = "blue";
 const ARN: &str = "arn:aws:ecs:eu-north-1:210987654321";
 
-/// One call that was made.
+/// A recorded call.
 #[derive(Debug, Clone)]
 pub struct Made {
-    /// Such as `ListTasks`.
+    /// The action, such as `ListTasks`.
     pub name: String,
-    /// The access key that signed it.
+    /// The access key that signed the call.
     pub key: String,
     /// The request's body.
     pub body: Value,
 }
 
 struct Secret {
-    /// Empty while it has no value.
+    /// Empty while the secret has no value.
     version: String,
-    /// The version before; none of a secret that was only made.
+    /// The version before the current one.
     previous: Option<String>,
     created: SystemTime,
     text: String,
@@ -37,32 +37,32 @@ struct Secret {
 #[derive(Default)]
 struct State {
     tasks: BTreeMap<String, Value>,
-    /// Listed, but gone when described.
+    /// Tasks that are listed, but missing when they are described.
     vanished: BTreeSet<String>,
-    /// Listed, but not told of when described.
-    untold: BTreeSet<String>,
+    /// Tasks that are listed, but that DescribeTasks fails to describe.
+    undescribed: BTreeSet<String>,
     secrets: BTreeMap<String, Secret>,
     versions: u64,
     calls: Vec<Made>,
-    /// Refused from now on: `Call` or `Call secret`, with the error's code.
+    /// Calls that are refused, `Call` or `Call secret`, with the error's code.
     refused: BTreeMap<String, String>,
-    /// The same, for the next time alone.
+    /// Calls that are refused once.
     refused_once: BTreeMap<String, String>,
-    /// Whether ListSecrets is behind.
+    /// Whether ListSecrets shows the version before the current one.
     lags: bool,
-    /// Answered only after this time: `Call` or `Call secret`.
+    /// Calls that are answered after a delay, `Call` or `Call secret`.
     slow: BTreeMap<String, Duration>,
 }
 
-/// One account with one cluster; ended with the test.
+/// One account with one cluster.
 pub struct Aws {
-    /// Its URL: the endpoint of both services.
+    /// The endpoint of both services.
     pub url: String,
     state: Arc<Mutex<State>>,
 }
 
 impl Aws {
-    /// Starts it, empty.
+    /// Starts an account without tasks and secrets.
     ///
     /// # Panics
     /// When loopback has no port left.
@@ -78,18 +78,18 @@ impl Aws {
         self.state.lock().expect("no other thread panics")
     }
 
-    /// A running task of a mesh service, created now; gives its ARN.
+    /// Adds a running task of a mesh service, created now. Returns its ARN.
     pub fn run(&self, id: &str, service: &str) -> String {
         self.run_at(id, service, SystemTime::now())
     }
 
-    /// The same, created at another time.
+    /// Adds a running task of a mesh service, created at this time. Returns its ARN.
     pub fn run_at(&self, id: &str, service: &str, created: SystemTime) -> String {
         let tags = [("consul.hashicorp.com/mesh", "true"), ("consul.hashicorp.com/service-name", service)];
         self.put_task(id, "family", &tags, created)
     }
 
-    /// A running task of this family with these tags.
+    /// Adds a running task of this family with these tags. Returns its ARN.
     pub fn put_task(&self, id: &str, family: &str, tags: &[(&str, &str)], created: SystemTime) -> String {
         let arn = format!("{ARN}:task/{CLUSTER}/{id}");
         let tags = tags.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect::<Vec<_>>();
@@ -112,7 +112,7 @@ impl Aws {
         (task["desiredStatus"], task["lastStatus"]) = (desired.into(), last.into());
     }
 
-    /// Stops a task as StopTask does: its tags are deleted, and its containers run on for a while.
+    /// Stops a task as StopTask does: the tags are deleted, and the task is STOPPING.
     ///
     /// # Panics
     /// When there is no such task.
@@ -121,43 +121,43 @@ impl Aws {
         self.state().tasks.get_mut(arn).expect("the task is there")["tags"] = json!([]);
     }
 
-    /// The task is no longer known.
+    /// Removes a task.
     pub fn forget(&self, arn: &str) {
         self.state().tasks.remove(arn);
     }
 
-    /// The task is listed, but gone when it is described.
+    /// From now on the task is listed, but missing when it is described.
     pub fn vanish(&self, arn: &str) {
         self.state().vanished.insert(arn.to_owned());
     }
 
-    /// The task is listed, but DescribeTasks answers with a failure that doesn't say that it is gone; or tells of it again.
-    pub fn untold(&self, arn: &str, untold: bool) {
+    /// Whether DescribeTasks fails for this task from now on, with a reason other than MISSING. The task is still listed.
+    pub fn undescribed(&self, arn: &str, undescribed: bool) {
         let mut state = self.state();
-        if untold {
-            state.untold.insert(arn.to_owned());
+        if undescribed {
+            state.undescribed.insert(arn.to_owned());
         } else {
-            state.untold.remove(arn);
+            state.undescribed.remove(arn);
         }
     }
 
-    /// Gives a secret a new version.
+    /// Adds a new version to a secret.
     pub fn set_secret(&self, name: &str, text: &str) {
         put(&mut self.state(), name, text);
     }
 
-    /// Makes a secret without a value, as Terraform's `aws_secretsmanager_secret` alone does.
+    /// Adds a secret without a value, as Terraform's `aws_secretsmanager_secret` does.
     pub fn add_secret(&self, name: &str) {
         let secret = Secret { version: String::new(), previous: None, created: SystemTime::now(), text: String::new() };
         self.state().secrets.insert(name.to_owned(), secret);
     }
 
-    /// Whether ListSecrets tells of the version before the current one, from now on.
+    /// Whether ListSecrets shows the version before the current one from now on.
     pub fn lag(&self, lags: bool) {
         self.state().lags = lags;
     }
 
-    /// The secret is no longer there.
+    /// Removes a secret.
     pub fn remove_secret(&self, name: &str) {
         self.state().secrets.remove(name);
     }
@@ -168,41 +168,41 @@ impl Aws {
         self.state().secrets.get(name).and_then(|secret| serde_json::from_str(&secret.text).ok()).unwrap_or(Value::Null)
     }
 
-    /// All values of secrets as they are.
+    /// The values of all secrets.
     #[must_use]
     pub fn texts(&self) -> Vec<String> {
         self.state().secrets.values().map(|secret| secret.text.clone()).collect()
     }
 
-    /// Refuses a call, or a call for one secret (`PutSecretValue p-web`) or one task first of all (`DescribeTasks <ARN>`), with an
-    /// error's code from now on; `Code: message` for another message than that the role is refused.
+    /// Refuses a call with this error code from now on. `call` may name a secret (`PutSecretValue p-web`) or the first task
+    /// (`DescribeTasks <ARN>`). `code` may have a message: `Code: message`.
     pub fn refuse(&self, call: &str, code: &str) {
         self.state().refused.insert(call.to_owned(), code.to_owned());
     }
 
-    /// Refuses a call the next time alone.
+    /// Refuses a call once.
     pub fn refuse_once(&self, call: &str, code: &str) {
         self.state().refused_once.insert(call.to_owned(), code.to_owned());
     }
 
-    /// Takes one refusal back.
+    /// Ends the refusals of a call.
     pub fn allow(&self, call: &str) {
         self.state().refused.remove(call);
     }
 
-    /// Answers a call, or a call for one secret, only after a time from now on.
+    /// Answers a call, or a call for one secret, after this time from now on.
     pub fn slow(&self, call: &str, time: Duration) {
         self.state().slow.insert(call.to_owned(), time);
     }
 
-    /// Takes it all back.
+    /// Ends all refusals and delays.
     pub fn refuse_nothing(&self) {
         let mut state = self.state();
         state.refused.clear();
         state.slow.clear();
     }
 
-    /// The calls made since the last time this was asked.
+    /// The calls since this function was last called.
     #[must_use]
     pub fn take_calls(&self) -> Vec<Made> {
         std::mem::take(&mut self.state().calls)
@@ -253,7 +253,7 @@ fn answer(request: &Request, state: &Mutex<State>) -> Response {
     response.with_header("content-type", "application/x-amz-json-1.1")
 }
 
-/// For this region and the service that is called.
+/// Whether the request is signed for this region and the service that it calls.
 fn signed(request: &Request) -> bool {
     let service = if request.header("x-amz-target").starts_with("secretsmanager.") { "secretsmanager" } else { "ecs" };
     let scope = format!("/eu-north-1/{service}/aws4_request");
@@ -267,7 +267,7 @@ fn error<T>(code: &str, message: &str) -> Result<T, (String, String)> {
     Err((code.to_owned(), message.to_owned()))
 }
 
-/// A page of at most `most`, and the token of the next.
+/// A page of at most `most` items, and the token of the next page.
 fn page(all: &[Value], token: &Value, most: &Value) -> Result<(Vec<Value>, Option<String>), (String, String)> {
     let from = match token.as_str().map(|token| token.strip_prefix("page-").and_then(|at| at.parse::<usize>().ok())) {
         None => 0,
@@ -310,7 +310,7 @@ fn respond(state: &mut State, name: &str, body: &Value) -> Answer {
             let tags = body["include"].as_array().is_some_and(|include| include.contains(&"TAGS".into()));
             let (mut tasks, mut failures) = (Vec::new(), Vec::new());
             for arn in arns.iter().filter_map(Value::as_str) {
-                if state.untold.contains(arn) {
+                if state.undescribed.contains(arn) {
                     failures.push(json!({ "arn": arn, "reason": "ACCESS_DENIED" }));
                     continue;
                 }

@@ -1,4 +1,4 @@
-//! A real Consul agent on loopback, one for each test that asks.
+//! A real Consul agent on loopback.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -26,7 +26,7 @@ pub fn version() -> Version {
     })
 }
 
-/// A single server that is its own cluster; ended with the test.
+/// A cluster of one server. Dropping it ends the server.
 pub struct Agent {
     /// Its HTTP address, `127.0.0.1:port`.
     pub http: String,
@@ -61,7 +61,7 @@ impl Agent {
         Self::start_with_acls_and(json!({})).await
     }
 
-    /// The same with more configuration.
+    /// Starts such a server with more configuration.
     pub async fn start_with_acls_and(mut more: Value) -> Self {
         let management = "00000000-0000-0000-0000-00000000aaaa";
         let initial = if version().at_least(1, 11) { "initial_management" } else { "master" };
@@ -81,8 +81,8 @@ impl Agent {
         agent
     }
 
-    /// Starts a primary datacenter and a secondary one that replicates its tokens, both of one server; the management token is
-    /// the same.
+    /// Starts a primary datacenter, and a secondary one that replicates its tokens. Each has one server. Both have the same management
+    /// token.
     pub async fn start_two_datacenters() -> (Self, Self) {
         let serf_wan = free_port();
         let primary = Self::start_with_acls_and(json!({ "ports": { "serf_wan": serf_wan } })).await;
@@ -155,7 +155,7 @@ impl Agent {
         format!("http://{}{path}", self.http)
     }
 
-    /// A request to its HTTP API with the management token and a JSON body; the answer's JSON, or null where it has none.
+    /// Sends a request with a JSON body and the management token. Returns the answer's JSON, or null if it has none.
     ///
     /// # Panics
     /// When the answer's status isn't 200.
@@ -167,20 +167,20 @@ impl Agent {
         serde_json::from_str(&answer).unwrap_or(Value::Null)
     }
 
-    /// A new token that has one service identity and nothing else, as a task's token has.
+    /// Creates a token that has only one service identity, as a task's token has.
     pub async fn service_token(&self, service: &str) -> String {
         let token = json!({ "ServiceIdentities": [{ "ServiceName": service }] });
         let created = self.call("PUT", "/v1/acl/token", &token).await;
         created["SecretID"].as_str().expect("a new token has a secret ID").to_owned()
     }
 
-    /// Ends it with TERM, as ECS does; gives its exit code.
+    /// Ends the agent with TERM, as ECS does. Returns its exit code.
     pub async fn stop(&mut self, bound: Duration) -> i32 {
         self.process.signal(Signal::TERM);
         self.process.exit_code(bound).await
     }
 
-    /// What it has logged.
+    /// Its log.
     #[must_use]
     pub fn output(&self) -> String {
         self.process.output()

@@ -1,4 +1,4 @@
-//! HTTP as the tests speak it: a request, and the status with the body.
+//! HTTP requests of the tests.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use sidecar_kit::http::{Client, Limits};
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 16 << 20 };
 
-/// Sends a request with header fields and a body; gives status and body.
+/// Sends a request with header fields and a body. Returns the status and the body.
 ///
 /// # Errors
 /// The reason on one line when there is no answer.

@@ -1,4 +1,4 @@
-//! Support for the tests: real programs started, watched and ended; HTTP; and the one way to wait.
+//! Shared code of the tests: real programs, HTTP, and [`eventually`], the one way to wait.
 
 pub mod aws;
 pub mod consul;
@@ -37,7 +37,7 @@ pub fn part(name: &str) -> PathBuf {
     path
 }
 
-/// A code block of a crate's README, by its number among those of its language: what stands there is what the tests run with.
+/// A code block of a crate's README, by its number among the blocks of its language. The tests run with what the README shows.
 ///
 /// # Panics
 /// When there is none.
@@ -49,24 +49,24 @@ pub fn readme(name: &str, language: &str, number: usize) -> String {
     block.unwrap_or_else(|| panic!("{} has no {language} block {number}", path.display())).to_owned()
 }
 
-/// A TCP port on 127.0.0.1 that nothing uses now, and that neither another test of this process nor the kernel (whose own
-/// choice begins at 32768) will take.
+/// A TCP port on 127.0.0.1 that no program uses. No other test of this process gets it, and the kernel does not choose it: the
+/// kernel's own ports begin at 32768.
 ///
 /// # Panics
 /// When there is none left.
 #[must_use]
 pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Two test processes begin at different places.
+    // Two test processes begin at different ports.
     let first = u16::try_from(std::process::id() % 90).expect("a small number") * 100 + 21_000;
     let mut ports = std::iter::from_fn(|| Some(first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000)).take(2_000);
     ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("loopback has a free port")
 }
 
-/// Repeats `attempt` every 50 ms until it gives a value, and returns that.
+/// Repeats `attempt` every 50 ms until it returns a value, and returns that value.
 ///
 /// # Panics
-/// When `bound` is over, with `what` and the last attempt's reason.
+/// When `bound` is over. The message has `what` and the reason of the last attempt.
 pub async fn eventually<T>(what: &str, bound: Duration, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
     let deadline = Instant::now() + bound;
     loop {

@@ -1,5 +1,5 @@
-//! A fake of ECS's task metadata endpoint, the one part that cannot be real outside of ECS: it answers for a task and one
-//! container of it as AWS documents it, with what the test says.
+//! A fake of ECS's task metadata endpoint, which exists only in ECS. It serves a task and one of its containers as AWS documents
+//! them, with the values that the test sets.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 /// The endpoint of one task.
 pub struct Metadata {
-    /// For `ECS_CONTAINER_METADATA_URI_V4`.
+    /// The value of `ECS_CONTAINER_METADATA_URI_V4`.
     pub uri: String,
     state: Arc<State>,
     record: Record,
@@ -20,11 +20,11 @@ struct State {
     failing: AtomicBool,
 }
 
-/// Docker's ID of the container whose endpoint this is.
+/// Docker's ID of the container that owns the endpoint.
 pub const OWN_DOCKER_ID: &str = "0f1e2d3c";
 
 impl Metadata {
-    /// Starts answering for task `f1a2` of a family, with these containers and the one whose endpoint this is.
+    /// Starts the endpoint of task `f1a2` of this family, with these containers and the container that owns the endpoint.
     ///
     /// # Panics
     /// When loopback has no port left.
@@ -40,43 +40,34 @@ impl Metadata {
         Self { uri: format!("{}/v4/f1a2-test", server.url()), state, record: server.record }
     }
 
-    /// The containers from now on, and the one whose endpoint this is.
-    ///
-    /// # Panics
-    /// Never, unless another test's thread did.
+    /// Sets the containers of the task, beside the container that owns the endpoint.
     pub fn set_containers(&self, containers: Value) {
         self.state.task.lock().expect("no reader panics")["Containers"] = with_own(containers);
     }
 
-    /// A field of the task from now on, as it is.
-    ///
-    /// # Panics
-    /// Never, unless another test's thread did.
+    /// Sets a field of the task.
     pub fn set_field(&self, name: &str, value: Value) {
         self.state.task.lock().expect("no reader panics")[name] = value;
     }
 
-    /// The task's desired status from now on.
-    ///
-    /// # Panics
-    /// Never, unless another test's thread did.
+    /// Sets the task's desired status.
     pub fn set_desired_status(&self, status: &str) {
         self.state.task.lock().expect("no reader panics")["DesiredStatus"] = status.into();
     }
 
-    /// Whether it answers 500 from now on.
+    /// Whether every answer is a 500 from now on.
     pub fn set_failing(&self, failing: bool) {
         self.state.failing.store(failing, Ordering::SeqCst);
     }
 
-    /// How many questions were answered.
+    /// How many requests have their whole answer.
     #[must_use]
     pub fn answered(&self) -> u64 {
         self.record.answered() as u64
     }
 }
 
-/// ECS lists the container that asks, too.
+/// ECS also lists the container that asks.
 fn with_own(mut containers: Value) -> Value {
     if let Some(containers) = containers.as_array_mut()
         && containers.iter().all(|container| container["DockerId"] != OWN_DOCKER_ID)

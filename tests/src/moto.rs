@@ -1,4 +1,4 @@
-//! moto on loopback: an independent Secrets Manager, ECS and IAM, one for each test that asks.
+//! moto on loopback: an independent Secrets Manager, ECS and IAM.
 
 use std::process::Command;
 use std::time::Duration;
@@ -8,15 +8,15 @@ use serde_json::Value;
 use crate::process::{Finished, Process, run};
 use crate::{eventually, free_port, http, part};
 
-/// A moto that is a whole AWS of its own, empty at first; ended with the test.
+/// A running moto, without any resources at first. Dropping it ends it.
 pub struct Moto {
-    /// Its URL: the endpoint of every service.
+    /// The endpoint of every service.
     pub url: String,
     process: Process,
 }
 
 impl Moto {
-    /// Starts one and waits until it answers.
+    /// Starts moto and waits until it answers.
     pub async fn start() -> Self {
         let port = free_port();
         let mut command = Command::new("python3");
@@ -31,7 +31,7 @@ impl Moto {
         moto
     }
 
-    /// A new user's access key and its secret; with this IAM policy, if any.
+    /// Creates a user, with this IAM policy if there is one. Returns the access key and its secret.
     ///
     /// # Panics
     /// When moto refuses.
@@ -50,7 +50,7 @@ impl Moto {
         ["AccessKeyId", "SecretAccessKey"].map(|field| key[field].as_str().expect("moto makes keys").to_owned())
     }
 
-    /// From now on it takes only requests whose signature is right and whose credentials' IAM policies allow them.
+    /// From now on moto accepts only requests with a right signature that the IAM policies of their user allow.
     ///
     /// # Panics
     /// When it doesn't answer.
@@ -60,19 +60,19 @@ impl Moto {
         assert_eq!(status, 200, "{body}");
     }
 
-    /// Runs the AWS CLI against it.
+    /// Runs the AWS CLI against moto.
     pub async fn aws(&self, arguments: &[&str]) -> Finished {
         aws(&self.url, arguments).await
     }
 
-    /// What it has logged: a line for each request.
+    /// moto's log: a line for each request.
     #[must_use]
     pub fn output(&self) -> String {
         self.process.output()
     }
 }
 
-/// Runs the real AWS CLI against an endpoint, with credentials that nobody checks.
+/// Runs the real AWS CLI against an endpoint, with made-up credentials.
 pub async fn aws(endpoint: &str, arguments: &[&str]) -> Finished {
     let mut aws = Command::new("python3");
     aws.arg(part("awscli").join("bin/aws")).env("PYTHONPATH", part("awscli"));

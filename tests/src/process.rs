@@ -1,4 +1,4 @@
-//! Programs under test: started in a process group of their own, their output kept, ended with the test.
+//! Programs under test. Each runs in its own process group, and the test can read its output.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::eventually;
 
-/// A running program. Dropping it kills its process group and all that it started.
+/// A running program. Dropping it kills its process group and every process below it.
 pub struct Process {
     name: String,
     child: Child,
@@ -18,7 +18,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts the program; its standard output and standard error are kept together.
+    /// Starts the program. [`Self::output`] has its standard output and standard error.
     ///
     /// # Panics
     /// When it cannot be started.
@@ -33,7 +33,7 @@ impl Process {
         Self { name, child, output }
     }
 
-    /// All it has printed until now.
+    /// Its standard output and standard error until now, together.
     #[must_use]
     pub fn output(&self) -> String {
         self.output.lock().expect("no writer panics").clone()
@@ -45,7 +45,7 @@ impl Process {
         self.child.id()
     }
 
-    /// Sends it, and it alone, a signal.
+    /// Sends a signal to the program, and not to its children.
     ///
     /// # Panics
     /// When it has ended already.
@@ -53,7 +53,7 @@ impl Process {
         kill_process(self.pid(), signal).unwrap_or_else(|error| panic!("{}: {error}", self.name));
     }
 
-    /// Waits for its end; the exit code, or 128 + n for signal n.
+    /// Waits until the program ends. Returns the exit code, or 128 + n for signal n.
     ///
     /// # Panics
     /// When it still runs after `bound`.
@@ -85,7 +85,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // What it runs may have a process group of its own. Any may be gone already.
+        // A child may have its own process group. Any process may have ended already.
         let below = descendants(self.pid());
         let _ = kill_process_group(self.pid(), Signal::KILL);
         for process in below {
@@ -117,7 +117,7 @@ fn keep(stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) {
     });
 }
 
-/// A program that runs to its end: exit code, standard output and standard error apart.
+/// How a program ended, and what it printed.
 pub struct Finished {
     /// The exit code, or 128 + n for signal n.
     pub code: i32,

@@ -1,4 +1,4 @@
-//! The calls that it makes: to whom, as whom, how many, and what it says of those that fail.
+//! The calls of the controller: their targets, credentials and number, and the errors of failed calls.
 
 use super::*;
 
@@ -57,7 +57,7 @@ async fn idle_cycle_makes_only_list_calls() {
     for call in ["ListTokens", "ListPolicies", "ListTerminatingGateways"] {
         assert!((grown(&format!("call=\"{call}\"")) - ended).abs() <= 1.0, "{call}");
     }
-    // Some stop: ECS lists each for an hour, and the controller asks only for those that still run.
+    // ECS lists a stopped task for an hour. The controller describes only the tasks that still run.
     let arn = |task: usize| format!("{CLUSTER}/{task:04}").replace(":cluster/", ":task/");
     let stopped = (1..150).map(arn).collect::<Vec<_>>();
     world.aws.set_status(&arn(0), "STOPPED", "STOPPING");
@@ -151,7 +151,7 @@ async fn read_only_token_overwrites_no_secret() {
     let address = listens(&command);
     let controller = Process::spawn(command.env("CONSUL_HTTP_TOKEN", &token));
     let text = "service web: the Consul policy of the controller's token (CONSUL_HTTP_TOKEN) must have acl = \"write\"";
-    // The lock of the one that was killed comes first.
+    // The lock of the killed controller must expire first.
     controller.says(text, TAKEOVER + BOUND).await;
     cycles(&address, 2.0).await;
     assert_eq!(["p-web", "p-consul-client-token"].map(|secret| world.aws.secret(secret)), before);
@@ -200,14 +200,14 @@ async fn stale_list_of_secrets_causes_no_extra_reads() {
         ["GetSecretValue", "PutSecretValue", "ReadToken"].map(|call| of(&metrics, call))
     };
     let nothing_is_read = async || {
-        // The cycle under way may be the one that wrote.
+        // The current cycle may be the one that wrote.
         cycles(&address, 2.0).await;
         let before = reads().await;
         cycles(&address, 5.0).await;
         assert_eq!(reads().await, before);
     };
     nothing_is_read().await;
-    // Two changes behind: the list tells of a version that is neither what was read first nor what was written last.
+    // The list is two changes behind: its version is neither the one that was read first nor the last written one.
     world.agent.call("DELETE", &format!("/v1/acl/token/{first}"), &Value::Null).await;
     assert_ne!(world.settles("web").await, first);
     nothing_is_read().await;

@@ -73,7 +73,7 @@ impl World {
         command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", "b1g-s3cr3t-key");
         command.env("CONSUL_HTTP_ADDR", &self.agent.http).env("CONSUL_HTTP_TOKEN", &self.token);
         command.args(["--cluster", cluster, "--secret-name-prefix", "p"]).env("ACL_CONTROLLER_POLL_INTERVAL", "200ms");
-        // Without a flag of its own no test waits for tasks that no controller saw.
+        // Unless a test sets the flag, the controller does not wait for tasks that no controller saw.
         command.env("ACL_CONTROLLER_STOP_TIMEOUT", "0s");
         // Everything is logged, so that a secret in the log is seen.
         command.args(["--listen", &format!("127.0.0.1:{}", free_port())]).env("LOG_LEVEL", "trace");

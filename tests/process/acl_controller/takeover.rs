@@ -7,7 +7,7 @@ use super::*;
 /// How consul-ecs names the cluster: by its ARN on Fargate, by its name on EC2.
 const SHORT: &str = "blue";
 
-/// One cycle of consul-ecs 0.4.1 in a cluster of this name or ARN whose tasks that are to run are of these services.
+/// One cycle of consul-ecs 0.4.1 in a cluster with this name or ARN, whose running tasks belong to these services.
 async fn consul_ecs(world: &World, cluster: &str, services: &[&str]) {
     let line = format!("consul.hashicorp.com/cluster: {cluster}");
     let all = async |kind: &str| world.agent.call("GET", &format!("/v1/acl/{kind}"), &Value::Null).await;
@@ -108,7 +108,7 @@ async fn consul_ecs_0_4_deletes_no_token_of_a_running_task() {
         .await;
     }
     drop(controller);
-    // After a move back it cleans up after its own services, and after those that it takes for its own.
+    // After a move back it deletes the tokens of its own services, and those that it cannot tell from its own.
     world.aws.forget(&api);
     consul_ecs(&world, CLUSTER, &["web"]).await;
     assert!(world.listed(&accessors[1]).await.is_none());
@@ -184,7 +184,7 @@ async fn tokens_of_consul_ecs_are_taken_over() {
     .await;
     assert!(policy_exists(&world, "Caps-service").await, "its token links it");
     assert_eq!(untouched().await, others);
-    // Who was looked at once and is not ours costs nothing more.
+    // A foreign token that was read once is not read again.
     cycles(&address, 2.0).await;
     let _ = world.aws.take_calls();
     cycles(&address, 2.0).await;

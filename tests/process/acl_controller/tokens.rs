@@ -1,4 +1,4 @@
-//! What becomes of tokens and secrets: made, repaired, rotated, taken back.
+//! Tokens and secrets: created, repaired, rotated, deleted.
 
 use super::*;
 
@@ -10,7 +10,7 @@ async fn each_service_gets_one_token_with_minimal_rights() {
     world.aws.run("2", "web");
     world.aws.put_task("3", "API", &[("consul.hashicorp.com/mesh", "true")], now);
     world.aws.put_task("4", "outside", &[], now);
-    // One that is to stop and still runs, one that has stopped, and one that vanishes before it is described.
+    // A task that is stopping, a task that has stopped, and a task that disappears before it is described.
     let stopping = world.aws.run("5", "slow");
     world.aws.set_status(&stopping, "STOPPED", "DEACTIVATING");
     let stopped = world.aws.run("6", "stopped");
@@ -63,7 +63,7 @@ async fn each_kind_of_drift_is_repaired() {
     let world = World::new(&["web", "api"]).await;
     world.aws.run("1", "web");
     world.aws.run("2", "api");
-    // Tokens that are not ours, one of which says nearly what ours do.
+    // Foreign tokens. One has nearly the description of the controller's tokens.
     let foreign = json!({ "Description": "consul.hashicorp.com/cluster: blue-2", "ServiceIdentities": [{ "ServiceName": "far" }] });
     let foreign = world.agent.call("PUT", "/v1/acl/token", &foreign).await;
     let controller = world.start();
@@ -241,7 +241,7 @@ async fn token_of_an_unusable_secret_ends_after_the_grace() {
         })
         .await;
     }
-    // And with them the failure: nobody needs the secret any more.
+    // The failure ends too: no service needs the secret any more.
     for service in ["garbage", "forbidden"] {
         controller.says(&format!("service {service}: its tokens are gone; "), BOUND).await;
     }
@@ -257,7 +257,7 @@ async fn service_without_tasks_loses_its_token_after_the_grace() {
     let controller = world.start_with(&["--grace", "4s"]);
     let web = world.settles("web").await;
     world.settles("api").await;
-    // It still runs, though it is to stop: that counts.
+    // A task that is stopping still counts, because it still runs.
     world.aws.set_status(&api, "STOPPED", "STOPPING");
     world.aws.set_status(&task, "STOPPED", "STOPPED");
     controller.says("service web: has no tasks", BOUND).await;
@@ -336,7 +336,7 @@ async fn undescribed_task_keeps_a_replaced_token() {
     }
     let lives = async || world.tokens("web").await.iter().any(|token| token["AccessorID"] == first.as_str());
     assert!(lives().await);
-    world.aws.untold(&task, true);
+    world.aws.undescribed(&task, true);
     world.aws.run_at("3", "web", SystemTime::now() + Duration::from_secs(120));
     let mut command = world.command("key");
     let address = listens(&command);
@@ -350,7 +350,7 @@ async fn undescribed_task_keeps_a_replaced_token() {
     eventually("the secret is repaired", BOUND, async || world.token_of("p-gone").await).await;
     assert!(!controller.output().contains("service gone: has no tasks"));
     world.aws.forget(&task);
-    world.aws.untold(&task, false);
+    world.aws.undescribed(&task, false);
     world.settles("web").await;
     controller.says("service gone: has no tasks", BOUND).await;
 }

@@ -44,7 +44,7 @@ async fn refused(endpoint: &str, arguments: &[&str]) -> (String, String) {
     (kind.unwrap_or_else(|| panic!("{arguments:?}: {said}")).0.to_owned(), said)
 }
 
-/// Sends a request to ecs-local as it stands; the CLI checks some parameters itself.
+/// Sends a request to ecs-local without the CLI, which checks some parameters itself.
 async fn raw(cluster: &Cluster, action: &str, input: &Value) -> (u16, Value) {
     let target = format!("{TARGET}{action}");
     let headers = [("x-amz-target", target.as_str()), ("content-type", "application/x-amz-json-1.1")];
@@ -218,7 +218,7 @@ async fn stopped_task_is_listed_with_its_reason_until_removed() {
     assert_eq!(describe().await["stopCode"], "EssentialContainerExited");
 
     docker(&["rm", &cluster.docker_name("pause"), &cluster.docker_name("app")]).unwrap();
-    // The cluster is still the one that this ecs-local is for.
+    // Without any container left, ecs-local still knows its cluster.
     assert_eq!((list("RUNNING").await, list("STOPPED").await), (vec![], vec![]));
 }
 
@@ -274,7 +274,7 @@ async fn tasks_and_errors_have_the_shape_of_those_of_moto() {
     let beyond = |one: &BTreeSet<_>, other: &BTreeSet<_>| one.difference(other).cloned().collect::<BTreeSet<_>>();
     assert_eq!(beyond(&other_shape, &own_shape), documented(ONLY_MOTO));
     assert_eq!(beyond(&own_shape, &other_shape), documented(ONLY_ECS_LOCAL));
-    // The CLI prints only what AWS's own description of the API has: nothing of ours got lost on the way.
+    // The CLI prints only the fields in AWS's description of the API. All fields of ecs-local are printed.
     let input = json!({ "cluster": cluster.name, "tasks": [TASK_ID], "include": ["TAGS"] });
     assert_eq!(raw(&cluster, "DescribeTasks", &input).await.1, own);
 

@@ -70,7 +70,7 @@ const CONTAINER: &[(&str, &str)] = &[
     (".Networks[].PrivateDNSName", "string"),
     (".Networks[].SubnetGatewayIpv4Address", "string"),
 ];
-/// And of those that are not pause containers.
+/// The keys that a container has unless it is a pause container.
 const CONTAINER_NORMAL: &[(&str, &str)] =
     &[(".LogDriver", "string"), (".LogOptions", "object"), (".LogOptions.*", "string"), (".ContainerARN", "string")];
 /// The keys of a task in AWS's examples for EC2, but for what is in its containers; without `ServiceName`, which a local

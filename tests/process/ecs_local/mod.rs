@@ -33,7 +33,7 @@ pub fn docker(arguments: &[&str]) -> Result<String, String> {
     Err(format!("docker {}: {error}{hint}", arguments.join(" ")))
 }
 
-/// An ecs-local for one cluster of its own, and the containers of one task; all goes with it.
+/// An ecs-local with its own cluster, and the containers of one task. Dropping it removes all of them.
 pub struct Cluster {
     pub name: String,
     url: String,

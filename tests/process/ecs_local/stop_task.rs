@@ -22,14 +22,14 @@ async fn stop_task_kills_containers_after_their_stop_timeout() {
     assert_eq!((&stopped["desiredStatus"], &stopped["lastStatus"]), (&"STOPPED".into(), &"RUNNING".into()), "{answer}");
     assert_eq!((&stopped["stopCode"], &stopped["stoppedReason"]), (&"UserInitiated".into(), &"a test".into()));
     assert_eq!(stopped["containers"].as_array().unwrap().len(), 2, "without the pause container: {answer}");
-    // Whoever asks now hears that all of it is to stop, though it still runs.
+    // From now on the metadata says that every container stops, though they still run.
     let task = cluster.task().await.unwrap();
     assert_eq!((&task["DesiredStatus"], &task["KnownStatus"]), (&"STOPPED".into(), &"RUNNING".into()));
     assert!(task["Containers"].as_array().unwrap().iter().all(|container| container["DesiredStatus"] == "STOPPED"));
     let task =
         cluster.until_task("quick has stopped", |task| container(task, "quick")["KnownStatus"] == "STOPPED").await;
     assert_eq!(container(&task, "stubborn")["KnownStatus"], "RUNNING", "it did not wait for the other");
-    // Asked again, and an essential container has exited meanwhile: nobody is told twice.
+    // A second StopTask, and an essential container that has exited by now, send no second TERM.
     assert_eq!(cluster.stop_task(&cluster.name, TASK_ID, "").await.0, 200);
     let task = cluster.until_task("all have stopped", |task| task["KnownStatus"] == "STOPPED").await;
     assert_eq!(container(&task, "stubborn")["ExitCode"], 137);

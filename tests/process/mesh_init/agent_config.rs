@@ -57,7 +57,7 @@ async fn agent_joins_with_the_written_configuration() {
     let validated = run(Command::new(part("consul")).arg("validate").arg(&output), BOUND).await;
     assert_eq!(validated.code, 0, "{}{}", validated.stdout, validated.stderr);
 
-    // Beside the server on one host, the client needs other ports than in a task of its own.
+    // The client runs on the host of the server, so it needs other ports than in a task.
     let ports = directory.path().join("ports.json");
     let (grpc, serf_lan) = (free_port(), free_port());
     let other = json!({ "ports": { "http": client_http, "grpc": grpc, "serf_lan": serf_lan, "dns": -1 } });

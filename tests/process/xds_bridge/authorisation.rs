@@ -52,7 +52,7 @@ async fn connection_waits_for_a_slow_agent() {
     assert_eq!(callee.stat("ext_authz.connect_authz.error").await, 0);
 }
 
-/// Consul tells Envoy to authorise connections with the token that its stream came with.
+/// Envoy authorises connections with the token of its xDS stream.
 #[tokio::test]
 async fn token_of_the_stream_reaches_consul() {
     let bridge = Bridge::start().await;

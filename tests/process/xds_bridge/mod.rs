@@ -34,7 +34,7 @@ pub(super) struct Bridge {
 }
 
 impl Drop for Bridge {
-    /// Consul has a process group of its own, which outlives a bridge that is killed.
+    /// Consul has its own process group, which survives the death of the bridge.
     fn drop(&mut self) {
         if let Some(consul) = self.consul() {
             let _ = kill_process(consul, Signal::KILL);
@@ -120,7 +120,7 @@ impl Bridge {
         self.call("PUT", "/v1/config", entry).await;
     }
 
-    /// An instance of a service's proxy, which nobody runs.
+    /// Registers an instance of a service's proxy. No such proxy runs.
     async fn instance(&self, service: &str, number: u8) {
         let id = format!("{service}-{number}-proxy");
         let address = format!("127.9.0.{number}");
@@ -329,7 +329,7 @@ pub(super) async fn ask(port: u16) -> Result<String, String> {
     }
 }
 
-/// An app on a port of its own that gives each connection the same answer.
+/// An app that sends the same answer to each connection. Returns its port.
 pub(super) async fn app(answer: &'static str) -> (u16, JoinHandle<()>) {
     let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = app.local_addr().unwrap().port();
