@@ -110,7 +110,6 @@ impl Config {
     }
 
     /// A configuration of which the caller sets some values; all others are those of [`Config::from_env`].
-    #[must_use]
     pub fn builder(env: &Env) -> Builder<'_> {
         Builder { env, address: None, authority: None, token: Token::OfEnvironment, namespace: true }
     }
