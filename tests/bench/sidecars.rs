@@ -240,9 +240,12 @@ async fn mesh_init(agent: &Agent) -> Row {
     Row::new(format!("mesh-init: start to exit, median of {RUNS}"), Unit::Seconds, took, 1.5 * alone).with_floor(alone)
 }
 
-/// A relay to the agent, and all that was sent over it, by the number of the connection.
-fn recorded(to: &str) -> (String, Arc<Mutex<BTreeMap<usize, Vec<u8>>>>) {
-    let sent = Arc::<Mutex<BTreeMap<usize, Vec<u8>>>>::default();
+/// The bytes that were sent, by the number of the connection.
+type Bytes = Arc<Mutex<BTreeMap<usize, Vec<u8>>>>;
+
+/// A relay to the agent, and what is sent over it.
+fn recorded(to: &str) -> (String, Bytes) {
+    let sent = Bytes::default();
     let record = sent.clone();
     let keep = move |connection, bytes: &[u8]| {
         record.lock().expect("no other thread panics").entry(connection).or_default().extend_from_slice(bytes);
