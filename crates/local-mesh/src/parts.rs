@@ -1,5 +1,5 @@
-//! The programs that the mesh runs and the tests use: Consul, Envoy, the AWS CLI, moto, Terraform and cfn-lint. They come from package registries, or from
-//! the variables `CONSUL` and `ENVOY`.
+//! The programs that the mesh runs and the tests use: Consul, Envoy, the AWS CLI, moto, Terraform and cfn-lint. They come from package
+//! registries, or from the variables `CONSUL` and `ENVOY`.
 
 use std::fs;
 use std::io;

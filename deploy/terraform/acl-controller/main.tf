@@ -54,13 +54,12 @@ resource "aws_ecs_task_definition" "this" {
 }
 
 resource "aws_ecs_service" "this" {
-  name                   = local.name
-  cluster                = var.ecs_cluster_arn
-  task_definition        = aws_ecs_task_definition.this.arn
-  desired_count          = var.controller_count
-  launch_type            = var.launch_type
-  enable_execute_command = false
-  tags                   = var.tags
+  name            = local.name
+  cluster         = var.ecs_cluster_arn
+  task_definition = aws_ecs_task_definition.this.arn
+  desired_count   = var.controller_count
+  launch_type     = var.launch_type
+  tags            = var.tags
 
   network_configuration {
     subnets          = var.subnets

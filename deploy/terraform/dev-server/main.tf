@@ -54,7 +54,6 @@ resource "aws_ecs_service" "this" {
   task_definition                    = aws_ecs_task_definition.this.arn
   desired_count                      = 1
   launch_type                        = var.launch_type
-  enable_execute_command             = false
   wait_for_steady_state              = var.wait_for_steady_state
   deployment_minimum_healthy_percent = 0
   deployment_maximum_percent         = 100

@@ -58,14 +58,13 @@ module "task" {
 }
 
 resource "aws_ecs_service" "this" {
-  name                   = var.family
-  cluster                = var.ecs_cluster_arn
-  task_definition        = module.task.task_definition_arn
-  desired_count          = var.gateway_count
-  launch_type            = var.launch_type
-  propagate_tags         = "TASK_DEFINITION"
-  enable_execute_command = false
-  tags                   = var.tags
+  name            = var.family
+  cluster         = var.ecs_cluster_arn
+  task_definition = module.task.task_definition_arn
+  desired_count   = var.gateway_count
+  launch_type     = var.launch_type
+  propagate_tags  = "TASK_DEFINITION"
+  tags            = var.tags
 
   network_configuration {
     subnets          = var.subnets

@@ -23,13 +23,13 @@ locals {
   ])
 
   delayed = [
-    for container in local.apps : container.name
-    if local.delay_seconds > 0 && !local.is_gateway
-    && !contains(local.log_routers, container.name)
-    && (length(var.application_shutdown_delay_containers) > 0
-      ? contains(var.application_shutdown_delay_containers, container.name)
-    : !contains(local.awaited, container.name))
-    && basename(try(container.entryPoint[0], "")) != "app-entrypoint"
+    for container in local.apps : container.name if alltrue([
+      local.delay_seconds > 0,
+      !local.is_gateway,
+      !contains(local.log_routers, container.name),
+      length(local.delay_names) > 0 ? contains(local.delay_names, container.name) : !contains(local.awaited, container.name),
+      basename(try(container.entryPoint[0], "")) != "app-entrypoint",
+    ])
   ]
 
   # app-entrypoint takes the place of the image's entry point, so ECS must know that one: a container with a delay and
@@ -247,10 +247,7 @@ locals {
   sidecar_volumes = concat(["mesh", "consul-config", "consul-data"], [for name in ["app-entrypoint"] : name if local.has_delay])
 
   # acl-controller finds the task by these tags.
-  service_name = (local.is_gateway
-    ? try(local.document.gateway.name, var.family)
-    : lower(try(local.service.name, var.family))
-  )
+  service_name = lower(coalesce(try(local.document.gateway.name, local.service.name, null), var.family))
   mesh_tags = {
     for name, value in {
       "consul.hashicorp.com/mesh"         = "true"

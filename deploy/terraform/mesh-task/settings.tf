@@ -50,4 +50,5 @@ locals {
   }
 
   delay_seconds = var.application_shutdown_delay_seconds
+  delay_names   = var.application_shutdown_delay_containers
 }

@@ -1,42 +1,18 @@
-//! The Terraform modules in `deploy/`: what they plan is what `mesh-task` renders.
+//! What the Terraform modules plan is what `mesh-task` renders.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use mesh_tests::process::run;
-use mesh_tests::{binary, part, readme, workspace};
+use mesh_tests::{part, readme, workspace};
 use serde_json::{Map, Value, json};
 
-/// A plan takes some seconds of a core; other tests take the cores too.
-const BOUND: Duration = Duration::from_secs(300);
+use super::{mesh_task, output, parsed, with_documents_read};
 
 const CLUSTER: &str = "arn:aws:ecs:eu-west-1:111122223333:cluster/blue";
 
 fn secret(name: &str) -> String {
     format!("arn:aws:secretsmanager:eu-west-1:111122223333:secret:{name}-AbCdEf")
-}
-
-/// A program's standard output; it must succeed.
-async fn output(command: &mut Command) -> String {
-    let ended = run(command, BOUND).await;
-    assert_eq!(ended.code, 0, "{command:?}: {}{}", ended.stdout, ended.stderr);
-    ended.stdout
-}
-
-fn parsed(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-/// What `mesh-task` prints for these documents.
-async fn mesh_task(command: &str, settings: &Value, task: &Value) -> Value {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("mesh.json"), settings.to_string()).unwrap();
-    fs::write(folder.path().join("task.json"), task.to_string()).unwrap();
-    let mut mesh_task = Command::new(binary("mesh-task"));
-    mesh_task.env_clear().args([command, "--settings", "mesh.json", "task.json"]).current_dir(folder.path());
-    parsed(&output(&mut mesh_task).await)
 }
 
 /// The same inputs for a module and for `mesh-task`.
@@ -243,22 +219,6 @@ fn values<'a>(plan: &'a Value, address: &str) -> &'a Value {
     let all = resources(&plan["planned_values"]["root_module"]);
     let found = all.into_iter().find(|resource| resource["address"] == address);
     &found.unwrap_or_else(|| panic!("no {address} in the plan"))["values"]
-}
-
-/// The document in a variable as JSON: Terraform writes `<` as `\u003c`.
-fn with_documents_read(mut containers: Value) -> Value {
-    for container in containers.as_array_mut().unwrap() {
-        for variable in container["environment"].as_array_mut().into_iter().flatten() {
-            if variable["name"] == "CONSUL_ECS_CONFIG_JSON" {
-                variable["value"] = parsed(variable["value"].as_str().unwrap());
-            }
-        }
-    }
-    // Indexing has put nulls there.
-    for container in containers.as_array_mut().unwrap() {
-        container.as_object_mut().unwrap().retain(|_, value| !value.is_null());
-    }
-    containers
 }
 
 fn names(list: &Value) -> Vec<&str> {
