@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mesh_task::{render, schema};
+use mesh_task::{policy, render, schema};
 use serde_json::Value;
 
 #[test]
@@ -21,15 +21,24 @@ fn the_schema_is_that_of_the_types() {
 
 #[test]
 fn the_example_of_the_readme_is_what_comes_out() {
-    let readme = include_str!("../README.md");
-    let blocks: Vec<Value> = readme
-        .split("```json\n")
-        .skip(1)
-        .map(|rest| serde_json::from_str(rest.split("```").next().unwrap()).unwrap())
-        .collect();
+    let blocks = json_blocks(include_str!("../README.md"));
     let [settings, task, app, proxy] = &blocks[..] else { panic!("{} blocks of JSON", blocks.len()) };
     let rendered = render(settings, task).unwrap();
     let containers = rendered.definition["containerDefinitions"].as_array().unwrap();
     assert_eq!(&containers[0], app);
     assert_eq!(containers.iter().find(|container| container["name"] == "sidecar-proxy"), Some(proxy));
+}
+
+#[test]
+fn the_smallest_settings_of_the_guide_need_the_policy_that_it_shows() {
+    let guide = json_blocks(include_str!("../../../docs/task-definition.md"));
+    let [settings, expected] = &guide[..] else { panic!("{} blocks of JSON", guide.len()) };
+    let task = &json_blocks(include_str!("../README.md"))[1];
+    assert_eq!(&policy(settings, task).unwrap(), expected);
+}
+
+/// The blocks of JSON that begin a line.
+fn json_blocks(page: &str) -> Vec<Value> {
+    let blocks = page.split("\n```json\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.map(|block| serde_json::from_str(block).unwrap()).collect()
 }
