@@ -134,13 +134,15 @@ fn failure(state: &ContainerState, begun: &str) -> Option<Failure> {
     (code != 0 && recent).then_some(Failure::Exited(code))
 }
 
-/// A known reason from the log of a failed container, then from the other logs of its task, then from all others; else the last
-/// line of the container that failed first.
+/// A known reason from the log of a failed container, then from the other logs of its task; else the last line of the container that
+/// failed first.
 fn explain(failed: &[(Log, Failure)], others: &[Log]) -> Option<Diagnosis> {
     let of_same_task = |log: &&Log| failed.iter().any(|(failed, _)| failed.task.is_some() && failed.task == log.task);
     let known = failed.iter().map(|(log, _)| log).find_map(known_reason);
     let known = known.or_else(|| others.iter().filter(of_same_task).find_map(known_reason));
-    let known = known.or_else(|| others.iter().find_map(known_reason));
+    // A container that waits for secrets fails because of acl-controller. Without a failed container, any log may have the reason.
+    let any = failed.is_empty() || failed.iter().any(|(log, _)| log.container.ends_with("-secrets"));
+    let known = known.or_else(|| others.iter().filter(|_| any).find_map(known_reason));
     known.or_else(|| {
         failed.first().map(|(log, failure)| match failure {
             Failure::Exited(code) => Diagnosis::Exited { of: log.of(), code: *code, line: log.last_line() },
@@ -153,32 +155,47 @@ fn known_reason(log: &Log) -> Option<Diagnosis> {
     refused(log).or_else(|| not_joined(log)).or_else(|| unknown_token(log))
 }
 
-/// Envoy logs `delta config for type.googleapis.com/envoy.config.listener.v3.Listener rejected: REASON`. The reason may have
-/// further lines, which do not begin with `[`.
+/// Envoy logs `delta config for type.googleapis.com/envoy.config.listener.v3.Listener rejected: REASON`, or
+/// `lds: listener 'NAME' config rejected: REASON`. The reason may have further lines, which do not begin with `[`.
 fn refused(log: &Log) -> Option<Diagnosis> {
-    let at =
-        log.lines.iter().rposition(|line| line.contains("type.googleapis.com/") && line.contains(" rejected: "))?;
+    let by_type = |line: &str| line.contains("config for type.googleapis.com/");
+    let is_refusal =
+        |line: &String| line.contains(" rejected: ") && (by_type(line) || line.contains("config rejected"));
+    let at = log.lines.iter().rposition(is_refusal)?;
     let (before, reason) = log.lines[at].split_once(" rejected: ")?;
-    let kind = before.rsplit(['.', ' ']).next()?.to_lowercase();
+    let kind = match before.rsplit('.').next() {
+        Some(kind) if by_type(before) => kind.to_lowercase(),
+        _ if before.contains("listener '") => "listener".to_owned(),
+        _ => "configuration".to_owned(),
+    };
     let more = log.lines[at + 1..].iter().take_while(|line| !line.starts_with('['));
     let reason = std::iter::once(reason).chain(more.map(String::as_str)).collect::<Vec<_>>().join(" ");
     Some(Diagnosis::Refused { of: log.task(), kind, reason: shortened(&reason) })
 }
 
-/// An agent that has not joined logs `couldn't join`, the reason for each address on a line of its own, and then
-/// `Join cluster failed, will retry`.
+/// The lines that an agent logs when it cannot join. With TLS it first asks the servers for a certificate.
+const NOT_JOINED: [&str; 4] = [
+    "AutoEncrypt.Sign RPC failed",
+    "IP resolution failed",
+    "No installed keys could decrypt the message",
+    "couldn't join",
+];
+
+/// The agent logs the reason, or after `couldn't join` the reason for each address on a line of its own.
 fn not_joined(log: &Log) -> Option<Diagnosis> {
-    let failed = log.lines.iter().rposition(|line| line.contains("Join") && line.contains("failed, will retry"))?;
-    if log.lines[failed..].iter().any(|line| line.contains("Join") && line.contains("completed")) {
+    let at = log.lines.iter().rposition(|line| NOT_JOINED.iter().any(|failed| line.contains(failed)))?;
+    if log.lines[at..].iter().any(|line| line.contains("Join") && line.contains("completed")) {
         return None;
     }
-    let begin = log.lines[..failed].iter().rposition(|line| line.contains("couldn't join")).unwrap_or(failed);
-    let reasons = log.lines[begin..failed].iter().filter_map(|line| {
-        // Consul 1.10 and later write `| \t* REASON`.
-        line.trim_start_matches(['|', ' ']).trim_start_matches("\\t").trim_start().strip_prefix("* ")
+    let reasons = log.lines[at + 1..].iter().map_while(|line| {
+        // Consul 1.10 and later write `error=` and then `| \t* REASON`.
+        let line = line.trim_start_matches(['|', ' ']).trim_start_matches("\\t").trim_start();
+        (!line.starts_with("20")).then_some(line)
     });
-    let reasons = reasons.collect::<Vec<_>>().join("; ");
-    let reason = if reasons.is_empty() { &log.lines[begin] } else { &reasons };
+    let reasons = reasons.filter_map(|line| line.strip_prefix("* ")).collect::<Vec<_>>().join("; ");
+    // The line begins with the time and the level.
+    let line = log.lines[at].split_once("] ").map_or(log.lines[at].as_str(), |(_, message)| message);
+    let reason = if reasons.is_empty() { line } else { &reasons };
     Some(Diagnosis::NotJoined { of: log.task(), reason: shortened(reason) })
 }
 
@@ -268,6 +285,30 @@ mod tests {
         }
         let joined = "2026-11-30T02:00:30.000Z [INFO]  agent: Join cluster completed. Synced with initial agents";
         assert_eq!(not_joined(&log("web", "consul-client", &[failed, joined])), None);
+    }
+
+    #[test]
+    fn an_agent_without_a_certificate_shows_the_servers_answer() {
+        for (line, reason) in [
+            (
+                "2026-11-30T02:00:00.000Z [ERROR] agent.auto_config: AutoEncrypt.Sign RPC failed: addr=10.0.0.2:8300 error=\"refused\"",
+                "agent.auto_config: AutoEncrypt.Sign RPC failed: addr=10.0.0.2:8300 error=\"refused\"",
+            ),
+            (
+                "2026-11-30T02:00:00.000Z [WARN]  agent: IP resolution failed: host=nowhere error=\"no such host\"",
+                "agent: IP resolution failed: host=nowhere error=\"no such host\"",
+            ),
+        ] {
+            let found = not_joined(&log("web", "consul-client", &[line]));
+            assert_eq!(found, Some(Diagnosis::NotJoined { of: "task web".to_owned(), reason: reason.to_owned() }));
+        }
+    }
+
+    #[test]
+    fn envoy_s_other_form_of_a_refusal_is_found() {
+        let line = "[2026-11-30 02:00:00.000][8][warning][config] [x.cc:1] lds: listener 'x' config rejected: address is necessary";
+        let found = refused(&log("web", "sidecar-proxy", &[line])).unwrap().to_string();
+        assert_eq!(found, "Envoy of task web refused a listener: address is necessary");
     }
 
     #[test]
