@@ -59,6 +59,7 @@ async fn in_the_mesh_and_drains() {
     };
 
     let mut agent_config = program("mesh-init");
+    agent_config.env("MESH_INIT_CONSUL_VERSION", version().to_string());
     agent_config.arg("agent-config").arg("--output").arg(path("agent.json")).arg("--data-dir").arg(path("data"));
     let written = run(agent_config.env("CONSUL_RETRY_JOIN", format!("[{TASK}]:{serf}")), BOUND).await;
     assert_eq!(written.code, 0, "{}", written.stderr);

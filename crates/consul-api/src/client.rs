@@ -1,11 +1,11 @@
 //! One request and its answer.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
-use hyper::{Method, Request};
+use hyper::{Method, Request, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,6 +34,8 @@ pub struct Client {
     current: AtomicUsize,
     /// How long any answer may take.
     most: Duration,
+    /// Whether a server has answered that it has neither namespaces nor partitions.
+    without_places: AtomicBool,
 }
 
 /// A request to be sent: method, path with its segments encoded, query and body.
@@ -125,7 +127,13 @@ impl Client {
             _ => Ok(http::Client::plain()),
         };
         let http = config.bases.iter().map(client).collect::<Result<_, _>>()?;
-        Ok(Self { config, http, current: AtomicUsize::new(0), most: Duration::MAX })
+        Ok(Self {
+            config,
+            http,
+            current: AtomicUsize::new(0),
+            most: Duration::MAX,
+            without_places: AtomicBool::new(false),
+        })
     }
 
     /// The same client, to which a server is too slow after this time: for who hasn't long, and has more than one server.
@@ -175,7 +183,23 @@ impl Client {
         }
     }
 
+    /// Sends a call. A Consul without Enterprise refuses any namespace and partition: `default` is then left out, because the
+    /// names mean the same.
     async fn send_to(&self, server: usize, call: Call) -> Result<Response, Error> {
+        match self.send_once(server, call.clone()).await {
+            Err(Error::Refused { status, body, .. })
+                if status == StatusCode::BAD_REQUEST
+                    && body.contains("Invalid query parameter: \"")
+                    && self.config.is_in_default_place()
+                    && !self.without_places.swap(true, Ordering::Relaxed) =>
+            {
+                self.send_once(server, call).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn send_once(&self, server: usize, call: Call) -> Result<Response, Error> {
         let named = call.named();
         let limits = Limits { time: call.time.min(self.most), ..LIMITS };
         let token = self.token_of(&call)?;
@@ -201,8 +225,10 @@ impl Client {
     fn request(&self, server: usize, call: Call, token: Option<&Secret>) -> Result<http::Request, Error> {
         let named = call.named();
         let Config { namespace, partition, datacenter, .. } = &self.config;
-        let scope = [("ns", namespace), ("partition", partition), ("dc", datacenter)];
-        let scope = scope.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)));
+        let places = !self.without_places.load(Ordering::Relaxed);
+        let scope = [("ns", namespace, places), ("partition", partition, places), ("dc", datacenter, true)];
+        let scope = scope.into_iter().filter(|(.., sent)| *sent);
+        let scope = scope.filter_map(|(name, value, _)| Some((name, value.clone()?)));
         let query = call.query.into_iter().chain(scope);
         let query = query.map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, RESERVED)));
         let query = query.collect::<Vec<_>>().join("&");

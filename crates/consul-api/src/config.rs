@@ -148,6 +148,12 @@ impl Config {
         self.partition.as_deref()
     }
 
+    /// Whether a namespace or a partition is given, and all that are given have the name `default`.
+    pub(crate) fn is_in_default_place(&self) -> bool {
+        let mut given = [&self.namespace, &self.partition].into_iter().flatten().peekable();
+        given.peek().is_some() && given.all(|name| name.eq_ignore_ascii_case("default"))
+    }
+
     /// A configuration for each of the addresses alone.
     pub fn each(&self) -> impl Iterator<Item = Self> {
         self.bases.iter().map(|base| Self { bases: vec![base.clone()], ..self.clone() })

@@ -1,7 +1,7 @@
-//! The configuration of the task's Consul agent, for `consul agent -config-dir`: keys that Consul 1.8 and current
-//! releases both take ("Agent Configuration File Reference").
+//! The configuration of the task's Consul agent, for `consul agent -config-dir` ("Agent Configuration File Reference").
 
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,12 +17,16 @@ use sidecar_kit::tls::{CertificatesPem, PemError};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::address::DEFAULT_PORT;
+use crate::consul_version::ConsulVersion;
 use crate::login::{self, Login, LoginError, Settings};
 
 /// The file carries the client token and the gossip key: its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
-/// The authority's certificate, beside the configuration. Consul takes no certificate in the configuration itself.
-const AUTHORITY_FILE: &str = "ca.pem";
+/// The authority's certificate, in a directory beside the configuration. Consul takes no certificate in the configuration
+/// itself, and warns of a file in `-config-dir` that is neither `.json` nor `.hcl`.
+const AUTHORITY_FILE: &str = "tls/ca.pem";
+/// How soon the servers may forget the node if it does not leave: a task that was killed never comes back.
+const RECONNECT_TIMEOUT: &str = "15m";
 
 /// What the flags say.
 #[derive(Debug, Clone)]
@@ -37,6 +41,8 @@ pub struct Options {
     pub datacenter: Option<String>,
     /// The admin partition (Consul Enterprise).
     pub partition: Option<String>,
+    /// The agent's version of Consul, if it is not a current one.
+    pub consul_version: Option<ConsulVersion>,
     /// How long to wait for the metadata, and then for the login.
     pub timeout: Duration,
     /// Log in for the client token, and the file that it goes to, where health-sync finds it to log out.
@@ -59,6 +65,8 @@ pub enum AgentConfigError {
     EmptySecret(&'static str),
     #[error("CONSUL_GOSSIP_KEY is not a gossip key: expected 16, 24 or 32 bytes in base64, as `consul keygen` prints")]
     GossipKey,
+    #[error("--output (MESH_INIT_AGENT_CONFIG): cannot make the directory {}", path.display())]
+    Directory { path: PathBuf, source: std::io::Error },
     #[error("CONSUL_CACERT: cannot read {file}")]
     Authority { file: String, source: std::io::Error },
     #[error("{variable}: {what} cannot be used")]
@@ -134,16 +142,24 @@ pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigE
     }
     let authority_file = options.output.with_file_name(AUTHORITY_FILE);
     let config = configuration(&options, &servers, &secrets, &task, ip, &authority_file);
-    let written = match &secrets.authority {
-        Some(pem) => write_if_changed(&authority_file, pem.as_str().as_bytes(), MODE),
-        None => Ok(()),
-    };
-    let written = written.and_then(|()| write_if_changed(&options.output, format!("{config:#}\n").as_bytes(), MODE));
+    let written = write_files(&options.output, &config, &authority_file, secrets.authority.as_ref());
     if let (Err(_), Some(login), Some(token)) = (&written, &login, &login_token) {
         login.log_out(token).await;
     }
-    written?;
-    Ok(ExitCode::SUCCESS)
+    written.map(|()| ExitCode::SUCCESS)
+}
+
+fn write_files(
+    output: &Path,
+    config: &Value,
+    authority_file: &Path,
+    authority: Option<&CertificatesPem>,
+) -> Result<(), AgentConfigError> {
+    if let Some(pem) = authority {
+        make_directory_of(authority_file)?;
+        write_if_changed(authority_file, pem.as_str().as_bytes(), MODE)?;
+    }
+    Ok(write_if_changed(output, format!("{config:#}\n").as_bytes(), MODE)?)
 }
 
 /// The servers' HTTPS may have another authority than what the agent speaks to them: `CONSUL_LOGIN_CACERT`, or its text in
@@ -232,6 +248,10 @@ fn configuration(
         "enable_central_service_config": true,
         "disable_update_check": true,
     });
+    let knows = |since| options.consul_version.is_none_or(|version| version >= since);
+    if knows(ConsulVersion::RECONNECT_TIMEOUT) {
+        config["advertise_reconnect_timeout"] = RECONNECT_TIMEOUT.into();
+    }
     if let Some(datacenter) = &options.datacenter {
         config["datacenter"] = datacenter.as_str().into();
     }
@@ -246,8 +266,12 @@ fn configuration(
         config["acl"] = json!({ "enabled": true, "default_policy": "deny", "tokens": { "agent": token.expose() } });
     }
     if secrets.authority.is_some() {
-        config["ca_file"] = json!(authority_file);
-        config["verify_outgoing"] = true.into();
+        let tls = json!({ "ca_file": authority_file, "verify_outgoing": true });
+        if knows(ConsulVersion::TLS_STANZA) {
+            config["tls"] = json!({ "defaults": tls });
+        } else if let (Value::Object(config), Value::Object(tls)) = (&mut config, tls) {
+            config.extend(tls);
+        }
         config["auto_encrypt"] = json!({ "tls": true, "ip_san": [ip.to_string()] });
     }
     config
@@ -264,6 +288,17 @@ fn node_id(task_id: &str) -> String {
     };
     let parts = [0..8, 8..12, 12..16, 16..20, 20..32].map(|part| &digits[part]);
     parts.join("-")
+}
+
+/// The group may enter the directory: Consul runs as another user of the volume's group.
+fn make_directory_of(file: &Path) -> Result<(), AgentConfigError> {
+    match file.parent() {
+        Some(directory) if !directory.is_dir() => {
+            let made = std::fs::DirBuilder::new().mode(0o750).create(directory);
+            made.map_err(|source| AgentConfigError::Directory { path: directory.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -287,18 +322,23 @@ mod tests {
     }
 
     fn made_in(partition: Option<&str>, ip: &str, secrets: &Secrets) -> Value {
+        made_for(None, partition, ip, secrets)
+    }
+
+    fn made_for(version: Option<&str>, partition: Option<&str>, ip: &str, secrets: &Secrets) -> Value {
         let options = Options {
             output: "/consul/config/agent.json".into(),
             data_dir: "/consul/data".into(),
             retry_join: None,
             datacenter: None,
             partition: partition.map(str::to_owned),
+            consul_version: version.map(|version| version.parse().unwrap()),
             timeout: Duration::ZERO,
             login: None,
         };
         let task = task(ip);
         let ip = address(&task).unwrap();
-        configuration(&options, &["server-1"], secrets, &task, ip, Path::new("/consul/config/ca.pem"))
+        configuration(&options, &["server-1"], secrets, &task, ip, Path::new("/consul/config/tls/ca.pem"))
     }
 
     #[test]
@@ -308,7 +348,7 @@ mod tests {
         assert_eq!(config["advertise_addr"], "10.1.2.3");
         assert_eq!((&config["bind_addr"], &config["client_addr"]), (&json!("0.0.0.0"), &json!("127.0.0.1")));
         assert_eq!(config["retry_join"], json!(["server-1"]));
-        for absent in ["acl", "encrypt", "ca_file", "auto_encrypt", "verify_outgoing", "datacenter", "partition"] {
+        for absent in ["acl", "encrypt", "tls", "auto_encrypt", "datacenter", "partition"] {
             assert!(config.get(absent).is_none(), "{absent}");
         }
     }
@@ -330,9 +370,22 @@ mod tests {
         let config = made(&secrets);
         assert_eq!(config["acl"]["tokens"]["agent"], "t0k3n");
         assert_eq!(config["encrypt"], "k3y");
-        assert_eq!(config["ca_file"], "/consul/config/ca.pem");
+        assert_eq!(config["tls"]["defaults"]["ca_file"], "/consul/config/tls/ca.pem");
         assert_eq!(config["auto_encrypt"]["ip_san"], json!(["10.1.2.3"]));
         assert!(!format!("{secrets:?}").contains("t0k3n"));
+    }
+
+    #[test]
+    fn an_old_consul_gets_the_keys_that_it_knows() {
+        let secrets = Secrets { authority: Some(authority()), ..Secrets::default() };
+        let made = |version| made_for(Some(version), None, "10.1.2.3", &secrets);
+        let old = made("1.8.7");
+        assert_eq!((&old["ca_file"], &old["verify_outgoing"]), (&json!("/consul/config/tls/ca.pem"), &json!(true)));
+        assert!(old.get("tls").is_none() && old.get("advertise_reconnect_timeout").is_none());
+        assert_eq!(made("1.11.0")["advertise_reconnect_timeout"], "15m");
+        assert!(made("1.11.0").get("tls").is_none());
+        assert!(made("1.12.0").get("ca_file").is_none());
+        assert_eq!(made("1.12.0"), made("1.22.0-dev"));
     }
 
     fn authority() -> CertificatesPem {

@@ -9,6 +9,7 @@ mod agent;
 pub mod agent_config;
 pub mod bootstrap;
 mod compat;
+pub mod consul_version;
 pub mod login;
 pub mod register;
 pub mod run;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use mesh_config::CheckTtl;
 use mesh_init::bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
+use mesh_init::consul_version::ConsulVersion;
 use mesh_init::login::Settings;
 use mesh_init::{agent_config, run, validate};
 use sidecar_kit::env::Env;
@@ -101,7 +102,7 @@ struct RunArguments {
 
 #[derive(Debug, Args)]
 struct AgentConfigArguments {
-    /// The file to write; a CA certificate goes beside it as ca.pem.
+    /// The file to write. A CA certificate goes beside it as tls/ca.pem.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_AGENT_CONFIG", default_value = "/consul/config/agent.json")]
     output: PathBuf,
     /// Where the agent keeps its state.
@@ -116,6 +117,9 @@ struct AgentConfigArguments {
     /// The agent's admin partition (Consul Enterprise) [default: Consul's, default].
     #[arg(long, value_name = "NAME", env = "CONSUL_PARTITION")]
     partition: Option<String>,
+    /// The agent's version of Consul, such as 1.8: an old Consul refuses the keys of a current one [default: a current one].
+    #[arg(long, value_name = "VERSION", env = "MESH_INIT_CONSUL_VERSION")]
+    consul_version: Option<ConsulVersion>,
     /// How long to wait for the metadata, and then for the login.
     #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
     timeout: Duration,
@@ -181,6 +185,7 @@ fn agent_config_options(arguments: AgentConfigArguments) -> agent_config::Option
         retry_join,
         datacenter,
         partition,
+        consul_version,
         timeout,
         login,
         login_method,
@@ -199,7 +204,7 @@ fn agent_config_options(arguments: AgentConfigArguments) -> agent_config::Option
         ..Settings::default()
     };
     let login = login.then_some((settings, login_token_sink));
-    agent_config::Options { output, data_dir, retry_join, datacenter, partition, timeout, login }
+    agent_config::Options { output, data_dir, retry_join, datacenter, partition, consul_version, timeout, login }
 }
 
 fn run_options(arguments: RunArguments) -> Result<run::Options, &'static str> {

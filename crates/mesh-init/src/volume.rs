@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, SERVICE_TOKEN_FILE};
 use serde_json::Value;
-use sidecar_kit::file::{WriteError, create_beside, is_temporary_of, write_atomically};
+use sidecar_kit::file::{WriteError, create_beside, is_temporary_of, write_if_changed};
 
 /// The bootstrap holds the ACL token: its owner and the volume's group may read it.
 const BOOTSTRAP_MODE: u32 = 0o640;
@@ -45,15 +45,7 @@ pub fn ensure_writable(directory: &Path) -> Result<(), NotWritable> {
 /// # Errors
 /// When the file cannot be written.
 pub fn write_bootstrap(directory: &Path, bootstrap: &Value) -> Result<(), WriteError> {
-    let path = directory.join(BOOTSTRAP_FILE);
-    let text = format!("{bootstrap:#}\n");
-    if fs::read(&path).is_ok_and(|written| written == text.as_bytes()) {
-        tracing::info!("{} is up to date", path.display());
-        return Ok(());
-    }
-    write_atomically(&path, text.as_bytes(), BOOTSTRAP_MODE)?;
-    tracing::info!("wrote {}", path.display());
-    Ok(())
+    write_if_changed(&directory.join(BOOTSTRAP_FILE), format!("{bootstrap:#}\n").as_bytes(), BOOTSTRAP_MODE)
 }
 
 #[cfg(test)]

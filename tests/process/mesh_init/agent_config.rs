@@ -19,6 +19,7 @@ async fn client_token(agent: &Agent) -> String {
 fn agent_config(task: &Task, output: &Path, data: &Path) -> Command {
     let mut command = task.command();
     command.env_remove("CONSUL_HTTP_TOKEN").env_remove("CONSUL_ECS_CONFIG_JSON");
+    command.env("MESH_INIT_CONSUL_VERSION", mesh_tests::consul::version().to_string());
     command.arg("agent-config").arg("--output").arg(output).arg("--data-dir").arg(data);
     command
 }
@@ -111,7 +112,7 @@ async fn agent_with_a_ca_gets_its_certificate_from_the_servers() {
     let output = config_dir.join("agent.json");
     let written = run(&mut agent_config(&task, &output, &directory.path().join("data")), BOUND).await;
     assert_eq!(written.code, 0, "{}", written.stderr);
-    let copy = std::fs::read(config_dir.join("ca.pem")).unwrap();
+    let copy = std::fs::read(config_dir.join("tls/ca.pem")).unwrap();
     assert_eq!(copy, std::fs::read(&authority).unwrap());
 
     let (http_port, grpc_port) = (free_port(), free_port());
