@@ -4,7 +4,8 @@ mod support;
 
 use std::cell::Cell;
 
-use mesh_config::{Config, rules, shape};
+use mesh_config::shape::Shape;
+use mesh_config::{Config, rules, schema};
 use proptest::test_runner::{Config as Cases, TestRunner};
 use serde_json::{Value, json};
 
@@ -43,7 +44,7 @@ fn document_is_accepted_if_schema_and_rules_accept_it() {
 
 #[test]
 fn accepted_document_is_read_without_loss() {
-    let shape = shape::Shape::of_document();
+    let shape = Shape::of_document();
     for_any_document(|document| {
         let Ok(config) = Config::parse(&document.to_string()) else { return false };
         let written = support::written(&config);
@@ -65,7 +66,7 @@ fn schema_accepts_what_the_consul_ecs_schema_accepts() {
     let expose = theirs["properties"]["proxy"]["expose"].take();
     theirs["properties"]["proxy"]["properties"]["expose"] = expose;
     let theirs = jsonschema::draft7::new(&theirs).unwrap();
-    let ours = jsonschema::draft7::new(&shape::schema()).unwrap();
+    let ours = jsonschema::draft7::new(&schema::schema()).unwrap();
     for_any_document(|document| {
         let mut as_theirs = document.clone();
         // Ours beyond it: two more kinds of gateway, and null in `expose` as in the rest of `proxy`.

@@ -1,17 +1,19 @@
 //! The `CONSUL_ECS_CONFIG_JSON` document of consul-ecs 0.6, and what follows from it for Consul.
 //!
-//! [`Config::parse`] reads the document and tells all that is wrong with it at once; [`Names`] says what a task's
-//! service, proxy and checks are called in Consul; [`registration`] is how they are registered; [`Role`] is whether a task is
-//! a service with its proxy or a gateway; [`shape`] is the document's own description, from which its JSON schema and its
-//! reference page are made; [`rules`] is what we ask beyond it.
+//! [`Config::parse`] reads the document and reports all errors at once. [`Names`] has the names of a task's service, proxy and
+//! checks in Consul. [`Role`] says whether a task is a service with its proxy or a gateway. [`registration`] makes the
+//! registrations. [`shape`] describes the document, and [`schema`] makes its JSON schema and its reference page. [`rules`] are
+//! the rules beyond the schema.
 
 mod check_ttl;
 mod document;
+mod fields;
 mod gateway;
 mod names;
 mod reader;
 pub mod registration;
 pub mod rules;
+pub mod schema;
 pub mod shape;
 
 pub use check_ttl::{CheckTtl, CheckTtlError};

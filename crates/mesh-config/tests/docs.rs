@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use mesh_config::shape;
+use mesh_config::schema;
 
 #[test]
 fn the_documentation_is_that_of_the_code() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
-    let schema = format!("{:#}\n", shape::schema());
-    for (name, made) in [("config.schema.json", schema), ("config.md", shape::reference())] {
+    let schema = format!("{:#}\n", schema::schema());
+    for (name, made) in [("config.schema.json", schema), ("config.md", schema::reference())] {
         let path = docs.join(name);
         if std::env::var_os("UPDATE_DOCS").is_some() {
             std::fs::write(&path, &made).unwrap();

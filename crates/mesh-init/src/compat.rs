@@ -108,7 +108,7 @@ mod tests {
     fn a_field_needs_the_same_version_here_in_its_description_and_in_the_table_of_versions() {
         let table = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
         let table = std::fs::read_to_string(table).unwrap();
-        let reference = mesh_config::shape::reference();
+        let reference = mesh_config::schema::reference();
         for (field, cure) in CURES {
             let version = cure.split_once("Consul ").unwrap().1.strip_suffix(" or later").unwrap();
             let row =

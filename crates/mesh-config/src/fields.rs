@@ -1,0 +1,342 @@
+//! How the document is read: which fields it has and what each is for.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::document::{
+    Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,
+    GatewayKind, LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
+};
+use crate::names::PUBLIC_LISTENER_PORT;
+use crate::reader::{self, ConfigError, Findings, Object, Unknown};
+use crate::rules;
+
+impl Config {
+    /// Reads the document and holds the rules to it.
+    ///
+    /// # Errors
+    /// All that is wrong with it at once, each with its path, what stood there and what would do, and the warnings. What may be a
+    /// credential (a check's header and body, opaque configuration) is not repeated.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let value: Value = serde_json::from_str(text).map_err(ConfigError::NotJson)?;
+        let (config, mut findings) = reader::document(&value, Self::read);
+        for (rule, error) in rules::broken(&value) {
+            if rule.warns {
+                findings.warnings.push(error.to_string());
+            } else if value.is_object() {
+                findings.errors.push(error);
+            }
+        }
+        if findings.errors.is_empty() {
+            Ok(Self { warnings: findings.warnings, ..config })
+        } else {
+            Err(ConfigError::Fields { errors: findings.errors, warnings: findings.warnings })
+        }
+    }
+
+    /// Reads a document that has fields of its own beside all of these but `bootstrapDir`: `own` asks for them. No rule is held to
+    /// it. The values are worth something if there are no errors.
+    pub fn read_beside<T>(
+        value: &Value,
+        bootstrap_dir: &str,
+        own: impl FnOnce(&mut Object<'_>) -> T,
+    ) -> (Self, T, Findings) {
+        let read = |root: &mut Object<'_>| (own(root), Self::read_rest(root, bootstrap_dir.into()));
+        let ((own, config), findings) = reader::document(value, read);
+        (config, own, findings)
+    }
+
+    pub(crate) fn read(root: &mut Object<'_>) -> Self {
+        let bootstrap_dir = root
+            .field("bootstrapDir", "The directory of the task's shared volume where Envoy's bootstrap is written.")
+            .required()
+            .filled_text()
+            .unwrap_or_default();
+        Self::read_rest(root, bootstrap_dir.into())
+    }
+
+    pub(crate) fn read_rest(root: &mut Object<'_>, bootstrap_dir: PathBuf) -> Self {
+        Self {
+            bootstrap_dir,
+            log_level: root
+                .field(
+                    "logLevel",
+                    "How much mesh-init and health-sync log, unless `LOG_LEVEL` says it; default `INFO`.",
+                )
+                .choice(&LOG_LEVELS),
+            consul_http_addr: root.field("consulHTTPAddr", "The URL of Consul's servers, for a login.").text(),
+            consul_ca_cert_file: root
+                .field("consulCACertFile", "The file with the certificate of the servers' authority, for a login.")
+                .text()
+                .map(PathBuf::from),
+            consul_login: root
+                .field("consulLogin", "How to get an ACL token from an auth method.")
+                .object(Unknown::Refused, ConsulLogin::read),
+            health_sync_containers: root
+                .field(
+                    "healthSyncContainers",
+                    "The containers whose ECS health health-sync writes into Consul's checks.",
+                )
+                .unique_texts(),
+            service: root
+                .field("service", "The service to register.")
+                .not_null()
+                .object(Unknown::Warned, Service::read),
+            proxy: root
+                .field("proxy", "The service's sidecar proxy.")
+                .object(Unknown::Warned, Proxy::read)
+                .unwrap_or_default(),
+            gateway: root
+                .field("gateway", "The gateway to register, in place of a service.")
+                .not_null()
+                .object(Unknown::Refused, Gateway::read),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+const LOG_LEVELS: [(&str, LogLevel); 5] = [
+    ("TRACE", LogLevel::Trace),
+    ("DEBUG", LogLevel::Debug),
+    ("INFO", LogLevel::Info),
+    ("WARN", LogLevel::Warn),
+    ("ERROR", LogLevel::Error),
+];
+
+const CHECK_STATUSES: [(&str, CheckStatus); 4] = [
+    ("passing", CheckStatus::Passing),
+    ("warning", CheckStatus::Warning),
+    ("critical", CheckStatus::Critical),
+    ("maintenance", CheckStatus::Maintenance),
+];
+
+const DESTINATION_TYPES: [(&str, DestinationType); 2] =
+    [("service", DestinationType::Service), ("prepared_query", DestinationType::PreparedQuery)];
+
+const MESH_GATEWAY_MODES: [(&str, MeshGatewayMode); 3] =
+    [("none", MeshGatewayMode::None), ("local", MeshGatewayMode::Local), ("remote", MeshGatewayMode::Remote)];
+
+const EXPOSE_PROTOCOLS: [(&str, ExposeProtocol); 2] =
+    [("http", ExposeProtocol::Http), ("http2", ExposeProtocol::Http2)];
+
+const GATEWAY_KINDS: [(&str, GatewayKind); 3] = [
+    ("mesh-gateway", GatewayKind::Mesh),
+    ("ingress-gateway", GatewayKind::Ingress),
+    ("terminating-gateway", GatewayKind::Terminating),
+];
+
+impl ConsulLogin {
+    fn read(login: &mut Object<'_>) -> Self {
+        Self {
+            enabled: login
+                .field("enabled", "Log in and write the token to `<bootstrapDir>/service-token`; default false.")
+                .boolean()
+                .unwrap_or(false),
+            method: login
+                .field("method", "The auth method; default `iam-ecs-service-token`.")
+                .text()
+                .unwrap_or_else(|| "iam-ecs-service-token".to_owned()),
+            include_entity: login
+                .field("includeEntity", "Let the auth method see the IAM role's path and tags; default true.")
+                .boolean()
+                .unwrap_or(true),
+            meta: login.field("meta", "More meta of the login.").text_map(),
+            region: login
+                .field("region", "The AWS region of the signed request; default `AWS_REGION`, else the task's.")
+                .text(),
+            sts_endpoint: login
+                .field("stsEndpoint", "The URL of STS, as the auth method has it; default the region's.")
+                .text(),
+            server_id_header_value: login
+                .field("serverIdHeaderValue", "The value of `X-Consul-IAM-ServerID`, as the auth method has it.")
+                .text(),
+        }
+    }
+}
+
+impl Service {
+    fn read(service: &mut Object<'_>) -> Self {
+        Self {
+            name: service.field("name", "Its name in Consul; default the task family in lower case.").service_name(),
+            tags: service.field("tags", "Its tags.").unique_texts(),
+            port: service
+                .field("port", "The port on which the app listens; 0 if on none.")
+                .required()
+                .integer()
+                .unwrap_or_default(),
+            enable_tag_override: service
+                .field("enableTagOverride", "Let others than the agent change the tags.")
+                .boolean(),
+            meta: service.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
+            weights: service.field("weights", "Its weights in DNS answers.").object(Unknown::Refused, |weights| {
+                Weights {
+                    passing: weights
+                        .field("passing", "While its checks pass.")
+                        .required()
+                        .integer()
+                        .unwrap_or_default(),
+                    warning: weights
+                        .field("warning", "While one of them warns.")
+                        .required()
+                        .integer()
+                        .unwrap_or_default(),
+                }
+            }),
+            checks: service
+                .field("checks", "Its checks, which Consul's agent runs.")
+                .objects(Unknown::Refused, Check::read),
+            namespace: service.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
+            partition: service.field("partition", "Its admin partition (Consul Enterprise 1.11).").text(),
+        }
+    }
+}
+
+impl Check {
+    fn read(check: &mut Object<'_>) -> Self {
+        Self {
+            check_id: check.field("checkId", "Its ID, unique on the agent; default made from the name.").text(),
+            name: check.field("name", "Its name.").not_null().text(),
+            args: check.field("args", "A command to run, where the agent allows script checks.").texts(),
+            interval: check.field("interval", "How often it runs: `10s`.").text(),
+            timeout: check.field("timeout", "How long one run may take: `2s`.").text(),
+            ttl: check.field("ttl", "A check that somebody must update within this time: `30s`.").text(),
+            http: check.field("http", "The URL of an HTTP check.").text(),
+            header: check.field("header", "The header fields of an HTTP check.").private().headers(),
+            method: check.field("method", "The method of an HTTP check; default GET.").text(),
+            body: check.field("body", "The body of an HTTP check.").private().text(),
+            tcp: check.field("tcp", "The `host:port` of a TCP check.").text(),
+            udp: check.field("udp", "The `host:port` of a UDP check (Consul 1.13).").text(),
+            status: check.field("status", "The status it starts with.").choice(&CHECK_STATUSES),
+            notes: check.field("notes", "For humans.").text(),
+            tls_server_name: check.field("tlsServerName", "The name to ask for over TLS (Consul 1.10).").text(),
+            tls_skip_verify: check.field("tlsSkipVerify", "Don't verify the certificate.").boolean(),
+            grpc: check.field("grpc", "The `host:port[/service]` of a gRPC check.").text(),
+            grpc_use_tls: check.field("grpcUseTls", "Use TLS for the gRPC check.").boolean(),
+            h2ping: check.field("h2ping", "The `host:port` of an HTTP/2 ping check (Consul 1.10).").text(),
+            h2ping_use_tls: check.field("h2pingUseTls", "Use TLS for the HTTP/2 ping check (Consul 1.11).").boolean(),
+            alias_node: check.field("aliasNode", "The node of an alias check.").text(),
+            alias_service: check.field("aliasService", "The service ID of an alias check.").text(),
+            success_before_passing: check
+                .field("successBeforePassing", "How many runs in a row must succeed before it passes.")
+                .integer(),
+            failures_before_critical: check
+                .field("failuresBeforeCritical", "How many runs in a row must fail before it is critical.")
+                .integer(),
+        }
+    }
+}
+
+impl Proxy {
+    fn read(proxy: &mut Object<'_>) -> Self {
+        Self {
+            config: proxy
+                .field("config", "The proxy's opaque configuration, `envoy_…` options of the bootstrap included.")
+                .opaque(),
+            public_listener_port: proxy
+                .field("publicListenerPort", "The port on which Envoy takes requests from the mesh; default 20000.")
+                .integer()
+                .filter(|port| *port != 0)
+                .unwrap_or(PUBLIC_LISTENER_PORT),
+            upstreams: proxy
+                .field("upstreams", "The services that the app reaches through the mesh.")
+                .objects(Unknown::Refused, Upstream::read),
+            mesh_gateway: mesh_gateway(proxy, "How upstreams in other datacenters are reached."),
+            expose: proxy
+                .field("expose", "Paths that can be reached without the mesh's TLS.")
+                .object(Unknown::Warned, Expose::read),
+        }
+    }
+}
+
+fn mesh_gateway(object: &mut Object<'_>, about: &'static str) -> Option<MeshGatewayMode> {
+    object.field("meshGateway", about).object(Unknown::Warned, |gateway| {
+        gateway
+            .field("mode", "Through no mesh gateway, the local datacenter's, or the remote one's.")
+            .required()
+            .choice(&MESH_GATEWAY_MODES)
+    })?
+}
+
+impl Upstream {
+    fn read(upstream: &mut Object<'_>) -> Self {
+        Self {
+            destination_type: upstream
+                .field("destinationType", "A service or a prepared query; default a service.")
+                .choice(&DESTINATION_TYPES),
+            destination_namespace: upstream
+                .field("destinationNamespace", "The upstream's namespace (Consul Enterprise 1.7).")
+                .text(),
+            destination_partition: upstream
+                .field("destinationPartition", "The upstream's admin partition (Consul Enterprise 1.11).")
+                .text(),
+            destination_name: upstream
+                .field("destinationName", "The name of the service or of the prepared query.")
+                .required()
+                .text()
+                .unwrap_or_default(),
+            datacenter: upstream.field("datacenter", "The upstream's datacenter; default the agent's.").text(),
+            local_bind_address: upstream
+                .field("localBindAddress", "The address on which the app finds it; default 127.0.0.1.")
+                .text(),
+            local_bind_port: upstream
+                .field("localBindPort", "The port on which the app finds it.")
+                .required()
+                .integer()
+                .unwrap_or_default(),
+            config: upstream.field("config", "The upstream's opaque configuration.").opaque(),
+            mesh_gateway: mesh_gateway(upstream, "How it is reached in another datacenter."),
+        }
+    }
+}
+
+impl Expose {
+    fn read(expose: &mut Object<'_>) -> Self {
+        Self {
+            checks: expose.field("checks", "Expose the paths of all HTTP and gRPC checks.").boolean(),
+            paths: expose.field("paths", "The paths to expose.").objects(Unknown::Warned, |path| ExposePath {
+                listener_port: path.field("listenerPort", "The port on which Envoy listens.").integer(),
+                path: path.field("path", "The path, with its leading slash.").text(),
+                local_path_port: path.field("localPathPort", "The port on which the app listens.").integer(),
+                protocol: path.field("protocol", "The protocol; default `http`.").choice(&EXPOSE_PROTOCOLS),
+            }),
+        }
+    }
+}
+
+/// What is said of address and port.
+const LAN_ADDRESS: [&str; 2] = ["An IP address or a name; default the task's.", "The gateway's port; default 8443."];
+const WAN_ADDRESS: [&str; 2] =
+    ["An IP address or a name; without one there is no WAN address.", "The port; default 8443."];
+
+fn address(object: &mut Object<'_>, about: [&'static str; 2]) -> Address {
+    Address { address: object.field("address", about[0]).text(), port: object.field("port", about[1]).integer() }
+}
+
+impl Gateway {
+    fn read(gateway: &mut Object<'_>) -> Self {
+        Self {
+            // What is missing or wrong is reported.
+            kind: gateway.field("kind", "The kind of gateway.").required().choice(&GATEWAY_KINDS).unwrap_or_default(),
+            lan_address: gateway
+                .field("lanAddress", "Its address inside the datacenter.")
+                .object(Unknown::Refused, |lan| address(lan, LAN_ADDRESS)),
+            wan_address: gateway
+                .field("wanAddress", "Its address for other datacenters.")
+                .object(Unknown::Refused, |wan| address(wan, WAN_ADDRESS)),
+            name: gateway.field("name", "Its name in Consul; default the task family as it is.").service_name(),
+            tags: gateway.field("tags", "Its tags.").unique_texts(),
+            meta: gateway.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
+            namespace: gateway.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
+            partition: gateway.field("partition", "Its admin partition (Consul Enterprise 1.11).").text(),
+            config: gateway
+                .field("proxy", "The gateway's proxy.")
+                .object(Unknown::Warned, |proxy| {
+                    proxy
+                        .field("config", "Its opaque configuration, `envoy_…` options of the bootstrap included.")
+                        .opaque()
+                })
+                .unwrap_or_default(),
+        }
+    }
+}
