@@ -15,7 +15,6 @@ fn a_value_of_the_wrong_shape_in_a_field_that_no_sidecar_uses_spoils_nothing() {
     let fields_of_a_task = [
         "Revision",
         "ServiceName",
-        "KnownStatus",
         "Limits",
         "PullStartedAt",
         "PullStoppedAt",
