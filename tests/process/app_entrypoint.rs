@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const BOUND: Duration = Duration::from_secs(20);
 
-/// Says when it gets TERM, and exits with 7.
+/// A script that prints a line when it gets TERM, and exits with 7.
 const APP: &str = "trap 'echo app got TERM; exit 7' TERM; echo ready; while :; do sleep 0.05; done";
 
 fn entrypoint(arguments: &[&str]) -> Command {
@@ -99,7 +99,7 @@ async fn variables_of_the_app_never_prevent_its_start() {
             assert_eq!(finished.code, 42);
             assert!(finished.stderr.contains(&format!("{variable} is {value:?}")), "{}", finished.stderr);
         }
-        // The other variable counts.
+        // The other variable is used.
         let mut command = Command::new(binary(name));
         command.args(["sh", "-c", "exit 42"]).env("LOG_LEVEL", "WARNING").env("LOG_FORMAT", "json");
         let finished = run(&mut command, BOUND).await;
@@ -126,7 +126,7 @@ async fn variables_work_like_flags_also_with_one_dash() {
         assert_eq!(finished.code, 42);
         assert!(finished.stderr.contains("the shutdown delay of 30s reaches"), "{}", finished.stderr);
     }
-    // A yes takes TERM to the whole group: the app's child ends too.
+    // If the switch is on, TERM goes to the whole group, and the app's child ends too.
     for (value, code) in [("1", 143), ("Yes", 143), ("TRUE", 143), ("0", 5), ("no", 5), ("False", 5)] {
         let script = "sh -c 'trap \"exit 5\" USR1; echo ready; while :; do sleep 0.05; done' & wait $!; exit $?";
         let script = format!("trap 'kill -USR1 $!; wait $!; exit $?' TERM; {script}");
@@ -137,7 +137,7 @@ async fn variables_work_like_flags_also_with_one_dash() {
     }
 }
 
-/// As an app makes it that shares its standard error with us and sets it non-blocking.
+/// An app that shares its standard error with app-entrypoint may set it non-blocking.
 #[test]
 fn full_standard_error_does_not_end_the_app() {
     let (_reader, mut writer) = std::io::pipe().unwrap();

@@ -1,4 +1,4 @@
-//! What happens to each protocol while a real Envoy drains: each row of `docs/draining.md`.
+//! Each row of `docs/draining.md`, with a real Envoy.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -74,7 +74,7 @@ fn listener(name: &str, port: u16, filter: Value) -> Value {
     json!({ "name": name, "traffic_direction": "INBOUND", "address": address(port), "filter_chains": [{ "filters": filters }] })
 }
 
-/// HTTP/1 and HTTP/2 at one port, with an answer of Envoy's own at `/` and the app's below its name; TCP at the other.
+/// One port for HTTP/1 and HTTP/2: Envoy itself answers `/`, and each app answers below its name. The other port is for TCP.
 fn bootstrap(admin: u16, http: u16, tcp: u16, apps: &[(&str, u16)], echo: u16) -> Value {
     let network = "type.googleapis.com/envoy.extensions.filters.network";
     let router = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router";
@@ -117,7 +117,7 @@ fn head(lines: &mut impl BufRead) -> String {
     lines.map(|line| line + "\n").collect()
 }
 
-/// What came until the connection was closed.
+/// The bytes that come until the connection is closed.
 fn rest(mut connection: &TcpStream) -> String {
     let mut rest = String::new();
     connection.read_to_string(&mut rest).unwrap();
@@ -160,7 +160,7 @@ async fn each_protocol_drains_as_the_documentation_says() {
     let mut process =
         Process::spawn(command.args(["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]));
 
-    // Before: one connection of each kind that is open and idle, one with a request under way, a stream, a TCP connection.
+    // Before: for each protocol an idle connection and one with a request under way; also a stream and a TCP connection.
     let idle = connected(http).await;
     send(&idle, "/");
     let mut idle_lines = BufReader::new(&idle);
@@ -196,7 +196,8 @@ async fn each_protocol_drains_as_the_documentation_says() {
     })
     .await;
 
-    // HTTP/1: the request under way gets its answer, an idle connection the next one; then each is closed. A new one is served once.
+    // HTTP/1: the request under way, the next request on an idle connection and a request on a new connection are each answered. Then
+    // Envoy closes the connection.
     for text in [HEAD, CHUNK, END] {
         slow.tell.send(text).unwrap();
         slow2.tell.send(text).unwrap();
@@ -206,7 +207,7 @@ async fn each_protocol_drains_as_the_documentation_says() {
     assert!(head(&mut idle_lines).contains("connection: close"));
     let new = connected(http).await;
     send(&new, "/");
-    // Envoy leaves it to the client to close for 6 s, then closes.
+    // If the client doesn't close the connection within 6 s, Envoy does.
     let answer = rest(&busy);
     assert!(answer.contains("connection: close") && answer.contains("chunk"), "{answer}");
     assert_eq!(rest(&idle), "");
@@ -223,7 +224,7 @@ async fn each_protocol_drains_as_the_documentation_says() {
         tokio::time::timeout(BOUND, end).await.expect("it is closed in time").unwrap().unwrap();
     }
 
-    // A stream, as gRPC has them, goes on; a new request on its connection is answered, with GOAWAY, and the stream still goes on.
+    // A gRPC stream stays open. A new request on its connection is answered, GOAWAY follows, and the stream still stays open.
     assert!(next_chunk().await);
     assert_eq!(get(&mut streaming, "/").await.status(), 200);
     assert!(next_chunk().await);
@@ -232,7 +233,7 @@ async fn each_protocol_drains_as_the_documentation_says() {
     // TCP: nothing changes.
     assert!(echoes(&open_tcp) && echoes(&connected(tcp).await));
 
-    // The end: what is still open breaks off.
+    // At Envoy's end, open streams and connections break off.
     metadata.set_containers(json!([&own, app_container("STOPPED")]));
     assert_eq!(process.exit_code(BOUND).await, 0, "{}", process.output());
     assert!(!next_chunk().await);

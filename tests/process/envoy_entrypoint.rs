@@ -1,4 +1,4 @@
-//! envoy-entrypoint, and through it `supervise`, from outside, in the manner of tini's tests.
+//! envoy-entrypoint and `supervise`, tested from outside like tini: exit codes, signals, orphans.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -60,7 +60,7 @@ async fn every_signal_reaches_the_child() {
         (Signal::POWER, "PWR"),
         (Signal::SYS, "SYS"),
         (Signal::WINCH, "WINCH"),
-        // Envoy's end begins with it.
+        // TERM begins the end of Envoy.
         (Signal::TERM, "TERM"),
     ];
     let traps = forwarded.map(|(_, name)| format!("trap 'echo got {name}' {name}; ")).concat();
@@ -92,8 +92,8 @@ async fn every_signal_reaches_the_child() {
 async fn term_right_after_the_start_is_not_lost() {
     for _ in 0..20 {
         let mut process = Process::spawn(&mut entrypoint(&["sleep", "60"]));
-        // As soon as it holds signals back, which is before the child starts.
-        eventually("signals are held back", BOUND, async || {
+        // It sends TERM as soon as signals are blocked, which is before the child starts.
+        eventually("signals are blocked", BOUND, async || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
             let held = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap().trim();
             let term = u64::from_str_radix(held, 16).unwrap() >> (Signal::TERM.as_raw() - 1) & 1;
@@ -107,7 +107,7 @@ async fn term_right_after_the_start_is_not_lost() {
 
 #[tokio::test]
 async fn orphans_are_reaped() {
-    // Each inner shell leaves a child behind that ends by itself soon after.
+    // Each inner shell leaves a child behind, which ends after 2 s.
     let script = "for i in 1 2 3 4 5; do sh -c 'sleep 2 &'; done; echo left; sleep 60";
     let process = Process::spawn(&mut entrypoint(&["sh", "-c", script]));
     process.says("left", BOUND).await;
@@ -143,7 +143,7 @@ async fn wrong_value_error_names_its_variable() {
     assert!(finished.stderr.ends_with(" (the variable ENVOY_ENTRYPOINT_GRACE; see --help)\n"), "{}", finished.stderr);
     let finished = run(entrypoint(&["--grace", "never", "true"]).env("ENVOY_ENTRYPOINT_GRACE", "soon"), BOUND).await;
     assert!(finished.stderr.contains("'never'") && !finished.stderr.contains("variable"), "{}", finished.stderr);
-    // One dash, no variable, a flag of the command, a verb's flag.
+    // A flag with one dash, an empty variable, a flag of the command, a flag of a verb.
     for (arguments, variable, named) in [
         (&["-grace", "never", "true"][..], ("ENVOY_ENTRYPOINT_GRACE", "soon"), false),
         (&["-grace", "never", "true"], ("ENVOY_ENTRYPOINT_GRACE", ""), false),

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(20);
 
-/// In Envoy's place: says when it gets TERM, and exits with 7.
+/// A script in Envoy's place. It prints a line when it gets TERM, and exits with 7.
 const ENVOY: &str = "trap 'echo envoy got TERM; exit 7' TERM; echo ready; while :; do sleep 0.05; done";
 
 fn container(name: &str, known: &str) -> Value {
@@ -45,7 +45,7 @@ async fn started(metadata: &Metadata, flags: &[&str]) -> Process {
     process
 }
 
-/// Waits until the metadata has been asked this often from now on: whatever the last answers meant has been understood.
+/// Waits for this many more requests for the metadata. By then envoy-entrypoint has read the earlier answers.
 async fn asked_again(metadata: &Metadata, times: u64) {
     let before = metadata.answered();
     eventually("the metadata is asked again", BOUND, async || {
@@ -107,7 +107,7 @@ async fn metadata_without_the_apps_does_not_end_envoy() {
         assert!(!process.output().contains("envoy got TERM"), "{}", process.output());
     }
     process.says("the task metadata lists containers, but not this one", BOUND).await;
-    // A value of another shape than documented, in fields that say nothing of who has stopped.
+    // Undocumented values in fields that do not show which containers have stopped.
     let mut app = container("app", "STOPPED");
     app["RestartCount"] = json!(-1);
     app["Labels"] = Value::Null;
@@ -209,7 +209,7 @@ async fn envoy_restarts_as_often_as_allowed_until_term() {
         command.args(flags).args(["sh", "-c", "echo started; exit 3"]);
         Process::spawn(&mut command)
     };
-    // Empty counts as not set: outside of ECS too.
+    // An empty variable counts as not set.
     for uri in [metadata.uri.as_str(), ""] {
         let mut process = restarting(uri, &["--restarts", "2", "--restart-delay", "20ms"]);
         assert_eq!(process.exit_code(BOUND).await, 3);
@@ -294,7 +294,7 @@ async fn inbound_listeners_drain_once_at_term_or_task_stop() {
     }
 }
 
-/// A bootstrap with an inbound and an outbound listener that answer by themselves.
+/// A bootstrap with an inbound and an outbound listener. Envoy answers their requests itself.
 fn two_listeners(admin: u16, inbound: u16, outbound: u16) -> Value {
     let address = |port: u16| json!({ "socket_address": { "address": "127.0.0.1", "port_value": port } });
     let listener = |direction: &str, port: u16| {
@@ -315,7 +315,7 @@ fn two_listeners(admin: u16, inbound: u16, outbound: u16) -> Value {
         "static_resources": { "listeners": [listener("INBOUND", inbound), listener("OUTBOUND", outbound)] } })
 }
 
-/// A request on a connection that is kept; what came, nothing where the connection was closed.
+/// Sends a request on a connection that stays open. Returns the head of the answer; it is empty if the connection was closed.
 fn asked(mut connection: &TcpStream) -> String {
     let _ = connection.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     let mut head = String::new();
@@ -327,7 +327,7 @@ fn asked(mut connection: &TcpStream) -> String {
     head
 }
 
-/// Under envoy-entrypoint a real Envoy with this bootstrap; what the container's command adds, and one worker.
+/// A real Envoy with this bootstrap, the flags of the image's command and one worker, under envoy-entrypoint.
 fn real_envoy(metadata: &Metadata, flags: &[&str], directory: &Path, bootstrap: &Value) -> Process {
     let config = directory.join("envoy.json");
     std::fs::write(&config, bootstrap.to_string()).unwrap();
@@ -342,7 +342,7 @@ async fn connected(port: u16) -> TcpStream {
     eventually("the listener is open", BOUND, connect).await
 }
 
-/// Its admin page is found by its bootstrap.
+/// envoy-entrypoint reads the admin address from the bootstrap.
 #[tokio::test]
 async fn draining_envoy_still_accepts_and_sends_requests() {
     for (drain, host) in [("true", "127.0.0.1"), ("true", "::1"), ("false", "127.0.0.1")] {
@@ -364,7 +364,7 @@ async fn draining_envoy_still_accepts_and_sends_requests() {
             let last = asked(&inbound);
             assert!(last.starts_with("HTTP/1.1 200") && last.contains("connection: close"), "{last}");
         }
-        // For twice the drain time and more.
+        // This takes more than twice the drain time.
         asked_again(&metadata, 25).await;
         let new = asked(&connected(ports[1]).await);
         assert!(new.starts_with("HTTP/1.1 200") && new.contains("connection: close") == (drain == "true"), "{new}");
@@ -403,7 +403,7 @@ async fn envoy_without_listeners_ends_with_the_reason() {
     assert_eq!(process.exit_code(BOUND).await, 1);
     process.says("envoy-entrypoint: Envoy got no listeners from Consul within 2s, so it was ended: ", BOUND).await;
 
-    // An ingress gateway's, for longer than the shortest bound.
+    // An ingress gateway's Envoy has no bound: it runs for longer than the one above.
     let mut process = real_envoy(&metadata, &["--drain", "--listener-timeout", "0s"], directory.path(), &bootstrap);
     asked_again(&metadata, 4).await;
     process.signal(Signal::TERM);

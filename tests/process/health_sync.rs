@@ -47,15 +47,15 @@ async fn becomes(agent: &Agent, check: &str, wanted: &str) {
 #[tokio::test]
 async fn each_change_of_ecs_health_is_one_write() {
     let agent = Agent::start().await;
-    // As ECS says that it doesn't know yet.
+    // This is how ECS shows an unknown health.
     let metadata = Metadata::start("shop", json!([{ "Name": "app", "Health": {} }]));
     let sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
-    // The agent has nothing yet: the registration is critical, and then so is the first write.
+    // Nothing is registered yet. The registration is critical, and so is the first write.
     sync.says("check critical", BOUND).await;
     metadata.set_containers(app("HEALTHY"));
     becomes(&agent, CHECK, "passing").await;
     let writes = || sync.output().matches("check passing").count() + sync.output().matches("check critical").count();
-    // It says so after the write.
+    // health-sync logs this after the write.
     sync.says("check passing", BOUND).await;
     assert_eq!(writes(), 2, "{}", sync.output());
     let answered = metadata.answered();
@@ -108,7 +108,7 @@ async fn term_sets_checks_critical_and_maintenance() {
         }
         sync.signal(Signal::TERM);
         assert_eq!(sync.exit_code(BOUND).await, 0);
-        // The process is gone: nothing can turn one back.
+        // The process has ended, so no write can follow.
         if !synced.is_empty() {
             assert_eq!(status(&agent, CHECK).await.as_deref(), Some("critical"));
         }
@@ -116,7 +116,7 @@ async fn term_sets_checks_critical_and_maintenance() {
             let maintenance = status(&agent, &format!("_service_maintenance:{service}")).await;
             assert_eq!(maintenance.as_deref(), Some("critical"), "{service}");
         }
-        // A container that ECS restarts within its task takes its own maintenance back.
+        // ECS may restart the container in the same task. The new health-sync ends the maintenance.
         let _again = Process::spawn(&mut command(&agent.http, &metadata.uri, synced));
         eventually("no maintenance", BOUND, async || match status(&agent, "_service_maintenance:shop-f1a2").await {
             None => Ok(()),
@@ -141,7 +141,7 @@ fn slow_relay(agent: &str, text: &'static str, delay: Duration) -> (String, Rece
 
 #[tokio::test]
 async fn critical_wins_over_a_passing_write_under_way() {
-    // One ends by itself in time; one would only long after, and is cut off.
+    // The first write ends in time. The second takes long, and health-sync cuts it off.
     for delay in [Duration::from_millis(60), Duration::from_secs(3)] {
         let agent = Agent::start().await;
         let metadata = Metadata::start("shop", app("UNHEALTHY"));
@@ -218,7 +218,7 @@ async fn missing_or_frozen_agent_does_not_delay_the_end() {
     }
 }
 
-/// consul-client's agent, which has lost its servers: the mesh's own test is of servers that hang.
+/// Here the servers are down. A test of the mesh suite has servers that hang.
 #[tokio::test]
 async fn servers_that_are_down_do_not_delay_the_end() {
     let serf = free_port();
@@ -232,7 +232,7 @@ async fn servers_that_are_down_do_not_delay_the_end() {
 
     drop(server);
     sync.signal(Signal::TERM);
-    // The agent takes what it can't hand on.
+    // The agent accepts writes that it cannot send to the servers.
     assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
     assert_eq!(status(&client, CHECK).await.unwrap(), "critical");
     assert_eq!(client.stop(BOUND).await, 0, "{}", client.output());
@@ -248,7 +248,7 @@ async fn term_before_the_first_metadata_ends_it() {
     sync.says("health-sync: TERM before there was any task metadata: nothing was written to Consul", BOUND).await;
 }
 
-/// More rounds of a health-sync, each of which asks for the task.
+/// Waits for this many more requests for the metadata.
 async fn rounds(metadata: &Metadata, more: u64) {
     let answered = metadata.answered();
     eventually(&format!("{more} more rounds"), BOUND, async || {
@@ -326,7 +326,7 @@ async fn idle_health_sync_sends_no_requests() {
     let (way, requests) = slow_relay(&agent.http, "HTTP/1.1", Duration::ZERO);
     let _sync = Process::spawn(command(&way, &metadata.uri, &["app"]).env("CONSUL_ECS_CHECK_TTL", "100000h"));
     becomes(&agent, CHECK, "passing").await;
-    // What it does at the start ends: a failed write has it read back once more, a second later.
+    // The start is over: after a failed write, health-sync reads back once more, a second later.
     eventually("three seconds without a request", BOUND, async || {
         while requests.try_recv().is_ok() {}
         requests.recv_timeout(Duration::from_secs(3)).err().map(|_| ()).ok_or_else(|| "there are requests".to_owned())
@@ -347,7 +347,7 @@ async fn checks_turn_critical_when_health_sync_dies() {
     sync.says("no task metadata: ", BOUND).await;
     let index = async || agent.call("GET", "/v1/health/checks/shop", &Value::Null).await[0]["ModifyIndex"].clone();
     let before = index().await;
-    // Two times to live.
+    // This takes two times to live.
     for _ in 0..60 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert_eq!(status(&agent, CHECK).await.unwrap(), "passing", "{}", sync.output());
@@ -403,7 +403,7 @@ async fn healthy_fails_if_health_sync_is_dead_or_hangs() {
     assert_eq!(healthy(&metadata, &[]).await.0, 1);
 }
 
-/// With the token of a task, whose service identity is all that it may.
+/// With the token of a task, which has only a service identity.
 #[tokio::test]
 async fn gate_opens_once_the_proxy_passes_and_stays_open() {
     let mut agent = Agent::start_with_acls().await;
@@ -485,7 +485,7 @@ async fn gate_stays_open_after_a_restart() {
     assert_eq!(gate(&gateway).await, 1, "it was never in the mesh");
 }
 
-/// Another instance's proxy, which is passing or not.
+/// Registers the proxy of another instance, as passing or as critical.
 async fn register_other(agent: &Agent, passing: bool) {
     let other = json!({
         "Kind": "connect-proxy", "ID": "shop-b2-sidecar-proxy", "Name": "shop-sidecar-proxy", "Port": 20000,
@@ -592,7 +592,7 @@ async fn hold_does_not_wait_for_silent_servers() {
     without_listener_check(&agent).await;
     sync.signal(Signal::TERM);
     assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
-    // The client's own bound is longer. It would be logged.
+    // Without the short bound, the HTTP client's own bound would end the request, and log this.
     assert!(!sync.output().contains("Consul is too slow"), "{}", sync.output());
     assert_eq!(asked.try_iter().count(), 1, "the servers are asked once");
     assert_eq!(status(&agent, CHECK).await.unwrap(), "critical");
@@ -609,7 +609,7 @@ async fn held_status_is_dropped_once_the_node_has_left() {
     without_listener_check(&agent).await;
     sync.signal(Signal::TERM);
     sync.says("the critical status waits for one", BOUND).await;
-    // As the servers do it where the node leaves; the agent does not know of it.
+    // The servers do the same when the node leaves. The agent does not notice.
     let gone = json!({ "Datacenter": "dc1", "Node": "test", "ServiceID": SERVICES[1] });
     agent.call("PUT", "/v1/catalog/deregister", &gone).await;
     assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());

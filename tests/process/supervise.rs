@@ -1,4 +1,4 @@
-//! What both entry points do as a container's first process, through `supervise`, from outside: that they end, and who gets signals.
+//! Both entry points as a container's first process, tested from outside: they end, and signals reach the right processes.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +13,7 @@ const BOUND: Duration = Duration::from_secs(20);
 
 const ENTRY_POINTS: [&str; 2] = ["app-entrypoint", "envoy-entrypoint"];
 
-/// An entry point without a task around it: TERM goes through at once.
+/// An entry point outside of ECS. It passes TERM on at once.
 fn entry_point(name: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(binary(name));
     command.env_remove("ECS_CONTAINER_METADATA_URI_V4").env("LOG_LEVEL", "error").args(arguments);
@@ -35,7 +35,7 @@ enum Signals {
     Term {
         group: bool,
     },
-    /// TERM, then these until it has ended.
+    /// TERM, then these again and again until the entry point has ended.
     More(&'static [Signal]),
 }
 
@@ -67,7 +67,7 @@ const ENDS: [End; 7] = [
     End { script: "for i in 1 2 3 4 5 6 7 8; do true & done; echo ready; exit 3", signals: Signals::None, code: 3 },
 ];
 
-/// Hundreds of ends, many at a time: what comes between the last event and the exit comes seldom.
+/// A signal between the last event and the exit is rare. So the test has hundreds of ends, many at a time.
 #[tokio::test]
 async fn entry_point_ends_whenever_its_command_ends() {
     let ends = ENTRY_POINTS.iter().flat_map(|name| ENDS.iter().map(move |end| (*name, end)));
@@ -85,7 +85,7 @@ async fn entry_point_ends_whenever_its_command_ends() {
                 Signals::Term { .. } => process.signal(Signal::TERM),
                 Signals::More(others) => {
                     process.signal(Signal::TERM);
-                    // An ended process still takes signals until its end has been looked at.
+                    // A process that has ended still takes signals until its parent waits for it.
                     for _ in 0..200 {
                         for signal in *others {
                             process.signal(*signal);
@@ -101,7 +101,7 @@ async fn entry_point_ends_whenever_its_command_ends() {
 
 #[tokio::test]
 async fn signal_goes_to_the_command_or_to_its_group() {
-    // A worker without a trap, as a prefork server has: TERM to the group would end it in the middle of its work.
+    // A worker without a trap, like that of a prefork server. TERM to the group would end it in the middle of its work.
     let script =
         "sh -c 'echo working; sleep 0.5; echo worker done' & trap 'wait; exit 5' TERM; echo ready; wait; exit 6";
     for name in ENTRY_POINTS {
@@ -122,7 +122,7 @@ async fn signal_goes_to_the_command_or_to_its_group() {
 
 #[tokio::test]
 async fn real_time_signals_reach_the_command() {
-    // SIGRTMIN+3, with which systemd's images are stopped.
+    // SIGRTMIN+3, the stop signal of images with systemd.
     let script = "trap 'exit 5' 37; echo ready; while :; do sleep 0.05; done";
     let mut process = Process::spawn(&mut entry_point("app-entrypoint", &["sh", "-c", script]));
     process.says("ready", BOUND).await;
@@ -153,7 +153,7 @@ async fn exit_code_survives_a_parent_that_ignores_sigchld() {
     assert_eq!(run(&mut command, BOUND).await.code, 42);
 }
 
-/// Standard error as a pipe that takes nothing more, as the log driver `awslogs` leaves it in its blocking mode.
+/// A full pipe as standard error, like that of the log driver `awslogs` in its blocking mode.
 fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
@@ -164,7 +164,7 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
     (reader, writer)
 }
 
-/// The exit code of a program whose standard error is a pipe of the test's, within the bound.
+/// Waits for the end of a program that `Process` didn't start.
 async fn exit_code(mut process: Child) -> Option<i32> {
     let begun = Instant::now();
     loop {
@@ -216,7 +216,7 @@ async fn error_at_the_end_does_not_wait_for_standard_error() {
 
 #[tokio::test]
 async fn closed_standard_error_sends_the_command_no_signal() {
-    // PIPE would end it.
+    // PIPE would end the command.
     let (reader, writer) = std::io::pipe().unwrap();
     let mut command = Command::new(binary("app-entrypoint"));
     command
@@ -280,7 +280,7 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        // It has ended where all went well; the terminal's end is that of what runs there.
+        // In a test that passed, it has ended. The end of the terminal also ends the programs in it.
         let _ = self.script.kill();
         let _ = self.script.wait();
     }
@@ -299,7 +299,7 @@ async fn command_reads_from_its_terminal_and_sets_it() {
 
 #[tokio::test]
 async fn terminal_signals_reach_the_command() {
-    // With tostop a process in the background that writes to the terminal is stopped: the entry point logs to it.
+    // With tostop, the terminal stops a background process that writes to it. The entry point is such a process, and logs.
     let command = "--shutdown-delay 1s sh -c 'stty tostop; trap \"echo got INT\" INT; echo ready $PPID; sleep 1; while :; do sleep 0.1; done'";
     let mut terminal = Terminal::open("app-entrypoint", command);
     terminal.says("ready").await;

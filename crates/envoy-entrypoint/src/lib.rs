@@ -112,7 +112,7 @@ impl Error {
 /// Runs the verb of the command line. The exit code is the command's own.
 ///
 /// # Errors
-/// See [`enum@Error`].
+/// If Envoy cannot start or gets no listeners, or if the verb fails.
 pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<ExitCode, Error> {
     let Arguments { options, verb } = arguments;
     match verb {

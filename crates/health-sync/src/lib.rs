@@ -101,7 +101,7 @@ pub enum RunError {
 /// Runs until TERM or INT, then takes the task out of the mesh.
 ///
 /// # Errors
-/// See [`RunError`].
+/// If a setting is wrong, or if a write or a logout failed at the end.
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     // First of all, so that a TERM during the start is not lost.
     let signals = StopSignals::catch()?;
