@@ -4,7 +4,7 @@ mod common;
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::task::{Context, Poll};
@@ -77,7 +77,9 @@ impl Drop for Envoy {
 
 impl Envoy {
     async fn start(directory: &Path, bridge: u16) -> Self {
-        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/parts/envoy");
+        let given = std::env::var_os("ENVOY").filter(|path| !path.is_empty()).map(PathBuf::from);
+        let fetched = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/parts/envoy");
+        let program = given.unwrap_or_else(fetched);
         assert!(program.exists(), "{} is missing: run `cargo xtask images` to fetch it", program.display());
         let config = directory.join("envoy.json");
         std::fs::write(&config, bootstrap(bridge).to_string()).unwrap();
