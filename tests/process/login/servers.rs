@@ -65,7 +65,7 @@ async fn login_that_may_have_left_a_token_is_reported_once() {
     let variables = [("CONSUL_HTTP_ADDR", agent.http.as_str()), ("CONSUL_LOGIN_BEARER_TOKEN", "proof")];
     let finished = task.starts(&variables).await;
     assert_eq!(server.requests().iter().filter(|request| request.path() == "/v1/acl/login").count(), 3);
-    let told = finished.stderr.matches("if it made a token, that stays until the auth method's MaxTokenTTL").count();
+    let told = finished.stderr.matches("if it made a token, the token stays until the auth method's MaxTokenTTL").count();
     assert_eq!(told, 1, "{}", finished.stderr);
 }
 
@@ -76,6 +76,6 @@ async fn login_that_the_timeout_ends_is_reported() {
     let task = Task::that_logs_in(&address);
     let variables = [("CONSUL_HTTP_ADDR", &*address), ("CONSUL_LOGIN_BEARER_TOKEN", "p"), ("MESH_INIT_TIMEOUT", "1s")];
     let finished = run(&mut task.command("mesh-init", &variables), BOUND).await;
-    let told = "a login had no answer (cut off at the timeout): if it made a token, that stays until";
+    let told = "a login had no answer (cut off at the timeout): if it made a token, the token stays until";
     assert!(finished.code == 1 && finished.stderr.contains(told), "{}", finished.stderr);
 }
