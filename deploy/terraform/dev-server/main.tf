@@ -1,12 +1,13 @@
 locals {
   server_dns = "${var.name}.${var.service_discovery_namespace}"
 
+  # `coalesce` ends the plan with an error where a required ARN is empty.
   secrets = [
     for secret in [
       { name = "CONSUL_GOSSIP_KEY", valueFrom = var.gossip_key_secret_arn },
-      { name = "CONSUL_BOOTSTRAP_TOKEN", valueFrom = var.acls ? var.bootstrap_token_arn : "" },
-      { name = "CONSUL_CACERT_PEM", valueFrom = var.tls ? var.ca_cert_arn : "" },
-      { name = "CONSUL_CAKEY_PEM", valueFrom = var.tls ? var.ca_key_arn : "" },
+      { name = "CONSUL_BOOTSTRAP_TOKEN", valueFrom = var.acls ? coalesce(var.bootstrap_token_arn) : "" },
+      { name = "CONSUL_CACERT_PEM", valueFrom = var.tls ? coalesce(var.ca_cert_arn) : "" },
+      { name = "CONSUL_CAKEY_PEM", valueFrom = var.tls ? coalesce(var.ca_key_arn) : "" },
     ] : secret if secret.valueFrom != ""
   ]
 

@@ -240,7 +240,7 @@ locals {
         linuxParameters        = { capabilities = { drop = ["ALL"] } }
         readonlyRootFilesystem = true
         logConfiguration       = var.log_configuration
-      }, sidecar) : name => value if try(length(value), 1) > 0
+      }, sidecar) : name => value if value != null && try(length(value), 1) > 0
     } if sidecar.name != "app-entrypoint" || local.has_delay
   ])
 

@@ -69,6 +69,9 @@ resource "aws_secretsmanager_secret" "service_token" {
 }
 
 locals {
-  creates_secret    = var.acls && var.acl_secret_name_prefix != "" && var.create_service_token_secret
-  service_token_arn = local.creates_secret ? aws_secretsmanager_secret.service_token[0].arn : var.acls ? var.service_token_secret_arn : ""
+  uses_secrets   = var.acls && var.acl_secret_name_prefix != ""
+  creates_secret = local.uses_secrets && var.create_service_token_secret
+  service_token_arn = (!local.uses_secrets ? ""
+    : local.creates_secret ? aws_secretsmanager_secret.service_token[0].arn : coalesce(var.service_token_secret_arn)
+  )
 }

@@ -2,7 +2,6 @@
 locals {
   is_gateway = can(var.consul_ecs_config.gateway)
   uses_login = var.acls && var.acl_secret_name_prefix == ""
-  ca         = var.consul_server_ca_cert_arn != "" ? var.consul_server_ca_cert_arn : var.consul_ca_cert_arn
 
   service = merge({
     for name, value in {
@@ -40,12 +39,13 @@ locals {
     { for name, value in { consulLogin = local.login } : name => value if local.uses_login },
   )
 
+  # `coalesce` ends the plan with an error where a required ARN is empty.
   secrets = {
     for name, arn in {
-      clientToken  = var.acls ? var.consul_client_token_secret_arn : ""
+      clientToken  = !var.acls ? "" : local.uses_login ? var.consul_client_token_secret_arn : coalesce(var.consul_client_token_secret_arn)
       serviceToken = local.service_token_arn
       gossipKey    = var.gossip_key_secret_arn
-      ca           = var.tls ? local.ca : ""
+      ca           = var.tls ? coalesce(var.consul_server_ca_cert_arn, var.consul_ca_cert_arn) : ""
     } : name => arn if arn != ""
   }
 

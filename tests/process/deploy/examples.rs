@@ -37,7 +37,7 @@ fn with_cfn_lint() -> Command {
 }
 
 #[tokio::test]
-async fn every_example_of_a_mesh_task_is_registered_at_moto_by_the_aws_cli() {
+async fn the_aws_cli_registers_every_example_at_moto() {
     let moto = Moto::start().await;
     let ecs = async |command: &str, input: Value| {
         let ended = moto.aws(&["ecs", command, "--cli-input-json", &input.to_string()]).await;
@@ -67,7 +67,7 @@ async fn every_example_of_a_mesh_task_is_registered_at_moto_by_the_aws_cli() {
 }
 
 #[tokio::test]
-async fn cfn_lint_has_nothing_to_say_of_the_cloudformation_templates() {
+async fn the_cloudformation_templates_pass_cfn_lint() {
     let templates = templates();
     assert_eq!(templates.len(), 2, "{templates:?}");
     let program = part("cfn-lint").join("bin/cfn-lint");
@@ -99,7 +99,7 @@ fn resolved(value: &Value, known: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn the_cloudformation_template_of_web_has_the_containers_that_mesh_task_renders() {
+async fn cloudformation_s_web_has_the_containers_that_mesh_task_renders() {
     let path = workspace().join("deploy/cloudformation/web.yml");
     let template = parsed(&output(with_cfn_lint().args(["-c", AS_JSON]).arg(path)).await);
     let settings = example("web.mesh.json");

@@ -4,10 +4,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use mesh_tests::process::run;
 use mesh_tests::{part, readme, workspace};
 use serde_json::{Map, Value, json};
 
-use super::{mesh_task, output, parsed, with_documents_read};
+use super::{BOUND, mesh_task, output, parsed, with_documents_read};
 
 const CLUSTER: &str = "arn:aws:ecs:eu-west-1:111122223333:cluster/blue";
 
@@ -190,8 +191,8 @@ fn terraform(directory: &Path, arguments: &[&str]) -> Command {
     terraform
 }
 
-/// The plan of a configuration with these modules and outputs; the modules' sources are in `./modules`.
-async fn plan(modules: &Value, outputs: &Value) -> Value {
+/// A folder with a configuration of these modules and outputs, ready for a plan. The modules' sources are in `./modules`.
+async fn configured(modules: &Value, outputs: &Value) -> tempfile::TempDir {
     let configuration = json!({
         "provider": { "aws": { "region": "eu-west-1", "access_key": "none", "secret_key": "none",
             "skip_credentials_validation": true, "skip_requesting_account_id": true, "skip_metadata_api_check": true } },
@@ -203,7 +204,16 @@ async fn plan(modules: &Value, outputs: &Value) -> Value {
     fs::write(folder.path().join("main.tf.json"), configuration.to_string()).unwrap();
     let plugins = format!("-plugin-dir={}", part("terraform").join("plugins").display());
     output(&mut terraform(folder.path(), &["init", "-input=false", "-no-color", &plugins])).await;
-    output(&mut terraform(folder.path(), &["plan", "-input=false", "-no-color", "-refresh=false", "-out=plan"])).await;
+    folder
+}
+
+fn planning(folder: &Path) -> Command {
+    terraform(folder, &["plan", "-input=false", "-no-color", "-refresh=false", "-out=plan"])
+}
+
+async fn plan(modules: &Value, outputs: &Value) -> Value {
+    let folder = configured(modules, outputs).await;
+    output(&mut planning(folder.path())).await;
     parsed(&output(&mut terraform(folder.path(), &["show", "-json", "plan"])).await)
 }
 
@@ -287,7 +297,7 @@ async fn a_terraform_plan_has_the_containers_that_mesh_task_renders() {
 }
 
 #[tokio::test]
-async fn every_terraform_module_plans_its_service_and_the_roles_that_the_readme_asks_for() {
+async fn the_modules_plan_services_and_roles_of_least_privilege() {
     let modules = json!({
         "controller": { "source": "./modules/acl-controller", "ecs_cluster_arn": CLUSTER, "name_prefix": "p",
             "consul_server_http_addr": "${module.server.http_addr}", "consul_server_ca_cert_arn": "${module.server.ca_cert_arn}",
@@ -342,6 +352,31 @@ async fn every_terraform_module_plans_its_service_and_the_roles_that_the_readme_
     assert_eq!(values(&plan, "module.edge.aws_lb_listener.this[0]")["port"], 443);
     let clients = values(&plan, "module.edge.aws_security_group_rule.lb_ingress[0]");
     assert_eq!((&clients["from_port"], &clients["cidr_blocks"]), (&json!(443), &json!(["192.0.2.0/24"])));
+}
+
+#[tokio::test]
+async fn a_plan_with_wrong_inputs_ends_with_their_names() {
+    let module = |input: &str, value: Value| {
+        let container = json!({ "name": "app", "image": "registry.example/shop:7" });
+        json!({ "source": "./modules/mesh-task", "family": "shop", "retry_join": ["consul.internal"],
+            "registry": "registry.example/ecs-mesh", "container_definitions": [container], "acls": true, input: value })
+    };
+    let modules = json!({
+        "no_ca": module("tls", json!(true)),
+        "no_client_token": module("acl_secret_name_prefix", json!("p")),
+        "no_entry_point": module("application_shutdown_delay_seconds", json!(5)),
+    });
+    let outputs = json!({ "role": { "value": "${module.no_ca.task_role_arn}" } });
+    let folder = configured(&modules, &outputs).await;
+    let ended = run(&mut planning(folder.path()), BOUND).await;
+    assert_eq!(ended.code, 1, "{}", ended.stdout);
+    for expected in [
+        "var.consul_server_ca_cert_arn is \"\"",
+        "var.consul_client_token_secret_arn is \"\"",
+        "This object does not have an attribute named \"entryPoint\".",
+    ] {
+        assert!(ended.stderr.contains(expected), "{expected}: {}", ended.stderr);
+    }
 }
 
 #[tokio::test]
