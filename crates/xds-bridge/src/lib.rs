@@ -1,8 +1,8 @@
 //! Serves Envoys, which need xDS v3, with the configuration from Consul 1.8, which serves xDS v2.
 //!
 //! Consul runs as the bridge's child with its gRPC on a unix socket, and the bridge listens on Consul's address. [`server`] is
-//! Envoy's side, [`consul`] is Consul's side, and [`relay`] joins the two streams. [`convert`] turns a v2 resource into a v3
-//! resource. [`delta`] decides what an Envoy gets next. [`wire`], [`messages`] and [`codec`] read and write the messages.
+//! Envoy's side, [`consul`] is Consul's side, and `relay` joins the two streams. [`convert`] turns a v2 resource into a v3
+//! resource. `delta` decides what an Envoy gets next. [`wire`], [`messages`] and [`codec`] read and write the messages.
 
 pub mod codec;
 pub mod consul;
