@@ -1,210 +1,222 @@
-//! What the controller counts, in the text format of Prometheus ("Text-based format", version 0.0.4), and the port on which it
-//! says so.
+//! The controller's metrics and its health, and the port that serves both.
 
-use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::future::ready;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
 use sidecar_kit::server::{self, Response};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-/// Upper bounds of the cycles' durations, in seconds.
+/// Upper bounds of the histogram's buckets, in seconds.
 const BUCKETS: [f64; 8] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// How long a step of the controller's loop may take before `/healthz` says that it hangs: every call in it is bounded.
+/// `/healthz` fails when one step of the controller's loop takes longer than this. Every call in it is bounded.
 const LONGEST_STEP: Duration = Duration::from_secs(300);
 
-/// What became of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// The format that `prometheus-client` writes ("OpenMetrics", version 1.0).
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// A change of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// Made, for a service that had none.
+    /// Made, for a service without a token.
     Created,
-    /// It or its secret was put right.
+    /// The token or its secret was corrected.
     Repaired,
     /// Replaced after `--rotate-after`.
     Rotated,
-    /// Removed.
+    /// Deleted.
     Deleted,
 }
 
 impl Change {
-    fn as_str(self) -> &'static str {
-        match self {
+    const ALL: [Self; 4] = [Self::Created, Self::Repaired, Self::Rotated, Self::Deleted];
+
+    fn labels(self) -> [Label; 1] {
+        let change = match self {
             Self::Created => "created",
             Self::Repaired => "repaired",
             Self::Rotated => "rotated",
             Self::Deleted => "deleted",
-        }
+        };
+        [("change", change)]
     }
 }
 
-/// The counters. Names have the prefix `acl_controller_`.
+/// A label's name and value.
+type Label = (&'static str, &'static str);
+
+const OK: [Label; 1] = [("result", "ok")];
+const FAILED: [Label; 1] = [("result", "failed")];
+
+/// The metrics, whose names begin with `acl_controller_`, and the health.
 #[derive(Debug)]
-pub struct Metrics(Mutex<Numbers>);
+pub struct Metrics {
+    registry: Registry,
+    leader: Gauge,
+    services: Gauge,
+    failing: Gauge,
+    tokens: Family<[Label; 1], Counter>,
+    nodes: Counter,
+    cycles: Family<[Label; 1], Counter>,
+    cycle_seconds: Histogram,
+    calls: Family<[Label; 3], Counter>,
+    health: Mutex<Health>,
+}
 
 #[derive(Debug)]
-struct Numbers {
-    calls: BTreeMap<(&'static str, &'static str, &'static str), u64>,
-    cycles: BTreeMap<&'static str, u64>,
-    durations: [u64; BUCKETS.len()],
-    seconds: f64,
-    tokens: BTreeMap<Change, u64>,
-    nodes: u64,
-    services: usize,
-    failing: usize,
-    leader: bool,
-    /// When the controller's loop last came by, and until when it need not again.
+struct Health {
+    /// When the controller's loop last reported, and within which time it reports again.
     alive: (Instant, Duration),
-    /// Whether the last thing it tried worked: a cycle as such, whatever single services do, or standing by.
+    /// Whether the last cycle could list everything, or standing by works.
     ready: bool,
 }
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self(Mutex::new(Numbers {
-            calls: BTreeMap::new(),
-            cycles: BTreeMap::from([("failed", 0), ("ok", 0)]),
-            durations: [0; BUCKETS.len()],
-            seconds: 0.0,
-            tokens: [Change::Created, Change::Repaired, Change::Rotated, Change::Deleted].map(|c| (c, 0)).into(),
-            nodes: 0,
-            services: 0,
-            failing: 0,
-            leader: false,
-            alive: (Instant::now(), LONGEST_STEP),
-            ready: false,
-        }))
+        let mut registry = Registry::with_prefix("acl_controller");
+        let leader = register(
+            &mut registry,
+            "leader",
+            "1 while this controller holds the lock and has proved it lately",
+            Gauge::default(),
+        );
+        let services = register(&mut registry, "services", "Services that have tasks", Gauge::default());
+        let failing = register(
+            &mut registry,
+            "services_failing",
+            "Services whose last attempt failed, the token of all consul-clients included",
+            Gauge::default(),
+        );
+        let tokens = register(&mut registry, "tokens", "Tokens created, repaired, rotated, deleted", Family::default());
+        let nodes = register(
+            &mut registry,
+            "nodes_deregistered",
+            "Nodes removed from Consul because their tasks are gone",
+            Counter::default(),
+        );
+        let cycles = register(
+            &mut registry,
+            "cycles",
+            "Cycles by result; failed if a list or any service failed",
+            Family::default(),
+        );
+        let cycle_seconds = register(&mut registry, "cycle_seconds", "Duration of a cycle", Histogram::new(BUCKETS));
+        let calls = register(
+            &mut registry,
+            "api_calls",
+            "API calls by result: ok, throttled, denied, unreachable, error",
+            Family::default(),
+        );
+        // A counter that has no value yet is shown as 0.
+        for labels in Change::ALL.map(Change::labels) {
+            drop(tokens.get_or_create(&labels));
+        }
+        for labels in [OK, FAILED] {
+            drop(cycles.get_or_create(&labels));
+        }
+        let health = Mutex::new(Health { alive: (Instant::now(), LONGEST_STEP), ready: false });
+        Self { registry, leader, services, failing, tokens, nodes, cycles, cycle_seconds, calls, health }
     }
 }
 
+/// Registers the metric, and returns another handle of it.
+fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
 impl Metrics {
-    fn numbers(&self) -> MutexGuard<'_, Numbers> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call to an API has ended with `ok`, `throttled`, `denied`, `unreachable` or `error`.
+    /// Counts an API call that ended with `ok`, `throttled`, `denied`, `unreachable` or `error`.
     pub fn called(&self, api: &'static str, call: &'static str, result: &'static str) {
-        *self.numbers().calls.entry((api, call, result)).or_default() += 1;
+        self.calls.get_or_create(&[("api", api), ("call", call), ("result", result)]).inc();
     }
 
-    /// A cycle has ended: whether it had its lists, and whether nothing in it failed.
+    /// Counts a cycle that took this long. `listed`: it could list everything. `whole`: nothing in it failed.
     pub fn cycled(&self, took: Duration, listed: bool, whole: bool) {
-        let mut numbers = self.numbers();
-        *numbers.cycles.entry(if whole { "ok" } else { "failed" }).or_default() += 1;
-        numbers.seconds += took.as_secs_f64();
-        for (count, bound) in numbers.durations.iter_mut().zip(BUCKETS) {
-            *count += u64::from(took.as_secs_f64() <= bound);
-        }
-        numbers.ready = listed;
+        self.cycles.get_or_create(if whole { &OK } else { &FAILED }).inc();
+        self.cycle_seconds.observe(took.as_secs_f64());
+        self.health().ready = listed;
     }
 
-    /// A token was created, repaired, rotated or deleted.
+    /// Counts a change of a token.
     pub fn changed(&self, change: Change) {
-        *self.numbers().tokens.entry(change).or_default() += 1;
+        self.tokens.get_or_create(&change.labels()).inc();
     }
 
-    /// A node was removed.
+    /// Counts a node that was removed.
     pub fn deregistered(&self) {
-        self.numbers().nodes += 1;
+        self.nodes.inc();
     }
 
-    /// How many services have tasks, and how many of all are failing.
+    /// Sets how many services have tasks, and how many of all fail.
     pub fn services(&self, services: usize, failing: usize) {
-        let mut numbers = self.numbers();
-        (numbers.services, numbers.failing) = (services, failing);
+        self.services.set(services.try_into().unwrap_or(i64::MAX));
+        self.failing.set(failing.try_into().unwrap_or(i64::MAX));
     }
 
-    /// Whether this controller holds the lock, as far as it is sure of it.
+    /// Sets whether this controller is sure to hold the lock.
     pub fn leading(&self, leader: bool) {
-        let mut numbers = self.numbers();
-        numbers.leader = leader;
+        self.leader.set(leader.into());
         if !leader {
-            // They are told by the one that looks.
-            (numbers.services, numbers.failing) = (0, 0);
+            // The leader reports them.
+            self.services(0, 0);
         }
     }
 
-    /// Standing by works.
+    /// Sets whether standing by works.
     pub fn standing_by(&self, ready: bool) {
-        self.numbers().ready = ready;
+        self.health().ready = ready;
     }
 
-    /// The loop goes round; it is here again after this pause and one more step.
+    /// Reports that the loop runs. It reports again after this pause and one more step.
     pub fn alive(&self, pause: Duration) {
-        self.numbers().alive = (Instant::now(), pause + LONGEST_STEP);
+        self.health().alive = (Instant::now(), pause + LONGEST_STEP);
     }
 
     fn is_alive(&self) -> bool {
-        let (last, within) = self.numbers().alive;
+        let (last, within) = self.health().alive;
         last.elapsed() <= within
     }
 
-    fn is_ready(&self) -> bool {
-        self.numbers().ready
-    }
-
-    /// All of it as text.
+    /// The metrics as text.
     #[must_use]
     pub fn render(&self) -> String {
-        let numbers = self.numbers();
         let mut text = String::new();
-        let head = |text: &mut String, name: &str, kind: &str, help: &str| {
-            let _ = writeln!(text, "# HELP acl_controller_{name} {help}\n# TYPE acl_controller_{name} {kind}");
-        };
-        head(&mut text, "leader", "gauge", "1 while this controller holds the lock and has lately proved it.");
-        let _ = writeln!(text, "acl_controller_leader {}", u8::from(numbers.leader));
-        head(&mut text, "services", "gauge", "Services that have tasks.");
-        let _ = writeln!(text, "acl_controller_services {}", numbers.services);
-        head(&mut text, "services_failing", "gauge", "Services, and the client token, whose last attempt failed.");
-        let _ = writeln!(text, "acl_controller_services_failing {}", numbers.failing);
-        head(&mut text, "tokens_total", "counter", "Tokens created, repaired, rotated, deleted.");
-        for (change, count) in &numbers.tokens {
-            let _ = writeln!(text, "acl_controller_tokens_total{{change=\"{}\"}} {count}", change.as_str());
-        }
-        head(&mut text, "nodes_deregistered_total", "counter", "Nodes of gone tasks removed from Consul.");
-        let _ = writeln!(text, "acl_controller_nodes_deregistered_total {}", numbers.nodes);
-        head(&mut text, "cycles_total", "counter", "Cycles by result; failed if the lists or any service failed.");
-        for (result, count) in &numbers.cycles {
-            let _ = writeln!(text, "acl_controller_cycles_total{{result=\"{result}\"}} {count}");
-        }
-        head(&mut text, "cycle_seconds", "histogram", "How long a cycle took.");
-        for (bound, count) in BUCKETS.iter().zip(numbers.durations) {
-            let _ = writeln!(text, "acl_controller_cycle_seconds_bucket{{le=\"{bound}\"}} {count}");
-        }
-        let all: u64 = numbers.cycles.values().sum();
-        let _ = writeln!(text, "acl_controller_cycle_seconds_bucket{{le=\"+Inf\"}} {all}");
-        let _ = writeln!(text, "acl_controller_cycle_seconds_sum {}", numbers.seconds);
-        let _ = writeln!(text, "acl_controller_cycle_seconds_count {all}");
-        head(&mut text, "api_calls_total", "counter", "Calls by result: ok, throttled, denied, unreachable, error.");
-        for ((api, call, result), count) in &numbers.calls {
-            let labels = format!("api=\"{api}\",call=\"{call}\",result=\"{result}\"");
-            let _ = writeln!(text, "acl_controller_api_calls_total{{{labels}}} {count}");
-        }
+        encode(&mut text, &self.registry).expect("writing to a String does not fail");
         text
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response {
-        let state = |good: bool| {
-            let status = if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-            (status, if good { "ok\n" } else { "no\n" }.to_owned())
+        let plain = |status, text| server::response(status, "text/plain", text);
+        let state = |good| match good {
+            true => plain(StatusCode::OK, "ok\n"),
+            false => plain(StatusCode::SERVICE_UNAVAILABLE, "no\n"),
         };
-        let (status, body) = match request.uri().path() {
-            "/metrics" => (StatusCode::OK, self.render()),
+        match request.uri().path() {
+            "/metrics" => server::response(StatusCode::OK, OPENMETRICS, self.render()),
             "/healthz" => state(self.is_alive()),
-            "/readyz" => state(self.is_ready()),
-            _ => (StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".to_owned()),
-        };
-        server::response(status, "text/plain; version=0.0.4", body)
+            "/readyz" => state(self.health().ready),
+            _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n"),
+        }
     }
 }
 
-/// Answers `/metrics`, `/healthz` (200 while the controller's loop goes round, else 503) and `/readyz` (200 while it stands by or
-/// its last cycle had its lists) without end.
+/// Serves `/metrics`, `/healthz` and `/readyz` without end. `/healthz` is 200 while the controller's loop runs, `/readyz` while it stands
+/// by or its last cycle could list everything; otherwise they are 503.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
     server::serve(listener, move |request| ready(metrics.answer(&request))).await;
 }
@@ -214,7 +226,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_that_does_not_lead_tells_of_no_services() {
+    fn a_standby_controller_reports_no_services() {
         let metrics = Metrics::default();
         metrics.leading(true);
         metrics.services(3, 2);
@@ -225,21 +237,21 @@ mod tests {
     }
 
     #[test]
-    fn every_line_is_a_comment_or_a_name_with_a_number() {
+    fn metrics_have_their_names_labels_and_values() {
         let metrics = Metrics::default();
         metrics.called("ecs", "ListTasks", "ok");
         metrics.cycled(Duration::from_millis(300), true, true);
         metrics.changed(Change::Created);
         let text = metrics.render();
-        for line in text.lines().filter(|line| !line.starts_with("# ")) {
-            let (name, number) = line.rsplit_once(' ').unwrap();
-            assert!(name.starts_with("acl_controller_") && number.parse::<f64>().is_ok(), "{line}");
-        }
         for line in [
             "acl_controller_api_calls_total{api=\"ecs\",call=\"ListTasks\",result=\"ok\"} 1",
             "acl_controller_cycle_seconds_bucket{le=\"0.25\"} 0",
             "acl_controller_cycle_seconds_bucket{le=\"0.5\"} 1",
+            "acl_controller_cycle_seconds_count 1",
+            "acl_controller_cycles_total{result=\"failed\"} 0",
+            "acl_controller_nodes_deregistered_total 0",
             "acl_controller_tokens_total{change=\"created\"} 1",
+            "acl_controller_tokens_total{change=\"deleted\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }

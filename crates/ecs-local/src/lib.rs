@@ -14,7 +14,6 @@ mod live;
 mod secrets;
 pub mod secrets_manager;
 mod server;
-mod sigv4;
 mod task;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

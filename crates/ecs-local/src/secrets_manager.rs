@@ -1,19 +1,20 @@
 //! Secrets Manager, as far as the local mesh needs it: `GetSecretValue`, `CreateSecret` and `PutSecretValue` ("AWS Secrets
 //! Manager API Reference"; AWS JSON 1.1).
 
+use std::error::Error;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use aws_credential_types::Credentials;
+use aws_sigv4::http_request::{SignableBody, SignableRequest, SigningSettings, sign};
+use aws_sigv4::sign::v4;
+use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, StatusCode, Uri};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sidecar_kit::env::Env;
 use sidecar_kit::http::{self, Client, Limits};
 use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
-use time::OffsetDateTime;
-
-use crate::sigv4::{Credentials, Scope};
 
 const SERVICE: &str = "secretsmanager";
 const JSON: &str = "application/x-amz-json-1.1";
@@ -80,6 +81,9 @@ pub enum CallError {
     /// The secret holds bytes, which ECS doesn't take.
     #[error("the secret holds no text")]
     Binary,
+    /// The request can't be signed, or holds what no header can.
+    #[error("cannot sign the request to Secrets Manager: check AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN and AWS_REGION")]
+    Unsigned(#[source] Box<dyn Error + Send + Sync>),
     /// Neither the secret's ARN nor a variable names a region.
     #[error("AWS_REGION is not set, and the secret is not given by its ARN: expected a region such as us-east-1")]
     NoRegion,
@@ -100,7 +104,7 @@ impl CallError {
             Self::Refused { status, kind, .. } => {
                 status.is_server_error() || self.is_missing() || kind.starts_with("Throttling")
             }
-            Self::Denied { .. } | Self::Malformed | Self::Binary | Self::NoRegion => false,
+            Self::Denied { .. } | Self::Malformed | Self::Binary | Self::Unsigned(_) | Self::NoRegion => false,
         }
     }
 }
@@ -164,11 +168,10 @@ impl SecretsManager {
             return Err(wrong());
         }
         let read = |name: &str| env.secret(name).as_ref().map(SecretSource::read).transpose();
-        let credentials = Credentials {
-            access_key_id: env.get("AWS_ACCESS_KEY_ID").unwrap_or("ecs-local").to_owned(),
-            secret_access_key: read("AWS_SECRET_ACCESS_KEY")?.unwrap_or_else(|| Secret::new("ecs-local")),
-            session_token: read("AWS_SESSION_TOKEN")?,
-        };
+        let secret_access_key = read("AWS_SECRET_ACCESS_KEY")?.unwrap_or_else(|| Secret::new("ecs-local"));
+        let session_token = read("AWS_SESSION_TOKEN")?.map(|token| token.expose().to_owned());
+        let access_key_id = env.get("AWS_ACCESS_KEY_ID").unwrap_or("ecs-local");
+        let credentials = Credentials::new(access_key_id, secret_access_key.expose(), session_token, None, "ecs-local");
         let region = REGIONS.iter().find_map(|variable| env.get(variable)).map(str::to_owned);
         Ok(Self { client: Client::plain(), endpoint, region, credentials })
     }
@@ -231,26 +234,38 @@ impl SecretsManager {
         body: Vec<u8>,
     ) -> Result<http::Response, CallError> {
         let region = region.or(self.region.as_deref()).ok_or(CallError::NoRegion)?;
-        let scope = Scope { service: SERVICE, region, at: OffsetDateTime::now_utc() };
-        let request = self.request(action, scope, body);
+        let request = self.request(action, region, SystemTime::now(), body)?;
         let answer = self.client.send(request, LIMITS).await.map_err(CallError::Unanswered)?;
         if answer.status == StatusCode::OK { Ok(answer) } else { Err(refused(action, &answer)) }
     }
 
-    fn request(&self, action: &str, scope: Scope<'_>, body: Vec<u8>) -> http::Request {
+    /// A request with Signature Version 4.
+    fn request(&self, action: &str, region: &str, at: SystemTime, body: Vec<u8>) -> Result<http::Request, CallError> {
         let host = self.endpoint.authority().map_or("", |authority| authority.as_str());
-        let (timestamp, target) = (scope.timestamp(), format!("secretsmanager.{action}"));
-        let mut headers = vec![(CONTENT_TYPE.as_str(), JSON), (HOST.as_str(), host), ("x-amz-date", &timestamp)];
-        if let Some(token) = &self.credentials.session_token {
-            headers.push(("x-amz-security-token", token.expose()));
-        }
-        headers.push(("x-amz-target", &target));
-        let authorization = self.credentials.authorization(scope, &headers, &body);
+        let target = format!("secretsmanager.{action}");
+        let headers = [(CONTENT_TYPE.as_str(), JSON), (HOST.as_str(), host), ("x-amz-target", &target)];
         let mut request = hyper::Request::builder().method(Method::POST).uri(&self.endpoint);
         for (name, value) in headers {
             request = request.header(name, value);
         }
-        request.header(AUTHORIZATION, authorization).body(body.into()).unwrap_or_default()
+        let unsigned = |error: Box<dyn Error + Send + Sync>| CallError::Unsigned(error);
+        let identity = self.credentials.clone().into();
+        let params = v4::SigningParams::builder()
+            .identity(&identity)
+            .region(region)
+            .name(SERVICE)
+            .time(at)
+            .settings(SigningSettings::default())
+            .build()
+            .map_err(|error| unsigned(error.into()))?
+            .into();
+        let url = self.endpoint.to_string();
+        let signable = SignableRequest::new("POST", url, headers.into_iter(), SignableBody::Bytes(&body));
+        let signed = signable.and_then(|signable| sign(signable, &params)).map_err(|error| unsigned(error.into()))?;
+        for (name, value) in signed.output().headers() {
+            request = request.header(name, value);
+        }
+        request.body(body.into()).map_err(|error| unsigned(error.into()))
     }
 }
 
@@ -313,6 +328,25 @@ mod tests {
         .unwrap();
         let shown = format!("{manager:?} {:?}", manager.credentials);
         assert!(!shown.contains("s3cr3t") && !shown.contains("t0k3n"), "{shown}");
+    }
+
+    #[test]
+    fn a_request_is_signed_as_botocore_signs_it() {
+        let manager = from_env(&[
+            ("AWS_ENDPOINT_URL", "http://127.0.0.1:5000"),
+            ("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE"),
+            ("AWS_SECRET_ACCESS_KEY", "an/example+key"),
+        ]);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_925_089_445);
+        let body = br#"{"SecretId":"a"}"#.to_vec();
+        let request = manager.unwrap().request("GetSecretValue", "eu-north-1", at, body).unwrap();
+        assert_eq!(request.headers()["x-amz-date"], "20310102T030405Z");
+        assert_eq!(
+            request.headers()["authorization"],
+            "AWS4-HMAC-SHA256 Credential=AKIAEXAMPLE/20310102/eu-north-1/secretsmanager/aws4_request, \
+             SignedHeaders=content-type;host;x-amz-date;x-amz-target, \
+             Signature=c5fc73db44827c4fac20cd745cc544bf4f957fc8c820c3f3d30d89d63db92d87"
+        );
     }
 
     #[tokio::test]
