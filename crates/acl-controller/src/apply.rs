@@ -5,10 +5,11 @@ use std::time::SystemTime;
 use consul_api::{AccessorId, TokenEntry, TokenGrants};
 use sidecar_kit::secret::Secret;
 
-use crate::cycle::Controller;
+use crate::controller::Controller;
 use crate::error::Error;
+use crate::memory::Known;
 use crate::metrics::Change;
-use crate::observe::{Known, Lists, Value};
+use crate::observe::{Lists, Value};
 use crate::owner::{TokenOwner, is_described};
 use crate::plan::{Action, Stored, corrected};
 use crate::rotation::{is_superseded, superseded};

@@ -7,124 +7,22 @@ use std::time::{Duration, SystemTime};
 use consul_api::{NewPolicy, Policy, TokenEntry, TokenGrants};
 use futures_util::StreamExt;
 use futures_util::stream;
-use sidecar_kit::backoff::Backoff;
 use sidecar_kit::exit::one_line;
 use tokio::time::Instant;
 
-use crate::aws::{Aws, Followed};
-use crate::consul::Consul;
+use crate::controller::Controller;
 use crate::demand::demands;
 use crate::error::Error;
-use crate::gateways;
-use crate::listings::Listings;
-use crate::metrics::Metrics;
-use crate::observe::{Known, Lists};
-use crate::owner::{Maker, Names, TokenOwner};
+use crate::memory::{Failure, Known, Memory};
+use crate::observe::Lists;
+use crate::owner::{Maker, TokenOwner};
 use crate::plan::{Action, Demand, Stored, may_be_kept, plan};
-use crate::policies::RightPolicies;
 use crate::record::{Note, Record};
-use crate::takeover::Former;
-use crate::tasks::{Desired, Tagged};
+use crate::tasks::Desired;
 use crate::term::Term;
-
-/// After a failure a service is tried again after this long at first, and at least this often.
-const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(60));
 
 /// How many failures one cycle tells in full: a cause that all have would else be told a thousand times.
 const TOLD: usize = 20;
-
-/// What the flags say of the work.
-#[derive(Debug, Clone, Copy)]
-pub struct Rules {
-    /// How long a service without tasks keeps its token.
-    pub grace: Duration,
-    /// Whether the secret of a service without tasks keeps its value, while the token goes.
-    pub keep_secrets: bool,
-    /// How long a stopping task may run.
-    pub stop_timeout: Duration,
-    /// At what age a service's token is replaced.
-    pub rotate_after: Option<Duration>,
-    /// How many services are worked on at a time.
-    pub concurrency: usize,
-    /// Whether nodes of gone tasks are removed.
-    pub deregister_nodes: bool,
-}
-
-/// What every cycle needs.
-#[derive(Debug)]
-pub struct Controller {
-    /// ECS and Secrets Manager.
-    pub aws: Aws,
-    /// Consul.
-    pub consul: Arc<Consul>,
-    /// What things are called.
-    pub names: Names,
-    /// The flags.
-    pub rules: Rules,
-    /// The counters.
-    pub metrics: Arc<Metrics>,
-}
-
-/// What a controller remembers between the cycles of one term. A new leader begins with nothing but the record: it reads every
-/// secret once.
-#[derive(Debug)]
-pub struct Memory {
-    /// Since when every task was seen.
-    pub(crate) listings: Listings,
-    /// What the tags of running tasks said.
-    pub(crate) tagged: Tagged,
-    pub(crate) known: HashMap<TokenOwner, Known>,
-    failures: HashMap<TokenOwner, Failure>,
-    /// The tasks that were there in the last cycle.
-    pub(crate) followed: Followed,
-    /// What earlier controllers have noted; none before it was read.
-    record: Option<Record>,
-    /// What is left of consul-ecs.
-    former: Former,
-    /// Prefixes of other controllers that collide with this one's, reported already.
-    colliding: BTreeSet<String>,
-    /// Whether it is known where tokens and policies are written.
-    acls_located: bool,
-    /// What terminating gateways link and no token can be given, told already.
-    pub(crate) unlinked: gateways::Unlinked,
-    /// The policies that were right when they were last read.
-    policies: RightPolicies,
-}
-
-impl Memory {
-    /// That of a controller that has just taken the lock and begins a cycle at each of these intervals.
-    #[must_use]
-    pub fn of_new_term(poll_interval: Duration) -> Self {
-        Self {
-            listings: Listings::each(poll_interval),
-            tagged: Tagged::default(),
-            known: HashMap::new(),
-            failures: HashMap::new(),
-            followed: Followed::default(),
-            record: None,
-            former: Former::default(),
-            colliding: BTreeSet::new(),
-            acls_located: false,
-            unlinked: gateways::Unlinked::new(),
-            policies: RightPolicies::new(),
-        }
-    }
-}
-
-/// An owner that failed.
-#[derive(Debug)]
-struct Failure {
-    backoff: Backoff,
-    again: Instant,
-    /// What the list said of the secret then: what somebody has changed since is tried at once.
-    listed: Option<String>,
-}
-
-impl Failure {
-    fn new() -> Self {
-        Self { backoff: Backoff::new(RETRY.0, RETRY.1), again: Instant::now(), listed: None }
-    }
-}
 
 /// What is to be looked at in this cycle.
 struct Work<'a> {

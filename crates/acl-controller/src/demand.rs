@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::SystemTime;
 
-use crate::cycle::{Memory, Rules};
+use crate::controller::Rules;
+use crate::memory::Memory;
 use crate::observe::Lists;
 use crate::owner::{Names, TokenOwner};
 use crate::plan::Demand;

@@ -6,12 +6,14 @@
 mod apply;
 pub mod aws;
 pub mod consul;
+pub mod controller;
 pub mod cycle;
 mod demand;
 pub mod election;
 pub mod error;
 mod gateways;
 mod listings;
+mod memory;
 pub mod metrics;
 mod nodes;
 mod observe;
@@ -43,8 +45,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::aws::{Aws, Place};
 use crate::consul::Consul;
-use crate::cycle::{Controller, Memory, Rules};
+use crate::controller::{Controller, Rules};
 use crate::election::Election;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::owner::Names;
 use crate::term::Term;

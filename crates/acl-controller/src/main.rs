@@ -5,7 +5,7 @@ use std::num::NonZeroU16;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use acl_controller::cycle::Rules;
+use acl_controller::controller::Rules;
 use acl_controller::{Cluster, Options};
 use clap::Parser;
 use sidecar_kit::env::Env;

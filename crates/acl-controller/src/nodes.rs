@@ -7,7 +7,7 @@ use ecs_meta::TaskArn;
 use futures_util::stream::{self, StreamExt};
 use sidecar_kit::exit::one_line;
 
-use crate::cycle::Controller;
+use crate::controller::Controller;
 use crate::error::Error;
 use crate::tasks::Task;
 use crate::term::Term;

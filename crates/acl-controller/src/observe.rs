@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use sidecar_kit::secret::Secret;
 
 use crate::aws::{self, SecretValue, Tasks};
-use crate::cycle::{Controller, Memory};
+use crate::controller::Controller;
 use crate::error::Error;
 use crate::gateways::{self, Links};
+use crate::memory::{Known, Memory};
 use crate::owner::TokenOwner;
 use crate::plan::Stored;
 
@@ -21,44 +22,6 @@ pub(crate) struct Value {
     pub(crate) accessor_id: AccessorId,
     #[serde(default)]
     pub(crate) token: String,
-}
-
-/// What was found when a secret and its token were last read.
-#[derive(Debug, Clone)]
-pub(crate) struct Known {
-    /// The current version as the list had it then, which may be behind.
-    pub(crate) listed: Option<String>,
-    /// The version that was read or written; none where there is no secret.
-    pub(crate) version: Option<String>,
-    pub(crate) stored: Stored,
-    /// The token's modify index; none where the secret's token isn't the owner's.
-    pub(crate) index: Option<u64>,
-}
-
-impl Known {
-    pub(crate) fn new(listed: Option<&String>, stored: Stored) -> Self {
-        Self { listed: listed.cloned(), version: None, stored, index: None }
-    }
-
-    /// Consul has the token that the secret holds, as it is there.
-    pub(crate) fn agrees_with(&mut self, token: &TokenEntry) {
-        if let Stored::Token { agrees, .. } = &mut self.stored {
-            *agrees = true;
-        }
-        self.index = Some(token.modify_index);
-    }
-
-    /// Whether the lists say nothing that isn't known.
-    pub(crate) fn covers(&self, listed: Option<&String>, tokens: &[&TokenEntry]) -> bool {
-        let Stored::Token { accessor, .. } = &self.stored else { return self.is_version(listed) };
-        let index = tokens.iter().find(|token| token.accessor_id == *accessor).map(|token| token.modify_index);
-        // A token that is gone needs no look.
-        self.is_version(listed) && (index.is_none() || index == self.index)
-    }
-
-    fn is_version(&self, listed: Option<&String>) -> bool {
-        listed == self.listed.as_ref() || listed == self.version.as_ref()
-    }
 }
 
 /// What the lists say.

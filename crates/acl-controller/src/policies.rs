@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use consul_api::{NewPolicy, Policy};
 
-use crate::cycle::Controller;
+use crate::controller::Controller;
 use crate::error::Error;
 use crate::term::Term;
 

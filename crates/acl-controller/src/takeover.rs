@@ -7,7 +7,7 @@ use futures_util::stream::{self, StreamExt};
 use sidecar_kit::secret::Secret;
 use tokio::time::Instant;
 
-use crate::cycle::Controller;
+use crate::controller::Controller;
 use crate::error::Error;
 use crate::observe::Lists;
 use crate::owner::{TokenOwner, described};

@@ -1,4 +1,4 @@
-//! Asking the endpoint.
+//! A client for the endpoint.
 
 use std::time::Duration;
 
@@ -8,20 +8,22 @@ use serde::de::DeserializeOwned;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::http;
+use sidecar_kit::json::{self, JsonError};
+use sidecar_kit::secret::shown;
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::metadata::{Container, Task};
 use crate::watch::Watch;
 
-/// The variable in which ECS gives a container its endpoint.
+/// The variable in which ECS tells a container its endpoint.
 pub const VARIABLE: &str = "ECS_CONTAINER_METADATA_URI_V4";
 
 pub(crate) const TASK: &str = "task metadata";
 
-/// The endpoint is on the same host and answers within milliseconds; a large task's answer has some 50 KiB.
+/// The endpoint is on the same host and answers within milliseconds. The answer for a large task has some 50 KiB.
 pub(crate) const LIMITS: http::Limits = http::Limits { time: Duration::from_secs(2), bytes: 1 << 20 };
 
-/// Why there is no metadata.
+/// The reason why there is no metadata.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// [`VARIABLE`] is not set or empty.
@@ -30,18 +32,18 @@ pub enum Error {
          from container agent 1.39.0"
     )]
     MissingVariable,
-    /// [`VARIABLE`] is not a URL to ask.
-    #[error("{VARIABLE} is {value:?}: expected a URL such as http://169.254.170.2/v4/<id>")]
+    /// [`VARIABLE`] is not a usable URL.
+    #[error("{VARIABLE} is {value}: expected a URL such as http://169.254.170.2/v4/<id>")]
     InvalidVariable {
-        /// What it holds.
+        /// The value, if it may be shown.
         value: String,
     },
-    /// The endpoint gave no answer in time and within the size allowed.
+    /// The endpoint gave no answer, or none within the limits of time and size.
     #[error("cannot fetch the {what}")]
     Http {
         /// Task metadata or container metadata.
         what: &'static str,
-        /// Why.
+        /// The cause.
         source: http::Error,
     },
     /// The endpoint answered with an error.
@@ -54,24 +56,24 @@ pub enum Error {
         /// The start of the body.
         excerpt: String,
     },
-    /// The answer lacks what every task has. ECS's agent gives such answers while it starts.
+    /// The answer lacks something that every task has. ECS's agent sends such answers while it starts.
     #[error("the task metadata lists {missing}")]
     Incomplete {
-        /// What it lacks.
+        /// The missing part.
         missing: &'static str,
     },
-    /// The answer is not what AWS documents.
+    /// The answer is not what AWS documents. The error shows nothing of the answer's text.
     #[error("cannot decode the {what}")]
     Undecodable {
         /// Task metadata or container metadata.
         what: &'static str,
-        /// Where and why.
-        source: serde_json::Error,
+        /// Where, and what was expected.
+        source: JsonError,
     },
 }
 
 impl Error {
-    /// Whether the same question may be answered the next time: at the start of a task the endpoint may not know it yet.
+    /// Whether a later request may succeed. When a task starts, the endpoint may not know it yet.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -98,7 +100,7 @@ impl Task {
     }
 }
 
-/// Asks the task metadata endpoint of one container. Each fetch takes at most 2 seconds and 1 MiB and is not repeated.
+/// A client for the task metadata endpoint of one container. A request takes at most 2 seconds and 1 MiB, and is not repeated.
 #[derive(Debug)]
 pub struct MetadataClient {
     http: http::Client,
@@ -109,7 +111,7 @@ impl MetadataClient {
     /// A client for the endpoint in [`VARIABLE`].
     ///
     /// # Errors
-    /// [`Error::MissingVariable`] and [`Error::InvalidVariable`].
+    /// When the variable is missing or no `http://` URL.
     pub fn from_env(env: &Env) -> Result<Self, Error> {
         let value = env.get(VARIABLE).ok_or(Error::MissingVariable)?;
         let uri = value.trim_end_matches('/');
@@ -118,7 +120,7 @@ impl MetadataClient {
             uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) && uri.query().is_none()
         });
         if !usable {
-            return Err(Error::InvalidVariable { value: value.to_owned() });
+            return Err(Error::InvalidVariable { value: shown(value) });
         }
         Ok(Self { http: http::Client::plain(), uri: uri.to_owned() })
     }
@@ -126,13 +128,13 @@ impl MetadataClient {
     /// The task and all its containers.
     ///
     /// # Errors
-    /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
+    /// When the endpoint does not answer, or not as AWS documents.
     pub async fn task(&self) -> Result<Task, Error> {
         decode(&self.fetch("/task", TASK).await?, TASK)
     }
 
-    /// The task with its containers, for who acts on what is listed or not: an answer without containers, or without the
-    /// one with the Docker ID `own`, says nothing of the others either.
+    /// The task, if its containers can be trusted to be all there. An answer without containers, or without the container `own`
+    /// (its Docker ID), says nothing about the other containers either.
     ///
     /// # Errors
     /// [`Error::Incomplete`], and those of [`MetadataClient::task`].
@@ -142,16 +144,16 @@ impl MetadataClient {
         Ok(task)
     }
 
-    /// The task, asked for at this interval from now on.
+    /// Fetches the task at this interval from now on.
     #[must_use]
     pub fn watch(&self, interval: Duration) -> Watch {
         Watch::start(&self.uri, interval)
     }
 
-    /// The task with its containers, for a container that starts: asked again while the failure may pass, at most for `bound`.
+    /// The task with its containers, for a program that starts. It tries again for up to `bound`.
     ///
     /// # Errors
-    /// What is final at once ([`Error::may_pass`]), or that the bound was reached and why.
+    /// At once if the failure cannot pass ([`Error::may_pass`]), otherwise at the bound.
     pub async fn task_within(&self, bound: Duration) -> Result<Task, WaitError<Error>> {
         until("the task metadata", bound, Backoff::default(), async || match self.whole_task(None).await {
             Ok(task) => Attempt::Done(task),
@@ -164,7 +166,7 @@ impl MetadataClient {
     /// This container.
     ///
     /// # Errors
-    /// [`Error::Http`], [`Error::Status`] and [`Error::Undecodable`].
+    /// When the endpoint does not answer, or not as AWS documents.
     pub async fn container(&self) -> Result<Container, Error> {
         let what = "container metadata";
         decode(&self.fetch("", what).await?, what)
@@ -173,7 +175,7 @@ impl MetadataClient {
     async fn fetch(&self, path: &str, what: &'static str) -> Result<Bytes, Error> {
         let request = hyper::Request::get(format!("{}{path}", self.uri))
             .body(Default::default())
-            .map_err(|_| Error::InvalidVariable { value: self.uri.clone() })?;
+            .map_err(|_| Error::InvalidVariable { value: shown(&self.uri) })?;
         let answer = self.http.send(request, LIMITS).await.map_err(|source| Error::Http { what, source })?;
         if answer.status != StatusCode::OK {
             return Err(Error::Status { what, status: answer.status, excerpt: answer.excerpt() });
@@ -183,7 +185,7 @@ impl MetadataClient {
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(answer: &[u8], what: &'static str) -> Result<T, Error> {
-    serde_json::from_slice(answer).map_err(|source| Error::Undecodable { what, source })
+    json::decode(answer).map_err(|source| Error::Undecodable { what, source })
 }
 
 #[cfg(test)]
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_task_is_fetched_from_its_path_and_the_container_from_the_variable_itself() {
+    async fn task_and_container_are_fetched_from_their_paths() {
         let body =
             r#"{"Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b", "Family": "f"}"#;
         let (client, served) = endpoint(Answer::ok(body));
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_without_containers_or_without_this_one_is_no_answer() {
+    async fn an_answer_without_this_container_is_incomplete() {
         let task = |rest: &str| {
             let arn = "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b";
             Answer::ok(format!(r#"{{"Cluster": "blue", "TaskARN": "{arn}", "Family": "f"{rest}}}"#))
@@ -259,7 +261,9 @@ mod tests {
         let (client, _) = endpoint(Answer::ok(r#"{"Cluster": "blue", "TaskARN": "nonsense"}"#));
         let error = client.task().await.unwrap_err();
         assert!(matches!(error, Error::Undecodable { .. }) && !error.may_pass());
-        assert!(one_line(&error).starts_with("cannot decode the task metadata: \"nonsense\" is not a task ARN"));
+        let line = one_line(&error);
+        assert!(line.starts_with("cannot decode the task metadata: JSON of another form (line 1, column "), "{line}");
+        assert!(!line.contains("nonsense"), "{line}");
 
         let (client, _) = endpoint(Answer::ok(format!("[{}]", "1,".repeat(1 << 20))));
         let error = client.task().await.unwrap_err();
