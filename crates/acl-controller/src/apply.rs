@@ -1,4 +1,4 @@
-//! Doing what the plan says, one action at a time.
+//! Applies the actions of a plan.
 
 use std::time::SystemTime;
 
@@ -16,7 +16,7 @@ use crate::rotation::{is_superseded, superseded};
 use crate::term::Term;
 
 impl Controller {
-    /// Does one thing, and keeps in `known` what the secret holds after it.
+    /// Applies one action, and updates what is `known` of the secret.
     pub(crate) async fn apply(
         &self,
         term: &Term,
@@ -36,10 +36,10 @@ impl Controller {
                 let found = &entry(&accessor)?.grants;
                 self.consul.update_token(term, &accessor, &corrected(grants, found)).await?;
                 if is_described(grants, found) {
-                    tracing::warn!("{owner}: token {accessor} could do something else than it should; repaired");
+                    tracing::warn!("{owner}: token {accessor} had other rights; repaired");
                 } else {
                     tracing::info!(
-                        "{owner}: token {accessor} had another description, such as consul-ecs gives; repaired"
+                        "{owner}: token {accessor} had another description, such as that of consul-ecs; repaired"
                     );
                 }
                 self.metrics.changed(Change::Repaired);
@@ -71,18 +71,16 @@ impl Controller {
                 let old = entry(&accessor)?;
                 let token = self.consul.create_token(term, grants).await?;
                 let by = &token.entry.accessor_id;
-                // Said before the new one is handed out: what nothing explains would be deleted while tasks use it.
+                // Mark the old token first: otherwise the next cycle would delete it as a duplicate while tasks use it.
                 self.consul.update_token(term, &accessor, &superseded(&old.grants, by, SystemTime::now())).await?;
                 self.store(term, name, &token, known).await?;
-                tracing::info!(
-                    "{owner}: token {accessor} replaced by {by}; it lives while tasks from before the change do"
-                );
+                tracing::info!("{owner}: token {accessor} superseded by {by}; it stays while tasks use it");
                 self.metrics.changed(Change::Rotated);
             }
             Action::Clear => {
                 known.version = Some(self.aws.put_secret_value(term, name, &Secret::new("{}")).await?);
                 known.stored = Stored::Nothing;
-                tracing::info!("{owner}: the secret {name} set back to {{}}");
+                tracing::info!("{owner}: the secret {name} was set to {{}}");
             }
             Action::Delete(accessor) => {
                 self.consul.delete_token(term, &accessor).await?;
@@ -93,7 +91,7 @@ impl Controller {
         Ok(())
     }
 
-    /// After a rotation that was cut off: the secret holds the replaced token until now, not until the rotation began.
+    /// Corrects `superseded-at` after an interrupted rotation: the secret held the old token until now.
     async fn end_window(
         &self,
         term: &Term,
@@ -113,7 +111,7 @@ impl Controller {
         }
     }
 
-    /// Puts a token that Consul has into the secret.
+    /// Stores a token in the secret.
     async fn store(&self, term: &Term, name: &str, token: &consul_api::Token, known: &mut Known) -> Result<(), Error> {
         let accessor = token.entry.accessor_id.clone();
         let value = Value { accessor_id: accessor.clone(), token: token.secret_id.expose().to_owned() };

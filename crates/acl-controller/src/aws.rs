@@ -1,4 +1,4 @@
-//! The calls to ECS and Secrets Manager, each counted, and each refusal with the line of IAM policy that is missing.
+//! The calls to ECS and Secrets Manager. Each call is counted, and a refusal names the missing statement of the IAM policy.
 
 mod http;
 
@@ -30,10 +30,10 @@ use crate::metrics::Metrics;
 use crate::tasks::Task;
 use crate::term::{NotLeader, Term};
 
-/// The most that one answer of ListTasks or ListSecrets holds, and the most that DescribeTasks takes.
+/// The largest page of ListTasks and ListSecrets, and the most tasks for one DescribeTasks.
 const PAGE: i32 = 100;
 
-/// How long after a listing a task can't have begun and be about to stop without being seen, or not for long.
+/// For this long after a listing, no task can start, run and be stopped unseen.
 pub(crate) const FRESH: Duration = Duration::from_secs(60);
 
 /// A call that failed.
@@ -49,7 +49,7 @@ pub enum Error {
         /// The statement that would allow it.
         policy: String,
     },
-    /// What was asked for isn't there.
+    /// There is no such task or secret.
     #[error("{call}: {said}")]
     NotFound {
         /// The action.
@@ -57,7 +57,7 @@ pub enum Error {
         /// What AWS said.
         said: String,
     },
-    /// The secret is there and has no value yet.
+    /// The secret has no value yet.
     #[error("{call}: {said}")]
     NoValue {
         /// The action.
@@ -70,11 +70,11 @@ pub enum Error {
     Refused {
         /// The action.
         call: &'static str,
-        /// AWS's word for it.
+        /// AWS's error code.
         code: String,
         /// What AWS said.
         said: String,
-        /// Whether the same call may be taken later: AWS limits its rate, or has failed itself.
+        /// Whether a later call may succeed: AWS limits the rate, or failed itself.
         may_pass: bool,
     },
     /// No answer: no credentials, no connection, no time.
@@ -85,7 +85,7 @@ pub enum Error {
         /// Why, on one line.
         reason: String,
     },
-    /// An answer without what AWS documents to be in it.
+    /// The answer lacks a documented field.
     #[error("{call}: the answer has no {field}")]
     Incomplete {
         /// The action.
@@ -236,9 +236,6 @@ impl Aws {
     }
 
     /// The ARN of a task or of a secret, which tells in which account and partition the cluster is; none if there is neither.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn any_arn(&self) -> Result<Option<String>, Error> {
         let list = self.ecs.list_tasks().cluster(&self.cluster).max_results(1);
         let tasks = self.judge("ecs:ListTasks", list.send().await)?;
@@ -327,9 +324,6 @@ impl Aws {
     ///
     /// ECS lists a task that is to stop for another hour after it has stopped. So the tasks that are to stop are listed only if
     /// nothing is known of the last minute; otherwise those are described that have left the list since the last time.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn tasks(&self, followed: &mut Followed) -> Result<Tasks, Error> {
         let began = Instant::now();
         let running = self.described(self.pages(DesiredStatus::Running)).await?;
@@ -376,9 +370,6 @@ impl Aws {
     }
 
     /// Those of the tasks that run, and the ARNs of those that have stopped or that ECS no longer knows.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn describe(&self, arns: Vec<String>) -> Result<(Tasks, Vec<String>), Error> {
         let mut found = Tasks::default();
         let mut ended = Vec::new();
@@ -407,9 +398,6 @@ impl Aws {
 
     /// The names of all secrets that begin with the prefix, with the ID of each one's current version. Secrets Manager may be up
     /// to five minutes behind here.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn secrets(&self) -> Result<BTreeMap<String, Option<String>>, Error> {
         let mut secrets = BTreeMap::new();
         let mut token = None;
@@ -435,9 +423,6 @@ impl Aws {
     }
 
     /// A secret's current value.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn secret_value(&self, name: &str) -> Result<SecretValue, Error> {
         let call = "secretsmanager:GetSecretValue";
         let value = self.judge(call, self.secrets.get_secret_value().secret_id(name).send().await)?;
@@ -450,9 +435,6 @@ impl Aws {
     }
 
     /// Gives a secret a new current version and returns its ID.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn put_secret_value(&self, term: &Term, name: &str, text: &Secret) -> Result<String, Error> {
         let call = "secretsmanager:PutSecretValue";
         let put = self.secrets.put_secret_value().secret_id(name).secret_string(text.expose());

@@ -1,4 +1,4 @@
-//! The calls to Consul, each counted, and each refusal with the permission that is missing.
+//! The calls to Consul. Each call is counted, and a refusal names the missing permission.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::term::{NotLeader, Term};
 
 const ACL: &str = "acl = \"write\"";
-/// In the place of a secret ID that may not be seen.
+/// Consul shows this in place of a secret ID that the token may not read.
 const HIDDEN: &str = "<hidden>";
 const GATEWAYS: &str = "service_prefix \"\" { policy = \"read\" }";
 const SESSION: &str = "session_prefix \"\" { policy = \"write\" }";
@@ -38,8 +38,8 @@ pub enum Error {
         /// What Consul said.
         source: consul_api::Error,
     },
-    /// The token that is to be changed is gone.
-    #[error("the token {accessor} is gone: it was deleted meanwhile")]
+    /// The token to change was deleted.
+    #[error("the token {accessor} was deleted in the meantime")]
     Gone {
         /// Its accessor ID.
         accessor: AccessorId,
@@ -47,38 +47,35 @@ pub enum Error {
     /// Any other failure.
     #[error(transparent)]
     Failed(consul_api::Error),
-    /// No client of the primary datacenter can be made.
+    /// The client for the primary datacenter cannot be created.
     #[error(transparent)]
     Config(consul_api::ConfigError),
-    /// The lock isn't held.
+    /// This controller does not hold the lock.
     #[error(transparent)]
     NotLeader(#[from] NotLeader),
 }
 
-/// Consul, as the controller uses it. Whatever writes tokens, policies or nodes needs a [`Term`].
+/// The calls to Consul. Writing tokens, policies or nodes needs a [`Term`].
 #[derive(Debug)]
 pub struct Consul {
     client: Arc<Client>,
-    /// For tokens and policies, which are written in the primary datacenter alone.
+    /// The client for tokens and policies, which are written in the primary datacenter.
     acls: Mutex<Arc<Client>>,
-    /// Tokens that this controller made and that no list has shown yet.
+    /// Tokens that this controller created and that no list has shown yet.
     unlisted: Mutex<HashSet<AccessorId>>,
     metrics: Arc<Metrics>,
 }
 
 impl Consul {
-    /// With this client.
+    /// Uses this client.
     #[must_use]
     pub fn new(client: Client, metrics: Arc<Metrics>) -> Self {
         let client = Arc::new(client);
         Self { acls: Mutex::new(client.clone()), client, unlisted: Mutex::default(), metrics }
     }
 
-    /// Finds out where tokens and policies are written. A secondary datacenter has copies, which may be behind by hours: whoever
-    /// read those would make the same token again and again.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Finds out the datacenter in which tokens and policies are written. A secondary datacenter has copies, which may be hours late. With
+    /// these, the controller would create the same token again and again.
     pub async fn locate_acls(&self) -> Result<(), Error> {
         let source = self.counted("ReadReplication", ACL, self.client.acl_source_datacenter()).await?;
         if source.as_deref() == self.acls().config().datacenter() {
@@ -126,10 +123,7 @@ impl Consul {
         })
     }
 
-    /// All tokens, also those that this controller made and that the list does not show yet.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// All tokens, including those that this controller created and that the list does not show yet.
     pub async fn tokens(&self) -> Result<Vec<TokenEntry>, Error> {
         let mut tokens = self.counted("ListTokens", ACL, self.acls().tokens()).await?;
         let missing = {
@@ -150,20 +144,17 @@ impl Consul {
         Ok(tokens)
     }
 
-    /// A token with its secret ID; none if it is gone.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// A token with its secret ID; none if there is no such token.
     pub async fn token(&self, accessor_id: &AccessorId) -> Result<Option<Token>, Error> {
         let read = async {
             match self.acls().token(accessor_id).await {
-                // What Consul shows to a token that may only read: stored, it would replace every good one.
+                // Consul hides secret IDs from a token with acl:read. Stored, this text would replace every good token.
                 Ok(token) if token.secret_id.expose() == HIDDEN => Err(consul_api::Error::PermissionDenied {
                     request: format!("GET /v1/acl/token/{accessor_id}"),
                     body: "the secret ID is hidden".to_owned(),
                 }),
                 Ok(token) => Ok(Some(token)),
-                // The list that named it was answered with the controller's own token, so it is not that one that is unknown.
+                // Consul has just answered the list, so the unknown token is not the controller's own.
                 Err(error) if error.is_missing_token() => Ok(None),
                 Err(error) => Err(error),
             }
@@ -171,20 +162,14 @@ impl Consul {
         self.counted("ReadToken", ACL, read).await
     }
 
-    /// Makes a token.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Creates a token.
     pub async fn create_token(&self, term: &Term, grants: &TokenGrants) -> Result<Token, Error> {
         let token = term.hold(self.counted("CreateToken", ACL, self.acls().create_token(grants))).await??;
         self.unlisted().insert(token.entry.accessor_id.clone());
         Ok(token)
     }
 
-    /// Makes a token that has been before, with the same IDs.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Creates a token with these IDs.
     pub async fn create_token_as(
         &self,
         term: &Term,
@@ -199,10 +184,10 @@ impl Consul {
         Ok(token)
     }
 
-    /// Replaces what a token may do, and returns it as it is then.
+    /// Replaces a token's grants, and returns the new token.
     ///
     /// # Errors
-    /// See [`enum@Error`]; [`Error::Gone`] where there is no such token.
+    /// [`Error::Gone`] if there is no such token.
     pub async fn update_token(
         &self,
         term: &Term,
@@ -212,7 +197,7 @@ impl Consul {
         let updated = async {
             match self.acls().update_token(accessor_id, grants).await {
                 Ok(token) => Ok(Some(token)),
-                // The list that named the token was answered with the controller's own, so it is not that one that is unknown.
+                // Consul has just answered the list, so the unknown token is not the controller's own.
                 Err(error) if error.is_missing_token() => Ok(None),
                 Err(error) => Err(error),
             }
@@ -221,14 +206,11 @@ impl Consul {
         updated.ok_or_else(|| Error::Gone { accessor: accessor_id.clone() })
     }
 
-    /// Removes a token. One that is gone already is as good.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Deletes a token. It succeeds if there is no such token.
     pub async fn delete_token(&self, term: &Term, accessor_id: &AccessorId) -> Result<(), Error> {
         let deleted = async {
             match self.acls().delete_token(accessor_id).await {
-                // 1.8 answers with success, later ones with 404.
+                // Consul 1.8 answers 200, later versions 404.
                 Err(consul_api::Error::NotFound { .. }) => Ok(()),
                 deleted => deleted,
             }
@@ -237,146 +219,92 @@ impl Consul {
     }
 
     /// All policies, without their rules.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn policies(&self) -> Result<Vec<Policy>, Error> {
         self.counted("ListPolicies", ACL, self.acls().policies()).await
     }
 
     /// A policy with its rules.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn policy(&self, id: &str) -> Result<Policy, Error> {
         self.counted("ReadPolicy", ACL, self.acls().policy(id)).await
     }
 
-    /// Makes a policy.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Creates a policy.
     pub async fn create_policy(&self, term: &Term, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
         term.hold(self.counted("CreatePolicy", ACL, self.acls().create_policy(policy))).await?
     }
 
-    /// Replaces a policy's text.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Replaces a policy.
     pub async fn update_policy(&self, term: &Term, id: &str, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
         term.hold(self.counted("UpdatePolicy", ACL, self.acls().update_policy(id, policy))).await?
     }
 
-    /// Removes a policy.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Deletes a policy.
     pub async fn delete_policy(&self, term: &Term, id: &str) -> Result<(), Error> {
         term.hold(self.counted("DeletePolicy", ACL, self.acls().delete_policy(id))).await?
     }
 
     /// All roles.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn roles(&self) -> Result<Vec<Role>, Error> {
         self.counted("ListRoles", ACL, self.acls().roles()).await
     }
 
     /// All keys that begin with a prefix.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn keys_below(&self, prefix: &str) -> Result<Vec<KeyValue>, Error> {
         self.counted("ReadRecord", KEY, self.client.keys_below(prefix)).await
     }
 
-    /// Makes all of these writes, or none.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Applies all of these writes, or none.
     pub async fn write_keys(&self, term: &Term, writes: &[KeyWrite]) -> Result<(), Error> {
         term.hold(self.counted("WriteRecord", KEY, self.client.write_keys(writes))).await?
     }
 
     /// The config entries of terminating gateways. Consul leaves out those that the token may not read.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn terminating_gateways(&self) -> Result<Vec<serde_json::Value>, Error> {
         let entries = self.client.config_entries("terminating-gateway");
         self.counted("ListTerminatingGateways", GATEWAYS, entries).await
     }
 
-    /// The nodes that gossip holds for failed.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// The nodes that gossip reports as failed.
     pub async fn failed_nodes(&self) -> Result<Vec<String>, Error> {
         self.counted("ListFailedNodes", READ, self.client.failed_nodes()).await
     }
 
     /// A node's services.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn node_services(&self, node: &str) -> Result<Vec<HealthService>, Error> {
         self.counted("ListNodeServices", READ, self.client.node_services(node)).await
     }
 
-    /// Removes a node.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Deregisters a node.
     pub async fn deregister_node(&self, term: &Term, node: &str) -> Result<(), Error> {
         term.hold(self.counted("DeregisterNode", READ, self.client.deregister_node(node))).await?
     }
 
-    /// Makes a session.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Creates a session.
     pub async fn create_session(&self, session: NewSession<'_>, within: Duration) -> Result<SessionId, Error> {
         self.counted("CreateSession", SESSION, self.client.create_session(session, within)).await
     }
 
     /// Renews a session; false if it has ended.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn renew_session(&self, id: &SessionId, within: Duration) -> Result<bool, Error> {
         self.counted("RenewSession", SESSION, self.client.renew_session(id, within)).await
     }
 
     /// Ends a session.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
     pub async fn destroy_session(&self, id: &SessionId, within: Duration) -> Result<(), Error> {
         self.counted("DestroySession", SESSION, self.client.destroy_session(id, within)).await
     }
 
-    /// Takes a lock; false if it isn't free.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Acquires a lock; false if it is not free.
     pub async fn acquire(&self, key: &str, id: &SessionId, value: &str, within: Duration) -> Result<bool, Error> {
         self.counted("AcquireLock", KEY, self.client.acquire(key, id, value, within)).await
     }
 
-    /// Gives a lock back.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// Releases a lock.
     pub async fn release(&self, key: &str, id: &SessionId, within: Duration) -> Result<bool, Error> {
         self.counted("ReleaseLock", KEY, self.client.release(key, id, within)).await
     }
 
-    /// Who holds a lock.
-    ///
-    /// # Errors
-    /// See [`enum@Error`].
+    /// The session that holds a lock.
     pub async fn lock_holder(&self, key: &str, within: Duration) -> Result<Option<SessionId>, Error> {
         self.counted("ReadLock", KEY, self.client.lock_holder(key, within)).await
     }

@@ -1,4 +1,5 @@
-//! One cycle: list what is, plan for each token owner what is to be done, and do it, some at a time, each failing alone.
+//! One cycle: list everything, then plan and apply the changes for each token owner. Several owners are processed at the same time,
+//! and a failure of one does not stop the others.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -21,41 +22,41 @@ use crate::record::{Note, Record};
 use crate::tasks::Desired;
 use crate::term::Term;
 
-/// How many failures one cycle tells in full: a cause that all have would else be told a thousand times.
-const TOLD: usize = 20;
+/// How many failures of one cycle are logged in full. One cause may make a thousand services fail.
+const LOGGED: usize = 20;
 
-/// What is to be looked at in this cycle.
+/// The work on one owner in this cycle.
 struct Work<'a> {
     owner: TokenOwner,
-    /// What its token is to have.
+    /// The grants that its token should have.
     grants: TokenGrants,
     demand: Demand,
-    /// Why its name can't be a service's.
+    /// The reason why its name cannot be a service's.
     refused: Option<String>,
     /// The namespace and admin partition of its tasks.
     scope: String,
     listed: Option<&'a String>,
     tokens: Vec<&'a TokenEntry>,
     known: Option<Known>,
-    /// What is noted of the owner.
+    /// The record of the owner.
     note: Note,
 }
 
-/// What came of the work on one owner.
+/// The outcome of the work on one owner.
 enum Outcome {
-    /// It is as it is to be, and this is known of its secret.
+    /// Secret and token are right.
     Known(Known),
-    /// Nobody needs it any more, and its tokens are gone, from the secret too.
+    /// The owner is gone, and so are its tokens.
     Gone,
-    /// The same, but its secret, which can't be used, may still hold one of them.
+    /// The owner and its tokens are gone, but the secret cannot be used and may still hold a token.
     GoneButStored,
 }
 
 impl Controller {
-    /// Runs one cycle. Failures of single services are logged and counted.
+    /// Runs one cycle. True if nothing in it failed. Failures of single services are logged and counted.
     ///
     /// # Errors
-    /// When the lists can't be had, or the lock is lost meanwhile: nothing is known then of any service.
+    /// When a list fails, or the lock is lost.
     pub async fn cycle(&self, term: &Term, memory: &mut Memory) -> Result<bool, Error> {
         if !memory.acls_located {
             self.consul.locate_acls().await?;
@@ -84,9 +85,8 @@ impl Controller {
         let lists = &*lists;
         let desired = Desired::new(&lists.tasks.tasks);
         let mut demands = demands(&self.rules, &self.names, memory, record, lists, &desired);
-        // An owner that is gone can't fail any more.
         memory.failures.retain(|owner, _| demands.contains_key(owner));
-        // The secret may hold a token that is not taken over yet: nothing is made that would overwrite it.
+        // The secret may hold a token that is not taken over yet, and must not be overwritten.
         let mut failures = Vec::new();
         for (owner, error) in not_taken_over {
             demands.remove(&owner);
@@ -95,7 +95,7 @@ impl Controller {
         }
         let (mut work, waiting) = self.work(memory, record, lists, &desired, demands);
         let listed_tokens = lists.tokens.iter().map(|token| (token.accessor_id.as_str(), &token.grants)).collect();
-        // A token links a policy by its name, so the policy comes first.
+        // A token links a policy by its name, so the policy must exist first.
         for (name, description, rules) in self.own_policies() {
             let links = |work: &Work<'_>| work.grants.policies.iter().any(|policy| policy.name == name);
             if !work.iter().any(links) {
@@ -123,7 +123,7 @@ impl Controller {
             match outcome {
                 Ok(outcome) => {
                     if memory.failures.remove(&owner).is_some() {
-                        tracing::info!("{owner}: all is well again");
+                        tracing::info!("{owner}: works again");
                     }
                     if let Outcome::Known(known) = outcome {
                         if let Stored::Token { accessor, foreign: false, .. } = &known.stored {
@@ -148,21 +148,21 @@ impl Controller {
             return Err(failures.swap_remove(at).2);
         }
         for (owner, listed, _) in &failures {
-            // Whatever was done in part is looked at anew.
+            // The work may be half done, so the next attempt reads the secret again.
             memory.known.remove(owner);
             let failure = memory.failures.entry(owner.clone()).or_insert_with(Failure::new);
             failure.again = Instant::now() + failure.backoff.delay();
             failure.listed.clone_from(listed);
         }
-        for (owner, _, error) in failures.iter().take(TOLD) {
+        for (owner, _, error) in failures.iter().take(LOGGED) {
             tracing::error!("{owner}: {}; trying again", one_line(error));
         }
-        if failures.len() > TOLD {
-            tracing::error!("{} more services failed", failures.len() - TOLD);
+        if failures.len() > LOGGED {
+            tracing::error!("{} more services failed", failures.len() - LOGGED);
         }
         let mut whole = failures.is_empty() && waiting == 0;
         for (what, done) in [
-            ("note what was stored", record.write(&self.consul, term, &self.names).await),
+            ("record the stored tokens", record.write(&self.consul, term, &self.names).await),
             ("remove policies of consul-ecs", self.remove_policies(term, &mut memory.former, lists).await),
         ] {
             match done {
@@ -188,8 +188,8 @@ impl Controller {
         Ok(whole)
     }
 
-    /// Reports the prefixes of other controllers where one of the two begins with the other: the secrets of one service there
-    /// have the names of another's here.
+    /// Reports other controllers whose prefix begins with this one's, or the other way round. Two services of the two clusters may then
+    /// have the same secret.
     fn report_colliding_prefixes(&self, reported: &mut BTreeSet<String>, policies: &[Policy]) {
         let others = policies.iter().filter_map(|policy| policy.name.strip_suffix("-consul-client-policy"));
         let colliding = others.filter(|other| self.names.collides(other)).map(str::to_owned).collect::<BTreeSet<_>>();
@@ -203,7 +203,7 @@ impl Controller {
         *reported = colliding;
     }
 
-    /// What there is to work on now, and how many wait for their next try.
+    /// The work that is due now, and the number of owners that wait for their next attempt.
     fn work<'a>(
         &self,
         memory: &Memory,
@@ -236,7 +236,7 @@ impl Controller {
             let grants = self.grants(&owner, lists);
             let is_mesh_gateway = match (&owner, &demand) {
                 (TokenOwner::Service(service), Demand::Needed(_)) => desired.mesh_gateways.contains(service),
-                // Nothing but the tags of its tasks says what a service is, so a token without tasks stays what it is.
+                // Only the tags of its tasks say whether a service is a gateway. Without tasks the token keeps its rights.
                 _ => tokens.iter().any(|token| self.names.is_of_mesh_gateway(&token.grants)),
             };
             let grants = if is_mesh_gateway { self.names.of_mesh_gateway(grants) } else { grants };
@@ -246,7 +246,7 @@ impl Controller {
         (work, waiting)
     }
 
-    /// Reads what isn't known, and does what is to be done.
+    /// Reads the secret if needed, plans the changes and applies them.
     async fn reconcile(
         &self,
         term: &Term,
@@ -265,7 +265,7 @@ impl Controller {
             Some(known) if known.covers(listed, &tokens) => known,
             _ => match self.read(&name, lists, &tokens).await {
                 Ok(known) => known,
-                // What the tokens may do is kept right all the same. They are deleted only if the secret stays as it is.
+                // The tokens' rights are still repaired. The tokens are deleted only if this failure will last.
                 Err(error @ (Error::Aws(_) | Error::NotOurs { .. }))
                     if !error.is_not_leader() && (error.is_lasting() || demand != Demand::Gone) =>
                 {
@@ -275,7 +275,7 @@ impl Controller {
                 Err(error) => return Err(error),
             },
         };
-        // The list has caught up: what it says from now on is news again.
+        // The list shows the version that was read or written. From now on another version is a change.
         if listed == known.version.as_ref() {
             known.listed = listed.cloned();
         }
@@ -312,13 +312,12 @@ impl Controller {
                 continue;
             }
             match self.apply(term, (&owner, &grants), lists, action, &tokens, &mut known).await {
-                // The tokens don't stay for ever for a secret that can't be written any more.
+                // A secret that cannot be written any more does not keep its tokens alive.
                 Err(error) if clears && demand == Demand::Gone && error.is_lasting() => unusable = Some(error),
                 applied => applied?,
             }
         }
         match unusable {
-            // Nobody needs the secret any more.
             Some(error) if demand == Demand::Gone => {
                 tracing::warn!("{owner}: its tokens are gone; {}", one_line(&error));
                 Ok(Outcome::GoneButStored)

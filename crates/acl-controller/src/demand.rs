@@ -1,4 +1,4 @@
-//! Which token owners need their tokens, and which no longer.
+//! The demand for tokens: which owners need theirs, and which are gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::SystemTime;
@@ -12,8 +12,8 @@ use crate::record::Record;
 use crate::rotation::Running;
 use crate::tasks::Desired;
 
-/// Every token owner to work on: each service that has tasks, had some or has a token, and the consul-clients. Notes since when
-/// an owner has no tasks, and removes the notes of services that were torn down.
+/// The demand of each owner: each service that has tasks, had some or has a token, and the consul-clients. Records when an owner lost its
+/// last task, and removes the records of services that no longer exist.
 pub(crate) fn demands(
     rules: &Rules,
     names: &Names,
@@ -32,12 +32,12 @@ pub(crate) fn demands(
     for owner in demands.keys() {
         record.set_without_tasks_since(owner, None);
     }
-    // Also those whose token somebody has deleted: their secrets hold it still.
+    // Include owners whose token somebody deleted, because their secrets still hold it.
     let mut without = memory.known.keys().chain(record.without_tasks()).cloned().collect::<BTreeSet<_>>();
     without.extend(lists.tokens.iter().filter_map(|token| names.owner(&token.grants)));
     without.retain(|owner| !demands.contains_key(owner));
     if !lists.tasks.complete {
-        // A task that ECS lists and doesn't describe may be one of theirs.
+        // ECS lists a task without describing it, and the task may belong to one of these owners.
         demands.extend(without.into_iter().map(|owner| (owner, Demand::Idle)));
         return demands;
     }
@@ -48,7 +48,7 @@ pub(crate) fn demands(
         let since = record.without_tasks_since(&owner);
         if since.is_none() {
             let grace = humantime::format_duration(rules.grace);
-            tracing::info!("{owner}: has no tasks; its token goes in {grace}");
+            tracing::info!("{owner}: has no tasks; its token will be deleted in {grace}");
         }
         let since = since.map_or(now, |since| (since + pause).min(now));
         record.set_without_tasks_since(&owner, Some(since));
@@ -115,14 +115,14 @@ mod tests {
             Self { rules, names, memory: Memory::of_new_term(SECOND), record, lists }
         }
 
-        /// What the next cycle does for web.
+        /// The demand of web in the next cycle.
         fn web(&mut self) -> Option<Demand> {
             self.memory.listings.listed(self.lists.tasks.complete);
             let Self { rules, names, memory, record, lists } = self;
             demands(rules, names, memory, record, lists, &Desired::default()).remove(&web())
         }
 
-        /// Web has had no tasks for so long, as an earlier controller has noted.
+        /// Records that web has had no tasks for this long.
         fn without_tasks_for(&mut self, time: Duration) {
             self.record.set_without_tasks_since(&web(), Some(SystemTime::now() - time));
         }
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn after_a_takeover_no_token_goes_before_the_stop_timeout_though_the_grace_is_over() {
+    async fn a_new_leader_keeps_tokens_until_the_stop_timeout() {
         let mut case = Case::new(RULES);
         case.without_tasks_for(2 * RULES.grace);
         advance(RULES.stop_timeout).await;
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_grace_pauses_while_ecs_does_not_describe_a_task_and_then_goes_on() {
+    async fn the_grace_pauses_while_the_task_list_is_incomplete() {
         let mut case = Case::new(Rules { stop_timeout: Duration::ZERO, ..RULES });
         case.without_tasks_for(40 * SECOND);
         assert_eq!(case.web(), Some(Demand::Idle));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_note_goes_when_a_service_has_neither_tasks_nor_tokens_nor_a_secret() {
+    async fn a_note_is_removed_with_the_last_task_token_and_secret() {
         let mut case = Case::new(Rules { keep_secrets: true, ..RULES });
         let has = |case: &Case| case.record.of(&web()).is_some();
         case.lists.secrets.clear();

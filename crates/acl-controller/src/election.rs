@@ -1,4 +1,4 @@
-//! Which of several controllers works: the one whose Consul session holds the lock.
+//! The election: of several controllers, the one whose Consul session holds the lock is the leader.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,34 +16,34 @@ use crate::term::{TTL, Term, WRITES_FOR};
 
 /// How long the lock stays free after its holder's session has ended.
 const LOCK_DELAY: Duration = Duration::from_secs(1);
-/// Twice within [`WRITES_FOR`], so that one may fail.
+/// How often the leader renews its session. One renewal within [`WRITES_FOR`] may fail.
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
-/// A short time for each server leaves time to ask another.
+/// The time limit of one request. It leaves time to ask another server.
 const WITHIN: Duration = Duration::from_millis(1500);
-/// How often a controller that stands by looks at the lock.
+/// How often a standby controller reads the lock.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often it tries to take a lock that nobody holds, but whose lock-delay may not be over.
+/// How often a controller tries to acquire a free lock. Its lock-delay may not be over.
 const TRY_EVERY: Duration = Duration::from_millis(200);
 
-/// A controller's standing for the lock.
+/// A controller's part in the election.
 #[derive(Debug)]
 pub struct Election {
     consul: Arc<Consul>,
     metrics: Arc<Metrics>,
     key: String,
-    /// Who holds the lock, for people.
+    /// The name of this controller in the lock, for people.
     name: String,
     session: Mutex<Option<SessionId>>,
 }
 
 impl Election {
-    /// For the lock on this key.
+    /// An election by the lock on this key.
     #[must_use]
     pub fn new(consul: Arc<Consul>, metrics: Arc<Metrics>, key: String, name: String) -> Self {
         Self { consul, metrics, key, name, session: Mutex::new(None) }
     }
 
-    /// Without end: waits for the lock, takes it, keeps it, and publishes the term while it lasts.
+    /// Waits for the lock, acquires and renews it, and publishes the term while it lasts. Does so without end.
     pub async fn run(&self, publish: &watch::Sender<Option<Term>>) {
         let mut backoff = Backoff::default();
         let mut failure = LastFailure::default();
@@ -59,7 +59,7 @@ impl Election {
                     self.metrics.standing_by(false);
                     let error = one_line(&error);
                     if failure.is_new(&error) {
-                        tracing::warn!("cannot stand for the lock {}: {error}; trying again", self.key);
+                        tracing::warn!("cannot wait for the lock {}: {error}; trying again", self.key);
                     }
                     sleep(backoff.delay()).await;
                 }
@@ -100,7 +100,7 @@ impl Election {
         Ok(())
     }
 
-    /// Renews until the session has ended or the lock is another's.
+    /// Renews until the session has ended or another controller has the lock.
     async fn keep(&self, session: &SessionId, term: &Term, mut good: Instant) {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
         let mut failure = LastFailure::default();
@@ -133,13 +133,13 @@ impl Election {
         }
     }
 
-    /// Both the session and its lock: an operator may have released the lock of a session that lives.
+    /// Renews the session and checks the lock. An operator may have released the lock of a live session.
     async fn prove(&self, session: &SessionId) -> Result<bool, Error> {
         Ok(self.consul.renew_session(session, WITHIN).await?
             && self.consul.lock_holder(&self.key, WITHIN).await?.as_ref() == Some(session))
     }
 
-    /// Gives the lock back, so that another needn't wait for the session's end. Best effort: the session ends by itself.
+    /// Releases the lock, so that another controller need not wait for the session's end. If this fails, the session ends by its TTL.
     pub async fn give_up(&self) {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(session) = session else { return };

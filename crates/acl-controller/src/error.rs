@@ -1,4 +1,4 @@
-//! Why a cycle, or the work on one token owner, failed.
+//! Errors of a cycle and of the work on one token owner.
 
 use std::sync::Arc;
 
@@ -7,28 +7,28 @@ use consul_api::AccessorId;
 use crate::term::NotLeader;
 use crate::{aws, consul};
 
-/// Why a cycle, or one service in it, did not get through.
+/// Why a cycle, or the work on one token owner, failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A call to AWS failed.
     #[error(transparent)]
     Aws(#[from] aws::Error),
-    /// A policy that the token links can't be had.
+    /// A policy that the token links could not be created or repaired.
     #[error(transparent)]
     Policy(Arc<Error>),
     /// A call to Consul failed.
     #[error(transparent)]
     Consul(#[from] consul::Error),
-    /// There is no secret to store the token in.
+    /// The secret for the token does not exist.
     #[error("the secret {name} does not exist: create it, with the value {{}}, together with the service")]
     NoSecret {
         /// Its name.
         name: String,
     },
-    /// There is only a secret as consul-ecs 0.4 names it with Consul Enterprise.
+    /// Only the secret of consul-ecs 0.4 with Consul Enterprise exists.
     #[error(
-        "the secret {name} does not exist, and {found}, as consul-ecs 0.4 with -partitions-enabled names it, is not used: create \
-         {name}, with the value {{}}, and give that one to the task definition"
+        "the secret {name} does not exist, and acl-controller does not use {found}, the name that consul-ecs 0.4 gives with \
+         -partitions-enabled: create {name}, with the value {{}}, and use it in the task definition"
     )]
     OldSecret {
         /// Its name.
@@ -36,19 +36,19 @@ pub enum Error {
         /// The one that exists.
         found: String,
     },
-    /// The secret holds what is not ours to overwrite.
+    /// The secret holds something else than a token, and must not be overwritten.
     #[error(
-        "the secret {name} does not hold a token: expected {{\"accessor_id\":\"…\",\"token\":\"…\"}} or {{}}; it is left as it is, \
-         set it to {{}} to have it filled"
+        "the secret {name} does not hold a token: expected {{\"accessor_id\":\"…\",\"token\":\"…\"}} or {{}}. acl-controller \
+         does not change it; set it to {{}} to get a token"
     )]
     NotOurs {
         /// Its name.
         name: String,
     },
-    /// The secret holds a token that neither Consul lists nor a controller of this cluster has noted.
+    /// The secret holds a token that Consul does not list and no controller of this cluster has recorded.
     #[error(
         "the secret {name} holds the token {accessor}, which this Consul does not have and this controller did not make, such as a \
-         token of another Consul: it is left as it is; set it to {{}} to have it filled"
+         token of another Consul. acl-controller does not change it; set it to {{}} to get a token"
     )]
     UnknownToken {
         /// The secret's name.
@@ -56,10 +56,10 @@ pub enum Error {
         /// The token's accessor ID.
         accessor: AccessorId,
     },
-    /// The secret holds a live token that somebody else made for something else.
+    /// The secret holds a live token that somebody else made for another purpose.
     #[error(
-        "the secret {name} holds the token {accessor}, which another made ({description:?}): it is left as it is. Does the prefix of \
-         another cluster's secrets begin with this one's? Otherwise set the secret to {{}} to have it filled"
+        "the secret {name} holds the token {accessor}, which another controller or person made ({description:?}). acl-controller does \
+         not change it. Does the prefix of another cluster's secrets begin with this one's? Otherwise set the secret to {{}} to get a token"
     )]
     AnothersToken {
         /// The secret's name.
@@ -69,19 +69,19 @@ pub enum Error {
         /// What the token's description says.
         description: String,
     },
-    /// A token vanished between two calls.
-    #[error("the token {accessor} has vanished meanwhile")]
+    /// A token was deleted between two calls.
+    #[error("the token {accessor} was deleted in the meantime")]
     Vanished {
         /// Its accessor ID.
         accessor: AccessorId,
     },
-    /// A task's service can't have a token.
+    /// A service's name cannot have a token.
     #[error("{0}")]
     Refused(String),
 }
 
 impl Error {
-    /// Whether it is of the secret, and will be the same next time.
+    /// Whether the secret causes the failure and the next attempt will fail too.
     pub(crate) fn is_lasting(&self) -> bool {
         match self {
             Self::NotOurs { .. } => true,

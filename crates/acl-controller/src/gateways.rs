@@ -1,4 +1,4 @@
-//! Which services the terminating gateways speak for, by their config entries.
+//! The services that terminating gateways link, from their config entries.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,11 +9,11 @@ use crate::tasks::may_be_identity;
 /// The linked services of each terminating gateway.
 pub type Links = BTreeMap<String, BTreeSet<String>>;
 
-/// Gateways with services that can't be linked, told already.
+/// Gateways with links that no service identity can name and that have been reported.
 pub type Unlinked = BTreeSet<(String, String)>;
 
-/// The links in the config entries. What can't be linked is told once.
-pub fn links(entries: &[Value], told: &mut Unlinked) -> Links {
+/// The links in the config entries. A link that no service identity can name is reported once.
+pub fn links(entries: &[Value], reported: &mut Unlinked) -> Links {
     let (mut links, mut unlinked) = (Links::new(), Unlinked::new());
     for entry in entries {
         let gateway = entry["Name"].as_str().unwrap_or_default();
@@ -21,7 +21,7 @@ pub fn links(entries: &[Value], told: &mut Unlinked) -> Links {
         let own = namespace_of(&entry["Namespace"], "default");
         let services = services.filter_map(|service| Some((service["Name"].as_str()?, &service["Namespace"])));
         for (service, namespace) in services {
-            // An identity holds in the token's namespace alone: there the name is that of another service.
+            // A service identity is valid only in the token's namespace, where this name belongs to another service.
             if namespace_of(namespace, own) != own {
                 let service = format!("{service} in the namespace {}", namespace.as_str().unwrap_or_default());
                 unlinked.insert((gateway.to_owned(), service));
@@ -32,13 +32,13 @@ pub fn links(entries: &[Value], told: &mut Unlinked) -> Links {
             }
         }
     }
-    for (gateway, service) in unlinked.difference(told) {
+    for (gateway, service) in unlinked.difference(reported) {
         tracing::warn!(
             "service {gateway}: its terminating gateway links {service:?}, which no service identity can name: link each \
-             service by its name in lower case and in the gateway's own namespace, or give the gateway a token of your own"
+             service by its name in lower case and in the gateway's own namespace, or create the gateway's token yourself"
         );
     }
-    *told = unlinked;
+    *reported = unlinked;
     links
 }
 
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_gateway_has_what_it_links_by_name() {
+    fn a_gateway_has_its_links_that_an_identity_can_name() {
         let entries = json!([
             { "Name": "tgw", "Services": [{ "Name": "legacy" }, { "Name": "billing" }, { "Name": "*" }, { "Name": "Old" }] },
             { "Name": "empty", "Services": null },
@@ -64,8 +64,8 @@ mod tests {
                 { "Name": "same", "Namespace": "default" }, { "Name": "local", "Namespace": "blue" },
             ] },
         ]);
-        let mut told = Unlinked::new();
-        let links = links(entries.as_array().unwrap(), &mut told);
+        let mut reported = Unlinked::new();
+        let links = links(entries.as_array().unwrap(), &mut reported);
         let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<BTreeSet<_>>();
         let expected = [
             ("tgw", names(&["billing", "legacy"])),
@@ -73,7 +73,7 @@ mod tests {
             ("default", names(&["same"])),
         ];
         assert_eq!(links, expected.map(|(gateway, services)| (gateway.to_owned(), services)).into());
-        let unlinked = told.iter().map(|(_, service)| service.as_str()).collect::<Vec<_>>();
+        let unlinked = reported.iter().map(|(_, service)| service.as_str()).collect::<Vec<_>>();
         assert_eq!(unlinked, ["local in the namespace blue", "local in the namespace blue", "*", "Old"]);
     }
 }

@@ -1,7 +1,7 @@
-//! Gives every service of an ECS cluster its Consul ACL token, keeps it right, and takes it back.
+//! Gives each service of an ECS cluster its Consul ACL token, repairs it, and deletes it when the service is gone.
 //!
-//! A [`cycle`] observes what is, [`plan`] says what is to be done (it calls nothing), and the cycle applies that, each write with
-//! the [`term`]'s proof that this is the one controller that writes. The [`election`] says whose term it is.
+//! Each [`cycle`] lists tasks, secrets and tokens. Then [`plan`] decides what to change, without calling anything, and the cycle applies
+//! the changes. Each write needs the [`term`], the proof that this controller is the leader. The [`election`] makes it the leader.
 
 mod apply;
 pub mod aws;
@@ -52,38 +52,38 @@ use crate::metrics::Metrics;
 use crate::owner::Names;
 use crate::term::Term;
 
-/// How long the metadata endpoint is waited for at start.
+/// At start, the controller waits this long for the metadata endpoint.
 const METADATA: Duration = Duration::from_secs(90);
 
-/// How often one that stands by says that it is alive.
+/// How often a standby controller reports that it is alive.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
 
-/// How long giving back the lock may hold up the end.
+/// At the end, releasing the lock may take this long.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// What the flags say.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The cluster; from the metadata if not given.
+    /// The cluster; otherwise that of the metadata.
     pub cluster: Option<Cluster>,
-    /// What the names of secrets and policy begin with.
+    /// The start of the names of secrets and policies.
     pub secret_name_prefix: String,
     /// The address of Consul, or several with commas between them.
     pub consul_http_addr: String,
     /// How often a cycle begins.
     pub poll_interval: Duration,
-    /// What each cycle does.
+    /// The rules for each cycle.
     pub rules: Rules,
-    /// Where metrics and health are served.
+    /// The address that serves metrics and health.
     pub listen: SocketAddr,
 }
 
-/// An ECS cluster, as somebody names it.
+/// An ECS cluster, by ARN or by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cluster {
-    /// By its ARN.
+    /// Its ARN.
     Arn(ClusterArn),
-    /// By its name, in an account that is to be found out.
+    /// Its name. The controller must find out the account.
     Name(String),
 }
 
@@ -105,7 +105,7 @@ impl FromStr for Cluster {
     }
 }
 
-/// Why it ended otherwise than by TERM.
+/// Why the controller could not start.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum RunError {
@@ -113,13 +113,13 @@ pub enum RunError {
     Log(#[from] log::LogError),
     #[error(transparent)]
     Signals(#[from] SignalsError),
-    #[error("cannot tell cluster and region: outside of ECS, give --cluster and AWS_REGION")]
+    #[error("cannot find out cluster and region: outside of ECS, set --cluster and AWS_REGION")]
     NoMetadata(#[source] ecs_meta::Error),
-    #[error("cannot tell cluster and region: no task metadata")]
+    #[error("cannot find out cluster and region: no task metadata")]
     Metadata(#[from] WaitError<ecs_meta::Error>),
-    #[error("cannot tell the cluster: the task metadata names one that is none")]
+    #[error("cannot find out the cluster: the task metadata has a wrong one")]
     MetadataCluster(#[from] ArnError),
-    #[error("cannot tell the region: set AWS_REGION")]
+    #[error("cannot find out the region: set AWS_REGION")]
     NoRegion,
     #[error(
         "no AWS credentials: expected a task role (ECS then sets AWS_CONTAINER_CREDENTIALS_RELATIVE_URI), or AWS_ACCESS_KEY_ID and \
@@ -134,10 +134,10 @@ pub enum RunError {
     Listen(SocketAddr, #[source] std::io::Error),
 }
 
-/// Runs until TERM (or INT), then gives the lock back.
+/// Runs until TERM or INT, then releases the lock.
 ///
 /// # Errors
-/// See [`RunError`]; once it has started, nothing but TERM ends it.
+/// When it cannot start. Once it has started, only TERM and INT end it.
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let mut signals = StopSignals::catch()?;
     log::init(env, None)?;
@@ -168,14 +168,14 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     tokio::select! {
         () = election.run(&publish) => {}
         () = work(&controller, options.poll_interval, term) => {}
-        _ = signals.next() => tracing::info!("TERM: giving the lock back"),
+        _ = signals.next() => tracing::info!("TERM: releasing the lock"),
     }
-    // Whatever was under way is cut off: the next controller finds it half done and goes on.
+    // The work under way is interrupted here. The next leader completes it.
     let _ = timeout(FAREWELL, election.give_up()).await;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Finds out where this is and makes the clients.
+/// Finds out cluster and region, and creates the clients.
 async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(Aws, Consul, Whereabouts), RunError> {
     let region = env.get("AWS_REGION").or(env.get("AWS_DEFAULT_REGION"));
     let given = options.cluster.as_ref();
@@ -213,17 +213,17 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(A
     Ok((Aws::new(here, cluster, prefix, options.rules.concurrency, metrics, env).await?, consul, place))
 }
 
-/// What is known at start of where the cluster is.
+/// What the controller knows of the cluster at start.
 enum Whereabouts {
     Known(ClusterArn),
-    /// In an account that the ARNs of its tasks and secrets tell.
+    /// The account is in the ARNs of its tasks and secrets.
     Named {
         name: String,
         region: String,
     },
 }
 
-/// Waits until the cluster's ARN is known, without end.
+/// Waits for the cluster's ARN, without a limit.
 async fn find_cluster(aws: &Aws, place: Whereabouts, poll_interval: Duration, metrics: &Metrics) -> ClusterArn {
     let (name, region) = match place {
         Whereabouts::Known(cluster) => return cluster,
@@ -242,14 +242,14 @@ async fn find_cluster(aws: &Aws, place: Whereabouts, poll_interval: Duration, me
         };
         let pause = match failed {
             Some(reason) => {
-                tracing::error!("cannot tell the account of the cluster {name}: {reason}; trying again");
+                tracing::error!("cannot find out the account of the cluster {name}: {reason}; trying again");
                 backoff.delay()
             }
             None => {
                 if !told {
                     tracing::info!(
-                        "waiting for a task of the cluster {name}, or a secret, whose ARN tells the account; --cluster may be an ARN \
-                         too"
+                        "waiting for a task of the cluster {name} or a secret, because its ARN has the account; --cluster may \
+                         also be an ARN"
                     );
                     told = true;
                 }
@@ -261,12 +261,12 @@ async fn find_cluster(aws: &Aws, place: Whereabouts, poll_interval: Duration, me
     }
 }
 
-/// Who holds the lock, for people: the host's name is in a task its ID.
+/// The name of this controller in the lock, for people. In a task, the host's name is the container's ID.
 fn name(env: &Env) -> String {
     format!("acl-controller {} {}", env.get("HOSTNAME").unwrap_or("on an unnamed host"), std::process::id())
 }
 
-/// Without end: cycle after cycle while there is a term.
+/// Runs cycles while there is a term, without end.
 async fn work(controller: &Controller, poll_interval: Duration, mut terms: watch::Receiver<Option<Term>>) {
     loop {
         let term = terms.borrow_and_update().clone();
@@ -280,7 +280,7 @@ async fn work(controller: &Controller, poll_interval: Duration, mut terms: watch
     }
 }
 
-/// Cycles until the term is over.
+/// Runs cycles until the term is over.
 async fn serve(
     controller: &Controller,
     poll_interval: Duration,

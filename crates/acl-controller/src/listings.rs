@@ -1,4 +1,4 @@
-//! Since when the controller has seen every task.
+//! When the tasks were listed, and whether completely.
 
 use std::time::Duration;
 
@@ -9,20 +9,20 @@ use crate::aws::FRESH;
 /// The listings of tasks in one term.
 #[derive(Debug)]
 pub(crate) struct Listings {
-    /// Without a complete listing for so long, a task may have begun and be about to stop without being seen with its tags.
+    /// The longest time between two complete listings. In a longer gap a task may start and lose its tags unseen.
     gap: Duration,
     /// The first complete listing, or the first after a gap.
     since: Option<Instant>,
     /// The last complete listing.
     last: Option<Instant>,
-    /// The last complete listing before those that are incomplete; the first of these where there was none.
+    /// The last complete listing before the incomplete ones; otherwise the first incomplete one.
     incomplete_since: Option<Instant>,
-    /// For how long the listings were incomplete, since this was last asked.
+    /// How long the listings were incomplete since the last [`Listings::take_incomplete`].
     incomplete_for: Duration,
 }
 
 impl Listings {
-    /// With a listing at each of these intervals, if all is well.
+    /// For a controller that lists at this interval.
     pub(crate) fn each(poll_interval: Duration) -> Self {
         Self {
             gap: FRESH.max(2 * poll_interval),
@@ -33,7 +33,7 @@ impl Listings {
         }
     }
 
-    /// The tasks have just been listed, all of them or not.
+    /// Notes a listing that has just ended.
     pub(crate) fn listed(&mut self, complete: bool) {
         let now = Instant::now();
         if !complete {
@@ -49,12 +49,12 @@ impl Listings {
         self.last = Some(now);
     }
 
-    /// Whether every task was seen for so long, without a gap.
+    /// Whether the listings have been complete for this time, without a gap.
     pub(crate) fn complete_for(&self, time: Duration) -> bool {
         self.since.is_some_and(|since| since.elapsed() >= time)
     }
 
-    /// For how long the listings were incomplete, since this was last asked.
+    /// How long the listings were incomplete since the last [`Listings::take_incomplete`].
     pub(crate) fn take_incomplete(&mut self) -> Duration {
         std::mem::take(&mut self.incomplete_for)
     }
@@ -69,7 +69,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_counts_from_the_first_complete_listing_and_anew_after_a_gap() {
+    async fn the_time_restarts_after_a_gap_without_complete_listings() {
         let mut listings = Listings::each(10 * SECOND);
         advance(100 * SECOND).await;
         listings.listed(false);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn listings_that_are_rare_by_the_flag_are_no_gap() {
+    async fn a_long_poll_interval_is_no_gap() {
         let mut listings = Listings::each(300 * SECOND);
         for _ in 0..2 {
             listings.listed(true);

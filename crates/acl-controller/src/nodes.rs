@@ -1,4 +1,4 @@
-//! Nodes of tasks that ECS no longer has: a task that was killed hard leaves a failed node, which Consul keeps for 72 hours.
+//! Failed nodes of gone tasks. A killed task leaves a failed node, which Consul keeps for 72 hours.
 
 use std::collections::HashSet;
 
@@ -13,8 +13,8 @@ use crate::tasks::Task;
 use crate::term::Term;
 
 impl Controller {
-    /// Removes failed nodes whose services were all registered by tasks of this cluster that don't run. Each fails alone; false if
-    /// one did.
+    /// Removes each failed node if tasks of this cluster registered all of its services and none of them runs. False if a removal failed;
+    /// the other nodes are still removed.
     pub(crate) async fn deregister_nodes(&self, term: &Term, running: &[Task]) -> Result<bool, Error> {
         let failed = self.consul.failed_nodes().await?;
         let running = running.iter().map(|task| task.arn.as_str()).collect::<HashSet<_>>();
@@ -48,7 +48,7 @@ impl Controller {
     }
 
     async fn deregister(&self, term: &Term, node: &str, tasks: Vec<String>) -> Result<(), Error> {
-        // Lists may be behind; what is asked for by name is not.
+        // The list may be late. DescribeTasks is not.
         let (found, _) = self.aws.describe(tasks).await?;
         if found.complete && found.tasks.is_empty() {
             self.consul.deregister_node(term, node).await?;
@@ -58,7 +58,7 @@ impl Controller {
         Ok(())
     }
 
-    /// The tasks that registered a node's services; none unless every one of the services is that of a task of this cluster.
+    /// The tasks that registered a node's services; none if another program or cluster registered one of them.
     fn tasks_of(&self, services: &[HealthService]) -> Option<Vec<String>> {
         let cluster = &self.names.cluster;
         let task = |service: &HealthService| {

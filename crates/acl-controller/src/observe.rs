@@ -1,4 +1,4 @@
-//! What is: the lists, and the secrets that have changed.
+//! Observation: the lists, and the secrets that have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::memory::{Known, Memory};
 use crate::owner::TokenOwner;
 use crate::plan::Stored;
 
-/// A secret's value. Both fields are empty before first use, where the value is `{}`.
+/// A secret's value. Both fields are empty before the first use, when the value is `{}`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Value {
@@ -24,7 +24,7 @@ pub(crate) struct Value {
     pub(crate) token: String,
 }
 
-/// What the lists say.
+/// Everything that a cycle lists.
 pub(crate) struct Lists {
     pub(crate) tasks: Tasks,
     pub(crate) secrets: BTreeMap<String, Option<String>>,
@@ -34,20 +34,20 @@ pub(crate) struct Lists {
 }
 
 impl Lists {
-    /// A secret's current version; none where there is no such secret, or it has no value.
+    /// A secret's current version; none if there is no such secret or it has no value.
     pub(crate) fn version(&self, secret: &str) -> Option<&String> {
         self.secrets.get(secret).and_then(Option::as_ref)
     }
 }
 
 impl Controller {
-    /// What ECS, Secrets Manager and Consul have now.
+    /// Lists what ECS, Secrets Manager and Consul have now.
     pub(crate) async fn lists(&self, memory: &mut Memory) -> Result<Lists, Error> {
         let Memory { followed, tagged, listings, unlinked, .. } = memory;
         let (tasks, secrets, tokens, policies, gateways) = tokio::try_join!(
             async {
                 let mut tasks = self.aws.tasks(followed).await?;
-                // At once: ECS may not show the same tags again, and another list may fail.
+                // Remember the tags now: another list may fail, and ECS may not show them again.
                 tagged.restore(&mut tasks.tasks, tasks.complete);
                 listings.listed(tasks.complete);
                 Ok(tasks)
@@ -61,18 +61,18 @@ impl Controller {
         Ok(Lists { tasks, secrets, tokens, policies, links })
     }
 
-    /// What a secret holds and since when; no value where it is empty or has none yet.
+    /// Reads a secret's value; none if the secret has no value yet.
     pub(crate) async fn value(&self, name: &str, lists: &Lists) -> Result<Option<(SecretValue, Value)>, Error> {
         let mut secret = match self.aws.secret_value(name).await {
             Ok(secret) => secret,
             Err(aws::Error::NoValue { .. }) => return Ok(None),
-            // Listed without a version: there is a secret, and nobody has given it a value.
+            // A secret without a version exists and has no value yet.
             Err(aws::Error::NotFound { .. }) if lists.secrets.get(name) == Some(&None) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
         let not_ours = || Error::NotOurs { name: name.to_owned() };
         let text = secret.text.take().ok_or_else(not_ours)?;
-        // The parser's own message would show a part of the text.
+        // The parser's error would show a part of the secret.
         let value: Value = serde_json::from_str(text.expose()).map_err(|_| not_ours())?;
         if value.accessor_id.is_empty() != value.token.is_empty() {
             return Err(not_ours());
@@ -80,7 +80,7 @@ impl Controller {
         Ok(Some((secret, value)))
     }
 
-    /// Reads a secret, and the token that it names.
+    /// Reads a secret, and the token with its accessor ID.
     pub(crate) async fn read(&self, name: &str, lists: &Lists, tokens: &[&TokenEntry]) -> Result<Known, Error> {
         let mut known = Known::new(lists.version(name), Stored::Nothing);
         let (secret, value) = match self.value(name, lists).await {
@@ -105,7 +105,7 @@ impl Controller {
         Ok(known)
     }
 
-    /// What an owner's token is to be.
+    /// The grants that an owner's token should have.
     pub(crate) fn grants(&self, owner: &TokenOwner, lists: &Lists) -> TokenGrants {
         let links = match owner {
             TokenOwner::Service(service) => lists.links.get(service),

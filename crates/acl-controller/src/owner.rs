@@ -1,8 +1,8 @@
-//! Whose token a token is: what the names of secrets and policies are, and what descriptions say.
+//! Token owners: the names of their secrets and policies, and the descriptions of their tokens.
 //!
-//! The descriptions are those that the controllers of consul-ecs 0.2 to 0.4 write, with lines of acl-controller after theirs. The
-//! controller of 0.4 deletes a token that names its cluster unless the name in the first line is that of a service with tasks: so
-//! a service's token has both lines in its form, and the consul-clients' token names the cluster under another key.
+//! A description begins as the controllers of consul-ecs 0.2 to 0.4 write it, and acl-controller adds its own lines. The controller of 0.4
+//! deletes each token with its cluster's line, unless the first line names a service with tasks. So a service's token has both lines
+//! as 0.4 writes them, and the consul-clients' token names the cluster under another key.
 
 use std::collections::BTreeSet;
 
@@ -12,21 +12,21 @@ use ecs_meta::ClusterArn;
 use crate::rotation::SUPERSEDED;
 use crate::tasks::may_be_identity;
 
-/// Which cluster's service a token is for. consul-ecs writes this line too, with the cluster's name or its ARN.
+/// The line with the cluster of a service's token. consul-ecs writes it too, with the cluster's name or its ARN.
 const CLUSTER: &str = "consul.hashicorp.com/cluster: ";
-/// Which cluster's consul-clients a token is for. Without the text of [`CLUSTER`], by which consul-ecs 0.4 knows its own.
+/// The line with the cluster of the consul-clients' token. It must not contain [`CLUSTER`], by which consul-ecs 0.4 finds its tokens.
 const CLIENTS_OF: &str = "consul.hashicorp.com/consul-clients-of: ";
-/// Whose token it is, so that this is known also when somebody has changed its identity.
+/// The line with the service of a token. It stays right even if somebody changes the token's service identity.
 const SERVICE: &str = "consul.hashicorp.com/service-name: ";
 /// The first line of the consul-clients' token.
 const CLIENT_TOKEN: &str = "ECS Consul client Token";
 
-/// Who has a token and the secret that holds it.
+/// The owner of a token and of the secret with it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TokenOwner {
     /// All consul-clients.
     Clients,
-    /// A service's tasks.
+    /// The tasks of this service.
     Service(String),
 }
 
@@ -42,22 +42,22 @@ impl std::fmt::Display for TokenOwner {
 /// Who made the token that a secret holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Maker {
-    /// This cluster's controller: Consul lists the token as this cluster's, or the record names it.
+    /// This cluster's controller: Consul lists the token with this cluster's line, or the record has it.
     Ourselves,
     /// The controller of another cluster, for the service of the same name: the service has moved.
     SameService,
-    /// Somebody else in this Consul, for something else.
+    /// Somebody else in this Consul, for another purpose.
     Another,
-    /// Nobody whom this Consul knows: it is another Consul's, or was deleted before there was a record of it.
+    /// Unknown: the token belongs to another Consul, or was deleted before it was recorded.
     Unknown,
 }
 
-/// The names of what belongs to one cluster.
+/// The names of one cluster's secrets, policies and keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
-    /// The cluster. Its name alone would not do: two accounts or regions may each have a cluster `default`.
+    /// The cluster. The name alone is not enough: two accounts or regions may each have a cluster `default`.
     pub cluster: ClusterArn,
-    /// What the secrets' and the policy's names begin with.
+    /// The start of the names of secrets and policies.
     pub prefix: String,
 }
 
@@ -83,33 +83,33 @@ impl Names {
         format!("{}-mesh-gateway-policy", self.prefix)
     }
 
-    /// What a token is to have that is a mesh gateway's, besides its identity.
+    /// Adds what a mesh gateway's token needs beside its service identity.
     #[must_use]
     pub fn of_mesh_gateway(&self, grants: TokenGrants) -> TokenGrants {
         let policies = vec![AclLink { id: String::new(), name: self.mesh_gateway_policy() }];
         TokenGrants { policies, ..grants }
     }
 
-    /// Whether a token is a mesh gateway's.
+    /// Whether a token belongs to a mesh gateway.
     #[must_use]
     pub fn is_of_mesh_gateway(&self, token: &TokenGrants) -> bool {
         token.policies.iter().any(|policy| policy.name == self.mesh_gateway_policy())
     }
 
-    /// The key below which this cluster's controllers keep what they share.
+    /// A key in Consul's KV store for this cluster's controllers.
     #[must_use]
     pub fn key(&self, below: &str) -> String {
         format!("ecs-mesh/acl-controller/{}/{below}", self.cluster)
     }
 
-    /// Whether the secrets of a controller with this prefix may have the names of this one's.
+    /// Whether secrets with this other prefix may have the same names as this cluster's secrets.
     #[must_use]
     pub fn collides(&self, other: &str) -> bool {
         let begins = |one: &str, with: &str| one.strip_prefix(with).is_some_and(|rest| rest.starts_with('-'));
         begins(&self.prefix, other) || begins(other, &self.prefix)
     }
 
-    /// Whose token this is; none if it isn't this cluster's, or nothing says whose.
+    /// The owner of a token; none if the token belongs to another cluster or its owner is unknown.
     #[must_use]
     pub fn owner(&self, token: &TokenGrants) -> Option<TokenOwner> {
         let cluster = self.cluster.to_string();
@@ -119,8 +119,8 @@ impl Names {
         if lines(token, CLUSTER).any(|of| of == cluster) { service(token).map(TokenOwner::Service) } else { None }
     }
 
-    /// The owner whose secret must hold this token before it is taken over: consul-ecs 0.2 to 0.4 named only the cluster's name
-    /// where ECS runs tasks on EC2, and no cluster in the consul-clients' token.
+    /// The possible owner of a token of consul-ecs 0.2 to 0.4. It wrote only the cluster's name for tasks on EC2, and no cluster for the
+    /// consul-clients. The controller takes the token over only if this owner's secret holds it.
     #[must_use]
     pub fn former_owner(&self, token: &TokenGrants) -> Option<TokenOwner> {
         let is_clients = token.description.trim() == CLIENT_TOKEN
@@ -134,8 +134,8 @@ impl Names {
         }
     }
 
-    /// Who made the token that an owner's secret holds. `token` is what Consul lists under its accessor ID, `is_recorded` whether
-    /// this cluster's controllers have noted that they stored it.
+    /// Who made the token in an owner's secret. `token`: what Consul lists under its accessor ID. `is_recorded`: this cluster's controllers
+    /// have recorded that they stored it.
     #[must_use]
     pub fn maker(&self, owner: &TokenOwner, token: Option<&TokenGrants>, is_recorded: bool) -> Maker {
         let Some(token) = token else { return if is_recorded { Maker::Ourselves } else { Maker::Unknown } };
@@ -152,7 +152,7 @@ impl Names {
         }
     }
 
-    /// The service for which consul-ecs 0.4 made this policy; none if it didn't, or for another cluster.
+    /// The service of a policy that consul-ecs 0.4 made for this cluster; none for other policies.
     #[must_use]
     pub fn policy_of_consul_ecs<'a>(&self, policy: &'a Policy) -> Option<&'a str> {
         let service = policy.name.strip_suffix("-service")?;
@@ -160,7 +160,7 @@ impl Names {
         (of == self.cluster.name() || of == self.cluster.to_string()).then_some(service)
     }
 
-    /// What an owner's token is to be. `links` are the services that a terminating gateway speaks for besides itself.
+    /// The grants that an owner's token should have. `links` are the services that a terminating gateway links.
     #[must_use]
     pub fn grants(&self, owner: &TokenOwner, links: &BTreeSet<String>) -> TokenGrants {
         let cluster = &self.cluster;
@@ -183,13 +183,13 @@ impl Names {
     }
 }
 
-/// Whether a token's description begins as it is to.
+/// Whether a token's description begins with the right lines.
 #[must_use]
 pub fn is_described(wanted: &TokenGrants, found: &TokenGrants) -> bool {
     found.description.strip_prefix(&wanted.description).is_some_and(|rest| rest.is_empty() || rest.starts_with('\n'))
 }
 
-/// The description that a token is to have, with what else the found one says, such as by what it is superseded.
+/// The right description for a token. Other lines of the found description stay, such as `superseded-by`.
 #[must_use]
 pub fn described(wanted: &TokenGrants, found: &TokenGrants) -> String {
     if is_described(wanted, found) {
@@ -198,7 +198,7 @@ pub fn described(wanted: &TokenGrants, found: &TokenGrants) -> String {
     let ours = |line: &&str| [CLUSTER, CLIENTS_OF, SERVICE].iter().any(|key| line.trim().starts_with(key));
     let first = |line: &&str| service_in_first_line(line).is_some() || *line == CLIENT_TOKEN;
     let kept = found.description.lines().filter(|line| !ours(line) && !first(line) && !line.trim().is_empty());
-    // What is superseded stays last.
+    // The superseded lines stay last.
     let (superseded, kept) = kept.partition::<Vec<_>, _>(|line| line.trim().starts_with(SUPERSEDED));
     std::iter::once(wanted.description.as_str()).chain(kept).chain(superseded).collect::<Vec<_>>().join("\n")
 }
@@ -215,8 +215,8 @@ fn service_in_first_line(line: &str) -> Option<&str> {
     line.strip_prefix("Token for ")?.strip_suffix(" service")
 }
 
-/// The service that a controller's token is for. Names that no service can have here, such as those with capitals that consul-ecs
-/// takes, are left to consul-ecs: the service would have no tasks, and its token would be deleted while they use it.
+/// The service of a controller's token. consul-ecs accepts names with capitals, which no service has here. Such tokens stay with
+/// consul-ecs: this controller would find no tasks for them, and delete them while tasks use them.
 fn service(token: &TokenGrants) -> Option<String> {
     let described = || token.description.lines().next().and_then(service_in_first_line);
     let identity = || match &token.service_identities[..] {

@@ -1,4 +1,4 @@
-//! What is to be done for one secret: a function from what is to what should be, without a call to anything.
+//! The plan for one owner: a pure function from what exists to the actions that are needed.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,79 +7,78 @@ use consul_api::{AccessorId, AclLink, ServiceIdentity, TokenEntry, TokenGrants};
 use crate::owner::{described, is_described};
 use crate::rotation::{Running, age_order, is_kept, is_superseded, made};
 
-/// Whether an owner's tokens are needed.
+/// Whether an owner needs its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Demand {
-    /// It has tasks.
+    /// The owner has tasks.
     Needed(Running),
-    /// It has none that are known, but may have some, or soon get some: what there is, is kept right, and nothing is made.
+    /// The owner has no known tasks, but may have or soon get some. Its token and secret are repaired, and nothing is created.
     Idle,
-    /// It has none, and had none for the whole grace.
+    /// The owner has had no tasks for the whole grace.
     Gone,
 }
 
-/// What a secret holds.
+/// The content of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Stored {
     /// There is no such secret.
     Missing,
-    /// What can't be read or isn't ours to overwrite, or nothing where a secret is needed: nothing can be stored, and any of the
-    /// tokens may be in it.
+    /// The secret cannot be read, must not be overwritten, or is missing although a task needs it. It may hold any of the tokens.
     Unusable,
-    /// Nothing yet, or nothing any more.
+    /// The secret is empty.
     Nothing,
     /// A token.
     Token {
-        /// Its accessor ID, as the secret has it.
+        /// The accessor ID in the secret.
         accessor: AccessorId,
-        /// Whether the secret's token is the one that Consul has under that accessor ID.
+        /// Whether Consul has the same secret ID under this accessor ID.
         agrees: bool,
-        /// When the secret got its present value.
+        /// When the secret got its current value.
         since: SystemTime,
-        /// Whether it is one that Consul knows and that isn't ours, such as that of a service of another cluster.
+        /// Whether another controller made it, for example for a service of another cluster.
         foreign: bool,
     },
 }
 
-/// What is to be done, in this order.
+/// A change. The plan lists changes in the order in which they are applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Give this token the grants it is to have.
+    /// Give this token the right grants.
     Correct(AccessorId),
-    /// Make a token, then store it.
+    /// Create a token and store it.
     Create,
-    /// Make the token again that the secret holds.
+    /// Create the token of the secret again, with the same IDs.
     Remake(AccessorId),
     /// Store this token.
     Store(AccessorId),
-    /// Make a token, say of this one that it is replaced, then store the new one.
+    /// Create a token, mark this one as superseded, and store the new one.
     Rotate(AccessorId),
     /// Store `{}`.
     Clear,
-    /// Remove this token.
+    /// Delete this token.
     Delete(AccessorId),
 }
 
-/// What is to be done for an owner. `grants` is what its tokens are to have, `tokens` are all of them, `kept_in_secret` is the
-/// accessor ID of the one that was deleted while the secret kept it, `rotate_after` the age at which one is replaced.
+/// The changes for an owner with these `tokens`, which should have these `grants`. `kept_in_secret` is the accessor ID of a token that
+/// the controller deleted while the secret kept it. `rotate_after` is the age at which a token is replaced.
 #[must_use]
 pub fn plan(
     grants: &TokenGrants,
-    wanted: &Demand,
+    demand: &Demand,
     stored: &Stored,
     tokens: &[&TokenEntry],
     kept_in_secret: Option<&AccessorId>,
     rotate_after: Option<Duration>,
     now: SystemTime,
 ) -> Vec<Action> {
-    // Somebody else's token is let be where nothing of ours needs the secret.
+    // Another controller's token stays if no task here needs the secret.
     let clear = matches!(stored, Stored::Token { foreign: false, .. }).then_some(Action::Clear);
-    let (running, idle) = match wanted {
+    let (running, idle) = match demand {
         Demand::Needed(running) => (running, false),
         Demand::Idle if tokens.is_empty() => return clear.into_iter().collect(),
         Demand::Idle => (&Running::Unknown, true),
         Demand::Gone => {
-            // The secret first: nobody is handed a token that is about to go.
+            // The secret first, so that no task gets a token that is about to be deleted.
             return clear
                 .into_iter()
                 .chain(tokens.iter().map(|token| Action::Delete(token.accessor_id.clone())))
@@ -92,7 +91,7 @@ pub fn plan(
         Stored::Missing | Stored::Unusable | Stored::Nothing => None,
     };
     let newest = tokens.iter().filter(|token| !is_superseded(token)).max_by_key(|token| age_order(token));
-    // A superseded token in the secret: a rotation was cut off before it stored the new one.
+    // If the secret holds a superseded token, a rotation was interrupted before it stored the new one.
     let current = in_secret.filter(|token| !is_superseded(token)).or(newest);
     let stored_since = match (stored, current) {
         (Stored::Token { accessor, agrees: true, since, .. }, Some(token)) if *accessor == token.accessor_id => {
@@ -127,18 +126,18 @@ pub fn plan(
     actions
 }
 
-/// Whether a secret that keeps its value may keep this one: its token is there, or was deleted while the secret keeps it. A token
-/// that somebody else deleted is of no use to a task.
+/// Whether `--keep-secrets` applies to this secret: its token exists, or the controller itself deleted it. A token that somebody else
+/// deleted is not created again, so the secret is cleared.
 #[must_use]
 pub fn may_be_kept(stored: &Stored, tokens: &[&TokenEntry], kept_in_secret: Option<&AccessorId>) -> bool {
     let Stored::Token { accessor, .. } = stored else { return false };
     kept_in_secret == Some(accessor) || tokens.iter().any(|token| token.accessor_id == *accessor)
 }
 
-/// Whether a token may do just what it is to, and says whose it is.
+/// Whether a token has exactly these grants and this description.
 fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
     let names = |links: &[AclLink]| links.iter().map(|link| link.name.clone()).collect::<Vec<_>>();
-    // Consul may give them in another order.
+    // Consul may list them in another order.
     let sorted = |identities: &[ServiceIdentity]| {
         let mut identities = identities.to_vec();
         identities.sort_by(|a, b| a.service_name.cmp(&b.service_name));
@@ -152,7 +151,7 @@ fn as_it_should_be(wanted: &TokenGrants, found: &TokenGrants) -> bool {
         && found.templated_policies.is_empty()
 }
 
-/// The grants of a token that is put right: what it is to have, with what else its description says.
+/// The grants for a token that is repaired. The other lines of its description stay.
 #[must_use]
 pub fn corrected(wanted: &TokenGrants, found: &TokenGrants) -> TokenGrants {
     TokenGrants { description: described(wanted, found), local: found.local, ..wanted.clone() }
@@ -184,7 +183,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + HOUR * u32::try_from(hours).unwrap()
     }
 
-    /// Made at that hour.
+    /// Created at this hour.
     fn token(accessor: &str, hour: u64) -> TokenEntry {
         TokenEntry {
             accessor_id: accessor.into(),
@@ -204,17 +203,17 @@ mod tests {
         Stored::Token { accessor: accessor.into(), agrees: true, since: at(hour), foreign: false }
     }
 
-    /// One that Consul knows and that isn't ours.
+    /// A token of another controller.
     fn foreign(accessor: &str) -> Stored {
         Stored::Token { accessor: accessor.into(), agrees: false, since: at(1), foreign: true }
     }
 
-    /// With a task that was created and started at an hour.
+    /// One task, created and started at this hour.
     fn needed(hour: u64) -> Demand {
         Demand::Needed(Running::These(vec![Start { created: at(hour), started: Some(at(hour)) }]))
     }
 
-    /// With a task from an hour, and tokens that are replaced when they are ten hours old.
+    /// The plan for one task of this hour. Tokens are replaced when they are ten hours old.
     fn planned(task: u64, stored: &Stored, tokens: &[TokenEntry], now: u64) -> Vec<Action> {
         let tokens = tokens.iter().collect::<Vec<_>>();
         plan(&grants(), &needed(task), stored, &tokens, None, Some(HOUR * 10), at(now))
@@ -229,21 +228,21 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_done_where_all_is_well() {
+    fn a_correct_token_needs_no_action() {
         assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 2), []);
     }
 
     #[test]
-    fn a_token_is_made_only_where_there_is_none() {
+    fn a_token_is_created_only_if_there_is_none() {
         assert_eq!(planned(1, &Stored::Nothing, &[], 2), [Action::Create]);
         assert_eq!(planned(1, &stored("deleted", 1), &[], 2), [Action::Create]);
-        // A crash between token and secret.
+        // The controller crashed before it stored the token.
         assert_eq!(planned(1, &Stored::Nothing, &[token("a", 1)], 2), [store("a")]);
         assert_eq!(planned(1, &stored("foreign", 1), &[token("a", 1)], 2), [store("a")]);
     }
 
     #[test]
-    fn a_token_that_its_secret_kept_is_made_again_and_one_that_somebody_deleted_is_not() {
+    fn only_a_token_kept_in_its_secret_is_created_again() {
         let planned = |stored: &Stored, kept: Option<&str>, tokens: &[&TokenEntry]| {
             let kept = kept.map(AccessorId::from);
             plan(&grants(), &needed(1), stored, tokens, kept.as_ref(), Some(HOUR * 10), at(2))
@@ -256,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_keeps_its_value_does_not_keep_a_token_that_somebody_else_deleted() {
+    fn a_secret_keeps_no_token_that_somebody_else_deleted() {
         let a = token("a", 1);
         assert!(may_be_kept(&stored("a", 1), &[&a], None));
         assert!(may_be_kept(&stored("a", 1), &[], Some(&"a".into())));
@@ -265,20 +264,20 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_disagrees_with_its_token_is_stored_anew() {
+    fn a_secret_with_a_wrong_secret_id_is_stored_again() {
         let stored = Stored::Token { accessor: "a".into(), agrees: false, since: at(1), foreign: false };
         assert_eq!(planned(1, &stored, &[token("a", 1)], 2), [store("a")]);
     }
 
     #[test]
-    fn a_token_made_before_the_one_in_the_secret_lives_while_tasks_may_have_it() {
+    fn an_older_duplicate_stays_while_a_task_may_have_it() {
         let tokens = [token("a", 1), token("b", 2), token("c", 3)];
         assert_eq!(planned(1, &stored("b", 2), &tokens, 5), [delete("c")]);
         assert_eq!(planned(4, &stored("b", 2), &tokens, 5), [delete("a"), delete("c")]);
     }
 
     #[test]
-    fn a_duplicate_goes_and_the_one_in_the_secret_stays_or_else_the_newest() {
+    fn of_duplicates_the_one_in_the_secret_or_the_newest_stays() {
         let tokens = [token("a", 1), token("b", 2), token("c", 3)];
         assert_eq!(planned(4, &stored("a", 1), &tokens, 5), [delete("b"), delete("c")]);
         assert_eq!(planned(4, &stored("c", 1), &tokens, 5), [delete("a"), delete("b")]);
@@ -286,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_token_may_besides_or_instead_is_taken_back() {
+    fn a_token_with_other_rights_is_corrected() {
         let wrong: [fn(&mut TokenGrants); 6] = [
             |grants| grants.service_identities[0].service_name = "api".into(),
             |grants| grants.service_identities.push(ServiceIdentity::default()),
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_terminating_gateway_speaks_for_what_it_links_and_no_longer_for_what_it_linked() {
+    fn a_terminating_gateway_has_the_identities_of_its_links() {
         let names = names();
         let linked = |links: &[&str]| names.grants(&web(), &links.iter().map(|&link| link.to_owned()).collect());
         let planned = |wanted: &TokenGrants, found: &TokenGrants| {
@@ -324,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_rotated_at_its_age_and_a_replaced_one_lives_until_the_tasks_before_the_change_are_gone() {
+    fn a_superseded_token_stays_while_older_tasks_run() {
         assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 10), []);
         assert_eq!(planned(1, &stored("a", 1), &[token("a", 1)], 11), [Action::Rotate("a".into())]);
         let both = [replaced("a", 1, "b", 11), token("b", 11)];
@@ -334,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_token_goes_by_its_own_window_and_not_by_the_last_change() {
+    fn a_superseded_token_is_kept_by_its_own_window() {
         let tokens = [replaced("a", 1, "b", 5), replaced("b", 5, "c", 9), replaced("c", 9, "d", 13), token("d", 13)];
         assert_eq!(planned(3, &stored("d", 13), &tokens, 14), [delete("b"), delete("c")]);
         assert_eq!(planned(7, &stored("d", 13), &tokens, 14), [delete("a"), delete("c")]);
@@ -342,19 +341,19 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_that_was_cut_off_anywhere_goes_on_without_a_second_new_token_in_use() {
-        // Before the old one was said to be replaced: the new one goes, and the rotation begins anew.
+    fn an_interrupted_rotation_is_completed_with_one_new_token() {
+        // Interrupted before the old token was marked: the new one is deleted, and the rotation starts again.
         let both = [token("a", 1), token("b", 11)];
         assert_eq!(planned(1, &stored("a", 1), &both, 11), [Action::Rotate("a".into()), delete("b")]);
-        // Before the new one was stored.
+        // Interrupted before the new token was stored.
         let both = [replaced("a", 1, "b", 11), token("b", 11)];
         assert_eq!(planned(1, &stored("a", 1), &both, 11), [store("b")]);
-        // And the new one was deleted.
+        // The same, and the new token was deleted.
         assert_eq!(planned(1, &stored("a", 1), &[replaced("a", 1, "b", 11)], 11), [Action::Create]);
     }
 
     #[test]
-    fn a_service_that_is_gone_has_its_secret_emptied_before_its_tokens_go() {
+    fn a_gone_service_loses_its_secret_before_its_tokens() {
         let token = token("a", 1);
         let gone = |stored: &Stored| plan(&grants(), &Demand::Gone, stored, &[&token], None, None, at(2));
         assert_eq!(gone(&stored("a", 1)), [Action::Clear, delete("a")]);
@@ -364,13 +363,13 @@ mod tests {
     }
 
     #[test]
-    fn without_tasks_and_within_the_grace_drift_is_repaired_but_nothing_is_made() {
+    fn an_idle_service_is_repaired_and_gets_no_new_token() {
         let idle = |stored: &Stored, tokens: &[TokenEntry]| {
             let tokens = tokens.iter().collect::<Vec<_>>();
             plan(&grants(), &Demand::Idle, stored, &tokens, None, Some(HOUR * 10), at(20))
         };
         let a = [token("a", 1)];
-        assert_eq!(idle(&stored("a", 1), &a), [], "not even for its age");
+        assert_eq!(idle(&stored("a", 1), &a), [], "an idle token is not rotated");
         assert_eq!(idle(&Stored::Nothing, &a), [store("a")]);
         assert_eq!(idle(&stored("deleted", 1), &a), [store("a")]);
         assert_eq!(idle(&Stored::Missing, &a), []);
@@ -383,17 +382,17 @@ mod tests {
     }
 
     #[test]
-    fn with_a_secret_that_cannot_be_used_tokens_are_kept_right_and_taken_back_and_nothing_is_made_or_stored() {
-        let planned = |wanted: &Demand, tokens: &[TokenEntry]| {
+    fn with_an_unusable_secret_tokens_are_only_repaired_and_deleted() {
+        let planned = |demand: &Demand, tokens: &[TokenEntry]| {
             let tokens = tokens.iter().collect::<Vec<_>>();
-            plan(&grants(), wanted, &Stored::Unusable, &tokens, None, Some(HOUR), at(20))
+            plan(&grants(), demand, &Stored::Unusable, &tokens, None, Some(HOUR), at(20))
         };
         let mut wrong = token("b", 2);
         wrong.grants.policies.push(AclLink { id: "1".into(), name: "global-management".into() });
         let both = [token("a", 1), wrong];
         for wanted in [needed(3), Demand::Idle] {
             assert_eq!(planned(&wanted, &[]), []);
-            assert_eq!(planned(&wanted, &both), [Action::Correct("b".into())], "either may be in it");
+            assert_eq!(planned(&wanted, &both), [Action::Correct("b".into())], "the secret may hold either token");
         }
         assert_eq!(planned(&Demand::Gone, &both), [delete("a"), delete("b")]);
     }

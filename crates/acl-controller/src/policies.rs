@@ -1,4 +1,4 @@
-//! The policies that tokens link: that of the consul-clients and that of mesh gateways.
+//! The policies of the consul-clients and of mesh gateways.
 
 use std::collections::HashMap;
 
@@ -8,11 +8,11 @@ use crate::controller::Controller;
 use crate::error::Error;
 use crate::term::Term;
 
-/// What a consul-client may do: join, register its node, read services.
+/// The rules for consul-clients: join, register the node, read services.
 pub const CLIENT_RULES: &str = r#"node_prefix "" { policy = "write" } service_prefix "" { policy = "read" }"#;
 
-/// What a mesh gateway may do besides what its identity allows: get its certificate and route to every service. Consul before 1.10
-/// takes the rules that it doesn't know, and ignores them.
+/// The rules for mesh gateways beside the service identity: get a certificate, list peerings, and route to every service. Consul 1.8
+/// accepts the rules that it does not know, and ignores them.
 pub const MESH_GATEWAY_RULES: &str =
     r#"mesh = "write" peering = "read" node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }"#;
 
@@ -27,7 +27,7 @@ impl Controller {
         [(self.names.policy(), clients, CLIENT_RULES), (self.names.mesh_gateway_policy(), gateways, MESH_GATEWAY_RULES)]
     }
 
-    /// Makes a policy where it is missing, and repairs one that was changed.
+    /// Creates a missing policy, and repairs one that was changed.
     pub(crate) async fn ensure_policy(
         &self,
         term: &Term,
@@ -50,9 +50,9 @@ impl Controller {
         if words(&policy.rules) == words(new.rules) && policy.datacenters.is_empty() {
             right.insert(name.to_owned(), found.modify_index);
         } else {
-            // The next cycle looks whether it is right now.
+            // The next cycle checks it again.
             self.consul.update_policy(term, &found.id, new).await?;
-            tracing::warn!("policy {name}: it was changed; repaired");
+            tracing::warn!("policy {name}: somebody had changed it; repaired");
         }
         Ok(())
     }

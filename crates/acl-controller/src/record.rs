@@ -1,4 +1,4 @@
-//! What the controllers of one cluster note in Consul beside their lock, so that the next one knows it.
+//! The record that the controllers of one cluster keep in Consul, so that a new leader knows it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::SystemTime;
@@ -12,20 +12,20 @@ use crate::error::Error;
 use crate::owner::{Names, TokenOwner};
 use crate::term::Term;
 
-/// How many accessor IDs are kept of one owner: somebody may put an earlier value of the secret back.
+/// How many accessor IDs the record keeps for one owner. Somebody may restore an earlier value of the secret.
 const KEPT: usize = 16;
 
-/// What is noted of one token owner.
+/// The record of one token owner.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
-    /// The accessor IDs of tokens that were stored in the owner's secret, the latest last. A secret that holds one which Consul
-    /// doesn't list holds a token that somebody deleted, and may be overwritten.
+    /// The accessor IDs of the tokens that were stored in the owner's secret, the latest last. If the secret holds one of them and
+    /// Consul does not list it, somebody deleted that token, and the secret may be overwritten.
     #[serde(default)]
     pub accessors: Vec<AccessorId>,
-    /// Since when the owner has no tasks.
+    /// When the owner lost its last task.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "rfc3339")]
     pub without_tasks_since: Option<SystemTime>,
-    /// The accessor ID of the token that was deleted, or is about to be, while the secret keeps it.
+    /// The accessor ID of the token that the controller deletes while the secret keeps it (`--keep-secrets`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<AccessorId>,
 }
@@ -42,14 +42,14 @@ mod rfc3339 {
         }
     }
 
-    /// A time that can't be read counts as none.
+    /// A malformed time counts as none.
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SystemTime>, D::Error> {
         let text = Option::<String>::deserialize(deserializer)?;
         Ok(text.and_then(|text| humantime::parse_rfc3339(&text).ok()))
     }
 }
 
-/// All notes, as they are to be and as Consul has them.
+/// The notes of all owners: as they should be, and as Consul has them.
 #[derive(Debug, Default)]
 pub struct Record {
     notes: HashMap<TokenOwner, Note>,
@@ -57,10 +57,10 @@ pub struct Record {
 }
 
 impl Record {
-    /// What earlier controllers have noted. A note that can't be read counts as none.
+    /// Reads the record. A malformed note counts as none.
     ///
     /// # Errors
-    /// When Consul can't be asked.
+    /// When Consul does not answer.
     pub async fn read(consul: &Consul, names: &Names) -> Result<Self, Error> {
         let below = names.key("owners/");
         let mut notes = HashMap::new();
@@ -77,19 +77,19 @@ impl Record {
         Ok(Self { written: notes.clone(), notes })
     }
 
-    /// What is noted of an owner.
+    /// The note of an owner.
     #[must_use]
     pub fn of(&self, owner: &TokenOwner) -> Option<&Note> {
         self.notes.get(owner)
     }
 
-    /// Whether a token was stored in an owner's secret.
+    /// Whether the record has this token for an owner.
     #[must_use]
     pub fn has(&self, owner: &TokenOwner, accessor: &AccessorId) -> bool {
         self.of(owner).is_some_and(|note| note.accessors.iter().any(|noted| noted == accessor))
     }
 
-    /// Notes that a token is stored in an owner's secret.
+    /// Records that an owner's secret holds this token.
     pub fn stored(&mut self, owner: &TokenOwner, accessor: &AccessorId) {
         let note = self.notes.entry(owner.clone()).or_default();
         if note.accessors.last().is_some_and(|last| last == accessor) {
@@ -101,27 +101,27 @@ impl Record {
         note.accessors.drain(..surplus);
     }
 
-    /// The owners that are known to have no tasks.
+    /// The owners that the record says have no tasks.
     pub fn without_tasks(&self) -> impl Iterator<Item = &TokenOwner> {
         self.notes.iter().filter(|(_, note)| note.without_tasks_since.is_some()).map(|(owner, _)| owner)
     }
 
-    /// Since when an owner has no tasks.
+    /// When an owner lost its last task.
     #[must_use]
     pub fn without_tasks_since(&self, owner: &TokenOwner) -> Option<SystemTime> {
         self.of(owner)?.without_tasks_since
     }
 
-    /// Notes since when an owner has no tasks; none if it has some, or is no longer to be worked on.
+    /// Records when an owner lost its last task; none if it has tasks or is gone.
     pub fn set_without_tasks_since(&mut self, owner: &TokenOwner, since: Option<SystemTime>) {
         if since.is_some() || self.notes.contains_key(owner) {
             self.notes.entry(owner.clone()).or_default().without_tasks_since = since;
         }
     }
 
-    /// Notes that the token which an owner's secret holds is about to be deleted while the secret keeps it, if it is among those
-    /// that Consul has listed: one that somebody else deleted is never made again. False until Consul has the note: a token that
-    /// was deleted without one would not be made again with the same IDs.
+    /// Records that the controller is about to delete the token in an owner's secret while the secret keeps it. Only a token that Consul
+    /// lists is recorded: one that somebody else deleted is never created again. False until Consul has the record, because without it
+    /// the token could not be created again with the same IDs.
     pub fn keep(&mut self, owner: &TokenOwner, listed: &HashSet<&str>) -> bool {
         let Some(note) = self.notes.get_mut(owner) else { return true };
         if let Some(accessor) = note.accessors.last().filter(|accessor| listed.contains(accessor.as_str())) {
@@ -130,7 +130,7 @@ impl Record {
         self.written.get(owner).is_some_and(|written| written.kept == note.kept)
     }
 
-    /// Notes that a token is there again.
+    /// Records that a token exists again.
     pub fn is_there(&mut self, owner: &TokenOwner, accessor: &AccessorId) {
         if let Some(note) = self.notes.get_mut(owner)
             && note.kept.as_ref() == Some(accessor)
@@ -139,20 +139,20 @@ impl Record {
         }
     }
 
-    /// Forgets an owner.
+    /// Removes an owner.
     pub fn remove(&mut self, owner: &TokenOwner) {
         self.notes.remove(owner);
     }
 
-    /// Forgets the services of which this is false. The consul-clients stay.
+    /// Removes the services for which `is_there` is false. The consul-clients stay.
     pub fn retain(&mut self, is_there: impl Fn(&TokenOwner) -> bool) {
         self.notes.retain(|owner, _| *owner == TokenOwner::Clients || is_there(owner));
     }
 
-    /// Writes what has changed since the last time.
+    /// Writes what has changed since the last write.
     ///
     /// # Errors
-    /// When Consul doesn't take it; the next call tries again.
+    /// When Consul refuses it. The next call tries again.
     pub async fn write(&mut self, consul: &Consul, term: &Term, names: &Names) -> Result<(), Error> {
         let owners = self.notes.keys().chain(self.written.keys());
         let changed = owners.filter(|owner| self.notes.get(owner) != self.written.get(owner));

@@ -1,7 +1,7 @@
-//! Which of an owner's tokens its running tasks may have.
+//! Rotation: which of an owner's tokens its running tasks may have.
 //!
-//! A token's window is the time in which the secret held it: from its creation until it was replaced. A task reads its secret
-//! between its own creation and the start of its containers. So a task may have a token if these two times overlap.
+//! A token's window is the time in which the secret held it: from its creation until another token replaced it. A task reads its secret
+//! between its own creation and the start of its containers. The task may have the token if these two times overlap.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,37 +9,36 @@ use aws_smithy_types::DateTime;
 use aws_smithy_types::date_time::Format;
 use consul_api::{AccessorId, TokenEntry, TokenGrants};
 
-/// How the lines begin by which a token says that it was replaced.
+/// The start of the lines that mark a superseded token.
 pub(crate) const SUPERSEDED: &str = "consul.hashicorp.com/superseded-";
-/// What a token says that rotation has replaced, before the accessor ID of the new one.
+/// The line with the accessor ID of the new token.
 const SUPERSEDED_BY: &str = "consul.hashicorp.com/superseded-by: ";
-/// What it says too, before the time at which the secret got the new one.
+/// The line with the time at which the secret got the new token.
 const SUPERSEDED_AT: &str = "consul.hashicorp.com/superseded-at: ";
 
-/// How far apart the clocks of ECS, Consul and this controller may be, and how long Secrets Manager may give the value from before
-/// a change.
+/// The clocks of ECS, Consul and this controller may differ by this much. Secrets Manager may return an old value for this long.
 pub const MARGIN: Duration = Duration::from_secs(30);
 
 /// When a task reads its secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Start {
-    /// When the task was created; not before.
+    /// When the task was created. It reads the secret later.
     pub created: SystemTime,
-    /// When its containers had started; not after. None while they may still start.
+    /// When its containers had started. It read the secret earlier. None if they have not started yet.
     pub started: Option<SystemTime>,
 }
 
-/// The tasks of an owner.
+/// The running tasks of an owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Running {
-    /// There may be others than those that are known, started at any time.
+    /// There may be unknown tasks, started at any time.
     Unknown,
-    /// These and no others.
+    /// Exactly these.
     These(Vec<Start>),
 }
 
 impl Running {
-    /// Whether one of them may have read the secret between these two times; none stands for always.
+    /// Whether one of them may have read the secret between these two times. None means no limit.
     fn any_read_between(&self, from: Option<SystemTime>, to: Option<SystemTime>) -> bool {
         let Self::These(starts) = self else { return true };
         starts.iter().any(|start| {
@@ -50,7 +49,7 @@ impl Running {
     }
 }
 
-/// The same grants, said to be replaced by another token at this time.
+/// The grants with a description that marks the token as superseded at this time.
 #[must_use]
 pub fn superseded(grants: &TokenGrants, by: &AccessorId, at: SystemTime) -> TokenGrants {
     let at = DateTime::from(at).fmt(Format::DateTime).unwrap_or_default();
@@ -61,32 +60,32 @@ pub fn superseded(grants: &TokenGrants, by: &AccessorId, at: SystemTime) -> Toke
     TokenGrants { description, ..grants.clone() }
 }
 
-/// The accessor ID of the token that has replaced this one.
+/// The accessor ID of the token that superseded this one.
 #[must_use]
 pub fn successor(token: &TokenEntry) -> Option<&str> {
     line(token, SUPERSEDED_BY)
 }
 
-/// Whether another token has replaced this one.
+/// Whether a token is superseded.
 #[must_use]
 pub fn is_superseded(token: &TokenEntry) -> bool {
     successor(token).is_some()
 }
 
-/// When a token was made.
+/// When a token was created.
 #[must_use]
 pub fn made(token: &TokenEntry) -> Option<SystemTime> {
     time(&token.create_time)
 }
 
-/// The order in which tokens were made. Indexes are the same for all tokens that came to a datacenter at once.
+/// The order in which tokens were created. Replicated tokens may share one index, so the time comes first.
 #[must_use]
 pub fn age_order(token: &TokenEntry) -> (Option<SystemTime>, u64, &str) {
     (made(token), token.create_index, token.accessor_id.as_str())
 }
 
-/// Whether a token is kept: the current one, and each that a running task may have. `stored_since` is when the secret got the
-/// current one; none if it has another now.
+/// Whether a token is kept: the current one, and each that a running task may have. `stored_since` is the time at which the secret got
+/// the current token; none if it holds another one.
 #[must_use]
 pub fn is_kept(
     token: &TokenEntry,
@@ -99,12 +98,12 @@ pub fn is_kept(
         return true;
     }
     let to = match successor(token) {
-        // The current one has yet to come to the secret.
+        // The secret does not hold the current token yet.
         Some(by) if current.accessor_id == by && stored_since.is_none() => None,
         Some(_) => line(token, SUPERSEDED_AT).and_then(time).or(stored_since),
-        // Not rotated, but older than the current one: the secret may have held it earlier.
+        // It is older than the current token, so the secret may have held it earlier.
         None if age_order(token) < age_order(current) => stored_since,
-        // It was made after the one in the secret, so no task has it.
+        // It is newer than the token in the secret, so no task has it.
         None => return false,
     };
     running.any_read_between(made(token), to)
@@ -126,7 +125,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(60 * minute)
     }
 
-    /// Made in that minute, and replaced in another.
+    /// Created in this minute, and superseded in another.
     fn token(accessor: &str, minute: u64, replaced: Option<(&str, u64)>) -> TokenEntry {
         let grants = TokenGrants { description: "Token for web service".into(), ..TokenGrants::default() };
         TokenEntry {
@@ -136,7 +135,7 @@ mod tests {
                 None => grants,
             },
             create_time: format!("1970-01-01T01:{minute:02}:00.000000000+01:00"),
-            // As after a replication: all came at once.
+            // Replicated tokens share one index.
             create_index: 7,
             modify_index: 7,
         }
@@ -150,7 +149,7 @@ mod tests {
         kept.map(|token| token.accessor_id.as_str()).collect::<Vec<_>>().join(" ")
     }
 
-    /// A token every ten minutes; each is in the secret for ten minutes.
+    /// Each token is in the secret for ten minutes.
     fn chain() -> [TokenEntry; 5] {
         [
             token("a", 0, Some(("b", 10))),
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_kept_while_a_task_runs_that_read_the_secret_in_its_window() {
+    fn a_token_is_kept_for_tasks_that_started_in_its_window() {
         type Tasks<'a> = &'a [(u64, Option<u64>)];
         let rows: [(Tasks, &str); 10] = [
             (&[], "e*"),
@@ -170,13 +169,13 @@ mod tests {
             (&[(5, Some(6))], "a e*"),
             (&[(15, Some(16))], "b e*"),
             (&[(5, Some(6)), (25, Some(26)), (45, Some(46))], "a c e*"),
-            // It was created in one window and started in a later one.
+            // Created in one window, started in a later one.
             (&[(5, Some(25))], "a b c e*"),
-            // At the edge clocks may differ.
+            // Within the margin.
             (&[(10, Some(10))], "a b e*"),
             (&[(9, Some(10))], "a b e*"),
             (&[(11, Some(12))], "b e*"),
-            // It has not started.
+            // Not started yet.
             (&[(35, None)], "d e*"),
         ];
         for (tasks, expected) in rows {
@@ -185,20 +184,20 @@ mod tests {
     }
 
     #[test]
-    fn the_window_of_a_token_is_known_though_its_successor_is_deleted() {
+    fn a_window_is_known_after_its_successor_is_deleted() {
         let [a, _, _, d, e] = chain();
         assert_eq!(kept(&[a.clone(), d.clone(), e.clone()], Some(40), &[(25, Some(26))]), "e*");
         assert_eq!(kept(&[a, d, e], Some(40), &[(5, Some(6))]), "a e*");
     }
 
     #[test]
-    fn while_the_secret_does_not_hold_the_current_token_the_one_before_it_is_kept() {
+    fn the_previous_token_is_kept_until_the_new_one_is_stored() {
         assert_eq!(kept(&chain(), None, &[(45, Some(46))]), "d e*");
         assert_eq!(kept(&chain(), None, &[]), "e*");
     }
 
     #[test]
-    fn without_a_rotation_an_older_token_is_kept_for_tasks_from_before_the_current_one_and_a_newer_one_never() {
+    fn an_older_duplicate_is_kept_for_older_tasks_a_newer_one_never() {
         let tokens = [token("a", 0, None), token("b*", 10, None), token("c", 20, None)];
         assert_eq!(kept(&tokens, Some(30), &[(25, Some(26))]), "a b*");
         assert_eq!(kept(&tokens, Some(30), &[(35, Some(36))]), "b*");
@@ -206,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn while_tasks_may_be_unknown_every_token_that_was_in_the_secret_is_kept() {
+    fn unknown_tasks_keep_every_older_token() {
         let tokens = chain();
         assert!(tokens.iter().all(|token| is_kept(token, tokens.last(), Some(at(40)), &Running::Unknown)));
         let newer = token("f", 41, None);
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_replaced_again_says_so_once() {
+    fn a_token_has_the_superseded_lines_once() {
         let once = token("a", 0, Some(("b", 10)));
         let twice = TokenEntry { grants: superseded(&once.grants, &"c".into(), at(20)), ..once };
         assert_eq!(

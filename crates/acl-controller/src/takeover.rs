@@ -1,4 +1,4 @@
-//! What the controllers of consul-ecs 0.2 to 0.4 left: tokens that are taken over, and policies that nothing needs any more.
+//! Takeover from consul-ecs 0.2 to 0.4: its tokens are taken over, and its policies are deleted when no token links them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -13,12 +13,12 @@ use crate::observe::Lists;
 use crate::owner::{TokenOwner, described};
 use crate::term::Term;
 
-/// What is remembered of it during a term.
+/// What the controller remembers of consul-ecs during a term.
 #[derive(Debug, Default)]
 pub(crate) struct Former {
-    /// Tokens that no secret held when it had this version, by accessor ID.
+    /// Accessor IDs of tokens that the owner's secret did not hold, each with the secret's version then.
     not_held: HashMap<AccessorId, Option<String>>,
-    /// Policies that nothing links, by ID, and since when.
+    /// IDs of policies that nothing links, each with the time when this was first seen.
     unlinked: HashMap<String, Instant>,
 }
 
@@ -34,9 +34,8 @@ impl Former {
 }
 
 impl Controller {
-    /// Takes over the tokens that name the cluster only by its name, or not at all, where a secret of this account holds them. In
-    /// another account or region there may be a cluster of the same name, whose tokens look the same. Gives the owners for which
-    /// that failed and is to be tried again.
+    /// Takes over tokens with the cluster's name or no cluster, if a secret of this account holds them. A cluster of the same name in
+    /// another account or region may have tokens that look the same. Returns the owners whose takeover failed.
     ///
     /// # Errors
     /// When the lock is lost.
@@ -69,7 +68,7 @@ impl Controller {
                     former.not_held.insert(lists.tokens[at].accessor_id.clone(), version);
                 }
                 Err(error) if error.is_not_leader() => return Err(error),
-                // The secret is read again for its owner, which fails as loudly as it has to.
+                // The work on this owner reads the secret again and reports the failure.
                 Err(error) if error.is_lasting() => {
                     former.not_held.insert(lists.tokens[at].accessor_id.clone(), version);
                 }
@@ -81,7 +80,7 @@ impl Controller {
         Ok(failed)
     }
 
-    /// The token as it is after it was taken over; none if the owner's secret doesn't hold it.
+    /// Takes over one token and returns it; none if the owner's secret does not hold it.
     async fn take_over_one(
         &self,
         term: &Term,
@@ -106,8 +105,8 @@ impl Controller {
         Ok(Some(updated.entry))
     }
 
-    /// Removes the policies that consul-ecs 0.4 made for this cluster's services once nothing has linked them for the grace: as
-    /// long as its controller runs too, it makes them again.
+    /// Deletes the policies that consul-ecs 0.4 made for this cluster's services when nothing has linked them for the grace. While its
+    /// controller still runs, it would create them again.
     pub(crate) async fn remove_policies(&self, term: &Term, former: &mut Former, lists: &Lists) -> Result<(), Error> {
         let unlinked = unlinked(&lists.policies, lists.tokens.iter().flat_map(|token| &token.grants.policies));
         let unlinked = unlinked.filter(|policy| self.names.policy_of_consul_ecs(policy).is_some()).collect::<Vec<_>>();
@@ -125,7 +124,7 @@ impl Controller {
         let links = tokens.iter().map(|token| &token.grants.policies).chain(roles.iter().map(|role| &role.policies));
         for policy in self::unlinked(&due, links.flatten()) {
             self.consul.delete_policy(term, &policy.id).await?;
-            tracing::info!("policy {} deleted: consul-ecs made it, and nothing links it any more", policy.name);
+            tracing::info!("policy {} deleted: consul-ecs made it, and no token or role links it", policy.name);
         }
         Ok(())
     }
@@ -147,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_that_is_no_longer_listed_is_forgotten() {
+    fn an_unlisted_token_is_forgotten() {
         let mut former = Former::default();
         former.not_held.extend(["a", "b"].map(|accessor| (accessor.into(), None)));
         let listed = TokenEntry {

@@ -1,4 +1,4 @@
-//! From the cluster's tasks to the services that must have a token.
+//! The cluster's tasks, and the services that need a token because of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::SystemTime;
@@ -12,21 +12,21 @@ const SERVICE_NAME: &str = "consul.hashicorp.com/service-name";
 /// The tags that name a task's namespace and admin partition (Consul Enterprise).
 const NAMESPACE: &str = "consul.hashicorp.com/namespace";
 const PARTITION: &str = "consul.hashicorp.com/partition";
-/// The tag that says that a task is a gateway, and of which kind.
+/// The tag with the kind of a gateway.
 const GATEWAY_KIND: &str = "consul.hashicorp.com/gateway-kind";
-/// The name whose secret would be that of the client token.
+/// A service of this name would have the secret of the client token.
 const RESERVED: &str = "consul-client-token";
 
-/// A task whose containers run or may run, as far as it matters here.
+/// A task whose containers run or may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// Its ARN.
     pub arn: String,
-    /// What its tags say; none if it isn't in the mesh.
+    /// Its tags; none if the task is not in the mesh.
     pub mesh: Option<Mesh>,
-    /// Whether it is to stop. ECS deletes the tags of a task that StopTask ends, while its containers still run.
+    /// Whether ECS is stopping it. ECS deletes the tags of a task when StopTask stops it, while its containers still run.
     pub stopping: bool,
-    /// When it read its secrets; created at the epoch if ECS doesn't say when.
+    /// When it read its secrets. If ECS does not say when it was created, that is the epoch.
     pub start: Start,
 }
 
@@ -37,12 +37,12 @@ pub struct Mesh {
     pub service: String,
     /// Whether the task is a mesh gateway.
     pub is_mesh_gateway: bool,
-    /// Its namespace and admin partition, as consul-ecs 0.4 has them at the end of its secret's name (Consul Enterprise).
+    /// Its namespace and admin partition. consul-ecs 0.4 appends them to the secret's name (Consul Enterprise).
     pub scope: String,
 }
 
 impl Task {
-    /// From what ECS says; none for a task that has stopped.
+    /// Converts ECS's description; none for a task that has stopped.
     #[must_use]
     pub fn new(task: &aws_sdk_ecs::types::Task) -> Option<Self> {
         let status = task.last_status().unwrap_or_default();
@@ -71,12 +71,12 @@ impl Task {
     }
 }
 
-/// What the tags of running tasks said.
+/// The tags of running tasks.
 #[derive(Debug, Default)]
 pub struct Tagged(HashMap<String, Mesh>);
 
 impl Tagged {
-    /// Gives each stopping task without tags what its tags said. `complete` says whether these are all tasks that run.
+    /// Restores the tags of each stopping task that has lost them. `complete`: these are all running tasks.
     pub fn restore(&mut self, tasks: &mut [Task], complete: bool) {
         for task in &mut *tasks {
             match &task.mesh {
@@ -97,18 +97,18 @@ impl Tagged {
 /// The services that have tasks.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// Each with the starts of its tasks.
+    /// Each service with the starts of its tasks.
     pub services: BTreeMap<String, Vec<Start>>,
-    /// Those that are mesh gateways.
+    /// The services that are mesh gateways.
     pub mesh_gateways: BTreeSet<String>,
-    /// The namespace and admin partition of one of its tasks.
+    /// For each service, the namespace and admin partition of one task.
     pub scopes: BTreeMap<String, String>,
-    /// Names that can't be a service's, each with why, and with the task that has it.
+    /// Names that no service can have, each with the reason and one task.
     pub refused: BTreeMap<String, String>,
 }
 
 impl Desired {
-    /// What these tasks need.
+    /// The services of these tasks.
     #[must_use]
     pub fn new(tasks: &[Task]) -> Self {
         let mut desired = Self::default();
@@ -133,7 +133,7 @@ impl Desired {
     }
 }
 
-/// Whether Consul takes a name for a service identity: lower case letters, digits, `-` and `_`, a letter or digit at both ends,
+/// Whether Consul accepts a name in a service identity: lower case letters, digits, `-` and `_`, a letter or digit at both ends,
 /// at most 256 characters.
 pub(crate) fn may_be_identity(name: &str) -> bool {
     let end = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
@@ -141,12 +141,14 @@ pub(crate) fn may_be_identity(name: &str) -> bool {
     whole && name.len() <= 256 && end(name.chars().next()) && end(name.chars().next_back())
 }
 
-/// Why a name can't be a service's.
+/// The reason why no service can have this name.
 fn refusal(name: &str) -> Option<&'static str> {
     if name == RESERVED || name.ends_with("-consul-client-token") {
-        Some("would have the secret of the consul-clients, of this cluster or of one whose prefix is longer")
+        Some("would have the secret of the consul-clients of this cluster, or of a cluster with a longer prefix")
     } else if !may_be_identity(name) {
-        Some("is not a name that Consul takes (letters, digits, - and _, a letter or digit at both ends, at most 256)")
+        Some(
+            "is not a name that Consul accepts (letters, digits, - and _, a letter or digit at both ends, at most 256)",
+        )
     } else {
         None
     }

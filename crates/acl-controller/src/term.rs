@@ -1,8 +1,7 @@
-//! The time in which this controller holds the lock, and the proof of it that every write needs.
+//! The term: the time in which this controller holds the lock. Each write needs a term as proof.
 //!
-//! Consul's TTL is a lower bound: a session that was renewed lives for at least [`TTL`] from then on. A controller counts
-//! from the moment *before* it asked for the renewal and stops at half of that, so that a write it has sent arrives before
-//! another can hold the lock.
+//! After a renewal a session lives for at least [`TTL`]. The controller counts from the moment *before* it sent the renewal, and stops at
+//! half of the TTL. So a write that it has sent arrives before another controller can hold the lock.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -12,30 +11,29 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long a session outlives its last renewal, at least; the shortest that Consul takes.
+/// The shortest TTL that Consul accepts. A session lives for at least this long after its last renewal.
 pub const TTL: Duration = Duration::from_secs(10);
-/// How long after a good renewal a write may begin.
+/// A write may begin for this long after a successful renewal.
 pub const WRITES_FOR: Duration = TTL.checked_div(2).expect("2 is not 0");
 
-/// The lock isn't held, or it is not sure that it still is.
+/// The controller does not hold the lock, or is not sure that it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("this controller does not hold the lock")]
 pub struct NotLeader;
 
-/// The time between getting the lock and losing it. Cheap to copy; all copies are one.
+/// The time between getting the lock and losing it. All clones share one state.
 #[derive(Debug, Clone)]
 pub struct Term(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
-    /// Before the last renewal that succeeded was asked for. The clock is the monotonic one, which goes on while the process
-    /// is stopped.
+    /// The moment before the last successful renewal was sent. The monotonic clock goes on while the process is stopped.
     good: Instant,
     over: bool,
 }
 
 impl Term {
-    /// A term proven at `good`.
+    /// A term that begins with a renewal at `good`.
     #[must_use]
     pub fn new(good: Instant) -> Self {
         Self(Arc::new(Mutex::new(State { good, over: false })))
@@ -45,17 +43,17 @@ impl Term {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock was proven to be held after `good`.
+    /// Notes a successful renewal, sent after `good`.
     pub fn renewed(&self, good: Instant) {
         self.state().good = good;
     }
 
-    /// The lock is lost, for good.
+    /// Ends the term.
     pub fn end(&self) {
         self.state().over = true;
     }
 
-    /// Whether it has been lost for good. A term that is not may still be unproven, see [`Term::holds`].
+    /// Whether the term has ended. A term that goes on may still lack a recent renewal: see [`Term::holds`].
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.state().over
@@ -68,11 +66,11 @@ impl Term {
         !state.over && state.good.elapsed() < WRITES_FOR
     }
 
-    /// Runs a write, and looks before each of its steps whether it still may: a process that was frozen between two steps
-    /// goes no further, and neither does a retry.
+    /// Runs a write, and checks the term before each of its steps. So a process that was frozen between two steps stops there, and
+    /// a retry does too.
     ///
     /// # Errors
-    /// [`NotLeader`] as soon as it may not; whether a request that was under way has arrived is then unknown.
+    /// [`NotLeader`] as soon as a check fails. A request that was already sent may have arrived.
     pub async fn hold<F: Future>(&self, write: F) -> Result<F::Output, NotLeader> {
         let mut write = pin!(write);
         poll_fn(|context| if self.holds() { write.as_mut().poll(context).map(Ok) } else { Poll::Ready(Err(NotLeader)) })
@@ -104,7 +102,7 @@ mod tests {
         let term = Term::new(Instant::now());
         let mut sent = false;
         let write = async {
-            // As after SIGSTOP: the next step comes long after.
+            // As after SIGSTOP, the next step comes much later.
             sleep(WRITES_FOR + Duration::from_secs(1)).await;
             sent = true;
         };

@@ -10,6 +10,7 @@ use hyper::Uri;
 use hyper::header::{HeaderName, HeaderValue};
 use sidecar_kit::exit::FAILURE;
 use sidecar_kit::http::{Client, Limits, Request};
+use sidecar_kit::stderr;
 
 use crate::Error;
 
@@ -50,7 +51,7 @@ pub async fn get(options: Get) -> Result<ExitCode, Error> {
     let began = Instant::now();
     let answer = Client::plain().send(request, Limits { time: timeout, bytes: MAX_BODY }).await;
     let answer = answer.map_err(|source| Error::Unanswered { url, source })?;
-    eprintln!("{} in {:.1} ms", answer.status, began.elapsed().as_secs_f64() * 1e3);
+    stderr::line(format!("{} in {:.1} ms\n", answer.status, began.elapsed().as_secs_f64() * 1e3));
     let mut out = std::io::stdout().lock();
     let newline: &[u8] = if answer.body.is_empty() || answer.body.ends_with(b"\n") { b"" } else { b"\n" };
     out.write_all(&answer.body).and_then(|()| out.write_all(newline)).map_err(Error::Output)?;

@@ -154,9 +154,6 @@ impl fmt::Debug for SecretsManager {
 impl SecretsManager {
     /// By the AWS SDKs' own variables. Without credentials it signs with made-up ones, which moto takes unless it was told to
     /// check.
-    ///
-    /// # Errors
-    /// See [`SettingsError`].
     pub fn from_env(env: &Env) -> Result<Self, SettingsError> {
         let endpoint = ENDPOINTS.iter().find_map(|variable| Some((*variable, env.get(variable)?)));
         let (variable, value) = endpoint.ok_or(SettingsError::NoEndpoint)?;
@@ -177,9 +174,6 @@ impl SecretsManager {
     }
 
     /// A secret's text, signed for the region of its ARN or else for the variables'.
-    ///
-    /// # Errors
-    /// See [`CallError`].
     pub async fn get(&self, version: &Version) -> Result<Secret, CallError> {
         let body = serde_json::to_vec(version).unwrap_or_default();
         let answer = self.call("GetSecretValue", version.region(), body).await.map_err(|error| match error {
@@ -206,9 +200,6 @@ impl SecretsManager {
     }
 
     /// Makes a secret with this text; false if there is one of that name, which stays as it is.
-    ///
-    /// # Errors
-    /// See [`CallError`].
     pub async fn create(&self, name: &str, text: &Secret) -> Result<bool, CallError> {
         let body = json!({ "Name": name, "SecretString": text.expose() }).to_string();
         match self.call("CreateSecret", None, body.into()).await {
@@ -219,9 +210,6 @@ impl SecretsManager {
     }
 
     /// Gives a secret a new current version with this text.
-    ///
-    /// # Errors
-    /// See [`CallError`].
     pub async fn put(&self, secret_id: &str, text: &Secret) -> Result<(), CallError> {
         let body = json!({ "SecretId": secret_id, "SecretString": text.expose() }).to_string();
         self.call("PutSecretValue", None, body.into()).await.map(drop)

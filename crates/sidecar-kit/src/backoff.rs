@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Delays that double from `first` up to `ceiling`, each shortened by a random part of up to a half, so that many tasks
-/// that failed together don't come back together.
+/// Delays that double from `first` up to `ceiling`. Each is shortened at random, by up to a half, so that tasks which failed at the same time
+/// do not all try again at the same time.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
@@ -32,7 +32,7 @@ impl Backoff {
 }
 
 impl Default for Backoff {
-    /// 100 ms, doubling to 2 s: what a container uses at start, when its neighbours are starting too.
+    /// From 100 ms to 2 s, for a container that starts at the same time as its neighbours.
     fn default() -> Self {
         Self::new(Duration::from_millis(100), Duration::from_secs(2))
     }

@@ -1,12 +1,12 @@
-//! The environment as a value, so that a test can give one and nothing reads variables behind its caller's back.
+//! The environment as a value. A test can pass its own, and no function reads variables that its caller does not see.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::secret::{Secret, SecretSource};
 
-/// A set of environment variables. A variable set to the empty string counts as not set, which is how ECS task
-/// definitions and compose files leave one out.
+/// A set of environment variables. An empty variable counts as not set, because ECS task definitions and compose files leave one out this
+/// way.
 #[derive(Clone, Default)]
 pub struct Env(BTreeMap<String, String>);
 
@@ -50,7 +50,7 @@ impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Env {
 }
 
 impl fmt::Debug for Env {
-    /// The names alone: among the values are tokens.
+    /// Shows only the names, because some values are tokens.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
     }
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn empty_is_unset_a_file_wins_over_a_value_and_debug_shows_names_alone() {
+    fn an_empty_variable_is_unset_and_a_file_wins() {
         let env = Env::from_iter([("A", ""), ("T", "value"), ("T_FILE", "/run/t"), ("U", "s3cr3t")]);
         assert_eq!(env.get("A"), None);
         assert_eq!(env.secret("T"), Some(SecretSource::File("/run/t".into())));

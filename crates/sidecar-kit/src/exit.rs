@@ -1,4 +1,4 @@
-//! How a program begins and ends: arguments, exit codes, and errors on one line.
+//! The start and end of a program: arguments, exit codes, and errors on one line.
 
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
@@ -13,7 +13,7 @@ use crate::stderr;
 
 /// The work failed.
 pub const FAILURE: u8 = 1;
-/// The command line or a variable that stands for a flag could not be understood.
+/// The command line, or a variable for a flag, is wrong.
 pub const USAGE: u8 = 2;
 
 /// Parses the command line. A wrong one ends the process with [`USAGE`] and one line on standard error; `--help` and
@@ -44,19 +44,18 @@ pub fn parse_arguments<A: Parser>() -> A {
     })
 }
 
-/// Parses a flag's duration (`500ms`, `10s`, `2m`): more than none, and at most a day, since a longer one is a slip of the
-/// pen and would not fit a clock.
+/// Parses a flag's duration, such as `500ms`, `10s` or `2m`: more than 0, and at most a day. A longer one is a mistake.
 ///
 /// # Errors
-/// With what is valid.
+/// The error says what is valid.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     parse_delay(text).and_then(|duration| if duration.is_zero() { Err(DURATION.to_owned()) } else { Ok(duration) })
 }
 
-/// The same for a delay, which may be none: `0s`.
+/// Parses a delay, which may be `0s`.
 ///
 /// # Errors
-/// With what is valid.
+/// The error says what is valid.
 pub fn parse_delay(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).ok().filter(|duration| *duration <= DAY).ok_or_else(|| DURATION.to_owned())
 }
@@ -64,12 +63,11 @@ pub fn parse_delay(text: &str) -> Result<Duration, String> {
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const DURATION: &str = "expected a duration such as 500ms, 10s or 2m, at most 1day";
 
-/// Variables in the place of flags. An empty one counts as not set, as everywhere else; clap would take it for a value. A switch's may
-/// be 1, 0, yes, no and so on, in any case; clap alone knows only true and false.
+/// Adapts the variables of flags. An empty variable counts as not set. A switch's variable may be 1, 0, yes, no and so on, in any case.
 fn with_variables(command: Command) -> Command {
     command
         .mut_args(|argument| {
-            // What stands in the environment may be a secret, and `--help` would show it.
+            // A variable may hold a secret, which `--help` would show.
             let argument = argument.hide_env_values(true);
             let empty = argument.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
             let argument = if empty { argument.env(None::<&str>) } else { argument };
@@ -79,8 +77,8 @@ fn with_variables(command: Command) -> Command {
         .mut_subcommands(with_variables)
 }
 
-/// The arguments, with two dashes before each flag that has one: consul-ecs's flags, as those of every Go program, have one or two.
-/// Ends at the first argument that is no flag: what follows may be another program's.
+/// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one. It stops at the first
+/// argument that is no flag, because the rest may belong to another program.
 fn with_two_dashes(command: &Command, mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut dashed = Vec::from_iter(arguments.next());
     while let Some(argument) = arguments.next() {
@@ -102,7 +100,7 @@ fn with_two_dashes(command: &Command, mut arguments: impl Iterator<Item = OsStri
     dashed
 }
 
-/// The variable that a refused value came from: the one that stands for the flag, where the arguments alone are not refused so.
+/// The variable with the wrong value, if the value did not come from the command line.
 fn variable_behind(command: &Command, arguments: &[OsString], error: &clap::Error) -> Option<String> {
     let Some(ContextValue::String(named)) = error.get(ContextKind::InvalidArg) else { return None };
     let flag = named.split(' ').next()?.strip_prefix("--");
@@ -129,8 +127,8 @@ pub fn run<E: Error>(program: &str, work: impl Future<Output = Result<ExitCode, 
     run_with(program, work, |_| FAILURE)
 }
 
-/// Runs the one library call of a program. An error goes to standard error on one line, and `code` gives its exit code. What the
-/// call has left running is not waited for, such as a thread that still looks a name up.
+/// Runs the one library call of a program. An error goes to standard error on one line, and `code` returns its exit code. The program then
+/// ends without waiting for other threads, such as one that still resolves a host name.
 #[must_use]
 pub fn run_with<E: Error>(
     program: &str,
@@ -158,8 +156,7 @@ pub fn fail(program: &str, what: &str, code: u8) -> ! {
     std::process::exit(code.into())
 }
 
-/// The error and its causes, joined by `: `, on one line. Errors here say only their own part and name their cause as
-/// [`Error::source`].
+/// The error and its causes on one line, joined by `: `. In this workspace, the text of an error does not repeat its [`Error::source`].
 #[must_use]
 pub fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
@@ -185,7 +182,7 @@ mod tests {
     struct Outer(#[source] std::io::Error);
 
     #[test]
-    fn a_duration_is_more_than_none_and_at_most_a_day() {
+    fn a_duration_is_positive_and_at_most_a_day() {
         assert_eq!(parse_duration("1500ms"), Ok(Duration::from_millis(1500)));
         assert_eq!(parse_delay("0s"), Ok(Duration::ZERO));
         for wrong in ["", "10", "0s", "25h", "18446744073709551615s", "-1s"] {
@@ -194,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_may_have_one_dash_and_another_program_s_arguments_are_left_alone() {
+    fn a_flag_may_have_one_dash_up_to_another_program() {
         let flag = |name: &'static str| clap::Arg::new(name).long(name);
         let command = Command::new("x").args([flag("delay"), flag("drain").action(ArgAction::SetTrue)]);
         let rows: [(&[&str], &[&str]); 6] = [
@@ -212,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_does_not_wait_for_what_its_work_has_left_running() {
+    fn a_program_ends_without_waiting_for_other_threads() {
         let begun = std::time::Instant::now();
         let _ = run("x", async {
             tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_secs(60)));
@@ -222,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_and_its_causes_stand_on_one_line() {
+    fn an_error_and_its_causes_are_on_one_line() {
         let error = Outer(std::io::Error::other("disk\nfull"));
         assert_eq!(one_line(&error), "cannot do it: disk full");
     }

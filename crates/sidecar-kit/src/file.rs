@@ -1,15 +1,15 @@
-//! Files that are whole or not there.
+//! Writing files completely or not at all.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// A file could not be written; what stood there before stands there still.
+/// A file could not be written. An older file at the same path is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {}", path.display())]
 pub struct WriteError {
-    /// The file that was to be written.
+    /// The path of the file.
     pub path: PathBuf,
     source: io::Error,
 }
@@ -18,13 +18,13 @@ pub struct WriteError {
 /// old file or the new one, never a part.
 ///
 /// # Errors
-/// When the directory is missing, full or not writable; nothing is left behind.
+/// When the directory is missing, full or not writable. No temporary file stays behind.
 pub fn write_atomically(path: &Path, contents: &[u8], mode: u32) -> Result<(), WriteError> {
     let failed = |source| WriteError { path: path.to_owned(), source };
     let (temporary, file) = create_beside(path, mode).map_err(failed)?;
     let written = fill(file, contents, mode).and_then(|()| fs::rename(&temporary, path));
     written.map_err(|source| {
-        // The write's error is the one worth reporting.
+        // Report the write's error, not that of the removal.
         let _ = fs::remove_file(&temporary);
         failed(source)
     })
@@ -45,7 +45,7 @@ pub fn write_if_changed(path: &Path, contents: &[u8], mode: u32) -> Result<(), W
 }
 
 /// The files in the directory and its subdirectories, in the order of Go's `filepath.Walk`: by name, each subdirectory's
-/// files in its place. Symbolic links to directories are not followed, so that there is an end.
+/// files in its place. Symbolic links to directories are not followed, because they may form a loop.
 ///
 /// # Errors
 /// When a directory cannot be read.
@@ -77,7 +77,7 @@ pub fn install(directory: &Path, name: &str) -> Result<(), WriteError> {
     }
 }
 
-/// A new file beside `path`, with a name that nobody can foresee. Where that name is taken, even by a link, another is tried.
+/// Creates a new file beside `path` with a random name. If a file or link of this name exists, it tries another name.
 ///
 /// # Errors
 /// When the directory is missing, full or not writable.
@@ -92,7 +92,7 @@ pub fn create_beside(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// Whether `file_name` is a name that [`create_beside`] gives beside a file called `name`: what a killed run left there.
+/// Whether `file_name` is a temporary name that [`create_beside`] makes for a file called `name`. A killed run leaves such a file.
 #[must_use]
 pub fn is_temporary_of(name: &str, file_name: &str) -> bool {
     let rest = file_name.strip_prefix('.').and_then(|rest| rest.strip_prefix(name));
@@ -101,7 +101,7 @@ pub fn is_temporary_of(name: &str, file_name: &str) -> bool {
 }
 
 fn fill(mut file: File, contents: &[u8], mode: u32) -> io::Result<()> {
-    // What open gives is cut by the umask.
+    // The umask has reduced the mode given to open.
     file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(contents)?;
     file.sync_all()

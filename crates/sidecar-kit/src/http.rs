@@ -1,4 +1,5 @@
-//! The one HTTP client: HTTP/1.1, plain, TLS or a unix socket, every answer bounded in time and size, every failure typed.
+//! The HTTP client of all programs: HTTP/1.1 over TCP, TLS or a unix socket. Every answer is bounded in time and size, and every failure
+//! has a type.
 //! The feature `tls` adds [`Client::with_tls`].
 
 use std::error::Error as StdError;
@@ -28,7 +29,7 @@ pub type Request = hyper::Request<Full<Bytes>>;
 /// An answer, read to its end.
 #[derive(Debug, Clone)]
 pub struct Response {
-    /// The status, whatever it is: the caller judges it.
+    /// The status. Any status is an answer.
     pub status: StatusCode,
     /// The header fields.
     pub headers: HeaderMap,
@@ -37,13 +38,13 @@ pub struct Response {
 }
 
 impl Response {
-    /// The body as text, on one line and at most 200 characters of it: for an error message.
+    /// The start of the body for an error message: at most 200 characters, on one line.
     #[must_use]
     pub fn excerpt(&self) -> String {
         self.excerpt_without(&[])
     }
 
-    /// The same without these secrets, which the request had: a server of another kind may repeat what it was sent.
+    /// The same without these secrets of the request, which a server may repeat.
     #[must_use]
     pub fn excerpt_without(&self, secrets: &[&Secret]) -> String {
         let mut text = String::from_utf8_lossy(&self.body[..self.body.len().min(64 << 10)]).into_owned();
@@ -56,7 +57,7 @@ impl Response {
     }
 }
 
-/// What an answer may cost.
+/// The limits of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// From the start of the connection to the last byte of the body.
@@ -65,7 +66,7 @@ pub struct Limits {
     pub bytes: usize,
 }
 
-/// Why there is no answer. `server` is scheme, host and port; paths and headers stay out of messages.
+/// Why there is no answer. `server` is scheme, host and port. Paths and headers may hold secrets and are never shown.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No connection: refused, no route, no such name.
@@ -100,7 +101,7 @@ pub enum Error {
         /// The limit in bytes.
         limit: usize,
     },
-    /// What came is not HTTP: something else listens there.
+    /// The answer is not HTTP: another kind of server listens there.
     #[error("the answer from {server} is not HTTP")]
     NotHttp {
         /// Scheme, host and port.
@@ -120,8 +121,7 @@ pub enum Error {
 
 type Answer = Result<hyper::Response<Incoming>, hyper_util::client::legacy::Error>;
 
-/// A pool of one kind of connection. Behind a pointer, so that a program that never makes a TLS client doesn't carry
-/// TLS.
+/// A pool of one kind of connection.
 trait Transport: Send + Sync {
     fn send(&self, request: Request) -> Pin<Box<dyn Future<Output = Answer> + Send>>;
 }
@@ -135,7 +135,7 @@ impl<C: Connect + Clone + Send + Sync + 'static> Transport for Pool<C, Full<Byte
 /// A client with a pool of connections. Cheap to make, shared by reference.
 pub struct Client {
     transport: Box<dyn Transport>,
-    /// What stands for the server in messages, where that isn't what the URL says.
+    /// The server's name in messages, if it is not in the URL.
     socket: Option<String>,
 }
 
@@ -164,7 +164,7 @@ impl Service<Uri> for Socket {
     }
 }
 
-/// How long a connection may take, shared by the addresses of a name: one of a host that is gone leaves time for the next.
+/// How long connecting may take. The addresses of a name share this time, so that a dead one leaves time for the next.
 const CONNECT: Duration = Duration::from_secs(3);
 
 pub(crate) fn tcp() -> HttpConnector {
@@ -176,13 +176,13 @@ pub(crate) fn tcp() -> HttpConnector {
 fn pool<C: Connect + Clone>(connector: C) -> Pool<C, Full<Bytes>> {
     Pool::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        // Below the idle limits of the servers we talk to, so that none closes a connection under a request.
+        // Shorter than the idle limits of the servers, so that none closes a connection during a request.
         .pool_idle_timeout(Duration::from_secs(20))
         .build(connector)
 }
 
 impl Client {
-    /// A client for `http://` alone.
+    /// A client for `http://` only.
     #[must_use]
     pub fn plain() -> Self {
         Self::over(tcp())
@@ -224,7 +224,7 @@ impl Client {
     }
 }
 
-/// What messages say of a URL: neither path nor user information, which may be secrets.
+/// The server of a URL for a message: without path and user information, which may be secrets.
 #[must_use]
 pub fn server_of(uri: &Uri) -> String {
     let authority = uri.authority().map_or("", |authority| authority.as_str());
@@ -232,7 +232,7 @@ pub fn server_of(uri: &Uri) -> String {
     format!("{}://{host}", uri.scheme_str().unwrap_or("http"))
 }
 
-/// The innermost cause says what happened; the wrappers around it say only that something did.
+/// Classifies an error by its innermost cause, which says what happened.
 fn classify(server: &str, error: hyper_util::client::legacy::Error) -> Error {
     let server = server.to_owned();
     let connecting = error.is_connect();
@@ -265,7 +265,7 @@ fn is_tls_error(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Whether the server sent something before it was asked, as one of HTTP/2 does: the one kind that hyper has no question for.
+/// Whether the server sent data before the request, as an HTTP/2 server does. hyper has no method for this kind, so it is what remains.
 fn spoke_first(error: &hyper::Error) -> bool {
     let ended = error.is_closed() || error.is_canceled() || error.is_incomplete_message() || error.is_timeout();
     !ended && !error.is_user() && error.source().is_none()

@@ -10,10 +10,10 @@ use crate::env::Env;
 use crate::secret::shown;
 use crate::stderr::Lines;
 
-/// Libraries that trace by themselves.
+/// Libraries with traces of their own.
 const LIBRARIES: [&str; 7] = ["bollard", "h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
 
-/// `LOG_LEVEL` or `LOG_FORMAT` holds something else than it may.
+/// `LOG_LEVEL` or `LOG_FORMAT` has a wrong value.
 #[derive(Debug, thiserror::Error)]
 #[error("{variable} is {value}: expected {expected}")]
 pub struct LogError {
@@ -27,7 +27,7 @@ pub struct LogError {
 /// `info`) and `LOG_FORMAT` (`text` or `json`; default `text`). A second call changes nothing.
 ///
 /// # Errors
-/// When one of the two variables holds something else.
+/// When one of the two variables has another value.
 pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
     let level = match env.get("LOG_LEVEL") {
         None => default_level.unwrap_or(Level::INFO),
@@ -37,11 +37,11 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
             expected: "trace, debug, info, warn or error",
         })?,
     };
-    // Libraries' own debugging would drown ours, and shows header fields.
+    // Debug lines of libraries are too many, and show header fields.
     let ours = move |metadata: &Metadata<'_>| {
         *metadata.level() <= Level::INFO
             || !(LIBRARIES.iter().any(|library| metadata.target().split("::").next() == Some(library))
-                // The AWS SDK, whose crates' names all begin so: it traces requests and answers, in which there are secrets.
+                // All crates of the AWS SDK. They trace requests and answers, which hold secrets.
                 || metadata.target().starts_with("aws_"))
     };
     let subscriber = tracing_subscriber::fmt().with_max_level(level).with_writer(|| Lines).with_ansi(false);
@@ -54,7 +54,7 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
             return Err(LogError { variable: "LOG_FORMAT", value: shown(value), expected: "text or json" });
         }
     };
-    // Only a second call fails, and then logging has started.
+    // It fails only if logging has already started.
     let _ = started;
     Ok(())
 }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_level_or_format_is_named_with_what_would_do() {
+    fn a_wrong_level_or_format_is_named_with_the_valid_ones() {
         let error = init(&Env::from_iter([("LOG_LEVEL", "loud")]), None).unwrap_err();
         assert_eq!(error.to_string(), r#"LOG_LEVEL is "loud": expected trace, debug, info, warn or error"#);
         let error = init(&Env::from_iter([("LOG_FORMAT", "xml")]), None).unwrap_err();

@@ -3,18 +3,18 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-/// A token or a key. Its `Debug` shows nothing of the value and it has no `Display`; [`Secret::expose`] is the one way
-/// to the text, so that every use can be found by name.
+/// A token or a key. `Debug` shows nothing of it, and there is no `Display`. Only [`Secret::expose`] returns the text, so a search for this
+/// name finds every use.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the text, without white space around it (an editor's last newline is no part of a token).
+    /// Trims the text: a newline that an editor adds is no part of a token.
     pub fn new(text: impl AsRef<str>) -> Self {
         Self(text.as_ref().trim().to_owned())
     }
 
-    /// The text itself, for the place that has to send or store it.
+    /// The text, to send or store it.
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
@@ -27,12 +27,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a secret comes from: the variable's value, as ECS injects it, or a file that the variable names.
+/// The source of a secret: a variable's value, as ECS sets it, or a file that a variable names.
 #[derive(Clone, PartialEq, Eq)]
 pub enum SecretSource {
     /// The secret itself.
     Value(Secret),
-    /// A file that holds it; read anew each time, so that a rotated secret is picked up.
+    /// A file with the secret. It is read each time, so that a rotated secret takes effect.
     File(PathBuf),
 }
 
@@ -49,16 +49,16 @@ impl fmt::Debug for SecretSource {
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the secret in {file}")]
 pub struct SecretFileError {
-    /// Its name, where that may be shown.
+    /// The file's name, if it may be shown.
     file: String,
     source: std::io::Error,
 }
 
 impl SecretSource {
-    /// The secret as it stands now.
+    /// Reads the secret.
     ///
     /// # Errors
-    /// When it is in a file that cannot be read or is empty: a secret that was not written yet is none.
+    /// When its file cannot be read, or is empty because the secret has not been written yet.
     pub fn read(&self) -> Result<Secret, SecretFileError> {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
@@ -75,15 +75,15 @@ impl SecretSource {
     }
 }
 
-/// A variable's value for a message, in quotes. A secret may have got into the wrong variable. So PEM, JSON, an address with a
-/// password and a very long text are not shown, and the message says so.
+/// A variable's value for a message, in quotes. A secret may be in the wrong variable. So the message does not show PEM, JSON, an
+/// address with a password, or a very long text.
 #[must_use]
 pub fn shown(value: &str) -> String {
     let may_be_secret = value.contains(['@', '{', '\n']) || value.contains("-----") || value.chars().count() > 80;
     if may_be_secret { "a value that is not shown".to_owned() } else { format!("{value:?}") }
 }
 
-/// The name of a file for a message; only that it is not shown, where the variable holds the file's text instead.
+/// The name of a file for a message. If the variable holds the file's text instead of its name, the text is not shown.
 #[must_use]
 pub fn shown_path(path: &Path) -> String {
     let text = path.to_string_lossy();
@@ -94,7 +94,7 @@ pub fn shown_path(path: &Path) -> String {
     }
 }
 
-/// The same for a secret's file. A token has no slash, and a key in base64 may begin with one.
+/// The name of a secret's file for a message. A token has no slash, but a key in base64 may begin with one.
 fn shown_secret_path(path: &Path) -> String {
     let text = path.to_string_lossy();
     if text.starts_with(['/', '.']) && !text.ends_with('=') {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_stands_where_its_file_belongs_is_not_in_the_error() {
+    fn an_error_does_not_show_a_secret_given_as_a_file_name() {
         let secrets = [
             "6f1c2c1e-0000-4000-8000-5ec3e7000000",
             "{\"accessor_id\":\"a\",\"token\":\"5ec3e7\"}",
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_anew_each_time() {
+    fn a_secret_s_file_is_read_each_time() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("secret");
         let source = SecretSource::File(path.clone());

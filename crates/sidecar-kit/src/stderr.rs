@@ -1,7 +1,7 @@
-//! Standard error: a line may be lost, but none is waited for.
+//! Standard error. Writing never blocks the program; lines may be lost instead.
 //!
-//! Standard error may be a pipe that nobody empties (`awslogs` in its blocking mode), and then a write lasts until somebody does. The
-//! pipe is shared with other programs, so it can't be made non-blocking either. So a thread of its own writes.
+//! Standard error may be a full pipe (`awslogs` in its blocking mode), and a write to it then blocks. Other programs share the pipe, so it
+//! must stay in blocking mode. Therefore a thread of its own writes.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
@@ -11,13 +11,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How many lines wait to be written; one more is lost.
+/// How many lines may wait. Further lines are lost.
 const WAITING: usize = 256;
 
-/// How long the program's end is held up for lines that are not written yet.
+/// How long the program's end may be delayed by waiting lines.
 const END: Duration = Duration::from_secs(1);
 
-/// How long to wait before a write is tried again where another program made standard error non-blocking.
+/// The pause before the next attempt, if another program made standard error non-blocking.
 const AGAIN: Duration = Duration::from_millis(10);
 
 enum Message {
@@ -27,7 +27,7 @@ enum Message {
 
 static QUEUE: OnceLock<Option<SyncSender<Message>>> = OnceLock::new();
 
-/// Writes a line, or more than one, to standard error soon.
+/// Queues one or more lines for standard error.
 pub fn line(text: impl Into<Vec<u8>>) {
     let queue = QUEUE.get_or_init(|| {
         let (queue, messages) = sync_channel(WAITING);
@@ -35,12 +35,12 @@ pub fn line(text: impl Into<Vec<u8>>) {
         thread.is_ok().then_some(queue)
     });
     if let Some(queue) = queue {
-        // It is full: the line is lost.
+        // If the queue is full, the line is lost.
         let _ = queue.try_send(Message::Line(text.into()));
     }
 }
 
-/// Waits until all lines are written, for a second at most. For the program's end.
+/// Waits until all lines are written, for at most a second. Call it at the program's end.
 pub fn flush() {
     let Some(Some(queue)) = QUEUE.get() else { return };
     let deadline = Instant::now() + END;
@@ -53,7 +53,7 @@ pub fn flush() {
         message = unsent;
         thread::sleep(AGAIN);
     }
-    // It fails when the time is over.
+    // It fails at the deadline.
     let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
 }
 
@@ -73,19 +73,19 @@ impl Write for Lines {
 }
 
 fn write(messages: &Receiver<Message>) {
-    // Not through `std::io::stderr`: this thread would hold its lock for as long as a write lasts.
+    // Writing through `std::io::stderr` would hold its lock while a write blocks.
     let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from);
     for message in messages {
         match (message, &stderr) {
             (Message::Line(text), Ok(stderr)) => write_all(stderr, &text),
             (Message::Line(_), Err(_)) => {}
-            // Nobody may wait for it any more.
+            // The caller of flush may have given up.
             (Message::Flush(done), _) => drop(done.try_send(())),
         }
     }
 }
 
-/// Writes all of the text, or gives it up where standard error is closed.
+/// Writes the whole text, or gives up if standard error is closed.
 fn write_all(mut stderr: &File, mut text: &[u8]) {
     while !text.is_empty() {
         match stderr.write(text) {

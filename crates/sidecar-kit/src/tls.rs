@@ -1,4 +1,5 @@
-//! TLS as a client: whom to trust, for which name, and how to prove who asks. No error here carries a part of what it read.
+//! TLS for the client: which authorities to trust, for which name, and the client's own certificate. No error shows a part of what it
+//! read.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -19,16 +20,16 @@ use crate::env::Env;
 use crate::http::{Client, tcp};
 use crate::secret::shown;
 
-/// How a server proves who it is.
+/// How the client checks a server, and its own certificate.
 #[derive(Debug, Clone, Default)]
 pub struct TlsOptions {
     /// The authorities that are trusted.
     pub authorities: Authorities,
-    /// The name the server's certificate must carry, where it is not the URL's host.
+    /// The name that the server's certificate must have, if it is not the URL's host.
     pub server_name: Option<String>,
-    /// Take any certificate. Consul's `CONSUL_HTTP_SSL_VERIFY=false`; for a laboratory.
+    /// Accept any certificate, as Consul's `CONSUL_HTTP_SSL_VERIFY=false` does. For tests only.
     pub insecure: bool,
-    /// What a server that asks for it is shown (mutual TLS).
+    /// The client's certificate and key, for mutual TLS.
     pub identity: Option<Identity>,
 }
 
@@ -46,16 +47,16 @@ pub enum TlsOptionsError {
     Identity(#[source] rustls::Error),
 }
 
-/// A text that is not the PEM that was expected.
+/// What is wrong with a PEM text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
     /// There is no such section.
     #[error("it holds no certificate: expected PEM text, in which a line begins with -----BEGIN CERTIFICATE-----")]
     NoCertificate,
-    /// The line breaks got lost on the way.
+    /// The line breaks are written as `\n`.
     #[error("its line breaks are written as \\n: expected PEM text in lines")]
     EscapedLines,
-    /// The same.
+    /// The line breaks are missing.
     #[error("its line breaks are missing: expected PEM text in lines")]
     OneLine,
     /// A section without an end, or one that is not base64.
@@ -75,7 +76,7 @@ pub enum PemError {
 /// Why the public authorities are not known.
 #[derive(Debug, thiserror::Error)]
 pub enum PublicAuthoritiesError {
-    /// The variable names what cannot be read.
+    /// The variable names a file or directory that cannot be read.
     #[error("{variable}: cannot read {}", path.display())]
     Unreadable {
         /// The variable.
@@ -85,7 +86,7 @@ pub enum PublicAuthoritiesError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The variable names what has no certificate.
+    /// The variable names a file or directory without a certificate.
     #[error("{variable}: {}", path.display())]
     Pem {
         /// The variable.
@@ -101,7 +102,7 @@ pub enum PublicAuthoritiesError {
 #[derive(Clone, Default)]
 pub struct Authorities {
     certificates: Vec<CertificateDer<'static>>,
-    /// Trust those that this program carries too.
+    /// Also trust the certificates built into the program.
     built_in: bool,
 }
 
@@ -112,10 +113,10 @@ impl fmt::Debug for Authorities {
     }
 }
 
-/// Go's names for it: a file in the place of the system's bundle, directories in the place of the system's.
+/// Go's variables: a file instead of the system's bundle, and directories instead of the system's.
 const CERT_FILE: &str = "SSL_CERT_FILE";
 const CERT_DIR: &str = "SSL_CERT_DIR";
-/// Where the distributions have their bundle; the first that is there counts.
+/// The bundles of the distributions. The first one that exists is used.
 const BUNDLES: [&str; 6] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -127,7 +128,7 @@ const BUNDLES: [&str; 6] = [
 const DIRECTORIES: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
 
 impl Authorities {
-    /// Those in this PEM text; there must be at least one.
+    /// The certificates in this PEM text. There must be at least one.
     ///
     /// # Errors
     /// When one of them is damaged.
@@ -140,12 +141,11 @@ impl Authorities {
         Ok(Self { certificates, built_in: false })
     }
 
-    /// Those that Go's client trusts where it is given none: `SSL_CERT_FILE`, else the system's bundle, and the files in
-    /// the directories of `SSL_CERT_DIR`, else in the system's. Where there are none, as in an image from scratch, those
-    /// that this program carries.
+    /// The authorities that Go's client trusts by default: `SSL_CERT_FILE`, otherwise the system's bundle; and the files in the
+    /// directories of `SSL_CERT_DIR`, otherwise of the system's. If there are none, as in a scratch image, those built into the program.
     ///
     /// # Errors
-    /// When one of the variables names what cannot be read.
+    /// When one of the variables names a file or directory that cannot be used.
     pub fn public(env: &Env) -> Result<Self, PublicAuthoritiesError> {
         let mut found = HashSet::new();
         match env.get(CERT_FILE) {
@@ -181,13 +181,13 @@ impl Authorities {
         Ok(Self { built_in: found.is_empty(), certificates: found.into_iter().collect() })
     }
 
-    /// How many there are, without those built in.
+    /// The number of certificates, without those built in.
     #[must_use]
     pub fn len(&self) -> usize {
         self.certificates.len()
     }
 
-    /// Whether nobody is trusted.
+    /// Whether no authority is trusted.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.certificates.is_empty() && !self.built_in
@@ -214,7 +214,7 @@ fn unreadable(variable: &'static str, path: &Path, source: std::io::Error) -> Pu
     PublicAuthoritiesError::Unreadable { variable, path: path.to_owned(), source }
 }
 
-/// As Go does it: what is no certificate there is passed over.
+/// The certificates in a directory. Other files are skipped, as Go does.
 fn in_directory(directory: &Path) -> std::io::Result<Vec<CertificateDer<'static>>> {
     let files = fs::read_dir(directory)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file());
     let texts = files.filter_map(|path| fs::read(path).ok());
@@ -235,7 +235,7 @@ fn certificates(text: &[u8]) -> Result<Vec<CertificateDer<'static>>, PemError> {
     }
 }
 
-/// What is wrong with a text that is no PEM.
+/// Why a text is not PEM.
 fn misread(text: &[u8], otherwise: PemError) -> PemError {
     let text = String::from_utf8_lossy(text);
     let Some((_, begun)) = text.split_once("-----BEGIN ") else { return otherwise };
@@ -246,12 +246,12 @@ fn misread(text: &[u8], otherwise: PemError) -> PemError {
     }
 }
 
-/// The PEM text of certificates, and of nothing else: it is passed on to others. `Debug` shows nothing of it.
+/// A PEM text with certificates only, so that it can be passed on. `Debug` shows nothing of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CertificatesPem(String);
 
 impl CertificatesPem {
-    /// Takes the text as it is.
+    /// Checks the text, and does not change it.
     ///
     /// # Errors
     /// When it holds no certificate, a damaged one, or a private key.
@@ -277,7 +277,7 @@ impl fmt::Debug for CertificatesPem {
     }
 }
 
-/// A client's certificate, with those between it and the authority after it, and its private key. `Debug` shows neither.
+/// A client's certificate, the intermediate certificates after it, and its private key. `Debug` shows nothing of them.
 #[derive(Clone)]
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
@@ -366,7 +366,7 @@ impl TlsOptions {
     }
 }
 
-/// Takes every certificate, but still checks that the peer holds its key.
+/// Accepts every certificate, and still checks that the server has its key.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 

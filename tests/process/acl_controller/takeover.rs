@@ -209,7 +209,7 @@ async fn token_taken_over_late_is_not_replaced() {
     }
     assert_eq!([world.settles("web").await, world.clients_settle().await], [web, clients]);
     for owner in ["service web", "client token"] {
-        controller.says(&format!("{owner}: all is well again"), BOUND).await;
+        controller.says(&format!("{owner}: works again"), BOUND).await;
     }
 }
 

@@ -300,7 +300,7 @@ async fn token_is_rotated_without_an_outage() {
     };
     {
         let controller = world.start_with(&["--rotate-after", "1s"]);
-        controller.says(&format!("token {first} replaced by"), BOUND).await;
+        controller.says(&format!("token {first} superseded by"), BOUND).await;
         world.silent(&controller);
     }
     assert_ne!(world.token_of("p-web").await.unwrap()["AccessorID"], first.as_str());
@@ -332,7 +332,7 @@ async fn undescribed_task_keeps_a_replaced_token() {
     };
     {
         let controller = world.start_with(&["--rotate-after", "1s"]);
-        controller.says(&format!("token {first} replaced by"), TAKEOVER + BOUND).await;
+        controller.says(&format!("token {first} superseded by"), TAKEOVER + BOUND).await;
     }
     let lives = async || world.tokens("web").await.iter().any(|token| token["AccessorID"] == first.as_str());
     assert!(lives().await);
@@ -413,7 +413,7 @@ async fn stopping_task_without_tags_keeps_its_replaced_token() {
     let first = world.settles("web").await;
     end(controller).await;
     let controller = world.start_with(&["--rotate-after", "1s"]);
-    controller.says(&format!("token {first} replaced by"), BOUND).await;
+    controller.says(&format!("token {first} superseded by"), BOUND).await;
     end(controller).await;
     let lives = async || world.tokens("web").await.iter().any(|token| token["AccessorID"] == first.as_str());
 
