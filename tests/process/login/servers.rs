@@ -65,7 +65,8 @@ async fn login_that_may_have_left_a_token_is_reported_once() {
     let variables = [("CONSUL_HTTP_ADDR", agent.http.as_str()), ("CONSUL_LOGIN_BEARER_TOKEN", "proof")];
     let finished = task.starts(&variables).await;
     assert_eq!(server.requests().iter().filter(|request| request.path() == "/v1/acl/login").count(), 3);
-    let told = finished.stderr.matches("if it made a token, the token stays until the auth method's MaxTokenTTL").count();
+    let told =
+        finished.stderr.matches("if it made a token, the token stays until the auth method's MaxTokenTTL").count();
     assert_eq!(told, 1, "{}", finished.stderr);
 }
 
