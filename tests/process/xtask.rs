@@ -82,3 +82,26 @@ async fn packages(arguments: &[&str]) -> BTreeSet<String> {
     assert_eq!(tree.code, 0, "{}", tree.stderr);
     tree.stdout.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
 }
+
+#[tokio::test]
+async fn what_ships_depends_on_no_crate_of_the_local_mesh() {
+    let local =
+        ["local-mesh", "ecs-local", "xds-bridge", "demo-app", "mesh-setup", "mesh-probe", "xtask", "mesh-tests"];
+    let shipped = ["acl-controller", "app-entrypoint", "envoy-entrypoint", "health-sync", "mesh-init", "mesh-task"];
+    for program in shipped {
+        let packages = packages(&["--package", program, "--edges", "normal"]).await;
+        assert!(packages.contains("sidecar-kit"), "{program}");
+        for package in local {
+            assert!(!packages.contains(package), "{program}: {package}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn mesh_config_has_no_http_client() {
+    let packages = packages(&["--package", "mesh-config", "--edges", "normal"]).await;
+    assert!(packages.contains("consul-types"));
+    for package in ["hyper", "rustls", "tokio", "consul-api", "sidecar-kit"] {
+        assert!(!packages.contains(package), "{package}");
+    }
+}

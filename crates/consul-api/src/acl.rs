@@ -8,13 +8,13 @@ use sidecar_kit::secret::Secret;
 use crate::client::{Call, Client};
 use crate::error::Error;
 
-/// A service that a token speaks for: it may register it and its proxy, and read what a proxy needs.
+/// A service identity: its token may register this service and its proxy, and read what a proxy needs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ServiceIdentity {
-    /// The service's name; Consul takes lower case alone.
+    /// The service's name. Consul accepts only lower case.
     pub service_name: String,
-    /// Where it holds; everywhere if empty.
+    /// The datacenters in which it applies; all of them if empty.
     #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "Vec::is_empty")]
     pub datacenters: Vec<String>,
 }
@@ -23,7 +23,7 @@ pub struct ServiceIdentity {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AclLink {
-    /// The ID; may be left out where the name is given.
+    /// The ID. It may be absent if the name is given.
     #[serde(rename = "ID", default, skip_serializing_if = "String::is_empty")]
     pub id: String,
     /// The name.
@@ -31,11 +31,11 @@ pub struct AclLink {
     pub name: String,
 }
 
-/// What a token may do and what is said of it: the part of it that can be written.
+/// The writable part of a token: its description and its rights.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct TokenGrants {
-    /// For people.
+    /// A text for people.
     #[serde(default)]
     pub description: String,
     /// Its policies.
@@ -44,34 +44,34 @@ pub struct TokenGrants {
     /// Its roles.
     #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<AclLink>,
-    /// The services it speaks for.
+    /// Its service identities.
     #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "Vec::is_empty")]
     pub service_identities: Vec<ServiceIdentity>,
-    /// The nodes it speaks for, as Consul gives them.
+    /// Its node identities, as Consul writes them.
     #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "Vec::is_empty")]
     pub node_identities: Vec<serde_json::Value>,
-    /// What it may do by templates, as Consul gives it (1.17 and later).
+    /// Its templated policies, as Consul writes them (Consul 1.17 and later).
     #[serde(default, deserialize_with = "null_as_empty", skip_serializing_if = "Vec::is_empty")]
     pub templated_policies: Vec<serde_json::Value>,
-    /// Whether it exists in one datacenter alone; can't be changed.
+    /// Whether it exists in only one datacenter. This cannot be changed later.
     #[serde(default)]
     pub local: bool,
 }
 
-/// A token as a list has it: without its secret ID.
+/// A token in a list, which does not show secret IDs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct TokenEntry {
-    /// Its public name, which gives no access.
+    /// Its accessor ID, which gives no access.
     #[serde(rename = "AccessorID")]
     pub accessor_id: AccessorId,
-    /// What it may do.
+    /// Its description and rights.
     #[serde(flatten)]
     pub grants: TokenGrants,
-    /// When it was made: RFC 3339 with the zone of the server that made it.
+    /// When it was created, in RFC 3339 with the time zone of the server.
     #[serde(default)]
     pub create_time: String,
-    /// Grows with each token, in the order in which they were made.
+    /// Tokens that are created later have a higher index.
     #[serde(default)]
     pub create_index: u64,
     /// Grows when the token changes.
@@ -85,12 +85,12 @@ pub struct Token {
     /// The token.
     #[serde(flatten)]
     pub entry: TokenEntry,
-    /// What a request carries.
+    /// The secret that a request sends.
     #[serde(rename = "SecretID", deserialize_with = "secret")]
     pub secret_id: Secret,
 }
 
-/// A policy; a list has it without its rules.
+/// A policy. In a list it has no rules.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Policy {
@@ -99,13 +99,13 @@ pub struct Policy {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// For people.
+    /// A text for people.
     #[serde(default)]
     pub description: String,
     /// The rules, in HCL or JSON.
     #[serde(default)]
     pub rules: String,
-    /// Where it holds; everywhere if empty.
+    /// The datacenters in which it applies; all of them if empty.
     #[serde(default, deserialize_with = "null_as_empty")]
     pub datacenters: Vec<String>,
     /// Grows when it changes.
@@ -113,7 +113,7 @@ pub struct Policy {
     pub modify_index: u64,
 }
 
-/// A role, as far as it says which policies it links.
+/// A role with the policies that it links.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Role {
@@ -124,13 +124,13 @@ pub struct Role {
     pub policies: Vec<AclLink>,
 }
 
-/// What of a policy can be written.
+/// The writable part of a policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct NewPolicy<'a> {
     /// Its name.
     pub name: &'a str,
-    /// For people.
+    /// A text for people.
     pub description: &'a str,
     /// The rules, in HCL.
     pub rules: &'a str,
@@ -141,10 +141,10 @@ fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Secret, D
 }
 
 impl Client {
-    /// Makes the first token, which may do everything; none if that has been done before ("Bootstrap ACLs").
+    /// Creates the first token, which may do everything ("Bootstrap ACLs"). It is none if somebody did that before.
     ///
     /// # Errors
-    /// See [`Error`]; while the cluster has just come up, also a 500 that passes.
+    /// In a new cluster, Consul answers 500 for some seconds.
     pub async fn bootstrap_acls(&self) -> Result<Option<Token>, Error> {
         match self.fetch(Call::new(Method::PUT, "/v1/acl/bootstrap")).await {
             Ok(token) => Ok(Some(token)),
@@ -153,11 +153,8 @@ impl Client {
         }
     }
 
-    /// Gives the agent that is asked the token for what it does itself, such as keeping its node in the catalog ("Update ACL
-    /// Tokens"). It keeps it across restarts where token persistence is enabled.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Sets the agent's own token, with which it updates its node in the catalog ("Update ACL Tokens"). The agent keeps the
+    /// token across restarts if token persistence is enabled.
     pub async fn set_agent_token(&self, token: &Secret) -> Result<(), Error> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -167,11 +164,8 @@ impl Client {
         self.execute(Call::new(Method::PUT, "/v1/agent/token/agent").json(&Body { token: token.expose() })).await
     }
 
-    /// All tokens, as the leader has them after it has asked its peers (`?consistent`): a list that is behind would make a
-    /// caller create what is there.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// All tokens. The leader asks its peers first (`?consistent`): with a list that is behind, a caller would create a token
+    /// that exists.
     pub async fn tokens(&self) -> Result<Vec<TokenEntry>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/acl/tokens").query("consistent", "")).await
     }
@@ -179,23 +173,17 @@ impl Client {
     /// A token by its accessor ID, with its secret ID.
     ///
     /// # Errors
-    /// See [`Error`]; one that isn't there is [`Error::PermissionDenied`] with `ACL not found`.
+    /// [`Error::PermissionDenied`] with `ACL not found` if the token does not exist.
     pub async fn token(&self, accessor_id: &AccessorId) -> Result<Token, Error> {
         self.fetch(Call::new(Method::GET, "/v1/acl/token").segment(accessor_id.as_str()).query("consistent", "")).await
     }
 
-    /// Makes a token.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Creates a token.
     pub async fn create_token(&self, grants: &TokenGrants) -> Result<Token, Error> {
         self.fetch(Call::new(Method::PUT, "/v1/acl/token").json(grants)).await
     }
 
-    /// Makes a token with this accessor ID and this secret ID, both UUIDs that no token has.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Creates a token with this accessor ID and this secret ID, which are UUIDs of no other token.
     pub async fn create_token_as(
         &self,
         grants: &TokenGrants,
@@ -215,66 +203,45 @@ impl Client {
         self.fetch(Call::new(Method::PUT, "/v1/acl/token").json(&body)).await
     }
 
-    /// Replaces what a token may do, and returns the token as it is then.
+    /// Replaces a token's description and rights, and returns the token.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::is_unknown_token`] where no token has this accessor ID.
+    /// [`Error::is_missing_token`] if no token has this accessor ID.
     pub async fn update_token(&self, accessor_id: &AccessorId, grants: &TokenGrants) -> Result<Token, Error> {
         self.fetch(Call::new(Method::PUT, "/v1/acl/token").segment(accessor_id.as_str()).json(grants)).await
     }
 
-    /// Removes a token.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Deletes a token.
     pub async fn delete_token(&self, accessor_id: &AccessorId) -> Result<(), Error> {
         self.execute(Call::new(Method::DELETE, "/v1/acl/token").segment(accessor_id.as_str())).await
     }
 
     /// All policies, without their rules.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn policies(&self) -> Result<Vec<Policy>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/acl/policies").query("consistent", "")).await
     }
 
     /// A policy by its ID, with its rules.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn policy(&self, id: &str) -> Result<Policy, Error> {
         self.fetch(Call::new(Method::GET, "/v1/acl/policy").segment(id).query("consistent", "")).await
     }
 
-    /// Makes a policy.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Creates a policy.
     pub async fn create_policy(&self, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
         self.fetch(Call::new(Method::PUT, "/v1/acl/policy").json(policy)).await
     }
 
-    /// Replaces a policy's text.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Replaces a policy.
     pub async fn update_policy(&self, id: &str, policy: &NewPolicy<'_>) -> Result<Policy, Error> {
         self.fetch(Call::new(Method::PUT, "/v1/acl/policy").segment(id).json(policy)).await
     }
 
-    /// Removes a policy. A token that links it keeps its other rights.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Deletes a policy. A token that links it keeps its other rights.
     pub async fn delete_policy(&self, id: &str) -> Result<(), Error> {
         self.execute(Call::new(Method::DELETE, "/v1/acl/policy").segment(id)).await
     }
 
     /// All roles.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn roles(&self) -> Result<Vec<Role>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/acl/roles").query("consistent", "")).await
     }

@@ -12,16 +12,16 @@ use crate::catalog::equals;
 use crate::client::{Call, Client};
 use crate::error::Error;
 
-/// What `/v1/agent/self` says, as far as it is used here.
+/// The parts of `/v1/agent/self` that are used here.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AgentSelf {
     /// The agent's identity.
     pub config: AgentSelfConfig,
-    /// The configuration in effect; its form is not documented to be stable.
+    /// The configuration in effect. Consul does not document its form as stable.
     #[serde(default)]
     pub debug_config: Map<String, Value>,
-    /// Where proxies connect to; its `Ports` since Consul 1.14.
+    /// Where proxies connect. It has `Ports` since Consul 1.14.
     #[serde(default, rename = "xDS")]
     pub xds: Option<Value>,
 }
@@ -38,16 +38,16 @@ pub struct AgentSelfConfig {
     pub version: String,
 }
 
-/// Where an agent serves xDS, by what it says of itself.
+/// Where an agent reports that it serves xDS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XdsPort {
-    /// On this port in plain text, whether it has one with TLS too or not.
+    /// On this port in plain text. It may also have a port with TLS.
     Plain(u16),
     /// On this port, with TLS only.
     Tls(u16),
-    /// Nowhere: gRPC is off.
+    /// Nowhere, because gRPC is off.
     Off,
-    /// It doesn't say.
+    /// The agent does not report a port.
     Unknown,
 }
 
@@ -75,7 +75,7 @@ impl AgentSelf {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AgentService {
-    /// What kind it is; an ordinary service without.
+    /// Its kind; none for an ordinary service.
     #[serde(default, deserialize_with = "empty_as_none")]
     pub kind: Option<ServiceKind>,
     /// The ID.
@@ -89,13 +89,13 @@ pub struct AgentService {
     /// Metadata.
     #[serde(default, deserialize_with = "null_as_empty")]
     pub meta: BTreeMap<String, String>,
-    /// The port; 0 for none.
+    /// The port; 0 if it has none.
     #[serde(default)]
     pub port: u16,
-    /// The address, where it isn't the agent's.
+    /// The address, if it differs from the agent's.
     #[serde(default)]
     pub address: String,
-    /// For a proxy: what it is the proxy of, with the central configuration merged in.
+    /// A proxy's configuration, with the central configuration merged in.
     #[serde(default)]
     pub proxy: Option<Proxy>,
     /// Its namespace (Consul Enterprise).
@@ -120,10 +120,10 @@ pub struct AgentCheck {
     pub name: String,
     /// The status.
     pub status: CheckStatus,
-    /// What the last run or update said.
+    /// The output of the last run or update.
     #[serde(default)]
     pub output: String,
-    /// For humans; of a maintenance check the reason.
+    /// A text for people. In a maintenance check, it is the reason.
     #[serde(default)]
     pub notes: String,
     /// The service's ID; empty for a check of the node.
@@ -132,68 +132,53 @@ pub struct AgentCheck {
 }
 
 impl Client {
-    /// The agent's identity and configuration; needs `agent:read`, which a service identity doesn't give.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The agent's identity and configuration. The token needs `agent:read`, which a service identity does not include.
     pub async fn agent_self(&self) -> Result<AgentSelf, Error> {
         self.fetch(Call::new(Method::GET, "/v1/agent/self")).await
     }
 
-    /// Registers a service, or brings one with the same ID to this state. Its checks of other names are removed.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Registers a service, or updates the one with the same ID. Checks that are not in the registration are removed.
     pub async fn register_service(&self, service: &ServiceRegistration) -> Result<(), Error> {
         let call = Call::new(Method::PUT, "/v1/agent/service/register").query("replace-existing-checks", "true");
         self.execute(call.json(service)).await
     }
 
-    /// Registers a service, or brings one with the same ID to this state. Its checks of other names stay, maintenance
-    /// among them.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Registers a service, or updates the one with the same ID. Checks that are not in the registration stay, and so does
+    /// maintenance.
     pub async fn register_service_keeping_checks(&self, service: &ServiceRegistration) -> Result<(), Error> {
         self.execute(Call::new(Method::PUT, "/v1/agent/service/register").json(service)).await
     }
 
-    /// Removes a service and its checks.
+    /// Deregisters a service and its checks.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::NotFound`] where the agent doesn't have it.
+    /// [`Error::NotFound`] if the agent does not have it.
     pub async fn deregister_service(&self, id: &ServiceId) -> Result<(), Error> {
         self.execute(Call::new(Method::PUT, "/v1/agent/service/deregister").segment(id.as_str())).await
     }
 
-    /// A service as the agent has it; for a proxy with the central configuration merged in.
+    /// A service as the agent has it. For a proxy, the central configuration is merged in.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::NotFound`] where the agent doesn't have it.
+    /// [`Error::NotFound`] if the agent does not have it.
     pub async fn agent_service(&self, id: &ServiceId) -> Result<AgentService, Error> {
         self.fetch(Call::new(Method::GET, "/v1/agent/service").segment(id.as_str())).await
     }
 
-    /// Those of these services that the agent has and the token may see, by ID.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The services among these IDs that the agent has and the token may read.
     pub async fn agent_services(&self, ids: &[&ServiceId]) -> Result<BTreeMap<ServiceId, AgentService>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/agent/services").query("filter", any_of("ID", ids))).await
     }
 
-    /// The checks of these services that the agent has and the token may see, by ID; maintenance is one.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The checks of these services that the agent has and the token may read, maintenance included.
     pub async fn agent_checks(&self, services: &[&ServiceId]) -> Result<BTreeMap<CheckId, AgentCheck>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/agent/checks").query("filter", any_of("ServiceID", services))).await
     }
 
-    /// Takes a service out of the mesh or back in, whatever its checks say.
+    /// Sets or ends maintenance: a service in maintenance is critical, whatever its other checks say.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::NotFound`] where the agent doesn't have it.
+    /// [`Error::NotFound`] if the agent does not have it.
     pub async fn set_maintenance(&self, id: &ServiceId, on: bool, reason: &str) -> Result<(), Error> {
         let call = Call::new(Method::PUT, "/v1/agent/service/maintenance").segment(id.as_str());
         self.execute(call.query("enable", on.to_string()).query("reason", reason)).await
@@ -202,7 +187,7 @@ impl Client {
     /// Sets the status of a TTL check.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::NotFound`] where the agent doesn't have it.
+    /// [`Error::NotFound`] if the agent does not have it.
     pub async fn update_check(&self, id: &CheckId, status: CheckStatus, output: &str) -> Result<(), Error> {
         let call = Call::new(Method::PUT, "/v1/agent/check/update").segment(id.as_str());
         self.execute(call.json(&serde_json::json!({ "Status": status, "Output": output }))).await

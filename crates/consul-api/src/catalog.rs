@@ -12,15 +12,15 @@ use serde::de::DeserializeOwned;
 use crate::client::{Call, Client, decode};
 use crate::error::Error;
 
-/// A point in the history of what was asked for; a blocking query waits for what comes after it.
+/// A version of an answer. A blocking query waits for a later version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Index(u64);
 
-/// An answer with the point in history at which it was true.
+/// An answer with its version.
 #[derive(Debug, Clone)]
 pub struct Indexed<T> {
-    /// Give this to the next query; none when the index went backwards (a restored server) and the next query must not
-    /// block.
+    /// The version for the next query. It is none if Consul's index went backwards, as after a restore: the next query must
+    /// not block then.
     pub index: Option<Index>,
     /// The answer.
     pub value: T,
@@ -110,60 +110,45 @@ pub struct HealthCheck {
 }
 
 impl ServiceHealth {
-    /// Whether proxies send requests to it: as Consul has it, unless a check is critical.
+    /// Whether proxies send requests to it. In Consul, one critical check prevents that.
     #[must_use]
     pub fn is_routed_to(&self) -> bool {
         self.checks.iter().all(|check| !matches!(check.status, CheckStatus::Critical | CheckStatus::Maintenance))
     }
 }
 
-/// Which instances are meant.
+/// Which instances to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instances<'a> {
     /// Those of this service.
     Of(&'a str),
-    /// The proxies of this service, whatever they are called.
+    /// The proxies of this service, under any name.
     ProxiesOf(&'a str),
 }
 
 impl Client {
-    /// The leader's address; none while there is no leader.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The leader's address; none if there is no leader.
     pub async fn leader(&self) -> Result<Option<String>, Error> {
         let leader: String = self.fetch(Call::new(Method::GET, "/v1/status/leader")).await?;
         Ok(Some(leader).filter(|leader| !leader.is_empty()))
     }
 
     /// The instances of a service.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn catalog_service(&self, name: &str) -> Result<Vec<CatalogService>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/catalog/service").segment(name)).await
     }
 
     /// The names of all services, with the tags in use.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn catalog_services(&self) -> Result<BTreeMap<String, Vec<String>>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/catalog/services")).await
     }
 
     /// All nodes.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn catalog_nodes(&self) -> Result<Vec<HealthNode>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/catalog/nodes")).await
     }
 
-    /// The names of the nodes that gossip holds for failed: their `serfHealth` is critical.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The names of the nodes that have failed in gossip: their `serfHealth` is critical.
     pub async fn failed_nodes(&self) -> Result<Vec<String>, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -178,10 +163,7 @@ impl Client {
         Ok(checks.into_iter().filter(|check| check.check_id == "serfHealth").map(|check| check.node).collect())
     }
 
-    /// The services of a node; none for a node that the catalog doesn't have.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The services of a node. The list is empty if the catalog does not have the node.
     pub async fn node_services(&self, node: &str) -> Result<Vec<HealthService>, Error> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -193,10 +175,7 @@ impl Client {
         Ok(found.map(|node| node.services.into_values().collect()).unwrap_or_default())
     }
 
-    /// Removes a node with its services and checks; one that isn't there is no error.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Deregisters a node with its services and checks. A node that does not exist is no error.
     pub async fn deregister_node(&self, node: &str) -> Result<(), Error> {
         #[derive(serde::Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -206,11 +185,8 @@ impl Client {
         self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Node { node })).await
     }
 
-    /// The instances of a service with their checks. With `after` the server holds the answer until something has changed
-    /// since, at most for `wait` (and up to a sixteenth more, as Consul spreads the ends of waits).
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The instances of a service with their checks. With `after`, the server answers when something has changed since that
+    /// version, or after `wait`. Consul adds up to a sixteenth to `wait` at random.
     pub async fn service_health(
         &self,
         name: &str,
@@ -220,18 +196,12 @@ impl Client {
         self.blocking("/v1/health/service", name, after, wait).await
     }
 
-    /// Some instances with their checks, as the leader has them after it has made sure that it is the leader.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Instances with their checks. The leader first confirms with its peers that it is the leader (`?consistent`).
     pub async fn consistent_health(&self, which: Instances<'_>) -> Result<Vec<ServiceHealth>, Error> {
         self.fetch(health(which).query("consistent", "")).await
     }
 
-    /// One instance with its checks, by its ID; none where the servers don't have it.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// One instance with its checks, by its ID. It is none if the servers do not have it.
     pub async fn instance_health(&self, which: Instances<'_>, id: &ServiceId) -> Result<Option<ServiceHealth>, Error> {
         let found: Vec<ServiceHealth> =
             self.fetch(health(which).query("filter", equals("Service.ID", id.as_str()))).await?;
@@ -239,11 +209,8 @@ impl Client {
         Ok(found.into_iter().find(|instance| instance.service.id == *id))
     }
 
-    /// All checks of a node; none for a node that the catalog doesn't have. `after` and `wait` as for
+    /// All checks of a node. The list is empty if the catalog does not have the node. For `after` and `wait` see
     /// [`Client::service_health`].
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn node_health(
         &self,
         node: &str,

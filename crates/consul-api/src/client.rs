@@ -16,23 +16,23 @@ use sidecar_kit::secret::Secret;
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
 
-/// What one answer may cost.
+/// The limits of one answer.
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 16 << 20 };
 
 const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 
-/// Everything that isn't unreserved in a URI (RFC 3986, section 2.3).
+/// All characters that are not unreserved in a URI (RFC 3986, section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A client of one agent or server, or of several of which it uses one until that one fails it.
+/// A client of one agent or server, or of several. It uses one of them until that one fails.
 #[derive(Debug)]
 pub struct Client {
     config: Config,
-    /// For each of the addresses.
+    /// One for each address.
     http: Vec<http::Client>,
     /// Which of the addresses is in use.
     current: AtomicUsize,
-    /// How long any answer may take.
+    /// The longest time for any answer.
     most: Duration,
     /// Whether a server has answered that it has neither namespaces nor partitions.
     without_places: AtomicBool,
@@ -51,7 +51,7 @@ pub(crate) struct Call {
 }
 
 impl Call {
-    /// `path` is literal; what varies is appended with [`Call::segment`].
+    /// `path` is literal. Variable segments are appended with [`Call::segment`].
     pub(crate) fn new(method: Method, path: &str) -> Self {
         Self {
             method,
@@ -80,7 +80,7 @@ impl Call {
         self
     }
 
-    /// A body that is text.
+    /// A text as the body.
     pub(crate) fn text(mut self, body: &str) -> Self {
         self.body = body.to_owned().into();
         self
@@ -92,19 +92,19 @@ impl Call {
         self
     }
 
-    /// With this token instead of the client's.
+    /// Uses this token instead of the client's.
     pub(crate) fn token(mut self, token: &Secret) -> Self {
         self.token = Some(token.clone());
         self
     }
 
-    /// Its body holds this secret, which an answer may repeat.
+    /// Says that the body holds this secret. It is removed from the text of an error.
     pub(crate) fn proof(mut self, proof: &Secret) -> Self {
         self.proof = Some(proof.clone());
         self
     }
 
-    /// Leaves the server this much time before the answer begins.
+    /// Gives the server this much time before the answer begins.
     pub(crate) fn blocks_for(mut self, wait: Duration) -> Self {
         self.time = LIMITS.time + wait;
         self
@@ -116,10 +116,10 @@ impl Call {
 }
 
 impl Client {
-    /// A client by this configuration.
+    /// A client with this configuration.
     ///
     /// # Errors
-    /// When its certificates or server name are not usable.
+    /// When the certificates or the server name cannot be used.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         let client = |base: &String| match base.split_once("://") {
             Some(("unix", path)) => Ok(http::Client::unix(path)),
@@ -136,7 +136,7 @@ impl Client {
         })
     }
 
-    /// The same client, to which a server is too slow after this time: for who hasn't long, and has more than one server.
+    /// The same client with a limit for each answer, for a caller with little time and several servers.
     #[must_use]
     pub fn no_longer_than(self, most: Duration) -> Self {
         Self { most, ..self }
@@ -148,7 +148,7 @@ impl Client {
         &self.config
     }
 
-    /// Sends a call whose answer's body doesn't matter.
+    /// Sends a call and ignores the body of the answer.
     pub(crate) async fn execute(&self, call: Call) -> Result<(), Error> {
         self.send(call).await.map(|_| ())
     }
@@ -160,8 +160,8 @@ impl Client {
         decode(request, &response)
     }
 
-    /// Sends a call; any status but success is an error. Where there are several servers, one that can't be reached, is too
-    /// slow or has no leader is left for the next; this call is repeated there if it changes nothing or did not arrive.
+    /// Sends a call. Any status other than success is an error. If there are several servers and one of them is unreachable, too
+    /// slow or without a leader, the client moves on to the next. It repeats the call there if the call only reads or did not arrive.
     pub(crate) async fn send(&self, call: Call) -> Result<Response, Error> {
         let servers = self.config.bases.len();
         let mut tried = 1;
@@ -174,7 +174,7 @@ impl Client {
             if !error.is_of_the_server() || servers == 1 {
                 return Err(error);
             }
-            // Unless another call has moved on already.
+            // Another call may have moved on already.
             let _ = self.current.compare_exchange(current, current + 1, Ordering::Relaxed, Ordering::Relaxed);
             if tried == servers || (call.method != Method::GET && error.may_have_arrived()) {
                 return Err(error);
@@ -251,11 +251,11 @@ impl Client {
     }
 }
 
-/// A header value that hyper doesn't print either.
+/// A header value that hyper does not print.
 fn sensitive(request: &str, secret: &Secret) -> Result<HeaderValue, Error> {
     let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| Error::PermissionDenied {
         request: request.to_owned(),
-        body: "the token has characters that no token has".to_owned(),
+        body: "the token has characters that are not valid in a token".to_owned(),
     })?;
     value.set_sensitive(true);
     Ok(value)

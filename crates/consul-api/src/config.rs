@@ -15,8 +15,8 @@ const PEM: &str = "CONSUL_CACERT_PEM";
 /// How to reach an agent. The variables' meaning is Consul's own ("Consul Commands (CLI)", environment variables).
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// One or more of `http://` or `https://`, host, port, and a path where a proxy in between wants one, without a slash
-    /// at its end; or `unix://` and the path of a socket.
+    /// One or more base URLs without a slash at the end. Each has `http://` or `https://`, host, port, and a path if a proxy needs
+    /// one, or it is `unix://` and the path of a socket.
     pub(crate) bases: Vec<String>,
     pub(crate) token: Option<SecretSource>,
     pub(crate) authorization: Option<Secret>,
@@ -29,14 +29,14 @@ pub struct Config {
 /// A variable that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// It holds something else than it may.
+    /// Its value is not valid.
     #[error("{variable} is {value}: expected {expected}")]
     Invalid {
         /// Its name.
         variable: &'static str,
-        /// What it held, in quotes; not where that may be a password or a key.
+        /// The value in quotes, unless it may be a password or a key.
         value: String,
-        /// What would do.
+        /// What would be valid.
         expected: &'static str,
     },
     /// It names a file that cannot be read.
@@ -44,17 +44,17 @@ pub enum ConfigError {
     File {
         /// Its name.
         variable: &'static str,
-        /// The file's name; not where the variable holds the file's text.
+        /// The file's name, unless the variable holds the file's text.
         file: String,
         /// The cause.
         source: std::io::Error,
     },
-    /// It holds, or its file does, a certificate or a key that cannot be used.
+    /// The variable or its file holds a certificate or a key that cannot be used.
     #[error("{variable}: {what} cannot be used")]
     Pem {
         /// Its name.
         variable: &'static str,
-        /// The file's name, or that it is the variable's own text.
+        /// The file's name, or "its text".
         what: String,
         /// The cause.
         source: PemError,
@@ -68,12 +68,12 @@ pub enum ConfigError {
         missing: &'static str,
     },
     /// No certificate is given for https, and the public authorities cannot be read.
-    #[error("whom to trust for https, without CONSUL_CACERT")]
+    #[error("cannot read the public CA certificates, which are needed for https without CONSUL_CACERT")]
     PublicAuthorities(#[from] PublicAuthoritiesError),
     /// `CONSUL_HTTP_AUTH_FILE` names a file that cannot be read.
     #[error("CONSUL_HTTP_AUTH_FILE")]
     Auth(#[from] SecretFileError),
-    /// The server name is none, or the client's certificate and key don't belong together.
+    /// The server name is not valid, or the client's certificate and key do not match.
     #[error("CONSUL_TLS_SERVER_NAME, or CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY, cannot be used")]
     Tls(#[from] sidecar_kit::tls::TlsOptionsError),
 }
@@ -89,15 +89,15 @@ impl ConfigError {
 }
 
 impl Config {
-    /// What the variables say:
+    /// Reads these variables:
     ///
     /// | variable | meaning | default |
     /// |---|---|---|
-    /// | `CONSUL_HTTP_ADDR` | `host:port`, `http://…`, `https://…` or `unix://<path>`; or several, with commas between | `127.0.0.1:8500` |
-    /// | `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_TOKEN` | the ACL token; the file wins and is read for each request | none |
-    /// | `CONSUL_HTTP_AUTH_FILE`, `CONSUL_HTTP_AUTH` | `user:password` of basic authentication; the file wins | none |
-    /// | `CONSUL_HTTP_SSL` | `true`: `https`, also where the address says `http` | `false` |
-    /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: any server certificate will do | `true` |
+    /// | `CONSUL_HTTP_ADDR` | `host:port`, `http://…`, `https://…` or `unix://<path>`; or several, separated by commas | `127.0.0.1:8500` |
+    /// | `CONSUL_HTTP_TOKEN_FILE`, `CONSUL_HTTP_TOKEN` | the ACL token. The file wins over the value and is read for each request | none |
+    /// | `CONSUL_HTTP_AUTH_FILE`, `CONSUL_HTTP_AUTH` | `user:password` for basic authentication. The file wins over the value | none |
+    /// | `CONSUL_HTTP_SSL` | `true`: use `https`, even if the address has `http` | `false` |
+    /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: accept any server certificate | `true` |
     /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | for https [`Authorities::public`] |
     /// | `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` | files: the certificate and key for mutual TLS | none |
     /// | `CONSUL_TLS_SERVER_NAME` | the name in the server's certificate | the address's host |
@@ -114,7 +114,7 @@ impl Config {
         Builder { env, address: None, authority: None, token: Token::OfEnvironment, namespace: true }
     }
 
-    /// The same, within another namespace or admin partition where one is given (Consul Enterprise).
+    /// The same configuration in another namespace or admin partition (Consul Enterprise). None leaves what there is.
     #[must_use]
     pub fn within(self, namespace: Option<&str>, partition: Option<&str>) -> Self {
         Self {
@@ -124,13 +124,13 @@ impl Config {
         }
     }
 
-    /// The same, for another datacenter: the agent forwards each request to it.
+    /// The same configuration for another datacenter. The agent forwards each request to it.
     #[must_use]
     pub fn in_datacenter(self, datacenter: &str) -> Self {
         Self { datacenter: Some(datacenter.to_owned()), ..self }
     }
 
-    /// The datacenter to which requests are forwarded, if it is another than the agent's.
+    /// The datacenter to which requests are forwarded, if one is set.
     #[must_use]
     pub fn datacenter(&self) -> Option<&str> {
         self.datacenter.as_deref()
@@ -154,18 +154,18 @@ impl Config {
         given.peek().is_some() && given.all(|name| name.eq_ignore_ascii_case("default"))
     }
 
-    /// A configuration for each of the addresses alone.
+    /// One configuration for each address.
     pub fn each(&self) -> impl Iterator<Item = Self> {
         self.bases.iter().map(|base| Self { bases: vec![base.clone()], ..self.clone() })
     }
 
-    /// Where the token comes from, if there is one.
+    /// The source of the token, if there is one.
     #[must_use]
     pub fn token(&self) -> Option<&SecretSource> {
         self.token.as_ref()
     }
 
-    /// Scheme, host and port, for messages; of several the first.
+    /// Scheme, host and port of the first address, for messages.
     #[must_use]
     pub fn address(&self) -> &str {
         self.bases.first().map_or("", String::as_str)
@@ -197,17 +197,17 @@ enum Token {
 }
 
 impl<'a> Builder<'a> {
-    /// This address in place of `CONSUL_HTTP_ADDR`, where there is one.
+    /// This address in place of `CONSUL_HTTP_ADDR`, if it is given.
     pub fn address(self, address: Option<&'a str>) -> Self {
         Self { address: address.filter(|address| !address.is_empty()).or(self.address), ..self }
     }
 
-    /// The authorities in this file in place of the environment's, where there is one.
+    /// The authorities in this file in place of the environment's, if it is given.
     pub fn ca_file(self, file: Option<&'a Path>) -> Self {
         Self { authority: file.map(Authority::File).or(self.authority), ..self }
     }
 
-    /// The authorities in this PEM text in place of the environment's, where there is one.
+    /// The authorities in this PEM text in place of the environment's, if it is given.
     pub fn ca_pem(self, pem: Option<&'a str>) -> Self {
         Self { authority: pem.map(Authority::Pem).or(self.authority), ..self }
     }
@@ -261,7 +261,7 @@ impl<'a> Builder<'a> {
     }
 }
 
-/// Each of the addresses, in their order.
+/// All addresses, in their order.
 fn bases(env: &Env, given: Option<&str>) -> Result<Vec<String>, ConfigError> {
     let all = given.or(env.get("CONSUL_HTTP_ADDR")).unwrap_or("127.0.0.1:8500");
     all.split(',').map(|address| base(env, all, address.trim())).collect()
@@ -270,14 +270,14 @@ fn bases(env: &Env, given: Option<&str>) -> Result<Vec<String>, ConfigError> {
 fn base(env: &Env, all: &str, value: &str) -> Result<String, ConfigError> {
     const EXPECTED: &str = "host:port, http://…, https://… or unix:///path/of/a/socket";
     let variable = "CONSUL_HTTP_ADDR";
-    // A password with a comma in it is cut in two before its `@`.
+    // A password may contain a comma. Then the part before the comma has no `@`, but it must not be shown either.
     let shown = if all.contains('@') { all } else { value };
     let invalid = |expected| ConfigError::invalid(variable, shown, expected);
     let ssl = flag(env, "CONSUL_HTTP_SSL", false)?;
     let url = match value.split_once("://") {
-        // A relative path would depend on where a container starts.
+        // A relative path would depend on the working directory.
         Some(("unix", path)) if path.starts_with('/') => return Ok(value.to_owned()),
-        // As Consul does it: TLS that was asked for is never taken back by the address.
+        // As in Consul, an address cannot switch off TLS that CONSUL_HTTP_SSL switches on.
         Some(("http", rest)) if ssl => format!("https://{rest}"),
         Some(("http" | "https", _)) => value.to_owned(),
         Some(_) => return Err(invalid(EXPECTED)),
@@ -287,7 +287,7 @@ fn base(env: &Env, all: &str, value: &str) -> Result<String, ConfigError> {
     let uri = url.parse::<Uri>().map_err(|_| invalid(EXPECTED))?;
     let authority = uri.authority().ok_or_else(|| invalid(EXPECTED))?;
     if authority.as_str().contains('@') {
-        return Err(invalid("an address without user and password, which belong into CONSUL_HTTP_AUTH"));
+        return Err(invalid("an address without user and password: set CONSUL_HTTP_AUTH for them"));
     }
     if authority.host().is_empty() || uri.query().is_some() {
         return Err(invalid(EXPECTED));
@@ -357,7 +357,7 @@ fn read(variable: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
     std::fs::read(path).map_err(|source| ConfigError::file(variable, path, source))
 }
 
-/// A variable that is true or false, in any of the spellings that Go's `strconv.ParseBool` takes.
+/// A boolean variable, in any spelling that Go's `strconv.ParseBool` accepts.
 fn flag(env: &Env, variable: &'static str, default: bool) -> Result<bool, ConfigError> {
     match env.get(variable) {
         None => Ok(default),

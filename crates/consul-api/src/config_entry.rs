@@ -8,9 +8,6 @@ use crate::error::Error;
 
 impl Client {
     /// Writes an entry. Its form is the documented one, with `Kind` and `Name`; also an equal one gets a new index.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn put_config_entry(&self, entry: &Value) -> Result<(), Error> {
         self.execute(Call::new(Method::PUT, "/v1/config").json(entry)).await
     }
@@ -24,17 +21,11 @@ impl Client {
     }
 
     /// All entries of a kind.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn config_entries(&self, kind: &str) -> Result<Vec<Value>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/config").segment(kind)).await
     }
 
     /// Removes an entry; one that isn't there is no error.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn delete_config_entry(&self, kind: &str, name: &str) -> Result<(), Error> {
         self.execute(Call::new(Method::DELETE, "/v1/config").segment(kind).segment(name)).await
     }

@@ -1,13 +1,13 @@
-//! What can go wrong between a task and its agent, typed by status and body.
+//! The errors of requests to Consul, by status and body.
 
 use hyper::StatusCode;
 use sidecar_kit::http;
 use sidecar_kit::secret::SecretFileError;
 
-/// A request to Consul that failed. Messages name the request, never a token.
+/// A request to Consul failed. Messages name the request and never hold a token.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No agent there: refused, no route, no such name, or the connection broke.
+    /// No agent answers: connection refused, no route, unknown name, or a broken connection.
     #[error("{request}: Consul is not reachable")]
     Unreachable {
         /// Method and path.
@@ -36,31 +36,31 @@ pub enum Error {
     NotJoined {
         /// Method and path.
         request: String,
-        /// What Consul said.
+        /// Consul's answer.
         body: String,
     },
-    /// The token may not do this, or isn't known (403). An agent that hasn't joined says so too.
+    /// The token is unknown or lacks the permission (403). An agent that has not joined answers so too.
     #[error("{request}: the ACL token is unknown or lacks the permission: {body}")]
     PermissionDenied {
         /// Method and path.
         request: String,
-        /// What Consul said.
+        /// Consul's answer.
         body: String,
     },
-    /// No such service, check or entry (404, and what older agents say with 500).
+    /// There is no such service, check or entry (404; older agents answer 500).
     #[error("{request}: not found: {body}")]
     NotFound {
         /// Method and path.
         request: String,
-        /// What Consul said.
+        /// Consul's answer.
         body: String,
     },
-    /// This Consul doesn't know a field that was sent (400, `json: unknown field`).
+    /// This Consul does not know a field of the request (400, `json: unknown field`).
     #[error("{request}: this version of Consul does not know the field {field:?}")]
     UnknownField {
         /// Method and path.
         request: String,
-        /// The field, as it was sent.
+        /// The field.
         field: String,
     },
     /// Any other status than success.
@@ -70,25 +70,25 @@ pub enum Error {
         request: String,
         /// The status.
         status: StatusCode,
-        /// What Consul said.
+        /// Consul's answer.
         body: String,
     },
-    /// The answer isn't what this endpoint is documented to give: something else listens there.
-    #[error("{request}: the answer is not what Consul gives")]
+    /// The answer is not of the documented form: another program listens there.
+    #[error("{request}: the answer is not from Consul")]
     Undecodable {
         /// Method and path.
         request: String,
         /// The cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The token's file could not be read.
+    /// The token's file cannot be read.
     #[error("no ACL token")]
     Token(#[from] SecretFileError),
 }
 
 impl Error {
-    /// Whether the same call may succeed later while a task and its agent start: no agent yet, not joined yet, a token
-    /// that the servers don't know yet. A wrong request (400) and an answer that isn't Consul's stay what they are.
+    /// Whether the same call may succeed later while a task and its agent start: the agent may be missing, may not have joined, or
+    /// may not know the token yet. A wrong request (400) and an answer of another program are final.
     #[must_use]
     pub fn may_pass_at_start(&self) -> bool {
         match self {
@@ -96,7 +96,7 @@ impl Error {
             | Self::TimedOut { .. }
             | Self::NotJoined { .. }
             | Self::PermissionDenied { .. } => true,
-            // Consul says 500 to a check with a script, which this agent won't run later either.
+            // Consul answers 500 to a script check if scripts are disabled. That stays so.
             Self::Refused { body, .. } if body.contains("Scripts are disabled") => false,
             Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
             Self::NotFound { .. }
@@ -107,7 +107,7 @@ impl Error {
         }
     }
 
-    /// Whether the server does not know the token, or what else was asked of its ACLs.
+    /// Whether the server knows neither the token nor the ACL object of the request.
     #[must_use]
     pub fn is_unknown_token(&self) -> bool {
         matches!(self, Self::PermissionDenied { body, .. } if body.to_lowercase().contains("acl not found"))
@@ -118,14 +118,14 @@ impl Error {
     pub fn is_missing_token(&self) -> bool {
         match self {
             Self::NotFound { .. } => true,
-            // What 1.8 to 1.21 answer when a token is to be changed.
+            // The answer of Consul 1.8 to 1.21 to a change of a token that does not exist.
             Self::Refused { body, .. } => body.to_lowercase().contains("cannot find token"),
             error => error.is_unknown_token(),
         }
     }
 
-    /// Whether another server may do better: this one is gone, too slow, without a leader or over its rate limit, or the TLS
-    /// handshake with it failed.
+    /// Whether another server may succeed: this one is gone, too slow, without a leader or over its rate limit, or the TLS handshake
+    /// failed.
     pub(crate) fn is_of_the_server(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Tls { .. } | Self::NotJoined { .. } => true,
@@ -134,7 +134,7 @@ impl Error {
         }
     }
 
-    /// Whether the server may have done what it was asked, although it gave no answer.
+    /// Whether the server may have carried out the request although there was no answer.
     #[must_use]
     pub fn may_have_arrived(&self) -> bool {
         match self {
@@ -154,7 +154,7 @@ impl Error {
         }
     }
 
-    /// The error that a status other than success stands for.
+    /// The error for a status other than success.
     pub(crate) fn from_response(request: String, status: StatusCode, body: String) -> Self {
         match status {
             StatusCode::FORBIDDEN => Self::PermissionDenied { request, body },
@@ -180,7 +180,7 @@ impl Error {
                 {
                     Self::NotFound { request, body }
                 } else if ["permission denied", "acl not found"].iter().any(|t| text.contains(t)) {
-                    // What a server said to an agent, passed on as the agent's own failure.
+                    // A server refused the agent's request. The agent passes the refusal on as a 500.
                     Self::PermissionDenied { request, body }
                 } else {
                     Self::Refused { request, status, body }

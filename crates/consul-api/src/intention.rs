@@ -41,9 +41,6 @@ struct Created {
 
 impl Client {
     /// All intentions that the token may see.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn intentions(&self) -> Result<Vec<Intention>, Error> {
         #[derive(Deserialize)]
         #[serde(transparent)]
@@ -81,9 +78,6 @@ impl Client {
     }
 
     /// Removes an intention.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn delete_intention(&self, id: &str) -> Result<(), Error> {
         self.execute(Call::new(Method::DELETE, "/v1/connect/intentions").segment(id)).await
     }

@@ -50,10 +50,7 @@ fn base64_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::
 }
 
 impl Client {
-    /// All keys that begin with this, as the leader has them after it has asked its peers.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// All keys with this prefix. The leader asks its peers first (`?consistent`).
     pub async fn keys_below(&self, prefix: &str) -> Result<Vec<KeyValue>, Error> {
         match self.fetch(key_call(Method::GET, prefix).query("recurse", "").query("consistent", "")).await {
             Err(Error::NotFound { .. }) => Ok(Vec::new()),
@@ -61,13 +58,10 @@ impl Client {
         }
     }
 
-    /// How many writes one transaction takes.
+    /// How many writes one transaction may have.
     pub const MOST_WRITES: usize = 64;
 
-    /// Makes all of these writes, at most [`Client::MOST_WRITES`], in one transaction: where it fails, none is made.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Makes at most [`Client::MOST_WRITES`] writes in one transaction. If it fails, it makes none of them.
     pub async fn write_keys(&self, writes: &[KeyWrite]) -> Result<(), Error> {
         let operations = writes.iter().map(|KeyWrite { key, value }| {
             let value = value.as_ref().map(|value| BASE64_STANDARD.encode(value));
@@ -79,23 +73,17 @@ impl Client {
     }
 
     /// Sets a key.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn set_key(&self, key: &str, value: &str) -> Result<(), Error> {
         self.execute(key_call(Method::PUT, key).text(value)).await
     }
 
     /// Removes a key, if it is there.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn delete_key(&self, key: &str) -> Result<(), Error> {
         self.execute(key_call(Method::DELETE, key)).await
     }
 }
 
-/// A call for a key, whose own slashes stay slashes.
+/// A call for a key. Slashes in the key separate segments of the path.
 pub(crate) fn key_call(method: Method, key: &str) -> Call {
     key.split('/').fold(Call::new(method, "/v1/kv"), Call::segment)
 }

@@ -1,8 +1,8 @@
 //! A client for the parts of Consul's HTTP API that a mesh task uses.
 //!
-//! It speaks to an agent, from version 1.8 on, and knows nothing of ECS. [`Config::from_env`] reads Consul's own
-//! variables with Consul's own meaning; [`Client`] has one method an endpoint; [`Error`] is typed by status and body, so
-//! that a caller sees what may be tried again. [`at_start`] is the retry policy for a task that starts.
+//! It works with agents from version 1.8 on and knows nothing of ECS. [`Config::from_env`] reads Consul's own variables with
+//! Consul's own meaning. [`Client`] has one method for each endpoint. [`Error`] has a variant for each kind of failure, so
+//! that a caller knows what to repeat. [`at_start`] is the retry policy for a task that starts.
 
 mod acl;
 mod acl_replication;

@@ -11,28 +11,28 @@ use crate::acl::Token;
 use crate::client::{Call, Client};
 use crate::error::Error;
 
-/// Longer than other calls: Consul's server may itself ask another (STS, an issuer) first, and a second login would make a
+/// Longer than for other calls, because Consul's server may have to ask STS or an issuer first. A second login would create a
 /// second token.
 const LOGIN_TIME: Duration = Duration::from_secs(30);
 
-/// Who asks for a token.
+/// A request for a token.
 #[derive(Debug, Clone, Copy)]
 pub struct Login<'a> {
     /// The auth method's name.
     pub method: &'a str,
-    /// What the auth method takes as proof.
+    /// The proof for the auth method.
     pub bearer_token: &'a Secret,
     /// Goes into the token's description.
     pub meta: &'a BTreeMap<String, String>,
 }
 
 impl Client {
-    /// Trades the proof for a token, within 30 s. Not repeated by itself where it may have arrived
-    /// ([`Error::may_have_arrived`]): each login makes a token.
+    /// Logs in, within 30 s. A login that may have arrived is not repeated ([`Error::may_have_arrived`]), because each login creates
+    /// a token.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::PermissionDenied`] with `ACL not found` means that there is no such auth method, with
-    /// `Permission denied` that it has no role or service for who asks.
+    /// [`Error::PermissionDenied`] with `ACL not found` if the auth method does not exist, with `Permission denied` if its binding
+    /// rules have no role or service for the caller.
     pub async fn login(&self, login: Login<'_>) -> Result<Token, Error> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -47,10 +47,10 @@ impl Client {
         self.fetch(Call::new(Method::POST, "/v1/acl/login").json(&body).proof(bearer_token).within(LOGIN_TIME)).await
     }
 
-    /// Destroys a token that a login made. One that is gone already is as good.
+    /// Deletes a token that a login created. A token that no longer exists is no error.
     ///
     /// # Errors
-    /// See [`Error`]; also when there is no answer within `within`.
+    /// [`Error::TimedOut`] if there is no answer within `within`.
     pub async fn logout(&self, token: &Secret, within: Duration) -> Result<(), Error> {
         let call = Call::new(Method::POST, "/v1/acl/logout").token(token).within(within);
         match self.execute(call).await {
@@ -59,11 +59,11 @@ impl Client {
         }
     }
 
-    /// Whether the server that answers knows the token, as far as it has come itself (`?stale`). An agent asks one of its
-    /// servers and keeps nothing of the answer, unlike when it meets an unknown token in any other request.
+    /// Succeeds if the server that answers knows the token. With `?stale`, that is any server and not only the leader. An agent
+    /// passes this request on and does not cache the answer. For other requests, it caches that a token is unknown.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::is_unknown_token`] where it doesn't.
+    /// [`Error::is_unknown_token`] if the server does not know the token.
     pub async fn knows_token(&self, token: &Secret) -> Result<(), Error> {
         self.execute(Call::new(Method::GET, "/v1/acl/token/self").query("stale", "").token(token)).await
     }

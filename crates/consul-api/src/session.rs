@@ -22,14 +22,14 @@ impl SessionId {
     }
 }
 
-/// A session to be made. It depends on no check: a check of the node would end it when the agent that was asked dies.
+/// A new session. It depends on no check: with a check of the node, it would end when the agent that created it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewSession<'a> {
-    /// For people.
+    /// A text for people.
     pub name: &'a str,
-    /// How long it lives without being renewed, at least: Consul may take twice as long. 10 s to 24 h.
+    /// The least time that it lives without renewal, 10 s to 24 h. Consul may take twice as long.
     pub ttl: Duration,
-    /// How long a lock it held stays free after its end; at most 60 s.
+    /// How long nobody can take its locks after its end; at most 60 s.
     pub lock_delay: Duration,
 }
 
@@ -59,10 +59,7 @@ struct Entry {
 }
 
 impl Client {
-    /// Makes a session whose end releases its locks.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Creates a session. Its end releases its locks.
     pub async fn create_session(&self, session: NewSession<'_>, within: Duration) -> Result<SessionId, Error> {
         let body = Body {
             name: session.name,
@@ -75,10 +72,7 @@ impl Client {
         self.fetch::<Id>(call).await.map(|Id { id }| id)
     }
 
-    /// Gives a session its whole TTL anew; false if it has ended.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Renews a session for its whole TTL. It is false if the session has ended.
     pub async fn renew_session(&self, id: &SessionId, within: Duration) -> Result<bool, Error> {
         let call = Call::new(Method::PUT, "/v1/session/renew").segment(id.as_str()).within(within);
         match self.execute(call).await {
@@ -89,34 +83,22 @@ impl Client {
     }
 
     /// Ends a session and releases its locks.
-    ///
-    /// # Errors
-    /// See [`Error`].
     pub async fn destroy_session(&self, id: &SessionId, within: Duration) -> Result<(), Error> {
         self.execute(Call::new(Method::PUT, "/v1/session/destroy").segment(id.as_str()).within(within)).await
     }
 
-    /// Takes the lock on a key for a session; false if another has it, or had it a lock-delay ago.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Takes the lock on a key for a session. It is false if another session holds the lock, or held it less than a lock delay ago.
     pub async fn acquire(&self, key: &str, id: &SessionId, value: &str, within: Duration) -> Result<bool, Error> {
         let call = key_call(Method::PUT, key).query("acquire", id.as_str()).text(value);
         self.fetch(call.within(within)).await
     }
 
-    /// Gives a lock back; false if the session doesn't have it.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// Releases a lock. It is false if the session does not hold it.
     pub async fn release(&self, key: &str, id: &SessionId, within: Duration) -> Result<bool, Error> {
         self.fetch(key_call(Method::PUT, key).query("release", id.as_str()).within(within)).await
     }
 
-    /// Who holds the lock on a key, as the leader has it after it has asked its peers; none if nobody does.
-    ///
-    /// # Errors
-    /// See [`Error`].
+    /// The session that holds the lock on a key. The leader asks its peers first (`?consistent`).
     pub async fn lock_holder(&self, key: &str, within: Duration) -> Result<Option<SessionId>, Error> {
         let call = key_call(Method::GET, key).query("consistent", "").within(within);
         match self.fetch::<Vec<Entry>>(call).await {

@@ -7,15 +7,15 @@ use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::error::Error;
 
-/// How long a starting task waits for Consul unless told otherwise: an agent that has just found its leader needs some
-/// seconds until it knows a token, and a cluster that starts with it needs longer.
+/// How long a starting task waits for Consul by default. An agent that has just found its leader needs some seconds until it
+/// knows a token. A cluster that starts at the same time needs longer.
 pub const START_BOUND: Duration = Duration::from_secs(90);
 
-/// Repeats a call while its failure may pass ([`Error::may_pass_at_start`]), at most for `bound`. `what` is what the log
-/// says is waited for.
+/// Repeats a call while its failure may pass ([`Error::may_pass_at_start`]), for at most `bound`. The log says that it waits for
+/// `what`.
 ///
 /// # Errors
-/// The call's own error when it is final, else that the bound was reached and why.
+/// The call's error if it is final, else the last error when the bound was reached.
 pub async fn at_start<T>(
     what: &str,
     bound: Duration,

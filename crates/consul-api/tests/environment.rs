@@ -253,7 +253,7 @@ fn https_without_an_authority_trusts_the_public_ones() {
     let gone = servers.outcome(&[address, ("SSL_CERT_FILE", "/gone")]);
     assert_eq!(
         gone,
-        "whom to trust for https, without CONSUL_CACERT: SSL_CERT_FILE: cannot read /gone: No such file or directory (os error 2)"
+        "cannot read the public CA certificates, which are needed for https without CONSUL_CACERT: SSL_CERT_FILE: cannot read /gone: No such file or directory (os error 2)"
     );
     assert!(servers.outcome(&[("CONSUL_HTTP_ADDR", &servers.plain), ("SSL_CERT_FILE", "/gone")]).contains("plain GET"));
 }

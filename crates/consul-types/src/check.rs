@@ -1,4 +1,4 @@
-//! Checks.
+//! The checks of a service.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,13 +11,13 @@ use crate::{CheckId, ServiceId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
-    /// Traffic may come.
+    /// The instance gets traffic.
     Passing,
-    /// Traffic may come, with another weight.
+    /// The instance gets traffic, with another weight.
     Warning,
-    /// No traffic.
+    /// The instance gets no traffic.
     Critical,
-    /// A maintenance check, which is critical for as long as it exists.
+    /// A maintenance check. It is critical as long as it exists.
     Maintenance,
 }
 
@@ -34,11 +34,11 @@ impl CheckStatus {
     }
 }
 
-/// A check to be registered with a service. Durations are Go's: `10s`, `5m`. Headers and body may hold credentials, so that
-/// `Debug` shows the name alone.
+/// A check in a service registration. Durations are written as in Go: `10s`, `5m`. Headers and body may hold credentials, so
+/// `Debug` shows only the name.
 #[derive(Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
-#[allow(missing_docs, reason = "the fields are those of Consul's documentation")]
+#[expect(missing_docs, reason = "the fields are those of Consul's documentation")]
 pub struct CheckDefinition {
     #[serde(rename = "CheckID", skip_serializing_if = "Option::is_none")]
     pub check_id: Option<CheckId>,

@@ -14,22 +14,22 @@ use crate::{CheckDefinition, ServiceId, null_as_empty};
 pub enum ServiceKind {
     /// A sidecar proxy.
     ConnectProxy,
-    /// Between datacenters.
+    /// A gateway between datacenters.
     MeshGateway,
-    /// Into the mesh.
+    /// A gateway into the mesh.
     IngressGateway,
-    /// Out of the mesh.
+    /// A gateway out of the mesh.
     TerminatingGateway,
-    /// One that this client doesn't register.
+    /// A kind that this client does not register.
     #[serde(other)]
     Other,
 }
 
-/// A service to be registered. Only fields that are set are sent, since an agent refuses those that it doesn't know.
+/// A service registration. Fields that are not set are not sent, because an agent refuses fields that it does not know.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ServiceRegistration {
-    /// What kind it is; an ordinary service without.
+    /// Its kind; none for an ordinary service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<ServiceKind>,
     /// The ID, unique on the agent.
@@ -40,10 +40,10 @@ pub struct ServiceRegistration {
     /// Tags.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// The port; none for a service that nobody connects to.
+    /// The port; none if nobody connects to the service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// The address, where it isn't the agent's.
+    /// The address, if it differs from the agent's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
     /// Other addresses, by their tag (`lan`, `wan`).
@@ -61,7 +61,7 @@ pub struct ServiceRegistration {
     /// The checks.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckDefinition>,
-    /// For a proxy: what it is the proxy of.
+    /// A proxy's service, upstreams and configuration.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
     /// Consul Enterprise's namespace.
@@ -92,7 +92,7 @@ pub struct Weights {
     pub warning: i64,
 }
 
-/// What a sidecar proxy is the proxy of, and its upstreams. Its configuration may hold credentials: `Debug` doesn't show it.
+/// A sidecar proxy's service, upstreams and configuration. `Debug` does not show the configuration, which may hold credentials.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Proxy {
@@ -102,14 +102,14 @@ pub struct Proxy {
     /// The service instance's ID.
     #[serde(default, rename = "DestinationServiceID", skip_serializing_if = "Option::is_none")]
     pub destination_service_id: Option<ServiceId>,
-    /// Where the app listens; 127.0.0.1 if not set.
+    /// The address on which the app listens; 127.0.0.1 if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_service_address: Option<String>,
     /// The app's port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_service_port: Option<u16>,
-    /// Opaque configuration, merged with `proxy-defaults` by an agent with central configuration. A `null` in it is not
-    /// sent, which means the same: Consul 1.8 ends the connection over one, without an answer (tried).
+    /// Opaque configuration. An agent with central configuration merges `proxy-defaults` into it. A `null` in it is not sent, because
+    /// Consul 1.8 closes the connection when it receives one.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub config: Option<Map<String, Value>>,
     /// What the app reaches through the proxy.
@@ -118,7 +118,7 @@ pub struct Proxy {
     /// How services in other datacenters are reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh_gateway: Option<MeshGatewayConfig>,
-    /// Paths outside of mutual TLS.
+    /// Paths that are served without mutual TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<ExposeConfig>,
 }
@@ -138,16 +138,16 @@ pub struct Upstream {
     pub destination_partition: Option<String>,
     /// Its name.
     pub destination_name: String,
-    /// Its datacenter, where it is another.
+    /// Its datacenter, if it is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<String>,
-    /// Where the proxy listens for it; 127.0.0.1 if not set.
+    /// The address on which the proxy listens for it; 127.0.0.1 if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_bind_address: Option<String>,
     /// The port on which the proxy listens for it.
     #[serde(default)]
     pub local_bind_port: u16,
-    /// Opaque configuration, without its nulls as [`Proxy::config`].
+    /// Opaque configuration. As in [`Proxy::config`], a `null` is not sent.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub config: Option<Map<String, Value>>,
     /// How it is reached in another datacenter.
@@ -213,7 +213,7 @@ impl fmt::Debug for Upstream {
     }
 }
 
-/// Leaves out what is `null`, however deep.
+/// Leaves out each `null`, at any depth.
 fn without_nulls<S: serde::Serializer>(config: &Option<Map<String, Value>>, serializer: S) -> Result<S::Ok, S::Error> {
     fn of(value: &Value) -> Value {
         match value {

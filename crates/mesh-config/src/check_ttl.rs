@@ -1,19 +1,19 @@
-//! The time to live of the checks that health-sync keeps.
+//! The time to live of the checks that health-sync updates.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// If health-sync doesn't refresh a check for this long, Consul turns it critical. mesh-init and health-sync register the same
-/// checks, so both are given the same value.
+/// If health-sync does not refresh a check for this long, Consul sets it critical. mesh-init and health-sync register the same checks, so
+/// both need the same value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckTtl(Duration);
 
-/// What consul-ecs registers: such a check never runs out.
+/// The value of consul-ecs. A check with it practically never expires.
 const MAXIMUM: Duration = Duration::from_secs(100_000 * 60 * 60);
 const MINIMUM: Duration = Duration::from_secs(1);
 
-/// A text is no time to live.
+/// The text is not a valid time to live.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("expected a duration from 1s to 100000h, such as 30s")]
 pub struct CheckTtlError;
@@ -42,7 +42,7 @@ impl FromStr for CheckTtl {
     }
 }
 
-/// As Go writes durations, which has no days.
+/// As in Go, which has no unit for days.
 impl fmt::Display for CheckTtl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let milliseconds = self.0.as_millis();

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::names::PUBLIC_LISTENER_PORT;
 
-/// The document. What is `null` in it is the same as absent.
+/// The document. `null` is the same as an absent field.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `bootstrapDir`: the directory of the volume where mesh-init leaves the bootstrap.
@@ -17,7 +17,7 @@ pub struct Config {
     pub log_level: Option<LogLevel>,
     /// `consulHTTPAddr`: the servers' address, for a login.
     pub consul_http_addr: Option<String>,
-    /// `consulCACertFile`: the file with the servers' authority, for a login.
+    /// `consulCACertFile`: the file with the servers' CA certificate, for a login.
     pub consul_ca_cert_file: Option<PathBuf>,
     /// `consulLogin`: how to get a token from an auth method.
     pub consul_login: Option<ConsulLogin>,
@@ -25,12 +25,11 @@ pub struct Config {
     pub health_sync_containers: Vec<String>,
     /// `service`.
     pub service: Option<Service>,
-    /// `proxy`; where it is absent, its defaults.
+    /// `proxy`, or its defaults.
     pub proxy: Proxy,
     /// `gateway`: the task is a gateway.
     pub gateway: Option<Gateway>,
-    /// Fields that nothing reads, in places where the schema lets them pass, and rules that only warn: one line each, to
-    /// be logged.
+    /// One line for each unknown field that the schema allows, and for each broken rule that only warns.
     pub warnings: Vec<String>,
 }
 
@@ -66,7 +65,7 @@ pub struct ConsulLogin {
     pub enabled: bool,
     /// The auth method; default `iam-ecs-service-token`.
     pub method: String,
-    /// Let the auth method see the role's path and tags; default true.
+    /// Give the auth method the role's path and tags; default true.
     pub include_entity: bool,
     /// Meta of the login.
     pub meta: BTreeMap<String, String>,
@@ -87,7 +86,7 @@ pub struct Service {
     pub tags: Vec<String>,
     /// The port the app listens on; 0 if it listens on none.
     pub port: u16,
-    /// Lets others than the agent change the tags.
+    /// Allows changes of the tags in the catalog.
     pub enable_tag_override: Option<bool>,
     /// Its meta.
     pub meta: BTreeMap<String, String>,
@@ -154,7 +153,7 @@ pub enum CheckStatus {
 /// `proxy`. `Debug` doesn't show its configuration.
 #[derive(Clone, PartialEq)]
 pub struct Proxy {
-    /// Opaque configuration, passed on as it is.
+    /// Opaque configuration, passed on unchanged.
     pub config: Map<String, Value>,
     /// The port of Envoy's public listener.
     pub public_listener_port: u16,
@@ -195,7 +194,7 @@ pub struct Upstream {
     pub local_bind_address: Option<String>,
     /// The port its listener binds.
     pub local_bind_port: u16,
-    /// Opaque configuration, passed on as it is.
+    /// Opaque configuration, passed on unchanged.
     pub config: Map<String, Value>,
     /// How it is reached in another datacenter.
     pub mesh_gateway: Option<MeshGatewayMode>,
@@ -267,11 +266,11 @@ pub struct Gateway {
     pub namespace: Option<String>,
     /// Its admin partition (Consul Enterprise).
     pub partition: Option<String>,
-    /// `proxy.config`, passed on as it is.
+    /// `proxy.config`, passed on unchanged.
     pub config: Map<String, Value>,
 }
 
-/// `gateway.kind`. consul-ecs 0.6 has mesh gateways alone.
+/// `gateway.kind`. consul-ecs 0.6 has only mesh gateways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "Consul's own names")]
 pub enum GatewayKind {
@@ -290,7 +289,7 @@ pub struct Address {
     pub port: Option<u16>,
 }
 
-/// Headers, bodies and opaque configuration may hold credentials.
+/// Implements `Debug` without headers, bodies and opaque configuration, because they may hold credentials.
 macro_rules! debug_with {
     ($type:ident: $($field:ident),+) => {
         impl fmt::Debug for $type {

@@ -13,11 +13,11 @@ use crate::reader::{self, ConfigError, Findings, Object, Unknown};
 use crate::rules;
 
 impl Config {
-    /// Reads the document and holds the rules to it.
+    /// Reads the document and checks the rules.
     ///
     /// # Errors
-    /// All that is wrong with it at once, each with its path, what stood there and what would do, and the warnings. What may be a
-    /// credential (a check's header and body, opaque configuration) is not repeated.
+    /// All errors at once, each with its path, the value and what would be valid, and the warnings. No error repeats a value that
+    /// may be a credential: a check's header and body, or opaque configuration.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let value: Value = serde_json::from_str(text).map_err(ConfigError::NotJson)?;
         let (config, mut findings) = reader::document(&value, Self::read);
@@ -35,8 +35,8 @@ impl Config {
         }
     }
 
-    /// Reads a document that has fields of its own beside all of these but `bootstrapDir`: `own` asks for them. No rule is held to
-    /// it. The values are worth something if there are no errors.
+    /// Reads a document that has all of these fields, except `bootstrapDir`, and further ones. `own` asks for those. The rules are not
+    /// checked. The values are valid only if there are no errors.
     pub fn read_beside<T>(
         value: &Value,
         bootstrap_dir: &str,
@@ -60,14 +60,11 @@ impl Config {
         Self {
             bootstrap_dir,
             log_level: root
-                .field(
-                    "logLevel",
-                    "How much mesh-init and health-sync log, unless `LOG_LEVEL` says it; default `INFO`.",
-                )
+                .field("logLevel", "How much mesh-init and health-sync log. `LOG_LEVEL` wins over it; default `INFO`.")
                 .choice(&LOG_LEVELS),
             consul_http_addr: root.field("consulHTTPAddr", "The URL of Consul's servers, for a login.").text(),
             consul_ca_cert_file: root
-                .field("consulCACertFile", "The file with the certificate of the servers' authority, for a login.")
+                .field("consulCACertFile", "The file with the servers' CA certificate, for a login.")
                 .text()
                 .map(PathBuf::from),
             consul_login: root
@@ -141,15 +138,15 @@ impl ConsulLogin {
                 .field("includeEntity", "Let the auth method see the IAM role's path and tags; default true.")
                 .boolean()
                 .unwrap_or(true),
-            meta: login.field("meta", "More meta of the login.").text_map(),
+            meta: login.field("meta", "Further meta of the login.").text_map(),
             region: login
                 .field("region", "The AWS region of the signed request; default `AWS_REGION`, else the task's.")
                 .text(),
             sts_endpoint: login
-                .field("stsEndpoint", "The URL of STS, as the auth method has it; default the region's.")
+                .field("stsEndpoint", "The URL of STS. It must equal the auth method's; default the region's.")
                 .text(),
             server_id_header_value: login
-                .field("serverIdHeaderValue", "The value of `X-Consul-IAM-ServerID`, as the auth method has it.")
+                .field("serverIdHeaderValue", "The value of `X-Consul-IAM-ServerID`. It must equal the auth method's.")
                 .text(),
         }
     }
@@ -161,23 +158,23 @@ impl Service {
             name: service.field("name", "Its name in Consul; default the task family in lower case.").service_name(),
             tags: service.field("tags", "Its tags.").unique_texts(),
             port: service
-                .field("port", "The port on which the app listens; 0 if on none.")
+                .field("port", "The port on which the app listens; 0 if it listens on none.")
                 .required()
                 .integer()
                 .unwrap_or_default(),
             enable_tag_override: service
-                .field("enableTagOverride", "Let others than the agent change the tags.")
+                .field("enableTagOverride", "Allow changes of the tags in the catalog.")
                 .boolean(),
             meta: service.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
             weights: service.field("weights", "Its weights in DNS answers.").object(Unknown::Refused, |weights| {
                 Weights {
                     passing: weights
-                        .field("passing", "While its checks pass.")
+                        .field("passing", "The weight while its checks pass.")
                         .required()
                         .integer()
                         .unwrap_or_default(),
                     warning: weights
-                        .field("warning", "While one of them warns.")
+                        .field("warning", "The weight while one of its checks warns.")
                         .required()
                         .integer()
                         .unwrap_or_default(),
@@ -195,21 +192,23 @@ impl Service {
 impl Check {
     fn read(check: &mut Object<'_>) -> Self {
         Self {
-            check_id: check.field("checkId", "Its ID, unique on the agent; default made from the name.").text(),
+            check_id: check
+                .field("checkId", "Its ID, unique on the agent; by default Consul makes it from the name.")
+                .text(),
             name: check.field("name", "Its name.").not_null().text(),
             args: check.field("args", "A command to run, where the agent allows script checks.").texts(),
             interval: check.field("interval", "How often it runs: `10s`.").text(),
             timeout: check.field("timeout", "How long one run may take: `2s`.").text(),
-            ttl: check.field("ttl", "A check that somebody must update within this time: `30s`.").text(),
+            ttl: check.field("ttl", "The time within which a program must update the check: `30s`.").text(),
             http: check.field("http", "The URL of an HTTP check.").text(),
             header: check.field("header", "The header fields of an HTTP check.").private().headers(),
             method: check.field("method", "The method of an HTTP check; default GET.").text(),
             body: check.field("body", "The body of an HTTP check.").private().text(),
             tcp: check.field("tcp", "The `host:port` of a TCP check.").text(),
             udp: check.field("udp", "The `host:port` of a UDP check (Consul 1.13).").text(),
-            status: check.field("status", "The status it starts with.").choice(&CHECK_STATUSES),
-            notes: check.field("notes", "For humans.").text(),
-            tls_server_name: check.field("tlsServerName", "The name to ask for over TLS (Consul 1.10).").text(),
+            status: check.field("status", "Its first status.").choice(&CHECK_STATUSES),
+            notes: check.field("notes", "A text for people.").text(),
+            tls_server_name: check.field("tlsServerName", "The server name for TLS (Consul 1.10).").text(),
             tls_skip_verify: check.field("tlsSkipVerify", "Don't verify the certificate.").boolean(),
             grpc: check.field("grpc", "The `host:port[/service]` of a gRPC check.").text(),
             grpc_use_tls: check.field("grpcUseTls", "Use TLS for the gRPC check.").boolean(),
@@ -243,7 +242,7 @@ impl Proxy {
                 .objects(Unknown::Refused, Upstream::read),
             mesh_gateway: mesh_gateway(proxy, "How upstreams in other datacenters are reached."),
             expose: proxy
-                .field("expose", "Paths that can be reached without the mesh's TLS.")
+                .field("expose", "Paths that Envoy serves without mutual TLS.")
                 .object(Unknown::Warned, Expose::read),
         }
     }
@@ -252,7 +251,7 @@ impl Proxy {
 fn mesh_gateway(object: &mut Object<'_>, about: &'static str) -> Option<MeshGatewayMode> {
     object.field("meshGateway", about).object(Unknown::Warned, |gateway| {
         gateway
-            .field("mode", "Through no mesh gateway, the local datacenter's, or the remote one's.")
+            .field("mode", "`none`: directly; `local` and `remote`: through the mesh gateway of that datacenter.")
             .required()
             .choice(&MESH_GATEWAY_MODES)
     })?
@@ -277,10 +276,10 @@ impl Upstream {
                 .unwrap_or_default(),
             datacenter: upstream.field("datacenter", "The upstream's datacenter; default the agent's.").text(),
             local_bind_address: upstream
-                .field("localBindAddress", "The address on which the app finds it; default 127.0.0.1.")
+                .field("localBindAddress", "The address on which Envoy listens for the app; default 127.0.0.1.")
                 .text(),
             local_bind_port: upstream
-                .field("localBindPort", "The port on which the app finds it.")
+                .field("localBindPort", "The port on which Envoy listens for the app.")
                 .required()
                 .integer()
                 .unwrap_or_default(),
@@ -304,10 +303,10 @@ impl Expose {
     }
 }
 
-/// What is said of address and port.
+/// The descriptions of address and port.
 const LAN_ADDRESS: [&str; 2] = ["An IP address or a name; default the task's.", "The gateway's port; default 8443."];
 const WAN_ADDRESS: [&str; 2] =
-    ["An IP address or a name; without one there is no WAN address.", "The port; default 8443."];
+    ["An IP address or a name. If it is absent, there is no WAN address.", "The port; default 8443."];
 
 fn address(object: &mut Object<'_>, about: [&'static str; 2]) -> Address {
     Address { address: object.field("address", about[0]).text(), port: object.field("port", about[1]).integer() }
@@ -316,7 +315,7 @@ fn address(object: &mut Object<'_>, about: [&'static str; 2]) -> Address {
 impl Gateway {
     fn read(gateway: &mut Object<'_>) -> Self {
         Self {
-            // What is missing or wrong is reported.
+            // The reader reports a kind that is missing or wrong.
             kind: gateway.field("kind", "The kind of gateway.").required().choice(&GATEWAY_KINDS).unwrap_or_default(),
             lan_address: gateway
                 .field("lanAddress", "Its address inside the datacenter.")

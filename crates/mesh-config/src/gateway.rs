@@ -1,4 +1,4 @@
-//! A gateway's names and registration, and what a task is: a service behind its sidecar proxy, or a gateway.
+//! A task's role, service or gateway, and the names and registration of a gateway.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,11 +10,11 @@ use serde_json::{Map, Value};
 use crate::registration::LISTENER_INTERVAL;
 use crate::{CheckTtl, Config, Gateway, GatewayKind, Names, Service, meta, registration};
 
-/// The port of a gateway's listener, of an ingress gateway's readiness listener, unless configured.
+/// The default port of a gateway's listener. For an ingress gateway, it is the readiness listener.
 pub const GATEWAY_PORT: u16 = 8443;
 
 impl GatewayKind {
-    /// Consul's name of it, as in `gateway.kind`.
+    /// Consul's name for it, as in `gateway.kind`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -25,20 +25,20 @@ impl GatewayKind {
     }
 }
 
-/// What a task is in the mesh.
+/// The role of a task in the mesh.
 #[derive(Debug, Clone, Copy)]
 pub enum Role<'a> {
     /// A service with its sidecar proxy.
     Service(&'a Service),
-    /// A gateway, whatever else the document has.
+    /// A gateway. The rest of the document is not used.
     Gateway(&'a Gateway),
 }
 
 impl<'a> Role<'a> {
-    /// What the document says.
+    /// The role that the document gives.
     ///
     /// # Panics
-    /// Never for a document that was read: the rule `service-or-gateway` refuses one that has neither.
+    /// Never for a document from [`Config::parse`], because the rule `service-or-gateway` requires one of the two.
     #[must_use]
     pub fn of(config: &'a Config) -> Self {
         let gateway = config.gateway.as_ref().map(Self::Gateway);
@@ -55,7 +55,7 @@ impl<'a> Role<'a> {
         (namespace.as_deref(), partition.as_deref())
     }
 
-    /// Its names. A gateway is the proxy itself: it has the family's name as it is, and the service is the proxy.
+    /// The names in Consul. A gateway is its own proxy. Its default name is the task family, with its capitals.
     #[must_use]
     pub fn names(self, task: &Task) -> Names {
         match self {
@@ -79,7 +79,7 @@ impl<'a> Role<'a> {
         given(name.as_deref()).unwrap_or(family).to_lowercase()
     }
 
-    /// What is registered, in this order; the last is what Envoy is the proxy of.
+    /// The registrations, in order. The last one is the proxy or gateway that Envoy runs.
     #[must_use]
     pub fn registrations(
         self,
@@ -97,7 +97,7 @@ impl<'a> Role<'a> {
         }
     }
 
-    /// `proxy.config`, of the proxy or the gateway.
+    /// The configuration of the proxy or gateway.
     #[must_use]
     pub fn proxy_config(self, config: &'a Config) -> &'a Map<String, Value> {
         match self {
@@ -120,8 +120,8 @@ impl<'a> Role<'a> {
     }
 }
 
-/// The registration of a gateway: no address of its own unless the document has one, since the agent's is the task's. In a
-/// task without an IPv4 address it has the task's, where its listener is then; else Envoy would listen on IPv4.
+/// The registration of a gateway. It has an address only if the document gives one, because the agent's address is the task's. A task without
+/// an IPv4 address is an exception: there the gateway has the task's address, because Envoy would listen on IPv4 otherwise.
 fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistration {
     let port = port(gateway);
     let lan = lan(gateway);

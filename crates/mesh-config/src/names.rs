@@ -1,4 +1,4 @@
-//! What a task's service, proxy and checks are called in Consul, and which containers are ours.
+//! The names of a task's service, proxy and checks in Consul, and the names of sidecar containers.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ pub const BOOTSTRAP_FILE: &str = "envoy-bootstrap.json";
 pub const SERVICE_TOKEN_FILE: &str = "service-token";
 /// The file there with the agent's token, where `mesh-init agent-config` logs in for it.
 pub const CLIENT_TOKEN_FILE: &str = "client-token";
-/// The name of every check that health-sync keeps.
+/// The name of every check that health-sync updates.
 pub const HEALTH_SYNC_NAME: &str = "consul ecs synced";
 /// The port of Envoy's public listener unless `proxy.publicListenerPort` says otherwise.
 pub const PUBLIC_LISTENER_PORT: u16 = 20000;
@@ -29,9 +29,8 @@ const SIDECARS: [&str; 9] = [
     "sidecar-proxy",
 ];
 
-/// Whether a container of this name is no app: one that ecs-mesh or consul-ecs adds, or that AWS adds for ECS Service
-/// Connect (`ecs-service-connect-*`) or GuardDuty (`aws-guardduty-agent*`). What the task metadata's `Type` tells is not
-/// looked at here.
+/// Whether a container with this name is a sidecar and not an app. Sidecars are added by ecs-mesh and consul-ecs, and by AWS for ECS Service
+/// Connect (`ecs-service-connect-*`) and GuardDuty (`aws-guardduty-agent*`). This function does not look at `Type` in the task metadata.
 #[must_use]
 pub fn is_sidecar(container: &str) -> bool {
     SIDECARS.contains(&container)
@@ -53,8 +52,7 @@ pub struct Names {
 }
 
 impl Names {
-    /// The names of the task `task_id` of the family `family`. Lower case throughout: Consul refuses a service identity
-    /// with an upper-case letter, and a family may have one.
+    /// The names of a task. They are in lower case, because Consul refuses a service identity with capitals, and a family may have some.
     #[must_use]
     pub fn new(service_name: Option<&str>, family: &str, task_id: &TaskId) -> Self {
         let service = service_name.filter(|name| !name.is_empty()).unwrap_or(family).to_lowercase();
@@ -64,14 +62,14 @@ impl Names {
         Self { service, service_id, proxy, proxy_id }
     }
 
-    /// The ID of the check that health-sync keeps for a container.
+    /// The ID of the check that health-sync updates for a container.
     #[must_use]
     pub fn health_sync_check_id(&self, container: &str) -> CheckId {
         format!("{}-{container}-consul-ecs", self.service_id).into()
     }
 }
 
-/// The meta of service and proxy: `task-id`, `task-arn`, `source`, then the user's, which wins.
+/// The meta of service and proxy: `task-id`, `task-arn`, `source`, and the user's, which wins.
 #[must_use]
 pub fn meta(task_id: &TaskId, task_arn: &str, user: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let ours = [("task-id", task_id.as_str()), ("task-arn", task_arn), ("source", "consul-ecs")];

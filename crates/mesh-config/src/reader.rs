@@ -1,5 +1,5 @@
-//! Reads a JSON document field by field and collects what is wrong with it, each finding with its path. What is asked for
-//! is what is known: the same reading, of an empty document, gives the document's [`Shape`].
+//! Reads a JSON document field by field and collects all errors, each with its path. The same code also describes the
+//! document: it records every field that it is asked for in a [`Shape`].
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,11 +14,11 @@ use crate::shape::{Field, Kind, Shape};
 pub struct FieldError {
     /// Where: `proxy.upstreams[1].localBindPort`.
     pub path: String,
-    /// What stands there; none if nothing does.
+    /// The value; none if the field is missing.
     pub got: Option<String>,
-    /// What would do.
+    /// What would be valid.
     pub expected: String,
-    /// The rule that says so; none if it is the schema.
+    /// The rule that is broken; none if the schema is.
     pub rule: Option<&'static str>,
 }
 
@@ -32,24 +32,24 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// Why there is no configuration.
+/// The document cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The text is not JSON.
     #[error("not JSON")]
     NotJson(#[source] serde_json::Error),
-    /// The document has fields that are missing, unknown or hold what they may not: all of them.
+    /// Fields are missing, unknown or have invalid values.
     #[error("{}", errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Fields {
-        /// What is wrong.
+        /// All errors.
         errors: Vec<FieldError>,
-        /// What would only warn.
+        /// All warnings.
         warnings: Vec<String>,
     },
 }
 
 impl ConfigError {
-    /// What would only warn, were there no errors.
+    /// The warnings.
     #[must_use]
     pub fn warnings(&self) -> &[String] {
         match self {
@@ -59,27 +59,27 @@ impl ConfigError {
     }
 }
 
-/// What came to light while reading.
+/// The errors and warnings of reading.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// What is wrong.
+    /// All errors.
     pub errors: Vec<FieldError>,
-    /// What is only warned of.
+    /// All warnings.
     pub warnings: Vec<String>,
 }
 
-/// Where the findings go. While describing there is no document: each object is read as if it were there, and empty.
+/// Collects the findings. To describe the document, the reader reads each object as if it existed and were empty.
 struct Reading {
     findings: RefCell<Findings>,
     describing: bool,
 }
 
-/// What to do with a field that nothing asked for.
+/// What to do with an unknown field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unknown {
-    /// It is an error.
+    /// Report an error.
     Refused,
-    /// It is ignored, with a warning.
+    /// Ignore it, with a warning.
     Warned,
 }
 
@@ -91,7 +91,7 @@ pub struct Object<'a> {
     reading: &'a Reading,
 }
 
-/// A field that is asked for: optional, and null the same as absent, unless said otherwise.
+/// A field of an object. By default it is optional, and `null` is the same as absent.
 pub struct Asked<'o, 'a> {
     object: &'o mut Object<'a>,
     name: &'static str,
@@ -101,7 +101,7 @@ pub struct Asked<'o, 'a> {
     private: bool,
 }
 
-/// Reads the whole document with `read`. The value is worth something if there are no errors.
+/// Reads the whole document with `read`. The value is valid only if there are no errors.
 pub(crate) fn document<T>(value: &Value, read: impl FnOnce(&mut Object<'_>) -> T) -> (T, Findings) {
     let reading = Reading { findings: RefCell::default(), describing: false };
     let mut root =
@@ -128,7 +128,7 @@ fn wrong(path: String, got: String, expected: String) -> FieldError {
     FieldError { path, got: Some(got), expected, rule: None }
 }
 
-/// The value, if it is short; else what kind of value it is.
+/// The value if it is short, else its kind.
 pub fn describe_value(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".to_owned(),
@@ -138,7 +138,7 @@ pub fn describe_value(value: &Value) -> String {
     }
 }
 
-/// The kind of value, for places that may hold a credential.
+/// The kind of value, for values that may be credentials.
 fn kind(value: &Value) -> String {
     match value {
         Value::String(_) => "a string".to_owned(),
@@ -148,12 +148,12 @@ fn kind(value: &Value) -> String {
 }
 
 impl<'a> Object<'a> {
-    /// Asks for a field. `about` says in a line what it is for.
+    /// Asks for a field. `about` is its purpose, in a line.
     pub fn field<'o>(&'o mut self, name: &'static str, about: &'static str) -> Asked<'o, 'a> {
         Asked { object: self, name, about, required: false, nullable: true, private: false }
     }
 
-    /// The path of a field. Its name may be the user's, and a message is one line.
+    /// The path of a field. The name may come from the user, so control characters are replaced: a message is one line.
     fn at(&self, name: &str) -> String {
         let name = name.replace(char::is_control, "\u{fffd}");
         if self.path.is_empty() { name } else { format!("{}.{name}", self.path) }
@@ -163,7 +163,7 @@ impl<'a> Object<'a> {
         self.reading.findings.borrow_mut().errors.push(error);
     }
 
-    /// Finds the fields that nothing asked for.
+    /// Reports the unknown fields.
     fn close(mut self, unknown: Unknown) -> Shape {
         let known = |name: &str| self.shape.fields.iter().any(|field| field.name == name);
         for name in self.fields.into_iter().flat_map(Map::keys).filter(|name| !known(name)) {
@@ -186,17 +186,17 @@ impl<'a> Object<'a> {
 }
 
 impl<'a> Asked<'_, 'a> {
-    /// It must be there.
+    /// The field is required.
     pub fn required(self) -> Self {
         Self { required: true, nullable: false, ..self }
     }
 
-    /// It may be left out, but not be null.
+    /// The field is optional, but may not be `null`.
     pub(crate) fn not_null(self) -> Self {
         Self { nullable: false, ..self }
     }
 
-    /// What stands there must not be printed.
+    /// Messages must not repeat the value.
     pub(crate) fn private(self) -> Self {
         Self { private: true, ..self }
     }
@@ -219,7 +219,7 @@ impl<'a> Asked<'_, 'a> {
         self.object.shape.fields.push(Field { name, about, required, nullable, kind });
     }
 
-    /// What stands there, unless it is absent or null.
+    /// The value, unless it is absent or `null`.
     fn value(&self, expected: &str) -> Option<&'a Value> {
         match self.object.fields.and_then(|fields| fields.get(self.name)) {
             Some(Value::Null) if self.nullable => None,
@@ -232,7 +232,7 @@ impl<'a> Asked<'_, 'a> {
         }
     }
 
-    /// What `convert` makes of what stands there, or an error that says what was expected.
+    /// The converted value. If `convert` gives none, it reports an error with what was expected.
     fn converted<T>(&mut self, kind: Kind, convert: impl FnOnce(&'a Value) -> Option<T>) -> Option<T> {
         let expected = kind.expected();
         self.known_as(kind);
@@ -244,7 +244,7 @@ impl<'a> Asked<'_, 'a> {
         converted
     }
 
-    /// A string. The empty one is the same as absent, as it was to consul-ecs.
+    /// A string. As in consul-ecs, the empty string is the same as absent.
     pub fn text(mut self) -> Option<String> {
         let text = self.converted(Kind::Text, Value::as_str)?;
         (!text.is_empty()).then(|| text.to_owned())
@@ -255,7 +255,7 @@ impl<'a> Asked<'_, 'a> {
         self.converted(Kind::FilledText, |value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned))
     }
 
-    /// A name that Consul and its service identities take. The empty string is the same as absent.
+    /// A name that Consul accepts for services and service identities. The empty string is the same as absent.
     pub(crate) fn service_name(mut self) -> Option<String> {
         let is_name = |text: &&str| text.is_empty() || is_service_name(text);
         let text = self.converted(Kind::Name, |value| value.as_str().filter(is_name))?;
@@ -267,7 +267,7 @@ impl<'a> Asked<'_, 'a> {
         self.converted(Kind::Boolean, Value::as_bool)
     }
 
-    /// An integer. One that does not fit is none: each integer has a rule that refuses those.
+    /// An integer. The value is none if it does not fit: a rule for each integer refuses such values.
     pub(crate) fn integer<T: TryFrom<i64>>(mut self) -> Option<T> {
         self.converted(Kind::Integer, whole_number).and_then(|number| T::try_from(number).ok())
     }
@@ -286,7 +286,7 @@ impl<'a> Asked<'_, 'a> {
         self.all_texts(false)
     }
 
-    /// Strings none of which stands twice.
+    /// Strings, each only once.
     pub(crate) fn unique_texts(self) -> Vec<String> {
         self.all_texts(true)
     }
@@ -333,12 +333,12 @@ impl<'a> Asked<'_, 'a> {
         map
     }
 
-    /// An object that is passed on as it is. It may hold anything, also credentials.
+    /// An object that is passed on unchanged. It may hold credentials.
     pub fn opaque(self) -> Map<String, Value> {
         self.private().converted(Kind::Opaque, Value::as_object).cloned().unwrap_or_default()
     }
 
-    /// An object, which `read` asks for its fields.
+    /// An object whose fields `read` reads.
     pub fn object<T>(mut self, unknown: Unknown, read: impl FnOnce(&mut Object<'a>) -> T) -> Option<T> {
         let value = self.value(&Kind::Object(Shape::default()).expected());
         let fields = value.and_then(Value::as_object);
@@ -385,7 +385,8 @@ impl<'a> Asked<'_, 'a> {
     }
 }
 
-/// JSON schema counts `80.0` as an integer. One beyond the range becomes the range's end, which no rule allows.
+/// An integer. In JSON schema, `80.0` is one too. A number outside of the range becomes the end of the range, which every rule
+/// refuses.
 #[expect(clippy::cast_possible_truncation, reason = "saturates, as it is meant to")]
 pub(crate) fn whole_number(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as i64))

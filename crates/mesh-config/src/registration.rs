@@ -1,4 +1,4 @@
-//! The task's service and proxy as Consul's agent is told of them ("Register Service - Agent HTTP API").
+//! The registrations of the task's service and proxy ("Register Service - Agent HTTP API").
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -14,12 +14,12 @@ use crate::{
     CheckTtl, Config, DestinationType, ExposeProtocol, HEALTH_SYNC_NAME, MeshGatewayMode, Names, Service, meta,
 };
 
-/// How often the listener of a proxy or a gateway is dialled. The first time is at random within it, and until then the servers
-/// don't list a new task's proxy as passing.
+/// How often Consul dials the listener of a proxy or gateway. The first time is at random within this interval. Until then, the servers
+/// do not list a new task's proxy as passing.
 pub(crate) const LISTENER_INTERVAL: &str = "1s";
 
-/// The registration of the app's service: its own checks, and a TTL check for each container that health-sync reports.
-/// No address: the agent's is the task's.
+/// The registration of the app's service: the checks of the document, and a TTL check for each container that health-sync reports. It has
+/// no address, because the agent's address is the task's.
 #[must_use]
 pub fn service(
     config: &Config,
@@ -38,7 +38,7 @@ pub fn service(
     }
 }
 
-/// The registration of the sidecar proxy: it copies the service's tags, meta, weights and place.
+/// The registration of the sidecar proxy. It copies the service's tags, meta, weights, namespace and partition.
 #[must_use]
 pub fn proxy(config: &Config, service: &Service, names: &Names, task: &Task) -> ServiceRegistration {
     let proxy = &config.proxy;
@@ -76,7 +76,7 @@ pub fn proxy(config: &Config, service: &Service, names: &Names, task: &Task) -> 
     }
 }
 
-/// Whether the task has IPv6 addresses alone. Envoy's listeners are on IPv4 unless Consul is told otherwise.
+/// Whether the task has only IPv6 addresses. By default, Consul puts Envoy's listeners on IPv4.
 pub(crate) fn is_ipv6_only(task: &Task) -> bool {
     task.private_ip().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok())
 }
@@ -111,8 +111,8 @@ fn port(service: &Service) -> Option<u16> {
     Some(service.port).filter(|port| *port != 0)
 }
 
-/// Critical until health-sync first writes. `Status` applies only to the first registration: an agent that has the check
-/// already keeps what it has.
+/// The check of a container. It is critical until health-sync writes its status. An agent that already has the check keeps the current
+/// status.
 fn health_sync_check(names: &Names, container: &str, check_ttl: CheckTtl) -> CheckDefinition {
     CheckDefinition {
         check_id: Some(names.health_sync_check_id(container)),

@@ -1,4 +1,4 @@
-//! What we ask of a document beyond its schema: each rule with its name, on the document as it was written.
+//! The rules for a document beyond its schema. Each rule has a name and checks the document as it was written.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -11,11 +11,11 @@ use crate::reader::{FieldError, describe_value, whole_number};
 /// A rule with its name.
 #[derive(Debug, Clone, Copy)]
 pub struct Rule {
-    /// Its name, as messages and the reference page have it.
+    /// Its name in messages and on the reference page.
     pub name: &'static str,
-    /// What it asks for, in a line.
+    /// What it requires, in a line.
     pub about: &'static str,
-    /// Whether a document that breaks it is used all the same.
+    /// Whether a document that breaks the rule is still used.
     pub warns: bool,
     check: fn(&Value, &mut Broken),
 }
@@ -30,27 +30,27 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "gateway-first",
-        about: "Beside `gateway` nothing of `service`, `proxy` and `healthSyncContainers` is used: the gateway is \
-                registered, with `gateway.proxy`.",
+        about: "A document with `gateway` registers only the gateway, with `gateway.proxy`. `service`, `proxy` and \
+                `healthSyncContainers` are not used.",
         warns: true,
         check: gateway_first,
     },
     Rule {
         name: "wan-address",
-        about: "`gateway.wanAddress` has an `address`: a port without one is not used.",
+        about: "`gateway.wanAddress` has an `address`. A port alone is not used.",
         warns: true,
         check: wan_address,
     },
     Rule {
         name: "one-kind-of-checks",
-        about: "A service has `service.checks` or `healthSyncContainers`, not both. Not asked where a gateway is registered.",
+        about: "A service has `service.checks` or `healthSyncContainers`, not both. The rule does not apply to a gateway.",
         warns: false,
         check: one_kind_of_checks,
     },
     Rule {
         name: "port-range",
-        about: "Ports are 1 to 65535. 0 is the same as absent for `proxy.publicListenerPort` and the addresses of a \
-                gateway, and no port at all for `service.port`.",
+        about: "Ports are 1 to 65535. For `proxy.publicListenerPort` and the addresses of a gateway, 0 is the same as an \
+                absent field. For `service.port`, 0 means that the app listens on no port.",
         warns: false,
         check: port_range,
     },
@@ -58,15 +58,15 @@ pub const RULES: &[Rule] = &[
         name: "port-once",
         about: "No two listeners of the task have the same address and port: the app's (127.0.0.1 and `service.port`), those of \
                 upstreams, the public listener's, those of exposed paths, and those of `envoy_prometheus_bind_addr` and \
-                `envoy_stats_bind_addr` in `proxy.config`. The public listener and exposed paths are on all addresses, as \
-                `0.0.0.0` and `::` are. Not for a gateway.",
+                `envoy_stats_bind_addr` in `proxy.config`. The public listener and exposed paths listen on all addresses, \
+                like `0.0.0.0` and `::`. The rule does not apply to a gateway.",
         warns: false,
         check: port_once,
     },
     Rule {
         name: "port-of-a-sidecar",
-        about: "A listener has none of the ports of the task's own Consul agent and of Envoy's admin interface, as they are \
-                unless configured: 8301 on all addresses, 8500, 8502, 8600 and 19000 on loopback.",
+        about: "No listener has a default port of the task's Consul agent or of Envoy's admin interface: 8301 on any address, \
+                or 8500, 8502, 8600 or 19000 on loopback.",
         warns: true,
         check: port_of_a_sidecar,
     },

@@ -10,7 +10,7 @@ use crate::reader::{self, Object};
 use crate::rules::RULES;
 use crate::shape::{Field, Kind, Shape};
 
-/// The names that Consul and its service identities take; the empty one is the same as absent.
+/// Names that Consul accepts for services and service identities. The empty name is the same as an absent field.
 const NAME_PATTERN: &str = "^([a-z0-9]([a-z0-9_-]*[a-z0-9])?)?$";
 
 impl Shape {
@@ -20,7 +20,7 @@ impl Shape {
         reader::describe(Config::read)
     }
 
-    /// The shape of a document that has fields of its own beside all of these but `bootstrapDir`: `own` asks for them.
+    /// The shape of a document that has all of these fields, except `bootstrapDir`, and further ones. `own` asks for those.
     pub fn of_document_beside<T>(own: impl FnOnce(&mut Object<'_>) -> T) -> Self {
         reader::describe(|root| (own(root), Config::read_rest(root, PathBuf::new())))
     }
@@ -39,7 +39,7 @@ impl Shape {
         schema
     }
 
-    /// A table of these fields, then one of each object among them.
+    /// Writes a table of these fields, then one table for each object among them.
     fn tables(&self, path: &str, page: &mut String) {
         let title = if path.is_empty() { "The document" } else { path };
         let title = if path.is_empty() { title.to_owned() } else { format!("`{title}`") };
@@ -102,7 +102,7 @@ fn object(value: Value) -> Map<String, Value> {
     }
 }
 
-/// The document's JSON schema: what parsing accepts. The named rules come on top.
+/// The document's JSON schema, which describes what parsing accepts. The rules are not part of it.
 #[must_use]
 pub fn schema() -> Value {
     let mut schema = Shape::of_document().schema();
@@ -117,18 +117,18 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# The configuration document\n\
          \n\
-         What `CONSUL_ECS_CONFIG_JSON` may hold: every field of consul-ecs 0.6, and two more kinds of gateway. Made from the\n\
-         code by `UPDATE_DOCS=1 cargo test -p mesh-config`, as is its JSON schema, [config.schema.json](config.schema.json).\n\
-         `mesh-init validate` tells all that is wrong with a document by these, and touches nothing.\n\
+         The fields of `CONSUL_ECS_CONFIG_JSON`: those of consul-ecs 0.6, and two more kinds of gateway. This page and the JSON\n\
+         schema, [config.schema.json](config.schema.json), are made from the code by `UPDATE_DOCS=1 cargo test -p mesh-config`.\n\
+         `mesh-init validate` reports all errors of a document and changes nothing.\n\
          \n\
-         A document is read in two steps. *Parsing* accepts what the schema accepts: `null` is the same as absent but where a\n\
-         field says \"not null\" or is required, and a number such as `80.0` is an integer. *Checking* adds the rules below.\n\
-         Where a string may be left out, the empty string is the same as absent. What may be a credential (a check's `header`\n\
-         and `body`, what stands in a `config`) is not repeated in a message.\n\
+         mesh-init reads a document in two steps. *Parsing* accepts what the schema accepts. `null` is the same as an absent\n\
+         field, except for fields that are required or marked \"not null\". A number such as `80.0` is an integer. *Checking*\n\
+         applies the rules below. In an optional field, the empty string is the same as an absent field. No message repeats a\n\
+         value that may be a credential: a check's `header` and `body`, and everything in a `config`.\n\
          \n\
          ## Rules\n\
          \n\
-         A message that comes from a rule ends in the rule's name.\n\
+         If a message comes from a rule, it ends with the rule's name.\n\
          \n\
          | rule | |\n|---|---|\n",
     );

@@ -5,7 +5,7 @@
 pub struct Shape {
     /// Its fields.
     pub fields: Vec<Field>,
-    /// Whether other fields pass, with a warning.
+    /// Whether unknown fields are accepted, with a warning.
     pub open: bool,
 }
 
@@ -14,11 +14,11 @@ pub struct Shape {
 pub struct Field {
     /// Its name.
     pub name: &'static str,
-    /// What it is for, in a line.
+    /// Its purpose, in a line.
     pub about: &'static str,
-    /// Whether it must be there.
+    /// Whether it is required.
     pub required: bool,
-    /// Whether it may be null, which is the same as absent.
+    /// Whether it may be `null`, which is the same as absent.
     pub nullable: bool,
     /// What it holds.
     pub kind: Kind,
@@ -39,16 +39,16 @@ pub enum Kind {
     Integer,
     /// One of these words.
     Choice(Vec<&'static str>),
-    /// Strings; each once where `unique`.
+    /// Strings.
     Texts {
-        /// Whether no two may be the same.
+        /// Whether each value may occur only once.
         unique: bool,
     },
     /// Strings by name.
     TextMap,
-    /// Strings by name, several to a name.
+    /// Lists of strings by name.
     Headers,
-    /// An object that is passed on as it is.
+    /// An object that is passed on unchanged.
     Opaque,
     /// An object of this shape.
     Object(Shape),
@@ -57,7 +57,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What would do, in words: for error messages and the reference page.
+    /// What is valid, in words for error messages and the reference page.
     #[must_use]
     pub fn expected(&self) -> String {
         match self {

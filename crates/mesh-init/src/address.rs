@@ -17,7 +17,7 @@ use crate::bootstrap::{Endpoint, XdsAddress};
 const GRPC: (&str, &str) = ("CONSUL_GRPC_CACERT", "CONSUL_GRPC_CAPATH");
 const HTTP: (&str, &str) = ("CONSUL_CACERT", "CONSUL_CAPATH");
 
-/// The port where Consul's documentation tells to serve gRPC.
+/// The port that Consul's documentation recommends for gRPC.
 pub const DEFAULT_PORT: u16 = 8502;
 
 /// An address or a certificate that cannot be used.
@@ -144,7 +144,7 @@ pub fn loopback(agent_self: Option<&AgentSelf>, task: &Task) -> IpAddr {
     }
 }
 
-/// `host:port` as an address for Envoy, which resolves no names where these stand; IPv4 is preferred, as Consul does.
+/// Resolves `host:port`, because Envoy resolves no names in these places. As in Consul, an IPv4 address is preferred.
 ///
 /// # Errors
 /// When it is something else, or its host has no address.
@@ -206,7 +206,7 @@ fn read(variable: &'static str, whole: &Path, files: &[impl AsRef<Path>]) -> Res
         let file = file.as_ref();
         let text = std::fs::read_to_string(file).map_err(|source| unreadable(variable, file, source))?;
         all.push_str(checked(variable, &shown_path(file), &text)?.as_str());
-        // The next certificate begins on a line of its own.
+        // The next certificate must begin on a new line.
         if !all.ends_with('\n') {
             all.push('\n');
         }

@@ -28,14 +28,14 @@ const AUTHORITY_FILE: &str = "tls/ca.pem";
 /// How soon the servers may forget the node if it does not leave: a task that was killed never comes back.
 const RECONNECT_TIMEOUT: &str = "15m";
 
-/// What the flags say.
+/// The values of the flags.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The file to write; it must end in `.json` for Consul to read it.
     pub output: PathBuf,
-    /// Where the agent keeps its state.
+    /// The directory for the agent's state.
     pub data_dir: PathBuf,
-    /// Where the servers are: addresses or cloud auto-join strings, which may hold keys, separated by commas.
+    /// The servers, separated by commas: addresses or cloud auto-join strings, which may hold keys.
     pub retry_join: Option<Secret>,
     /// The datacenter; else Consul's default, `dc1`.
     pub datacenter: Option<String>,
@@ -45,7 +45,7 @@ pub struct Options {
     pub consul_version: Option<ConsulVersion>,
     /// How long to wait for the metadata, and then for the login.
     pub timeout: Duration,
-    /// Log in for the client token, and the file that it goes to, where health-sync finds it to log out.
+    /// How to log in for the client token, and the file for it. health-sync reads the file to log out.
     pub login: Option<(Settings, PathBuf)>,
 }
 
@@ -87,18 +87,18 @@ pub enum AgentConfigError {
     Write(#[from] WriteError),
 }
 
-/// Why the task's own address is not known.
+/// The task's address is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum NoAddress {
     /// The metadata could not be fetched.
     #[error(transparent)]
     Metadata(ecs_meta::Error),
-    /// No container has one yet.
+    /// No container has an address yet.
     #[error("no container of the task has an address yet")]
     None,
 }
 
-/// What the environment holds beside the flags.
+/// The secrets in the environment.
 #[derive(Debug, Default)]
 struct Secrets {
     client_token: Option<Secret>,
@@ -106,10 +106,7 @@ struct Secrets {
     authority: Option<CertificatesPem>,
 }
 
-/// Writes the configuration; run again it changes nothing.
-///
-/// # Errors
-/// See [`AgentConfigError`]; nothing is written then.
+/// Writes the configuration. A second run changes nothing.
 pub async fn write(options: Options, env: &Env) -> Result<ExitCode, AgentConfigError> {
     log::init(env, None)?;
     if options.output.extension().is_none_or(|extension| extension != "json") {
@@ -162,8 +159,8 @@ fn write_files(
     Ok(write_if_changed(output, format!("{config:#}\n").as_bytes(), MODE)?)
 }
 
-/// The servers' HTTPS may have another authority than what the agent speaks to them: `CONSUL_LOGIN_CACERT`, or its text in
-/// `CONSUL_LOGIN_CACERT_PEM`.
+/// Prepares the login. The servers' HTTPS may have another CA certificate than their RPC: `CONSUL_LOGIN_CACERT` names its file, and
+/// `CONSUL_LOGIN_CACERT_PEM` holds its text.
 fn prepare(
     (settings, file): &(Settings, PathBuf),
     secrets: &Secrets,
@@ -192,7 +189,7 @@ impl Secrets {
         if gossip_key.as_ref().is_some_and(|key| !is_gossip_key(key.expose())) {
             return Err(AgentConfigError::GossipKey);
         }
-        // It is copied to a volume, so that it has to be what it is meant to be.
+        // It is copied to a volume, so it must not hold a private key.
         let checked = |variable, what: String, pem: &str| {
             CertificatesPem::new(pem).map_err(|source| AgentConfigError::Pem { variable, what, source })
         };
@@ -232,19 +229,19 @@ fn configuration(
 ) -> Value {
     let mut config = json!({
         "node_name": format!("{}-{}", task.family, task.task_id()),
-        // An agent that lost its data is the same node again. Another node of this name would be refused while the servers
-        // take the first one to be alive.
+        // With this ID, an agent that lost its data is the same node again. The servers would refuse another node of this name as
+        // long as they believe that the first one is alive.
         "node_id": node_id(task.task_id().as_str()),
         "data_dir": options.data_dir,
-        // The whole task shares the network namespace, and nobody else has business with this agent.
+        // All containers of the task share its network namespace, and only they use this agent.
         "client_addr": if ip.is_ipv4() { "127.0.0.1" } else { "127.0.0.1 ::1" },
         "bind_addr": if ip.is_ipv4() { "0.0.0.0" } else { "::" },
         "advertise_addr": ip.to_string(),
-        // With HTTPS on, gRPC would speak TLS under the certificate of Connect's CA.
+        // With HTTPS on, Consul 1.8 would serve gRPC with TLS, under a certificate of Connect's CA.
         "ports": { "grpc": DEFAULT_PORT, "https": -1 },
         "retry_join": servers,
         "leave_on_terminate": true,
-        // Off by default in Consul 1.8: service-defaults and proxy-defaults would never reach a proxy.
+        // It is off by default in Consul 1.8. Without it, service-defaults and proxy-defaults never reach a proxy.
         "enable_central_service_config": true,
         "disable_update_check": true,
     });
@@ -255,7 +252,7 @@ fn configuration(
     if let Some(datacenter) = &options.datacenter {
         config["datacenter"] = datacenter.as_str().into();
     }
-    // Consul without Enterprise refuses the key; with it `default` is the same as no key.
+    // Consul without Enterprise refuses the key. In Consul Enterprise, `default` is the same as no key.
     if let Some(partition) = options.partition.as_ref().filter(|partition| !partition.eq_ignore_ascii_case("default")) {
         config["partition"] = partition.as_str().into();
     }
@@ -277,7 +274,7 @@ fn configuration(
     config
 }
 
-/// A UUID of the task's ID: its 32 hexadecimal digits as they are, of any other ID a hash.
+/// A UUID for the task's ID: its 32 hexadecimal digits, or a hash of any other ID.
 fn node_id(task_id: &str) -> String {
     let digits = task_id.replace('-', "").to_lowercase();
     let digits = if digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {

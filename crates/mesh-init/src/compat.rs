@@ -1,11 +1,11 @@
-//! What a task asks for and its agent's Consul does not have: refused by the agent, or let pass and forgotten.
+//! Fields that the agent's Consul does not have: the agent refuses them, or drops them silently.
 
 use consul_api::{AgentService, Config, Error, ServiceRegistration};
 
 const NAMESPACE: &str = "Namespace";
 const PARTITION: &str = "Partition";
 
-/// The field that an agent refuses, if that is why it refuses.
+/// The field that the agent refuses, if that is the error.
 pub(crate) fn refused(error: &Error) -> Option<String> {
     match error {
         Error::UnknownField { field, .. } => Some(field.clone()),
@@ -21,9 +21,9 @@ pub(crate) fn refused(error: &Error) -> Option<String> {
     }
 }
 
-/// The field that an agent has taken and forgotten. One without namespaces answers without a namespace: it would connect
-/// an upstream of another namespace to the service of that name in its own (tried, 1.8), and since Consul 1.11 one of another
-/// partition too. One before Consul 1.11 ignores the query parameter `partition` (tried, 1.8).
+/// The field that the agent has dropped silently. A Consul without namespaces answers without a namespace. It would connect an
+/// upstream in another namespace to the service of that name in its own, and since Consul 1.11 the same happens with partitions.
+/// Before Consul 1.11, an agent ignores the query parameter `partition`.
 pub(crate) fn dropped(
     asked: &Config,
     registrations: &[ServiceRegistration],
@@ -49,8 +49,8 @@ pub(crate) fn dropped(
     }
 }
 
-/// The fields that not every Consul knows, and what they need. The document's own description and docs/compatibility.md have
-/// the same versions.
+/// The fields that not every Consul knows, and the version that each needs. docs/config.md and docs/compatibility.md have the same
+/// versions.
 const CURES: [(&str, &str); 8] = [
     ("TLSServerName", "the TLS server name of a check needs Consul 1.10 or later"),
     ("H2PING", "h2ping checks need Consul 1.10 or later"),
@@ -62,7 +62,7 @@ const CURES: [(&str, &str); 8] = [
     ("DestinationPartition", "admin partitions need Consul Enterprise 1.11 or later"),
 ];
 
-/// What to do where an agent does not know a field.
+/// What to do if the agent does not know a field.
 pub(crate) fn cure(field: &str) -> &'static str {
     let known = CURES.iter().find(|(name, _)| *name == field);
     known.map_or("remove it from the configuration or use a later Consul", |(_, cure)| cure)

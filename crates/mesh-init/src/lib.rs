@@ -1,5 +1,5 @@
-//! Registers a task's service and sidecar proxy in Consul and writes Envoy's bootstrap; writes the configuration of the
-//! task's Consul agent; validates a configuration document.
+//! Registers a task's service and sidecar proxy in Consul and writes Envoy's bootstrap. Also writes the configuration of the task's
+//! Consul agent, and validates a configuration document.
 //!
 //! [`run::run`] is `mesh-init`, [`agent_config::write`] is `mesh-init agent-config`, [`validate::run`] is
 //! `mesh-init validate`.

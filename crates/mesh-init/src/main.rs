@@ -18,11 +18,11 @@ use sidecar_kit::signals::end_on_signals;
 /// Registers the task's service and its sidecar proxy with the Consul agent beside it and writes Envoy's bootstrap to
 /// <bootstrapDir>/envoy-bootstrap.json.
 ///
-/// What to register is in CONSUL_ECS_CONFIG_JSON, the task in ECS_CONTAINER_METADATA_URI_V4, the agent in Consul's own
-/// variables: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. Where the document
-/// enables consulLogin, the token is that of the login; CONSUL_LOGIN_BEARER_TOKEN or CONSUL_LOGIN_BEARER_TOKEN_FILE is its
-/// proof for a method that isn't AWS IAM. LOG_LEVEL and LOG_FORMAT (text, json) say how to log. An empty variable counts as
-/// not set.
+/// CONSUL_ECS_CONFIG_JSON says what to register, and ECS_CONTAINER_METADATA_URI_V4 where the task's metadata are. Consul's own
+/// variables give the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. If the
+/// document enables consulLogin, mesh-init logs in for the token. For a method other than AWS IAM, the proof is in
+/// CONSUL_LOGIN_BEARER_TOKEN or CONSUL_LOGIN_BEARER_TOKEN_FILE. LOG_LEVEL and LOG_FORMAT (text, json) set the logging. An empty
+/// variable is the same as an unset one.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-init", version)]
 struct Arguments {
@@ -34,19 +34,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Writes the configuration of the task's Consul agent and nothing else.
+    /// Writes the configuration of the task's Consul agent.
     ///
     /// Secrets come from the environment: CONSUL_CLIENT_TOKEN turns ACLs on, CONSUL_GOSSIP_KEY gossip encryption, each
-    /// also as NAME_FILE; CONSUL_CACERT (a file) or CONSUL_CACERT_PEM (the text) turns TLS with auto-encrypt on.
+    /// also as NAME_FILE. CONSUL_CACERT (a file) or CONSUL_CACERT_PEM (the text) turns TLS with auto-encrypt on.
     ///
-    /// With --login the client token comes from an auth method of the servers at CONSUL_HTTP_ADDR, whose HTTPS certificate
-    /// CONSUL_LOGIN_CACERT (a file) or CONSUL_LOGIN_CACERT_PEM (the text) vouches for, else CONSUL_CACERT. The proof is the
-    /// task role's, or CONSUL_LOGIN_BEARER_TOKEN (or CONSUL_LOGIN_BEARER_TOKEN_FILE) for a method of another type.
+    /// With --login, the client token comes from an auth method of the servers at CONSUL_HTTP_ADDR. The CA certificate for their
+    /// HTTPS is in CONSUL_LOGIN_CACERT (a file) or CONSUL_LOGIN_CACERT_PEM (the text), else in CONSUL_CACERT. The proof comes from
+    /// the task role. For a method other than AWS IAM, it is in CONSUL_LOGIN_BEARER_TOKEN or CONSUL_LOGIN_BEARER_TOKEN_FILE.
     AgentConfig(Box<AgentConfigArguments>),
-    /// Says all that schema and rules find wrong with a configuration document, or what would be registered; touches nothing.
+    /// Checks a configuration document and changes nothing.
     ///
-    /// Each error, and each warning, is a line on standard error; a document without errors is a line on standard output.
-    /// Exit code 0 where there is no error, else 1.
+    /// Each error and each warning is a line on standard error. If there is no error, a line on standard output says what
+    /// mesh-init would register. The exit code is 0 without an error, else 1.
     Validate(ValidateArguments),
 }
 
@@ -55,47 +55,47 @@ struct RunArguments {
     /// How long to wait for the metadata, and then for the agent.
     #[arg(long, value_name = "DURATION", env = "MESH_INIT_TIMEOUT", default_value = "90s", value_parser = parse_duration)]
     timeout: Duration,
-    /// If health-sync doesn't refresh a check for this long, Consul turns it critical; health-sync needs the same value. At most
-    /// 100000h, with which it never happens.
+    /// If health-sync does not refresh a check for this long, Consul sets the check critical. health-sync needs the same value. At
+    /// most 100000h.
     #[arg(long, value_name = "DURATION", env = "CONSUL_ECS_CHECK_TTL", default_value_t)]
     check_ttl: CheckTtl,
     /// The agent's gRPC address: <host>:<port>, http://…, https://… or unix://<path> [default: the port that the agent
-    /// tells, else 8502, on the loopback address].
+    /// reports, else 8502, on the loopback address].
     #[arg(long, value_name = "ADDRESS", env = "CONSUL_GRPC_ADDR")]
     grpc_addr: Option<String>,
-    /// The file with the CA certificate of the agent's gRPC [default: for https:// CONSUL_CACERT_PEM or
-    /// CONSUL_CACERT; for unix:// none, plain text].
+    /// The file with the CA certificate for the agent's gRPC [default: with https:// CONSUL_CACERT_PEM or CONSUL_CACERT; with
+    /// unix:// none, which means plain text].
     #[arg(long, value_name = "FILE", env = "CONSUL_GRPC_CACERT")]
     grpc_ca_file: Option<String>,
-    /// The directory with the CA certificates of the agent's gRPC [default: for https:// CONSUL_CAPATH; for
-    /// unix:// none, plain text].
+    /// The directory with the CA certificates for the agent's gRPC [default: with https:// CONSUL_CAPATH; with unix:// none, which
+    /// means plain text].
     #[arg(long, value_name = "DIRECTORY", env = "CONSUL_GRPC_CAPATH")]
     grpc_ca_path: Option<String>,
     /// The address of Envoy's admin interface [default: the loopback address, port 19000].
     #[arg(long, value_name = "HOST:PORT", env = "MESH_INIT_ADMIN_BIND")]
     admin_bind: Option<String>,
-    /// Where Envoy logs requests to its admin interface, unless proxy-defaults say it.
+    /// Where Envoy logs requests to its admin interface, unless proxy-defaults have access logs.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_ADMIN_ACCESS_LOG_PATH", default_value = "/dev/null")]
     admin_access_log_path: String,
-    /// Where Envoy serves /ready for others [default: nowhere].
+    /// The address at which Envoy serves /ready [default: none; an ingress gateway's port].
     #[arg(long, value_name = "IP:PORT", env = "MESH_INIT_READY_BIND")]
     ready_bind: Option<String>,
-    /// What envoy_prometheus_bind_addr serves instead of Envoy's own metrics: this port beside the admin interface.
+    /// The port that the Prometheus listener forwards to, on the admin interface's address [default: the admin interface].
     #[arg(long, value_name = "PORT", env = "MESH_INIT_PROMETHEUS_BACKEND_PORT")]
     prometheus_backend_port: Option<u16>,
-    /// The path that Prometheus scrapes.
+    /// The path that Prometheus requests.
     #[arg(long, value_name = "PATH", env = "MESH_INIT_PROMETHEUS_SCRAPE_PATH", default_value = "/metrics")]
     prometheus_scrape_path: String,
-    /// The file, for Envoy, with the CA certificate of those who scrape.
+    /// The file in Envoy's container with the CA certificate for Prometheus's client certificates.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_CA_FILE")]
     prometheus_ca_file: Option<String>,
-    /// The directory, for Envoy, with the CA certificates of those who scrape.
+    /// The directory in Envoy's container with the CA certificates for Prometheus's client certificates.
     #[arg(long, value_name = "DIRECTORY", env = "MESH_INIT_PROMETHEUS_CA_PATH")]
     prometheus_ca_path: Option<String>,
-    /// The file, for Envoy, with the certificate of the metrics listener.
+    /// The file in Envoy's container with the certificate of the metrics listener.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_CERT_FILE")]
     prometheus_cert_file: Option<String>,
-    /// The file, for Envoy, with the private key of the metrics listener.
+    /// The file in Envoy's container with the private key of the metrics listener.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_PROMETHEUS_KEY_FILE")]
     prometheus_key_file: Option<String>,
 }
@@ -105,7 +105,7 @@ struct AgentConfigArguments {
     /// The file to write. A CA certificate goes beside it as tls/ca.pem.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_AGENT_CONFIG", default_value = "/consul/config/agent.json")]
     output: PathBuf,
-    /// Where the agent keeps its state.
+    /// The directory for the agent's state.
     #[arg(long, value_name = "DIRECTORY", env = "MESH_INIT_AGENT_DATA_DIR", default_value = "/consul/data")]
     data_dir: PathBuf,
     /// The servers: addresses or cloud auto-join strings, separated by commas.
@@ -129,10 +129,10 @@ struct AgentConfigArguments {
     /// The auth method.
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_METHOD", default_value = "iam-ecs-client-token")]
     login_method: String,
-    /// Where the login's token is kept; health-sync logs out of `client-token` in the bootstrap directory, and of no other file.
+    /// The file for the login's token. health-sync logs out only of `client-token` in the bootstrap directory.
     #[arg(long, value_name = "FILE", env = "CONSUL_LOGIN_TOKEN_SINK", default_value = "/consul/client-token")]
     login_token_sink: PathBuf,
-    /// Let the AWS IAM auth method see the role's path and tags; it needs the permission iam:GetRole.
+    /// Give the AWS IAM auth method the role's path and tags. The task role needs the permission iam:GetRole.
     #[arg(long, env = "CONSUL_LOGIN_INCLUDE_ENTITY", default_value_t = true, action = clap::ArgAction::Set)]
     login_include_entity: bool,
     /// The AWS region of STS [default: AWS_REGION, else the task's].
@@ -141,19 +141,19 @@ struct AgentConfigArguments {
     /// The URL of STS [default: the region's].
     #[arg(long, value_name = "URL", env = "CONSUL_LOGIN_STS_ENDPOINT")]
     login_sts_endpoint: Option<String>,
-    /// The value of X-Consul-IAM-ServerID, where the auth method wants one.
+    /// The value of X-Consul-IAM-ServerID, if the auth method needs one.
     #[arg(long, value_name = "VALUE", env = "CONSUL_LOGIN_SERVER_ID")]
     login_server_id: Option<String>,
 }
 
 #[derive(Debug, Args)]
 struct ValidateArguments {
-    /// The file with the document; - is standard input [default: the document in CONSUL_ECS_CONFIG_JSON].
+    /// The file with the document, or - for standard input [default: the document in CONSUL_ECS_CONFIG_JSON].
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
 }
 
-/// Cloud auto-join strings may hold keys.
+/// The servers may be cloud auto-join strings, which may hold keys.
 fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
 }

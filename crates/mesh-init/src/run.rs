@@ -27,9 +27,9 @@ const ADMIN_PORT: u16 = 19000;
 /// The values of the flags.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How long to wait for the metadata, and then for the agent.
+    /// How long to wait for the metadata, and then again for the agent.
     pub timeout: Duration,
-    /// The time to live of the checks that health-sync keeps.
+    /// The time to live of the checks that health-sync updates.
     pub check_ttl: CheckTtl,
     /// The address of Envoy's admin interface, `<host>:<port>`; else the loopback address and 19000.
     pub admin_bind: Option<String>,
@@ -39,9 +39,9 @@ pub struct Options {
     pub grpc_ca_file: Option<String>,
     /// The directory with the CA certificates of the agent's gRPC.
     pub grpc_ca_path: Option<String>,
-    /// Where Envoy logs requests to its admin interface, unless proxy-defaults say it.
+    /// Where Envoy logs requests to its admin interface, unless proxy-defaults have access logs.
     pub admin_access_log_path: String,
-    /// Where Envoy tells whether it is ready, `<ip>:<port>`; else nowhere.
+    /// The address at which Envoy serves `/ready`, `<ip>:<port>`.
     pub ready_bind: Option<String>,
     /// The listener for Prometheus, which `envoy_prometheus_bind_addr` in the proxy's configuration asks for.
     pub prometheus: Prometheus,

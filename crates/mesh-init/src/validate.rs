@@ -1,4 +1,4 @@
-//! What `mesh-init validate` says of a document. Nothing but the document is looked at, and nothing is written.
+//! `mesh-init validate`: reads a document, and reports its errors or what mesh-init would register.
 
 use std::fs;
 use std::io::{self, Read};
@@ -11,7 +11,7 @@ use sidecar_kit::stderr;
 
 use crate::run::RunError;
 
-/// Why there is no verdict, or not a good one.
+/// The document cannot be checked.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum ValidateError {
@@ -23,11 +23,9 @@ pub enum ValidateError {
     NotJson(#[source] ConfigError),
 }
 
-/// Reads the document from `file` (`-`: standard input), else from its variable. Each error is a line on standard error,
-/// each warning too; a document without errors is a line on standard output that says what would be registered.
-///
-/// # Errors
-/// See [`ValidateError`]. Errors in a document's fields are printed already: they are the exit code 1.
+/// Reads the document from `file` (`-`: standard input), else from its variable. Each error and each warning is a line on standard
+/// error. Without an error, a line on standard output says what mesh-init would register. Errors in the document's fields are
+/// printed here and give the exit code 1.
 pub fn run(file: Option<&Path>, env: &Env) -> Result<ExitCode, ValidateError> {
     let text = match file {
         Some(path) => {

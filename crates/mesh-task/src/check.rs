@@ -27,7 +27,7 @@ pub fn differences(deployed: &Value, rendered: &Value) -> Vec<String> {
     lines
 }
 
-/// Takes out what ECS fills in, and what says nothing. `null` stands for it.
+/// Replaces by `null` what ECS fills in and what is empty.
 fn without_defaults(value: &mut Value) {
     let Value::Object(fields) = value else { return };
     for (name, value) in fields.iter_mut() {
@@ -78,7 +78,7 @@ fn is_default(name: &str, value: &Value) -> bool {
     }
 }
 
-/// What tells the objects of a list apart, where their order says nothing.
+/// The field that identifies an object in a list whose order does not matter.
 fn key(field: &str, object: &Map<String, Value>) -> Option<String> {
     let by = match field {
         "containerDefinitions" | "environment" | "secrets" | "secretOptions" | "volumes" | "ulimits" => "name",

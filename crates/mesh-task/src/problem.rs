@@ -19,7 +19,7 @@ pub enum Document {
 pub struct Problem {
     /// In which document.
     pub document: Document,
-    /// Where in it, what stands there and what is expected.
+    /// The path, the value, and what is expected.
     pub error: FieldError,
 }
 
@@ -62,7 +62,7 @@ impl Collected {
         self.problems.push(Problem { document: self.document, error });
     }
 
-    /// Something stands there that may not.
+    /// Adds a problem with a value.
     pub(crate) fn wrong(
         &mut self,
         path: impl Into<String>,
@@ -73,7 +73,7 @@ impl Collected {
         self.add(FieldError { path: path.into(), got: Some(describe_value(got)), expected: expected.into(), rule });
     }
 
-    /// Nothing stands where something must.
+    /// Adds a problem with a missing value.
     pub(crate) fn missing(&mut self, path: impl Into<String>, expected: impl Into<String>, rule: Option<&'static str>) {
         self.add(FieldError { path: path.into(), got: None, expected: expected.into(), rule });
     }

@@ -143,7 +143,7 @@ async fn failed_login_gives_one_line_and_leaves_no_token() {
 
     // What fails after the login takes the token back: here the registration, at an agent that isn't there.
     let no_agent = format!("127.0.0.1:{}", free_port());
-    task.fails_with(&[("CONSUL_HTTP_ADDR", &no_agent), (bearer, &proof)], &["not known everywhere"]).await;
+    task.fails_with(&[("CONSUL_HTTP_ADDR", &no_agent), (bearer, &proof)], &["not all servers know the token"]).await;
     let mut other = Task::that_logs_in(&agent.http);
     other.document["service"]["name"] = "other".into();
     let denied = "cannot register other-f1a2: expected a token with the service identity other";

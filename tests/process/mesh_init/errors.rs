@@ -107,9 +107,9 @@ async fn unusable_metadata_or_consul_gives_one_line() {
     Task::new(&nobody, "").fails_with(&bound, &[gave_up, "Consul is not reachable"]).await;
     Task::new(&silent().address, "").fails_with(&bound, &[gave_up]).await;
     let endless = Task::new(&endless().address, "");
-    endless.fails_with(&["--timeout", "30s"], &["is not what Consul gives"]).await;
+    endless.fails_with(&["--timeout", "30s"], &["is not from Consul"]).await;
     let nonsense = Task::new(&answering("<html>").address, "");
-    nonsense.fails_with(&bound, &["the answer is not what Consul gives"]).await;
+    nonsense.fails_with(&bound, &["the answer is not from Consul"]).await;
 }
 
 #[tokio::test]

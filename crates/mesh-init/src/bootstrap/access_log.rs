@@ -22,7 +22,7 @@ struct AccessLogs {
     text_format: String,
 }
 
-/// The fields of a log line where the entry names no format: key and Envoy's command operator.
+/// The fields of a log line if the entry has no format: key and Envoy's command operator.
 const FIELDS: [(&str, &str); 24] = [
     ("authority", "REQ(:AUTHORITY)"),
     ("bytes_received", "BYTES_RECEIVED"),
@@ -98,7 +98,7 @@ impl AccessLogs {
     }
 }
 
-/// What stands there without access logs.
+/// The access log if proxy-defaults have none.
 pub(super) fn file(path: &str) -> Value {
     let kind = "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog";
     json!({ "name": "envoy.access_loggers.file", "typed_config": { "@type": kind, "path": path } })

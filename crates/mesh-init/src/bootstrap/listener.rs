@@ -1,4 +1,4 @@
-//! Listeners that give others a part of Envoy's admin interface: metrics for Prometheus, all stats, readiness.
+//! Listeners that serve a part of Envoy's admin interface: metrics for Prometheus, all stats, readiness.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ const TLS_CONTEXT: &str = "type.googleapis.com/envoy.extensions.transport_socket
 const CONNECTION_MANAGER: &str =
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
-/// What the listener for Prometheus serves and how.
+/// The listener for Prometheus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prometheus {
     /// The port on the admin interface's address that is scraped instead of the admin interface itself.
@@ -23,10 +23,10 @@ pub struct Prometheus {
     pub tls: Option<PrometheusTls>,
 }
 
-/// Files of Envoy's.
+/// Files in Envoy's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrometheusTls {
-    /// The authority of the scraper's certificate.
+    /// The CA of the client certificates.
     pub authority: PrometheusAuthority,
     /// The certificate.
     pub cert_file: String,
@@ -34,7 +34,7 @@ pub struct PrometheusTls {
     pub key_file: String,
 }
 
-/// Where the authority's certificate is.
+/// The place of the CA certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PrometheusAuthority {
     /// In a file.
@@ -49,7 +49,7 @@ impl Default for Prometheus {
     }
 }
 
-/// The static resources that grow with each listener.
+/// The static resources to which each listener adds.
 pub(super) struct Listeners {
     pub(super) clusters: Vec<Value>,
     pub(super) listeners: Vec<Value>,

@@ -23,40 +23,40 @@ pub use options::ProxyOptions;
 use template::{Datum, Fields};
 pub use template::{Template, TemplateError};
 
-/// The cluster through which Envoy reaches xDS. Consul's name for it; xDS refers to it.
+/// The cluster through which Envoy reaches xDS. Consul's resources refer to it by this name.
 const AGENT_CLUSTER: &str = "local_agent";
-/// The cluster through which Envoy hands its metrics to Consul's telemetry collector.
+/// The cluster through which Envoy sends its metrics to Consul's telemetry collector.
 const TELEMETRY_CLUSTER: &str = "consul_telemetry_collector_loopback";
-/// How often Envoy hands metrics on where the collector is the only one to get them (since Consul 1.17.1).
+/// How often Envoy sends metrics if the collector is their only receiver (as in Consul 1.17.1 and later).
 const TELEMETRY_FLUSH_INTERVAL: &str = "60s";
 
 /// The proxy's configuration cannot be turned into a bootstrap.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
-    /// An option holds something else than it may.
+    /// An option has an invalid value.
     #[error("proxy configuration {option}: expected {expected}, got {got}")]
     Option {
         /// Its key in the proxy's configuration.
         option: &'static str,
-        /// What would do.
+        /// What would be valid.
         expected: &'static str,
-        /// What it held, or what kind of value.
+        /// The value, or its kind.
         got: String,
     },
-    /// The option that replaces the whole bootstrap is a template that cannot be filled.
+    /// The template for the whole bootstrap cannot be used.
     #[error("proxy configuration envoy_bootstrap_json_tpl: {0}")]
     Template(#[from] TemplateError),
-    /// The flag for the ready listener.
+    /// The flag for the ready listener has an invalid value.
     #[error("--ready-bind (MESH_INIT_READY_BIND) is {0}: expected <ip>:<port>")]
     ReadyBind(String),
-    /// What proxy-defaults say about access logs.
+    /// The access logs of proxy-defaults have an invalid value.
     #[error("proxy-defaults AccessLogs.{field}: expected {expected}, got {got}")]
     AccessLogs {
         /// The field.
         field: &'static str,
-        /// What would do.
+        /// What would be valid.
         expected: &'static str,
-        /// What it held.
+        /// The value.
         got: String,
     },
 }
@@ -66,11 +66,11 @@ pub enum BootstrapError {
 pub struct XdsAddress {
     /// The agent's address.
     pub endpoint: Endpoint,
-    /// The authorities' certificates, if the agent is spoken to with TLS.
+    /// The CA certificates, if Envoy uses TLS to the agent.
     pub authorities: Option<CertificatesPem>,
 }
 
-/// An address as Envoy takes it: it resolves no names here.
+/// An address in the bootstrap. Envoy resolves no names here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
     /// An IP address and a port.
@@ -79,7 +79,7 @@ pub enum Endpoint {
     Unix(String),
 }
 
-/// All that the bootstrap is made of.
+/// Everything that goes into the bootstrap.
 #[derive(Clone, Copy)]
 pub struct Bootstrap<'a> {
     /// The proxy's and its service's names.
@@ -90,7 +90,7 @@ pub struct Bootstrap<'a> {
     pub partition: Option<&'a str>,
     /// The datacenter, if it is known.
     pub datacenter: Option<&'a str>,
-    /// The token that Envoy shows the agent.
+    /// The token that Envoy sends to the agent.
     pub token: Option<&'a Secret>,
     /// Where Envoy finds xDS.
     pub xds: &'a XdsAddress,
@@ -186,14 +186,14 @@ impl Bootstrap<'_> {
         Ok(bootstrap.into())
     }
 
-    /// What a template can take, by the names in Consul's `BootstrapTplArgs`; the rest comes from the options.
+    /// The fields for a template, except those that the options make.
     fn fields(&self) -> Fields {
         let text = |text: &str| Datum::Text(text.to_owned());
         let (address, port, socket) = match &self.xds.endpoint {
             Endpoint::Tcp(ip, port) => (ip.to_string(), port.to_string(), String::new()),
             Endpoint::Unix(path) => (String::new(), String::new(), path.clone()),
         };
-        // The template sets it between quotes.
+        // The template puts it between quotes.
         let authorities = self.xds.authorities.as_ref().map_or("", CertificatesPem::as_str).replace('\n', "\\n");
         let prometheus = self.prometheus;
         let tls = prometheus.tls.as_ref();
@@ -264,8 +264,8 @@ impl Bootstrap<'_> {
         cluster
     }
 
-    /// The loopback listener of Consul's telemetry collector, which xDS puts at the same path: a hash, since a socket's
-    /// path may have some hundred characters only.
+    /// The loopback listener of Consul's telemetry collector. xDS uses the same path. Its name is a hash, because the path of a socket
+    /// is limited to about a hundred characters.
     fn telemetry_cluster(&self, directory: &str) -> Value {
         let id = format!("{}_{}", or_default(self.namespace), self.names.proxy_id);
         let hash = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, id.as_bytes());
@@ -337,12 +337,12 @@ fn socket_address((address, port): (IpAddr, u16)) -> Value {
     json!({ "socket_address": { "address": address.to_string(), "port_value": port } })
 }
 
-/// JSON values as a template sets them between the brackets of a list.
+/// JSON values, joined for the brackets of a list in a template.
 fn joined(values: &[Value]) -> Datum {
     Datum::Text(values.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
 }
 
-/// The name of the namespace or partition; one without a name is called `default`.
+/// The name of a namespace or partition, by default `default`.
 fn or_default(name: Option<&str>) -> &str {
     name.filter(|name| !name.is_empty()).unwrap_or("default")
 }

@@ -60,8 +60,8 @@ impl ProxyOptions {
     }
 }
 
-/// A proxy's configuration, read as Consul reads it: keys in any case, numbers and booleans taken for strings, a single
-/// value for a list of one.
+/// A proxy's configuration, read as Consul reads it: keys are case-insensitive, numbers and booleans count as strings, and a single
+/// value counts as a list.
 struct Config<'a>(&'a Map<String, Value>);
 
 impl Config<'_> {
@@ -116,7 +116,7 @@ impl Config<'_> {
     }
 }
 
-/// The bootstrap that a filled template is. What it holds is not told: the token stands in it.
+/// The bootstrap from a filled template. No error repeats its text, which holds the token.
 pub(super) fn filled(text: &str) -> Result<Value, BootstrapError> {
     let expected = "a template that gives a JSON object";
     match serde_json::from_str(text) {
@@ -136,7 +136,7 @@ fn as_text(value: &Value) -> Option<String> {
     }
 }
 
-/// What kind of value it is; the value itself may hold a credential.
+/// The kind of value. The value itself may hold a credential.
 fn kind(value: &Value) -> String {
     let kind = match value {
         Value::Null => "null",

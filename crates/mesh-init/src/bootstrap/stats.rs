@@ -20,7 +20,7 @@ const CLUSTER: [(&str, &str); 8] = [
     ("trust_domain", r"S\."),
 ];
 const SEGMENT: &str = "[^.]+";
-/// A cluster for traffic that bypasses the mesh's routing carries this in front.
+/// The prefix of a cluster for traffic that bypasses the mesh's routing.
 const PASSTHROUGH: &str = "(?:passthrough~)?";
 const ROUTING_TYPE: usize = 6;
 
@@ -33,8 +33,8 @@ const UPSTREAM: [(&str, &str); 5] = [
     ("partition", r"^(?:tcp|http)\.upstream\.(S(?:\.S)?(?:\.(S))?\.S\.)"),
 ];
 
-/// All stats tags: the user's fixed ones, those taken from names, and ours, where the user set no other. In each pattern
-/// the outer group goes out of the metric's name and the inner one becomes the tag's value.
+/// All stats tags: the user's fixed tags, tags from names, and the default tags that the user did not set. In each pattern, Envoy removes
+/// the outer group from the metric's name and uses the inner group as the tag's value.
 pub(super) fn tags(user: &[String], ours: &[(&str, Option<&str>)]) -> Vec<Value> {
     let user: Vec<(String, &str)> = user
         .iter()
@@ -85,7 +85,7 @@ const TARGETS: [(&str, usize); 2] = [("target", ROUTING_TYPE), ("full_target", C
 fn cluster(start: &str, captured: usize) -> String {
     let parts = CLUSTER.iter().enumerate().map(|(index, (_, part))| match index {
         _ if index == captured => part.replace('S', "(S)"),
-        // A peer stands in the datacenter's place where traffic is external.
+        // For external traffic, the name has a peer in place of the datacenter.
         ROUTING_TYPE if ["partition", "datacenter"].contains(&CLUSTER[captured].0) => r"internal[^.]*\.".to_owned(),
         _ => (*part).to_owned(),
     });
@@ -142,7 +142,7 @@ pub(super) fn telemetry_sink(cluster: &str) -> Value {
     })
 }
 
-/// `$NAME` alone is any variable; inside a URL Consul knows `HOST_IP` only, as `$HOST_IP` or `${HOST_IP}`.
+/// If the whole value is `$NAME`, that variable holds the URL. Inside a URL, Consul expands only `$HOST_IP` and `${HOST_IP}`.
 fn expand(url: &str, env: &Env) -> String {
     if let Some(name) = url.strip_prefix('$').filter(|name| name.len() > 1) {
         return env.get(name).unwrap_or_default().to_owned();

@@ -1,5 +1,5 @@
-//! The proof that the AWS IAM auth method takes: a signed sts:GetCallerIdentity request, which Consul's servers send in the
-//! task's name, and in its header fields a signed iam:GetRole (or iam:GetUser) request.
+//! The proof for the AWS IAM auth method: a signed sts:GetCallerIdentity request, which Consul's servers send in the task's name. Its
+//! header fields hold a signed iam:GetRole (or iam:GetUser) request.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -20,16 +20,16 @@ use super::credentials::Credentials;
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 64 << 10 };
 const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 const CALLER: &str = "Action=GetCallerIdentity&Version=2011-06-15";
-/// What a form needs no escape for.
+/// Characters that need no escape in a form.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// Why there is no signed request.
+/// The requests cannot be signed.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum AwsError {
     #[error("cannot sign for {server}: check stsEndpoint and the region")]
     Signing { server: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("AWS STS doesn't tell whose credentials these are")]
+    #[error("cannot ask AWS STS for the role of these credentials")]
     Sts(#[from] http::Error),
     #[error("AWS STS at {server} answered {status} to GetCallerIdentity: {excerpt}")]
     Refused { server: String, status: StatusCode, excerpt: String },
@@ -50,7 +50,7 @@ struct Signed {
     body: String,
 }
 
-/// What is signed, for which service and where.
+/// A request to sign, with its service and region.
 struct Unsigned<'a> {
     method: &'a str,
     url: &'a str,
@@ -160,12 +160,12 @@ fn iam(region: &str) -> (&'static str, &'static str) {
     }
 }
 
-/// What an error says of a URL: the document's may hold a password.
+/// The server of a URL, for an error: the URL itself may hold a password.
 fn server(url: &str) -> String {
     url.parse().map_or_else(|_| "a URL that cannot be used".to_owned(), |url| http::server_of(&url))
 }
 
-/// Asks STS, which needs no permission.
+/// Asks STS for the role's ARN. This needs no permission.
 async fn ask_for_arn(signed: Signed, client: &Client) -> Result<String, AwsError> {
     let Signed { url, headers, body } = signed;
     let mut request = Request::post(&url);
@@ -185,7 +185,7 @@ async fn ask_for_arn(signed: Signed, client: &Client) -> Result<String, AwsError
     }
 }
 
-/// The question that tells path and tags of the role or user with this ARN.
+/// The body of the request for the path and tags of the role or user with this ARN.
 fn entity_request(arn: &str) -> Option<String> {
     let mut parts = arn.splitn(6, ':').nth(5)?.split('/');
     let kind = parts.next()?;

@@ -1,4 +1,4 @@
-//! AWS credentials of the task: from the environment, else from the endpoint that ECS tells ("Container credential
+//! AWS credentials of the task: from the environment, else from the endpoint that ECS sets ("Container credential
 //! provider" in the AWS SDKs and Tools Reference Guide).
 
 use std::time::{Duration, SystemTime};
@@ -20,17 +20,17 @@ const PLAIN_HOSTS: [&str; 4] = ["localhost", "169.254.170.2", "169.254.170.23", 
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 64 << 10 };
 
-/// Who signs.
+/// The credentials that sign.
 #[derive(Debug, Clone)]
 pub(super) struct Credentials {
     pub(super) access_key_id: String,
     pub(super) secret_access_key: Secret,
     pub(super) session_token: Option<Secret>,
-    /// The role's ARN, where the endpoint tells it.
+    /// The role's ARN, if the endpoint gives it.
     pub(super) role_arn: Option<String>,
 }
 
-/// Why there are no credentials.
+/// There are no credentials.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum CredentialsError {
@@ -63,7 +63,7 @@ impl CredentialsError {
     }
 }
 
-/// Where they come from.
+/// The source of the credentials.
 #[derive(Debug)]
 pub(super) enum Source {
     Given(Credentials),
@@ -81,7 +81,7 @@ struct Answer {
 }
 
 impl Source {
-    /// In the order of AWS's SDKs: the environment, the relative URI, the full one.
+    /// Chooses the source in the order of AWS's SDKs: the environment, the relative URI, the full URI.
     pub(super) fn from_env(env: &Env) -> Result<Self, CredentialsError> {
         match (env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")) {
             (Some(id), Some(key)) => {
@@ -132,7 +132,7 @@ impl Source {
             }
             request = request.header(AUTHORIZATION, value.map_err(|_| CredentialsError::AuthorizationText)?);
         }
-        // The path is what the role's keys are handed out for.
+        // An error must not show the path, because anybody in the task can get the role's keys with it.
         let server = || url.parse().map(|url| http::server_of(&url)).unwrap_or_default();
         let undecodable = || CredentialsError::Undecodable(server());
         let answer = client.send(request.body(Default::default()).map_err(|_| undecodable())?, LIMITS).await?;

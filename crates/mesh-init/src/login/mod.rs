@@ -1,5 +1,5 @@
-//! The task's ACL token from an auth method of Consul's: log in at the servers, keep the token in a file, wait until it is
-//! known wherever it will be used.
+//! The task's ACL token from an auth method of Consul: log in at the servers, write the token to a file, and wait until the servers
+//! and the agent know it.
 
 mod aws;
 mod credentials;
@@ -37,7 +37,7 @@ const BEARER_TOKEN: &str = "CONSUL_LOGIN_BEARER_TOKEN";
 pub struct Settings {
     /// The auth method's name.
     pub method: String,
-    /// Let the auth method see the role's path and tags.
+    /// Give the auth method the role's path and tags.
     pub include_entity: bool,
     /// Meta of the login, besides the task and its cluster.
     pub meta: BTreeMap<String, String>,
@@ -62,7 +62,7 @@ impl From<&ConsulLogin> for Settings {
     }
 }
 
-/// Why there is no token.
+/// There is no token.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum LoginError {
@@ -74,9 +74,9 @@ pub enum LoginError {
     Credentials(#[from] CredentialsError),
     #[error(transparent)]
     Aws(#[from] AwsError),
-    #[error("no TLS for AWS")]
+    #[error("cannot use TLS for AWS")]
     Tls(#[from] TlsOptionsError),
-    #[error("whom to trust at AWS")]
+    #[error("cannot read the public CA certificates, which are needed for AWS")]
     PublicAuthorities(#[from] PublicAuthoritiesError),
     #[error("{BEARER_TOKEN}_FILE")]
     BearerToken(#[from] SecretFileError),
@@ -94,7 +94,7 @@ pub enum LoginError {
     Write(#[from] WriteError),
     #[error("cannot log in")]
     Waited(#[source] Box<WaitError<LoginError>>),
-    #[error("the token of this login is not known everywhere")]
+    #[error("not all servers know the token of this login")]
     Unknown(#[source] Box<WaitError<consul_api::Error>>),
 }
 
@@ -122,21 +122,21 @@ impl LoginError {
             Self::Aws(error) => error.may_pass(),
             Self::NoMethod { .. } | Self::Denied { .. } => true,
             Self::Consul(error) => error.may_pass_at_start(),
-            // A platform may write it after the start.
+            // The platform may write the file after the start.
             Self::BearerToken(_) => true,
             _ => false,
         }
     }
 }
 
-/// What the auth method is shown.
+/// The proof for the auth method.
 #[derive(Debug)]
 enum Proof {
     Given(SecretSource),
     Aws { credentials: Source, region: Option<String> },
 }
 
-/// A login to be made, or made before and still good.
+/// A login at Consul's servers.
 #[derive(Debug)]
 pub struct Login {
     settings: Settings,
@@ -216,10 +216,10 @@ pub fn servers(config: Builder<'_>, partition: Option<&str>) -> Result<Client, C
 }
 
 impl Login {
-    /// Looks at all that is given; nothing is asked yet. The token goes to `file`; each wait is at most `bound`.
+    /// Checks everything that is given, without a request. The token goes to `file`. Each wait takes at most `bound`.
     ///
     /// # Errors
-    /// When there can be no credentials, or a variable cannot be used.
+    /// When credentials are missing or a variable cannot be used.
     pub fn new(
         settings: Settings,
         servers: Client,
@@ -284,7 +284,7 @@ impl Login {
             }
         }
         let bearer_token = self.bearer_token(task).await?;
-        // As consul-ecs has it; the document's own come last.
+        // The same keys as in consul-ecs. The document's meta wins.
         let cluster = task.cluster_arn().map_or_else(|_| task.cluster.clone(), |arn| arn.to_string());
         let mut meta = BTreeMap::from([
             ("consul.hashicorp.com/task-id".to_owned(), task.task_id().to_string()),
@@ -314,7 +314,7 @@ impl Login {
     async fn bearer_token(&self, task: &Task) -> Result<Secret, LoginError> {
         match &self.proof {
             Proof::Given(source) => Ok(source.read()?),
-            // Signed anew each time: a signature is good for some minutes.
+            // Each attempt signs anew, because a signature is valid for some minutes only.
             Proof::Aws { credentials, region } => {
                 let credentials = credentials.get(&self.aws).await?;
                 let region = region.as_deref().unwrap_or_else(|| task.task_arn.region());
@@ -342,8 +342,8 @@ impl Login {
         }
     }
 
-    /// Asks each server by itself, then the agent's one: an agent that meets a token before its server knows it would
-    /// refuse it for half a minute.
+    /// Asks each server, then the agent's server. An agent that meets the token before its server knows it would refuse the token for
+    /// half a minute.
     async fn known_everywhere(&self, token: &Secret, agent: Option<&Client>) -> Result<(), LoginError> {
         for config in self.servers.config().each() {
             let server = Client::new(config)?;
@@ -351,7 +351,7 @@ impl Login {
                 match server.knows_token(token).await {
                     Ok(()) => Attempt::Done(()),
                     Err(error) if error.is_unknown_token() => Attempt::Again(error),
-                    // It took no part in the login either, and the agent will choose another.
+                    // A server that fails now took no part in the login, and the agent will choose another.
                     Err(error) => {
                         tracing::debug!("not asked for the token: {}", one_line(&error));
                         Attempt::Done(())

@@ -46,7 +46,7 @@ pub(super) const FIELDS: [&str; 31] = [
     "TracingConfigJSON",
 ];
 
-/// What stands in a template and cannot be used, and where.
+/// A part of a template that cannot be used, with its place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {problem}")]
 pub struct TemplateError {

@@ -12,7 +12,7 @@ const DEPTH: usize = 64;
 pub(super) enum Node {
     Text(String),
     Print(At, Expression),
-    /// The branches in order; the last may stand without a condition.
+    /// The branches in order. The last one may have no condition.
     If(At, Vec<(Option<Expression>, Vec<Node>)>),
     Range {
         at: At,

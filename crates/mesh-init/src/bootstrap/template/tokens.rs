@@ -32,7 +32,7 @@ pub(super) enum Piece {
     Action(At, Vec<Token>),
 }
 
-/// Cuts the template into text and actions. A dash beside a delimiter takes away the white space on its side.
+/// Cuts the template into text and actions. A dash next to a delimiter removes the white space on that side.
 pub(super) fn pieces(template: &str) -> Result<Vec<Piece>, TemplateError> {
     let mut pieces = Vec::new();
     let (mut rest, mut trimmed) = (template, false);
