@@ -56,11 +56,11 @@ pub struct Case {
 
 /// All cases of the demo. Cases with the same settings follow each other, so that the task is started only once for them.
 pub const CASES: [Case; 5] = [
-    Case { name: "(a) no remedy, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: false },
-    Case { name: "(c) retries, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: true },
-    Case { name: "(b) delay and draining, all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: false },
-    Case { name: "(b) delay and draining, depends-on", settings: &REMEDY, order: StopOrder::DependsOn, router: false },
-    Case { name: "(b) + (c), all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: true },
+    Case { name: "no settings, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: false },
+    Case { name: "retries, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: true },
+    Case { name: "delay and draining, all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: false },
+    Case { name: "delay and draining, depends-on", settings: &REMEDY, order: StopOrder::DependsOn, router: false },
+    Case { name: "all three settings, all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: true },
 ];
 
 /// The service-router with retries, as an operator writes it. `RetryOn` names the conditions; Consul has it since 1.14.
