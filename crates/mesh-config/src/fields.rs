@@ -60,7 +60,10 @@ impl Config {
         Self {
             bootstrap_dir,
             log_level: root
-                .field("logLevel", "How much mesh-init and health-sync log. `LOG_LEVEL` wins over it; default `INFO`.")
+                .field(
+                    "logLevel",
+                    "The log level of mesh-init and health-sync; default `INFO`. `LOG_LEVEL` overrides it.",
+                )
                 .choice(&LOG_LEVELS),
             consul_http_addr: root.field("consulHTTPAddr", "The URL of Consul's servers, for a login.").text(),
             consul_ca_cert_file: root
@@ -143,10 +146,13 @@ impl ConsulLogin {
                 .field("region", "The AWS region of the signed request; default `AWS_REGION`, else the task's.")
                 .text(),
             sts_endpoint: login
-                .field("stsEndpoint", "The URL of STS. It must equal the auth method's; default the region's.")
+                .field(
+                    "stsEndpoint",
+                    "The URL of STS, as in the auth method's `STSEndpoint`; default the region's STS.",
+                )
                 .text(),
             server_id_header_value: login
-                .field("serverIdHeaderValue", "The value of `X-Consul-IAM-ServerID`. It must equal the auth method's.")
+                .field("serverIdHeaderValue", "The value of the auth method's `ServerIDHeaderValue`.")
                 .text(),
         }
     }
@@ -206,7 +212,7 @@ impl Check {
             body: check.field("body", "The body of an HTTP check.").private().text(),
             tcp: check.field("tcp", "The `host:port` of a TCP check.").text(),
             udp: check.field("udp", "The `host:port` of a UDP check (Consul 1.13).").text(),
-            status: check.field("status", "Its first status.").choice(&CHECK_STATUSES),
+            status: check.field("status", "Its first status. Consul refuses `maintenance`.").choice(&CHECK_STATUSES),
             notes: check.field("notes", "A text for people.").text(),
             tls_server_name: check.field("tlsServerName", "The server name for TLS (Consul 1.10).").text(),
             tls_skip_verify: check.field("tlsSkipVerify", "Don't verify the certificate.").boolean(),
@@ -230,7 +236,7 @@ impl Proxy {
     fn read(proxy: &mut Object<'_>) -> Self {
         Self {
             config: proxy
-                .field("config", "The proxy's opaque configuration, `envoy_…` options of the bootstrap included.")
+                .field("config", "Settings that Consul passes to Envoy, and the `envoy_…` options of the bootstrap.")
                 .opaque(),
             public_listener_port: proxy
                 .field("publicListenerPort", "The port on which Envoy takes requests from the mesh; default 20000.")
@@ -251,7 +257,7 @@ impl Proxy {
 fn mesh_gateway(object: &mut Object<'_>, about: &'static str) -> Option<MeshGatewayMode> {
     object.field("meshGateway", about).object(Unknown::Warned, |gateway| {
         gateway
-            .field("mode", "`none`: directly; `local` and `remote`: through the mesh gateway of that datacenter.")
+            .field("mode", "`none`: directly; `local` or `remote`: through a mesh gateway of this or of the upstream's datacenter.")
             .required()
             .choice(&MESH_GATEWAY_MODES)
     })?
@@ -283,7 +289,7 @@ impl Upstream {
                 .required()
                 .integer()
                 .unwrap_or_default(),
-            config: upstream.field("config", "The upstream's opaque configuration.").opaque(),
+            config: upstream.field("config", "Settings that Consul passes to Envoy for this upstream.").opaque(),
             mesh_gateway: mesh_gateway(upstream, "How it is reached in another datacenter."),
         }
     }
@@ -323,7 +329,12 @@ impl Gateway {
             wan_address: gateway
                 .field("wanAddress", "Its address for other datacenters.")
                 .object(Unknown::Refused, |wan| address(wan, WAN_ADDRESS)),
-            name: gateway.field("name", "Its name in Consul; default the task family as it is.").service_name(),
+            name: gateway
+                .field(
+                    "name",
+                    "Its name in Consul; default the task family, unchanged. Set a name if the family has capitals.",
+                )
+                .service_name(),
             tags: gateway.field("tags", "Its tags.").unique_texts(),
             meta: gateway.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
             namespace: gateway.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
@@ -332,7 +343,10 @@ impl Gateway {
                 .field("proxy", "The gateway's proxy.")
                 .object(Unknown::Warned, |proxy| {
                     proxy
-                        .field("config", "Its opaque configuration, `envoy_…` options of the bootstrap included.")
+                        .field(
+                            "config",
+                            "Settings that Consul passes to Envoy, and the `envoy_…` options of the bootstrap.",
+                        )
                         .opaque()
                 })
                 .unwrap_or_default(),

@@ -56,16 +56,16 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "port-once",
-        about: "No two listeners of the task have the same address and port: the app's (127.0.0.1 and `service.port`), those of \
-                upstreams, the public listener's, those of exposed paths, and those of `envoy_prometheus_bind_addr` and \
-                `envoy_stats_bind_addr` in `proxy.config`. The public listener and exposed paths listen on all addresses, \
-                like `0.0.0.0` and `::`. The rule does not apply to a gateway.",
+        about: "Each of these has an address and port that no other has: the app (127.0.0.1 and `service.port`), the public \
+                listener, each upstream, each exposed path, and `envoy_prometheus_bind_addr` and `envoy_stats_bind_addr` in \
+                `proxy.config`. The public listener and exposed paths listen on all addresses, like `0.0.0.0` and `::`. The \
+                rule does not apply to a gateway.",
         warns: false,
         check: port_once,
     },
     Rule {
         name: "port-of-a-sidecar",
-        about: "No listener has a default port of the task's Consul agent or of Envoy's admin interface: 8301 on any address, \
+        about: "No listener has a default port of the task's Consul agent or of Envoy's admin page: 8301 on any address, \
                 or 8500, 8502, 8600 or 19000 on loopback.",
         warns: true,
         check: port_of_a_sidecar,

@@ -117,9 +117,10 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# The configuration document\n\
          \n\
-         The fields of `CONSUL_ECS_CONFIG_JSON`: those of consul-ecs 0.6, and two more kinds of gateway. This page and the JSON\n\
-         schema, [config.schema.json](config.schema.json), are made from the code by `UPDATE_DOCS=1 cargo test -p mesh-config`.\n\
-         `mesh-init validate` reports all errors of a document and changes nothing.\n\
+         This page lists the fields of `CONSUL_ECS_CONFIG_JSON`: every field of consul-ecs 0.6, and ingress and terminating\n\
+         gateways. `mesh-init validate` reports all errors of a document and changes nothing\n\
+         ([build mesh-init](task-definition.md#4-build-the-images) on your machine). `UPDATE_DOCS=1 cargo test -p mesh-config`\n\
+         makes this page and the JSON schema, [config.schema.json](config.schema.json), from the code.\n\
          \n\
          mesh-init reads a document in two steps. *Parsing* accepts what the schema accepts. `null` is the same as an absent\n\
          field, except for fields that are required or marked \"not null\". A number such as `80.0` is an integer. *Checking*\n\
