@@ -1,4 +1,4 @@
-//! The ECS API, as far as it is here ("Amazon ECS API Reference"; AWS JSON 1.1): `ListTasks`, `DescribeTasks`, `StopTask`.
+//! A part of the ECS API: `ListTasks`, `DescribeTasks`, `StopTask` ("Amazon ECS API Reference"; AWS JSON 1.1).
 
 mod describe_tasks;
 mod list_tasks;
@@ -16,14 +16,14 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::server::Response;
 
 use crate::engine::EngineError;
-use crate::live::{Cluster, Live, short_name};
+use crate::monitor::{Cluster, TaskMonitor, short_name};
 use crate::server::answer;
 
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 const TARGET: &str = "AmazonEC2ContainerServiceV20141113.";
 const MAX_BODY: usize = 1 << 20;
 
-/// An error as the ECS API has it ("Common Errors", and the errors of each action).
+/// An error of the ECS API ("Common Errors", and the errors of each action).
 #[derive(Debug)]
 struct ApiError {
     status: StatusCode,
@@ -48,8 +48,8 @@ impl From<EngineError> for ApiError {
 }
 
 /// Answers a request to the API.
-pub(crate) async fn respond(live: Arc<Live>, request: Request<Incoming>) -> Response {
-    match act(&live, request).await {
+pub(crate) async fn respond(monitor: Arc<TaskMonitor>, request: Request<Incoming>) -> Response {
+    match act(&monitor, request).await {
         Ok(value) => answer(StatusCode::OK, CONTENT_TYPE, &value),
         Err(ApiError { status, kind, message }) => {
             answer(status, CONTENT_TYPE, &json!({ "__type": kind, "message": message }))
@@ -57,7 +57,7 @@ pub(crate) async fn respond(live: Arc<Live>, request: Request<Incoming>) -> Resp
     }
 }
 
-async fn act(live: &Arc<Live>, request: Request<Incoming>) -> Result<Value, ApiError> {
+async fn act(monitor: &Arc<TaskMonitor>, request: Request<Incoming>) -> Result<Value, ApiError> {
     let unknown = |what: &str| ApiError::client("UnknownOperationException", format!("ecs-local has no {what}"));
     if request.method() != Method::POST || request.uri().path() != "/" {
         return Err(unknown(&format!("{} {}", request.method(), request.uri().path())));
@@ -68,9 +68,9 @@ async fn act(live: &Arc<Live>, request: Request<Incoming>) -> Result<Value, ApiE
     let body = Limited::new(request.into_body(), MAX_BODY).collect().await;
     let body = body.map_err(|error| ApiError::client("SerializationException", error.to_string()))?.to_bytes();
     match target.strip_prefix(TARGET) {
-        Some("ListTasks") => list_tasks::list_tasks(live, input(&body)?).await,
-        Some("DescribeTasks") => describe_tasks::describe_tasks(live, input(&body)?).await,
-        Some("StopTask") => stop_task::stop_task(live, input(&body)?, &order).await,
+        Some("ListTasks") => list_tasks::list_tasks(monitor, input(&body)?).await,
+        Some("DescribeTasks") => describe_tasks::describe_tasks(monitor, input(&body)?).await,
+        Some("StopTask") => stop_task::stop_task(monitor, input(&body)?, &order).await,
         _ => Err(unknown(&format!("action {target:?}"))),
     }
 }
@@ -79,8 +79,8 @@ fn input<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| ApiError::client("SerializationException", error.to_string()))
 }
 
-/// The cluster that a request names by its name or ARN; without one ECS takes `default`.
-async fn cluster(live: &Live, named: Option<&str>) -> Result<Cluster, ApiError> {
-    let cluster = live.cluster(named.map_or("default", short_name)).await?;
+/// The cluster of a request, from its name or ARN. Without a name ECS takes `default`.
+async fn cluster(monitor: &TaskMonitor, named: Option<&str>) -> Result<Cluster, ApiError> {
+    let cluster = monitor.cluster(named.map_or("default", short_name)).await?;
     cluster.ok_or_else(|| ApiError::client("ClusterNotFoundException", "Cluster not found."))
 }

@@ -1,4 +1,4 @@
-//! One container: from what Docker says of it to what ECS would.
+//! One container: converts Docker's description into ECS's.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -14,29 +14,29 @@ use time::format_description::well_known::Rfc3339;
 use crate::documented::{self, Health, Limits, Network};
 use crate::labels::Labels;
 
-/// The ECS agent keeps this much of a health check's output, in characters.
+/// How many characters of a health check's output the ECS agent stores.
 const HEALTH_OUTPUT: usize = 1024;
 
 /// A container as it is now.
 #[derive(Debug, Clone)]
 pub struct Container {
-    /// Docker's ID of it.
+    /// Docker's ID.
     pub id: String,
-    /// What its labels say.
+    /// The labels, parsed.
     pub labels: Labels,
-    /// How far it is: `CREATED`, `RUNNING` (a pause container `RESOURCES_PROVISIONED`) or `STOPPED`.
+    /// `CREATED`, `RUNNING` (for a pause container `RESOURCES_PROVISIONED`) or `STOPPED`.
     pub status: Status,
-    /// Once it has stopped.
+    /// The exit code, once the container has stopped.
     pub exit_code: Option<i64>,
     /// When it was created.
     pub created_at: Option<OffsetDateTime>,
     /// When it last started.
     pub started_at: Option<OffsetDateTime>,
-    /// When it stopped; none while it runs again.
+    /// When it last stopped; none if it runs again.
     pub finished_at: Option<OffsetDateTime>,
     /// The last health checks; none without a health check.
     pub health: Option<Health>,
-    /// How often it was started again by its restart policy; none without one.
+    /// How often its restart policy started it again; none if it has no restart policy.
     pub restart_count: Option<u32>,
     docker_name: String,
     image: String,
@@ -44,14 +44,14 @@ pub struct Container {
     limits: Limits,
     log_driver: Option<String>,
     log_options: HashMap<String, String>,
-    /// Whose network namespace it shares: a container's ID.
+    /// The ID of the container whose network namespace it shares.
     pub(crate) joins: Option<String>,
     endpoints: Vec<EndpointSettings>,
 }
 
 impl Container {
-    /// Reads an inspection. None if its labels make it no container of a task. `health_since` gives the time at which a
-    /// health status became what it is, if that was seen.
+    /// Converts Docker's inspection of a container. None if its labels do not make it part of a task. `health_since` returns when
+    /// the container got its health status, if ecs-local saw this.
     pub fn read(
         inspected: ContainerInspectResponse,
         health_since: impl Fn(&str, &HealthStatus) -> Option<OffsetDateTime>,
@@ -66,7 +66,7 @@ impl Container {
         let started_at = time(state.started_at.as_deref());
         let finished_at = time(state.finished_at.as_deref()).filter(|_| stopped);
         let created_at = time(inspected.created.as_deref());
-        // ECS's CPU units are Docker's CPU shares, and both write 0 where there is no limit.
+        // ECS's CPU units are Docker's CPU shares. In both, 0 means that there is no limit.
         let limits = Limits {
             cpu: Some(host.cpu_shares.unwrap_or_default() as f64),
             memory: Some(host.memory.unwrap_or_default() >> 20),
@@ -97,19 +97,19 @@ impl Container {
         })
     }
 
-    /// Whether it holds the task's network namespace.
+    /// Whether it is the task's pause container, which holds the network namespace.
     #[must_use]
     pub fn is_pause(&self) -> bool {
         self.labels.type_ == ContainerType::CniPause
     }
 
-    /// Whether its process is there.
+    /// Whether the container has a process.
     #[must_use]
     pub fn is_running(&self) -> bool {
         matches!(self.status, Status::Running | Status::ResourcesProvisioned)
     }
 
-    /// Whether its restart policy starts it again: it has exited, and before that it ran for its restart attempt period
+    /// Whether its restart policy starts it again: the container has exited, after it ran for at least its restart attempt period
     /// ("ContainerRestartPolicy" in the API reference).
     #[must_use]
     pub fn restarts(&self) -> bool {
@@ -117,7 +117,7 @@ impl Container {
         ran.zip(self.labels.restart_attempt_period).is_some_and(|(ran, period)| ran >= period)
     }
 
-    /// What the endpoint answers for it. `networks` are the task's.
+    /// The metadata endpoint's answer for this container. `networks` are the task's.
     pub(crate) fn metadata(&self, stopping: bool, networks: Vec<Network>) -> documented::Container {
         let pause = self.is_pause();
         let desired_status = match (stopping, pause) {
@@ -154,8 +154,8 @@ impl Container {
         }
     }
 
-    /// Its own networks as ECS shows them under `awsvpc`: but for the one over which it reaches this endpoint. None
-    /// while it doesn't run, since Docker has taken its addresses.
+    /// The container's own networks as ECS shows them for `awsvpc`, without the network of the metadata endpoint. None while
+    /// the container does not run, because it has no addresses then.
     pub(crate) fn networks(&self) -> Vec<Network> {
         let own = self.endpoints.iter().filter_map(|endpoint| network(endpoint, self.labels.task.region()));
         own.enumerate()
@@ -163,7 +163,7 @@ impl Container {
             .collect()
     }
 
-    /// The ID of the first of its own networks, but for the one over which it reaches this endpoint.
+    /// The ID of the container's first own network. The network of the metadata endpoint does not count.
     pub(crate) fn network_id(&self) -> Option<&str> {
         let own = self.endpoints.iter().find(|endpoint| network(endpoint, "").is_some())?;
         own.network_id.as_deref()
@@ -212,8 +212,8 @@ fn status(state: &ContainerState, type_: &ContainerType) -> Status {
     }
 }
 
-/// Docker keeps a container's last five checks and not since when its health is what it is; without anybody who saw it
-/// change, it is so at least since the oldest of the checks that came out like the last.
+/// A container's health, and since when it has this status. Docker stores only the results of the last five checks. If ecs-local has
+/// not seen the change, it counts the latest checks with the same result, and takes the time of the oldest of them.
 fn health(
     state: &ContainerState,
     changed_at: Option<OffsetDateTime>,
@@ -233,7 +233,7 @@ fn health(
     let since = match status {
         HealthStatus::Healthy | HealthStatus::Unhealthy => {
             let seen = seen_since(&status).or(checked);
-            // A container that has stopped is unhealthy for Docker from then on, without another check.
+            // When a container stops, Docker calls it unhealthy at once, without another check.
             seen.max(changed_at)
         }
         _ => changed_at,
@@ -248,18 +248,18 @@ fn health(
     }
 }
 
-/// A time of Docker's; its zero time, year 1, means that there is none.
+/// Parses a time of Docker's. Docker writes the year 1 if there is no time.
 fn time(text: Option<&str>) -> Option<OffsetDateTime> {
     let time = OffsetDateTime::parse(text?, &Rfc3339).ok()?.to_offset(UtcOffset::UTC);
     (time.year() > 1).then_some(time)
 }
 
-/// As ECS writes it: UTC, with the fraction of the second if there is one.
+/// Formats a time as ECS does: in UTC, with the fraction of the second if there is one.
 pub(crate) fn rfc3339(time: Option<OffsetDateTime>) -> Option<String> {
     time?.format(&Rfc3339).ok()
 }
 
-/// ECS gives each container a random UUID; this one is made of Docker's ID, so that it stays the same.
+/// The container's ARN. ECS gives each container a random UUID. This one comes from Docker's ID, so it stays the same.
 fn container_arn(task: &TaskArn, cluster: &str, id: &str) -> String {
     let cluster = cluster.rsplit('/').next().unwrap_or_default();
     let part = |from: usize, to: usize| id.get(from..to).unwrap_or_default();
@@ -324,7 +324,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_container_has_an_exit_code_and_an_end_only_while_it_is_stopped() {
+    fn only_a_stopped_container_has_an_exit_code_and_an_end() {
         let again = json!({"State": {"ExitCode": 0, "FinishedAt": "2031-01-02T03:00:00Z"}});
         let metadata = container("web", &[], again).metadata(false, Vec::new());
         assert_eq!((metadata.exit_code, metadata.finished_at), (None, None));
@@ -360,7 +360,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn health_is_unknown_since_the_start_then_what_the_checks_say_since_they_say_so() {
+    fn health_is_unknown_from_the_start_until_checks_decide_it() {
         let health = container("web", &[], with_health("starting", json!([]))).health.unwrap();
         assert_eq!(health.status, HealthStatus::Unknown);
         assert_eq!(health.status_since.as_deref(), Some("2031-01-02T03:04:06Z"));
@@ -389,7 +389,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_network_of_the_endpoint_is_not_the_task_s() {
+    fn a_task_s_networks_omit_the_metadata_endpoint_s() {
         let networks = json!({"NetworkSettings": {"Networks": {
             "a-metadata": endpoint("169.254.170.7", 24, ""),
             "mesh": endpoint("10.20.3.5", 20, "10.20.0.1"),
@@ -411,7 +411,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_container_arn_is_made_of_the_task_s_and_docker_s_id() {
+    fn a_container_arn_has_the_task_id_and_docker_s_id() {
         let metadata = container("abcd", &[], json!({})).metadata(false, Vec::new());
         let expected = "arn:aws:ecs:eu-north-1:210987654321:container/blue/0a1b/abcd0123-4567-89ab-cdef-0123456789ab";
         assert_eq!(metadata.container_arn.as_deref(), Some(expected));

@@ -1,7 +1,8 @@
-//! What the endpoint answers, field by field: all that the AWS pages "Amazon ECS task metadata V4 JSON response" and
-//! "Amazon ECS task metadata v4 JSON response for tasks on Fargate" document.
+//! The fields of the metadata endpoint's answers. They are all fields that two AWS pages document: "Amazon ECS task metadata V4 JSON
+//! response" and "Amazon ECS task metadata v4 JSON response for tasks on Fargate".
 //!
-//! Times are RFC 3339 text in UTC, as the agent sends them. Sidecars read the few fields that they use: `ecs_meta::Task`.
+//! Times are RFC 3339 text in UTC, as the agent sends them. The sidecars parse the same answers with `ecs_meta::Task`, which has
+//! only the fields that they use.
 
 use std::collections::BTreeMap;
 
@@ -22,16 +23,16 @@ pub struct Task {
     /// The task definition's revision.
     #[serde(default)]
     pub revision: String,
-    /// The ECS service the task belongs to, if it does.
+    /// The ECS service of the task, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_name: Option<String>,
-    /// The status ECS wants the task to have.
+    /// The status that ECS wants the task to have.
     #[serde(default)]
     pub desired_status: Status,
-    /// The status the task has.
+    /// The status of the task.
     #[serde(default)]
     pub known_status: Status,
-    /// Its containers, as far as they are known yet.
+    /// The containers that the agent knows so far.
     #[serde(default)]
     pub containers: Vec<Container>,
     /// Limits of the whole task.
@@ -43,7 +44,7 @@ pub struct Task {
     /// When the last image pull ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_stopped_at: Option<String>,
-    /// When the desired status became `STOPPED`, as it does when an essential container stops.
+    /// When the desired status became `STOPPED`, for example because an essential container exited.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub execution_stopped_at: Option<String>,
     /// The availability zone.
@@ -79,12 +80,12 @@ pub struct Task {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Container {
-    /// Docker's ID of it; on Fargate the task ID and a number.
+    /// Docker's ID; on Fargate the task ID and a number.
     #[serde(default)]
     pub docker_id: String,
     /// Its name in the task definition.
     pub name: String,
-    /// Its name for Docker.
+    /// Its name in Docker.
     #[serde(default)]
     pub docker_name: String,
     /// The image's name.
@@ -99,10 +100,10 @@ pub struct Container {
     /// Labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// The status ECS wants it to have.
+    /// The status that ECS wants the container to have.
     #[serde(default)]
     pub desired_status: Status,
-    /// The status it has.
+    /// The status of the container.
     #[serde(default)]
     pub known_status: Status,
     /// Its exit code, once it has exited.
@@ -120,7 +121,7 @@ pub struct Container {
     /// When it stopped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<String>,
-    /// Whose container it is.
+    /// Whether it is a container of the task definition or one that ECS adds.
     #[serde(rename = "Type", default)]
     pub type_: ContainerType,
     /// Its health; only if it has a health check.
@@ -147,7 +148,7 @@ pub struct Container {
     /// How often it was restarted; only with a restart policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_count: Option<u32>,
-    /// The clock; AWS's example of a Fargate container has it here too.
+    /// The clock. In AWS's example a Fargate container has this field too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_drift: Option<ClockDrift>,
 }
@@ -164,7 +165,7 @@ pub struct Limits {
     pub memory: Option<i64>,
 }
 
-/// A whole number without a fraction, as AWS writes it: some clients read it into an integer.
+/// Writes a whole number without a fraction, as AWS does: some clients parse it as an integer.
 fn shortest<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
     match *number {
         #[allow(clippy::cast_possible_truncation, reason = "it has no fraction")]
@@ -173,14 +174,14 @@ fn shortest<S: Serializer>(number: &Option<f64>, serializer: S) -> Result<S::Ok,
     }
 }
 
-/// What health checks say of a container. AWS writes these keys in lower case.
+/// The health of a container. AWS writes these keys in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// The status. ECS leaves it out while it is unknown (`dockerContainerHealthToV2Health` of its agent).
+    /// The status. ECS leaves out an unknown status (`dockerContainerHealthToV2Health` in its agent).
     #[serde(default, skip_serializing_if = "HealthStatus::is_unknown")]
     pub status: HealthStatus,
-    /// Since when.
+    /// Since when the container has this status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status_since: Option<String>,
     /// The last check's exit code, unless it is 0.
@@ -246,7 +247,7 @@ pub struct Port {
     /// The port on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_port: Option<u16>,
-    /// The host's address it is bound to.
+    /// The address of the host to which the port is bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_ip: Option<String>,
 }
@@ -255,7 +256,7 @@ pub struct Port {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Volume {
-    /// Docker's name of it; a bind mount has none.
+    /// Docker's name of the volume; a bind mount has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub docker_name: Option<String>,
     /// Its path on the host.
@@ -266,14 +267,14 @@ pub struct Volume {
     pub destination: Option<String>,
 }
 
-/// How far the clock may be off.
+/// The error of the clock.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ClockDrift {
-    /// Milliseconds by which it may be off.
+    /// The largest error, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_error_bound: Option<f64>,
-    /// When that was so.
+    /// When the error was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference_timestamp: Option<String>,
     /// `SYNCHRONIZED` or `NOT_SYNCHRONIZED`.
@@ -295,7 +296,7 @@ pub struct EphemeralStorage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct TaskError {
-    /// The field that is missing for it: `TaskTags` or `ContainerInstanceTags`.
+    /// The missing field: `TaskTags` or `ContainerInstanceTags`.
     #[serde(default)]
     pub error_field: String,
     /// The ECS API's error code.
@@ -310,7 +311,7 @@ pub struct TaskError {
     /// The ECS API's request ID.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
-    /// Whose tags they are.
+    /// The ARN of the resource with the tags.
     #[serde(rename = "ResourceARN", default, skip_serializing_if = "Option::is_none")]
     pub resource_arn: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The Docker engine, asked for what belongs to tasks.
+//! The Docker engine's containers that belong to tasks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -13,13 +13,13 @@ use time::OffsetDateTime;
 
 use crate::labels::{CLUSTER, TASK_ARN};
 
-/// The engine is on this machine; a busy one lists its containers within a second.
+/// The engine is on this machine. Even a busy engine lists its containers within a second.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the engine gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// `DOCKER_HOST` is not a socket's path.
+    /// `DOCKER_HOST` is not the path of a socket.
     #[error("DOCKER_HOST is {0:?}: expected unix:// and the path of the Docker engine's socket")]
     Host(String),
     /// Nothing answers at the socket.
@@ -30,37 +30,37 @@ pub enum EngineError {
         /// Why.
         source: bollard::errors::Error,
     },
-    /// The engine refused.
+    /// The engine refused a request.
     #[error("the Docker engine did not {what}")]
     Refused {
-        /// What it was to do.
+        /// The request.
         what: &'static str,
         /// Why.
         source: bollard::errors::Error,
     },
-    /// The engine says that it stopped a container, and that it runs.
+    /// The engine reports that it stopped a container, but the container still runs.
     #[error("container {0} still runs though the Docker engine stopped it")]
     StillRuns(String),
 }
 
-/// A container of some task, as a listing shows it.
+/// A container of a task, as the engine lists it.
 #[derive(Debug, Clone)]
 pub(crate) struct Listed {
     pub(crate) id: String,
     pub(crate) labels: BTreeMap<String, String>,
 }
 
-/// A connection to the engine, of which API 1.41 (Docker 20.10) is enough.
+/// A connection to the engine. It needs API 1.41 (Docker 20.10) or later.
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
     docker: Docker,
     cluster: Option<String>,
-    /// The labels a container must have.
+    /// The labels that a container must have.
     labels: Vec<String>,
 }
 
 impl Engine {
-    /// Connects to the engine, to see the tasks of one cluster or of all.
+    /// Connects to the engine. It shows only the tasks of `cluster`, or all tasks if there is no `cluster`.
     pub(crate) async fn connect(host: &str, cluster: Option<&str>) -> Result<Self, EngineError> {
         let path = host.strip_prefix("unix://").filter(|path| path.starts_with('/'));
         let path = path.ok_or_else(|| EngineError::Host(host.to_owned()))?;
@@ -72,7 +72,7 @@ impl Engine {
         Ok(Self { docker, cluster: cluster.map(str::to_owned), labels })
     }
 
-    /// The one cluster whose tasks are seen, if not all are.
+    /// The cluster whose tasks the engine shows; none if it shows all tasks.
     pub(crate) fn cluster(&self) -> Option<&str> {
         self.cluster.as_deref()
     }
@@ -94,7 +94,7 @@ impl Engine {
         Ok(listed.collect())
     }
 
-    /// All of one container; none if it has been removed.
+    /// Inspects a container; none if it has been removed.
     pub(crate) async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, EngineError> {
         match self.docker.inspect_container(id, None).await {
             Ok(inspected) => Ok(Some(inspected)),
@@ -103,7 +103,7 @@ impl Engine {
         }
     }
 
-    /// Starts a container; one that runs is left as it is.
+    /// Starts a container. A running container stays as it is.
     pub(crate) async fn start(&self, id: &str) -> Result<(), EngineError> {
         match self.docker.start_container(id, None::<StartContainerOptions>).await {
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 304, .. }) | Ok(()) => Ok(()),
@@ -111,8 +111,8 @@ impl Engine {
         }
     }
 
-    /// Sends a container its stop signal, and KILL when it has not exited after `timeout`. Returns when it has exited or
-    /// is gone.
+    /// Sends a container its stop signal, and KILL if it has not exited after `timeout`. Returns when the container has exited
+    /// or no longer exists.
     pub(crate) async fn stop(&self, id: &str, timeout: Duration) -> Result<(), EngineError> {
         let seconds = i32::try_from(timeout.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
@@ -123,7 +123,7 @@ impl Engine {
         }
     }
 
-    /// What happens to the containers of tasks from `since` on: starts, exits, changes of health, removals.
+    /// The events of the tasks' containers since this time: starts, exits, changes of health, removals.
     pub(crate) fn events(
         &self,
         since: OffsetDateTime,
@@ -140,7 +140,7 @@ impl Engine {
     }
 }
 
-/// Removed, or being removed.
+/// Whether the container has been removed, or is being removed.
 fn is_gone(error: &bollard::errors::Error) -> bool {
     matches!(error, bollard::errors::Error::DockerResponseServerError { status_code: 404 | 409, .. })
 }

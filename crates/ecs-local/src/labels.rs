@@ -5,15 +5,15 @@ use std::time::Duration;
 
 use ecs_meta::{ContainerType, TaskArn};
 
-/// ECS's own label with the task's ARN; a container that has it belongs to a task.
+/// ECS's label with the task's ARN. A container with this label belongs to a task.
 pub const TASK_ARN: &str = "com.amazonaws.ecs.task-arn";
 pub(crate) const CLUSTER: &str = "com.amazonaws.ecs.cluster";
-/// ECS's own label with the task definition's family.
+/// ECS's label with the task definition's family.
 pub const FAMILY: &str = "com.amazonaws.ecs.task-definition-family";
 pub(crate) const VERSION: &str = "com.amazonaws.ecs.task-definition-version";
-/// ECS's own label with the container's name within the task.
+/// ECS's label with the container's name in the task definition.
 pub const CONTAINER_NAME: &str = "com.amazonaws.ecs.container-name";
-/// Seconds; with it the container has a restart policy.
+/// The restart attempt period in seconds. A container with this label has a restart policy.
 pub const RESTART_ATTEMPT_PERIOD: &str = "ecs-mesh.restart-attempt-period";
 const TAG: &str = "ecs-mesh.tag.";
 const STOP_TIMEOUT: &str = "ecs-mesh.stop-timeout";
@@ -29,7 +29,7 @@ const CONDITIONS: [&str; 4] = ["START", "COMPLETE", "SUCCESS", "HEALTHY"];
 /// ECS's default, `ECS_CONTAINER_STOP_TIMEOUT`.
 const DEFAULT_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the labels of a container say, with ECS's defaults for what they leave out.
+/// The parsed labels of a container. A missing label has ECS's default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels {
     /// The task.
@@ -44,23 +44,23 @@ pub struct Labels {
     pub revision: String,
     /// Whether the task stops when this container does.
     pub essential: bool,
-    /// How long it may take to exit after TERM.
+    /// The time between TERM and KILL.
     pub stop_timeout: Duration,
-    /// With a restart policy: how long the container must have run to be started again when it exits.
+    /// How long the container must have run before it exits so that its restart policy starts it again; none without a policy.
     pub restart_attempt_period: Option<Duration>,
-    /// `CNI_PAUSE` for the holder of the network namespace.
+    /// `CNI_PAUSE` for the container that holds the network namespace.
     pub type_: ContainerType,
     /// The containers it depends on, by their names in the task definition.
     pub depends_on: Vec<String>,
     /// The task's tags.
     pub tags: BTreeMap<String, String>,
-    /// The labels ECS would show: neither compose's nor ours.
+    /// The labels that the metadata shows: all except those of compose and `ecs-mesh.…`.
     pub shown: BTreeMap<String, String>,
 }
 
 impl Labels {
-    /// Reads the labels of a container, and what is wrong with them. Without a task's ARN and a name it is no container
-    /// of a task.
+    /// Parses the labels of a container, and returns the problems too. None if the labels lack a task's ARN or a container's name: the
+    /// container then belongs to no task.
     pub fn read(labels: &BTreeMap<String, String>) -> (Option<Self>, Vec<String>) {
         let mut problems = Vec::new();
         let get = |key: &str| labels.get(key).filter(|value| !value.is_empty());
@@ -146,7 +146,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn without_our_labels_a_container_is_essential_normal_and_has_thirty_seconds_to_stop() {
+    fn missing_labels_have_ecs_s_defaults() {
         let (read, problems) = Labels::read(&labels("web", &[]));
         let read = read.unwrap();
         assert_eq!(problems, Vec::<String>::new());
@@ -157,7 +157,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn our_labels_are_read_and_neither_they_nor_compose_s_are_shown() {
+    fn ecs_mesh_labels_are_parsed_and_not_shown() {
         let more = [
             ("ecs-mesh.essential", "false"),
             ("ecs-mesh.stop-timeout", "5"),
@@ -178,7 +178,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn wrong_labels_are_named_with_what_they_hold_and_ecs_s_defaults_stand() {
+    fn wrong_labels_are_reported_and_replaced_by_defaults() {
         let more = [
             ("ecs-mesh.essential", "maybe"),
             ("ecs-mesh.stop-timeout", "soon"),

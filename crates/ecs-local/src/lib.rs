@@ -1,16 +1,18 @@
 //! ECS's task metadata endpoint and part of its API for the containers of a local Docker engine.
 //!
-//! A container with the label `com.amazonaws.ecs.task-arn` belongs to a task. [`serve`] answers for each of them as
-//! ECS's endpoint does, from what the engine says at that moment, and stops a task when an essential container of it
-//! exits or somebody asks for it. [`pause`] is the program of a task's pause container, [`secrets()`] that of one which has to
-//! end before those that need its secrets start.
+//! A container with the label `com.amazonaws.ecs.task-arn` belongs to a task.
+//!
+//! - [`serve`] answers for each of these containers as ECS does, with the engine's state at the time of the request. It stops
+//!   a task when an essential container exits or somebody calls `StopTask`.
+//! - [`pause`] is the program of a task's pause container.
+//! - [`secrets()`] is the program of a container that writes the task's secrets. The containers that need them start after it.
 
 mod api;
 mod container;
 pub mod documented;
 mod engine;
 pub mod labels;
-mod live;
+mod monitor;
 mod secrets;
 pub mod secrets_manager;
 mod server;
@@ -32,19 +34,19 @@ pub use secrets::{SecretError, SecretsError, SecretsOptions, TaskSecret, TaskSec
 
 pub use task::StopOrder;
 
-/// Why a program of this crate failed.
+/// Why a command of ecs-local failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `LOG_LEVEL` or `LOG_FORMAT` is wrong.
     #[error(transparent)]
     Log(LogError),
-    /// There is no Docker engine.
+    /// ecs-local cannot use the Docker engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// A task's secrets could not be written.
     #[error(transparent)]
     Secrets(#[from] SecretsError),
-    /// The address is taken or not allowed.
+    /// The address is in use or not allowed.
     #[error("cannot listen on {address}")]
     Listen {
         /// The address.
@@ -52,63 +54,63 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// TERM and INT can't be caught.
+    /// The program cannot catch TERM and INT.
     #[error(transparent)]
     Signals(#[from] SignalsError),
     /// The endpoint does not answer.
     #[error("not ready")]
     Unanswered(#[source] http::Error),
-    /// The endpoint answers that it can't.
+    /// The endpoint answers that it is not ready.
     #[error("not ready: {status}: {excerpt}")]
     NotReady {
         /// The status.
         status: StatusCode,
-        /// What it said.
+        /// The text of the answer.
         excerpt: String,
     },
 }
 
-/// What [`serve`] is to do.
+/// The settings of [`serve`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the metadata endpoint listens.
+    /// The address of the metadata endpoint.
     pub listen: SocketAddr,
-    /// Where the ECS API listens.
+    /// The address of the ECS API.
     pub api_listen: SocketAddr,
-    /// The engine: `unix:///path`.
+    /// The engine's socket: `unix:///path`.
     pub docker_host: String,
-    /// Only the tasks whose cluster label is this, or all.
+    /// If it is set, [`serve`] shows only the tasks with this cluster label.
     pub cluster: Option<String>,
     /// The order in which containers get TERM.
     pub stop_order: StopOrder,
 }
 
-/// Answers for the tasks of an engine, until TERM or INT.
+/// Answers for the tasks of an engine until TERM or INT.
 ///
 /// # Errors
-/// When at the start the engine is not there or an address can't be listened on. An engine that goes away later is waited
-/// for.
+/// If it cannot connect to the engine at the start, or cannot listen on an address. If the engine fails later, it waits for
+/// the engine.
 pub async fn serve(options: Options) -> Result<ExitCode, Error> {
     let mut signals = StopSignals::catch()?;
     let engine = engine::Engine::connect(&options.docker_host, options.cluster.as_deref()).await?;
-    let live = Arc::new(live::Live::new(engine, options.stop_order));
+    let monitor = Arc::new(monitor::TaskMonitor::new(engine, options.stop_order));
     let bind = async |address| TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source });
     let (metadata, api) = (bind(options.listen).await?, bind(options.api_listen).await?);
     let Options { listen, api_listen, docker_host, .. } = options;
     tracing::info!("answering on {listen}, and the ECS API on {api_listen}, for the tasks of {docker_host}");
-    tokio::spawn(live.clone().watch());
+    tokio::spawn(monitor.clone().watch());
     tokio::select! {
-        () = server::serve(metadata, live.clone(), server::metadata) => {}
-        () = server::serve(api, live, api::respond) => {}
+        () = server::serve(metadata, monitor.clone(), server::metadata) => {}
+        () = server::serve(api, monitor, api::respond) => {}
         _ = signals.next() => {}
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Asks the [`serve`] that listens on `listen` on this machine whether it answers and its engine too.
+/// Checks whether the [`serve`] that listens on `listen` on this machine answers, and whether its engine answers.
 ///
 /// # Errors
-/// When it doesn't.
+/// If one of them does not answer.
 pub async fn ready(listen: SocketAddr) -> Result<ExitCode, Error> {
     let mut address = listen;
     if address.ip().is_unspecified() {
@@ -125,11 +127,11 @@ pub async fn ready(listen: SocketAddr) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for TERM or INT and returns at once: what ECS's pause container does, so that a network namespace has an owner
-/// that outlives the containers in it.
+/// Waits for TERM or INT and returns at once. ECS's pause container does the same: it owns the network namespace longer than any
+/// other container of the task.
 ///
 /// # Errors
-/// When signals can't be caught.
+/// If it cannot catch signals.
 pub async fn pause() -> Result<ExitCode, Error> {
     let mut signals = StopSignals::catch()?;
     signals.next().await;

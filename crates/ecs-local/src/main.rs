@@ -12,8 +12,8 @@ use sidecar_kit::{exit, log};
 
 /// Plays ECS for the containers of a local Docker engine.
 ///
-/// Exit codes: 0 when told to end (TERM, INT), ready or done, 1 when it failed or is not ready, 2 when the command line is
-/// wrong. Logs go to standard error by LOG_LEVEL (trace, debug, info, warn, error) and LOG_FORMAT (text, json).
+/// Exit codes: 0 after TERM or INT, when ready or when done; 1 after a failure or if not ready; 2 for a wrong command line. Logs go to
+/// standard error. LOG_LEVEL (trace, debug, info, warn, error) and LOG_FORMAT (text, json) configure them.
 #[derive(Debug, Parser)]
 #[command(name = "ecs-local", version)]
 struct Arguments {
@@ -23,38 +23,38 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer the task metadata endpoint, version 4, for every container with ECS's labels, and ListTasks, DescribeTasks and
-    /// StopTask of the ECS API; stop a task when an essential container of it exits
+    /// Serve the task metadata endpoint (version 4) and ListTasks, DescribeTasks and StopTask of the ECS API, and stop a task when
+    /// an essential container exits
     Serve {
         #[command(flatten)]
         listener: Listener,
-        /// The address the ECS API listens on
+        /// The address of the ECS API
         #[arg(long, env = "ECS_LOCAL_API_LISTEN", value_name = "ADDRESS:PORT", default_value = "0.0.0.0:51678")]
         api_listen: SocketAddr,
-        /// The order in which the containers of a task get TERM: ECS's agents differ
+        /// The order in which the containers of a task get TERM
         #[arg(long, env = "ECS_LOCAL_STOP_ORDER", value_enum, default_value_t)]
         stop_order: StopOrder,
         /// The Docker engine's socket
         #[arg(long, env = "DOCKER_HOST", value_name = "URL", default_value = "unix:///var/run/docker.sock")]
         docker_host: String,
-        /// See only the tasks of this cluster, as their label com.amazonaws.ecs.cluster has it; else all
+        /// Show only the tasks with this value of the label com.amazonaws.ecs.cluster; by default all tasks
         #[arg(long, env = "ECS_LOCAL_CLUSTER", value_name = "NAME")]
         cluster: Option<String>,
     },
-    /// Ask the `serve` on this machine whether it answers and Docker too: for a container's health check
+    /// Check whether `serve` on this machine answers, and whether Docker answers: a container's health check
     Ready {
         #[command(flatten)]
         listener: Listener,
     },
-    /// Write the secrets of a task to files, as ECS sets variables to them, and wait for those that are not there yet
+    /// Wait until all secrets of a task are there, and write them to files
     ///
-    /// Secrets Manager (moto, or another that is no real one) is where AWS_ENDPOINT_URL_SECRETS_MANAGER or AWS_ENDPOINT_URL
-    /// say, http://host:port. The region is that of a secret's ARN, else AWS_REGION or AWS_DEFAULT_REGION. Requests are signed
-    /// with AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (the last two also as NAME_FILE), else with
-    /// made-up ones.
+    /// AWS_ENDPOINT_URL_SECRETS_MANAGER, otherwise AWS_ENDPOINT_URL, is the address of a simulated Secrets Manager such as moto:
+    /// http://host:port. The region comes from a secret's ARN, otherwise from AWS_REGION or AWS_DEFAULT_REGION. Requests are signed with
+    /// AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN (the last two also as NAME_FILE), otherwise with invented
+    /// credentials.
     Secrets {
-        /// A secret, by its ARN or name: the file NAME gets its text, or what it has under the JSON key. May be repeated; in
-        /// the variable separated by commas
+        /// A secret, by its ARN or name. The file NAME gets the secret's text, or the value of the JSON key. May be repeated; in the
+        /// variable, separate secrets by commas
         #[arg(
             long = "secret",
             env = "ECS_LOCAL_SECRETS",
@@ -63,10 +63,10 @@ enum Command {
             required = true
         )]
         secrets: Vec<TaskSecret>,
-        /// The directory that the files go to, with mode 0640: on a tmpfs, so that they are never on a disk
+        /// The directory for the files, which get mode 0640. It should be on a tmpfs, so that no secret is on a disk
         #[arg(long, env = "ECS_LOCAL_SECRETS_DIR", value_name = "DIR")]
         dir: PathBuf,
-        /// How long to wait until all secrets are there; then none has been written
+        /// How long to wait until all secrets are there. If some are still missing, no file is written
         #[arg(
             long,
             env = "ECS_LOCAL_SECRETS_TIMEOUT",
@@ -82,7 +82,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Listener {
-    /// The address `serve` listens on
+    /// The address of the metadata endpoint
     #[arg(long, env = "ECS_LOCAL_LISTEN", value_name = "ADDRESS:PORT", default_value = "0.0.0.0:80")]
     listen: SocketAddr,
 }

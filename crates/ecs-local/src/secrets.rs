@@ -1,4 +1,4 @@
-//! A task's secrets: what ECS's agent does with `secrets` of a container definition, with files in the place of variables.
+//! A task's secrets. ECS's agent reads the `secrets` of a container definition and sets variables. This module writes files.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,13 +16,14 @@ use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::secrets_manager::{CallError, SecretsManager, SettingsError, Version};
 
-/// Readable by the group, which the containers of a task share.
+/// The group may read the files. The containers of a task share this group.
 const MODE: u32 = 0o640;
 
-/// One of a task's secrets, written `NAME=valueFrom`. `valueFrom` is as in ECS a secret's ARN and, after colons, a JSON key,
-/// a version stage and a version ID, each of which may be left empty ("Pass Secrets Manager secrets through Amazon ECS
-/// environment variables" in the Amazon ECS Developer Guide); a secret's name does for its ARN here, and trailing colons may
-/// be left out.
+/// One of a task's secrets, written as `NAME=valueFrom`.
+///
+/// As in ECS, `valueFrom` is a secret's ARN, followed by a JSON key, a version stage and a version ID, separated by colons. Each of
+/// these three may be empty ("Pass Secrets Manager secrets through Amazon ECS environment variables" in the Amazon ECS Developer
+/// Guide). Here a secret's name may replace its ARN, and trailing colons may be left out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSecret {
     name: String,
@@ -30,16 +31,16 @@ pub struct TaskSecret {
     json_key: Option<String>,
 }
 
-/// A text is not a task's secret.
+/// Why a text is not a valid [`TaskSecret`].
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TaskSecretError {
     /// There is no `=`.
     #[error("expected NAME=SECRET[:json-key[:version-stage[:version-id]]]")]
     NoName,
-    /// The name can't be a variable's.
+    /// The name is not valid for a variable.
     #[error("{0:?} is no variable's name: expected letters, digits and _, not beginning with a digit")]
     Name(String),
-    /// What follows the name is neither a secret's ARN nor a secret's name.
+    /// The text after `=` is neither a secret's ARN nor a secret's name.
     #[error(
         "{0:?} is neither the ARN of a secret (arn:<partition>:secretsmanager:<region>:<account>:secret:<name>) nor the name \
          of one, followed by at most :json-key:version-stage:version-id"
@@ -67,7 +68,7 @@ impl FromStr for TaskSecret {
             ["arn", ..] => return Err(wrong()),
             _ => 1,
         };
-        // "SecretString" in the Secrets Manager API Reference names the characters of a name.
+        // The characters that "SecretString" in the Secrets Manager API Reference allows in a name.
         let id = parts[of_the_secret - 1];
         let of_a_secret = |c: char| c.is_ascii_alphanumeric() || "/_+=.@!-".contains(c);
         if id.is_empty() || !id.chars().all(of_a_secret) || parts.len() > of_the_secret + 3 {
@@ -87,33 +88,33 @@ impl FromStr for TaskSecret {
     }
 }
 
-/// What [`secrets`] is to do.
+/// The settings of [`secrets`].
 #[derive(Debug, Clone)]
 pub struct SecretsOptions {
     /// The secrets, under different names.
     pub secrets: Vec<TaskSecret>,
-    /// Where their files go.
+    /// The directory of the files.
     pub dir: PathBuf,
-    /// How long to wait until all are there.
+    /// How long to wait until all secrets are there.
     pub timeout: Duration,
 }
 
 /// Why a task's secrets were not written.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretsError {
-    /// Two would go into one file.
+    /// Two secrets have the same name, and so the same file.
     #[error("two secrets have the name {0}")]
     SameName(String),
-    /// The environment is wrong.
+    /// A variable is wrong or missing.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// TERM and INT can't be caught.
+    /// The program cannot catch TERM and INT.
     #[error(transparent)]
     Signals(#[from] SignalsError),
-    /// TERM or INT came first.
+    /// TERM or INT came before all secrets were there.
     #[error("told to end before all of the task's secrets were there")]
     Ended,
-    /// They did not come.
+    /// Not all secrets were there in time, or waiting cannot help.
     #[error(transparent)]
     Wait(#[from] WaitError<SecretError>),
     /// A file could not be written.
@@ -121,7 +122,7 @@ pub enum SecretsError {
     Write(#[from] WriteError),
 }
 
-/// Why there is no value for one of the secrets.
+/// The secret that has no value, and why.
 #[derive(Debug, thiserror::Error)]
 #[error("{name} from {secret_id}")]
 pub struct SecretError {
@@ -133,16 +134,16 @@ pub struct SecretError {
 /// Why a secret has no value.
 #[derive(Debug, thiserror::Error)]
 pub enum ValueError {
-    /// Secrets Manager gave none.
+    /// The request to Secrets Manager failed.
     #[error(transparent)]
     Get(#[from] CallError),
-    /// It is `{}` or nothing: nobody has filled it in yet.
+    /// The value is `{}` or empty: nobody has filled it in yet.
     #[error("the secret is empty yet")]
     Empty,
-    /// It has no such key, or nothing under it.
+    /// The secret has no such key, or an empty value under the key.
     #[error("the secret has no key {0} yet")]
     NoKey(String),
-    /// A key is asked for, and it has none. What it has is not shown.
+    /// A key is asked for, but the secret has no keys. The error does not show the secret's value.
     #[error("the secret is no JSON object, so it has no key {0}")]
     NotJson(String),
 }
@@ -157,12 +158,12 @@ impl ValueError {
     }
 }
 
-/// Takes a task's secrets from Secrets Manager, waits until all are there, and then writes each into a file of its name.
-/// Where to ask and as whom say the AWS SDKs' variables.
+/// Reads a task's secrets from Secrets Manager, waits until all are there, and then writes each one to a file with its name. The
+/// AWS SDKs' variables give the endpoint, the region and the credentials.
 ///
 /// # Errors
-/// When the environment is wrong, when Secrets Manager refuses for good, when not all are there in time or before TERM or
-/// INT: then nothing has been written. When a file can't be written: then those of the secrets before it have been.
+/// If the environment is wrong, if Secrets Manager refuses for good, or if not all secrets are there in time or before TERM or
+/// INT. In these cases no file has been written. If a file cannot be written, the files before it have been written.
 pub async fn secrets(options: SecretsOptions, env: &Env) -> Result<ExitCode, SecretsError> {
     let SecretsOptions { secrets, dir, timeout } = options;
     let mut names = BTreeSet::new();
@@ -189,7 +190,7 @@ pub async fn secrets(options: SecretsOptions, env: &Env) -> Result<ExitCode, Sec
     Ok(ExitCode::SUCCESS)
 }
 
-/// The values of all secrets. A version is asked for once: what several names take of it belongs together.
+/// Reads the values of all secrets. It reads each version once, so several values from one version belong together.
 async fn read_all(manager: &SecretsManager, secrets: &[TaskSecret]) -> Result<Vec<Secret>, SecretError> {
     let mut texts: Vec<(&Version, Secret)> = Vec::new();
     let mut values = Vec::new();
@@ -206,14 +207,14 @@ async fn read_all(manager: &SecretsManager, secrets: &[TaskSecret]) -> Result<Ve
     Ok(values)
 }
 
-/// The whole text, or what a JSON key holds: a string without its quotes, anything else as JSON.
+/// The whole text, or the value of a JSON key: a string without its quotes, anything else as JSON.
 fn value(text: &Secret, json_key: Option<&str>) -> Result<Secret, ValueError> {
     let object = serde_json::from_str::<Map<String, Value>>(text.expose());
     if text.expose().is_empty() || object.as_ref().is_ok_and(Map::is_empty) {
         return Err(ValueError::Empty);
     }
     let Some(key) = json_key else { return Ok(text.clone()) };
-    // serde's error would quote what it found.
+    // serde's error would show a part of the secret.
     let object = object.map_err(|_| ValueError::NotJson(key.to_owned()))?;
     match object.get(key) {
         None | Some(Value::Null) => Err(ValueError::NoKey(key.to_owned())),

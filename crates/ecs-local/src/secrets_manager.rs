@@ -1,5 +1,5 @@
-//! Secrets Manager, as far as the local mesh needs it: `GetSecretValue`, `CreateSecret` and `PutSecretValue` ("AWS Secrets
-//! Manager API Reference"; AWS JSON 1.1).
+//! A client for the calls of Secrets Manager that the local mesh needs: `GetSecretValue`, `CreateSecret` and `PutSecretValue` ("AWS
+//! Secrets Manager API Reference"; AWS JSON 1.1).
 
 use std::error::Error;
 use std::fmt;
@@ -23,46 +23,46 @@ const REGIONS: [&str; 2] = ["AWS_REGION", "AWS_DEFAULT_REGION"];
 /// A secret has at most 64 KiB.
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 1 << 20 };
 
-/// The variables that say where Secrets Manager is and who asks it can't be used.
+/// Why the variables with the endpoint and the credentials cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// None of the endpoint's variables is set: the real Secrets Manager is not for this program.
+    /// None of the endpoint's variables is set. There is no default, because this program must not use the real Secrets Manager.
     #[error(
         "AWS_ENDPOINT_URL_SECRETS_MANAGER and AWS_ENDPOINT_URL are not set: expected http://host:port, such as moto's"
     )]
     NoEndpoint,
-    /// The endpoint is no URL of the one kind that is spoken here.
+    /// The endpoint is not `http://host:port`.
     #[error("{variable} is {value:?}: expected http://host:port")]
     Endpoint {
         /// The variable.
         variable: &'static str,
-        /// What it holds; not where that may be a password.
+        /// Its value; not shown if it may contain a password.
         value: String,
     },
-    /// A credential's file can't be read.
+    /// The file of a credential cannot be read.
     #[error(transparent)]
     Credential(#[from] SecretFileError),
 }
 
-/// Why Secrets Manager didn't do what was asked.
+/// Why a call of Secrets Manager failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CallError {
-    /// It gave no answer.
+    /// Secrets Manager did not answer.
     #[error("no answer from Secrets Manager")]
     Unanswered(#[source] http::Error),
-    /// It refused.
+    /// Secrets Manager refused the call.
     #[error("Secrets Manager refused {action}: {status}: {kind}: {message}")]
     Refused {
         /// The call.
         action: &'static str,
         /// The HTTP status.
         status: StatusCode,
-        /// AWS's name of the error.
+        /// AWS's code of the error.
         kind: String,
         /// What it said.
         message: String,
     },
-    /// IAM forbids it.
+    /// IAM forbids the call.
     #[error(
         "Secrets Manager refused {action}: {said}; the IAM policy must have \
          {{\"Effect\":\"Allow\",\"Action\":\"secretsmanager:{action}\",\"Resource\":\"{resource}\"}}"
@@ -72,16 +72,16 @@ pub enum CallError {
         action: &'static str,
         /// What it said.
         said: String,
-        /// The secret's ARN, or what all ARNs of its name have.
+        /// The secret's ARN, or a pattern for the ARNs of this name.
         resource: String,
     },
-    /// What it answered is not what it should be. What it was is not shown: it may be the secret.
+    /// The answer has a wrong form. The error does not show the answer, because the answer may have the secret.
     #[error("Secrets Manager's answer is not that of GetSecretValue")]
     Malformed,
-    /// The secret holds bytes, which ECS doesn't take.
+    /// The secret is binary. ECS does not accept binary secrets.
     #[error("the secret holds no text")]
     Binary,
-    /// The request can't be signed, or holds what no header can.
+    /// The request cannot be signed, or a value is not valid in a header.
     #[error("cannot sign the request to Secrets Manager: check AWS_ACCESS_KEY_ID, AWS_SESSION_TOKEN and AWS_REGION")]
     Unsigned(#[source] Box<dyn Error + Send + Sync>),
     /// Neither the secret's ARN nor a variable names a region.
@@ -96,7 +96,7 @@ impl CallError {
         matches!(self, Self::Refused { kind, .. } if kind == "ResourceNotFoundException")
     }
 
-    /// Whether the same request may succeed later: the secret is not there yet, or Secrets Manager isn't.
+    /// Whether the same request may succeed later: the secret does not exist yet, or Secrets Manager does not answer yet.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -109,7 +109,7 @@ impl CallError {
     }
 }
 
-/// A version of a secret, as `GetSecretValue` names it; the current one unless stage or ID says otherwise.
+/// A version of a secret, as `GetSecretValue` names it. Without a stage and an ID it is the current version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Version {
@@ -130,16 +130,16 @@ impl Version {
         Self { secret_id: secret_id.to_owned(), version_stage: None, version_id: None }
     }
 
-    /// The region in the secret's ARN, if it is given by that.
+    /// The region in the secret's ARN; none if the secret is given by its name.
     fn region(&self) -> Option<&str> {
         self.secret_id.strip_prefix("arn:")?.split(':').nth(2)
     }
 }
 
-/// A Secrets Manager and who asks it.
+/// A client of Secrets Manager, with its credentials.
 pub struct SecretsManager {
     client: Client,
-    /// Where it is.
+    /// The endpoint's URL.
     pub endpoint: Uri,
     region: Option<String>,
     credentials: Credentials,
@@ -152,8 +152,8 @@ impl fmt::Debug for SecretsManager {
 }
 
 impl SecretsManager {
-    /// By the AWS SDKs' own variables. Without credentials it signs with made-up ones, which moto takes unless it was told to
-    /// check.
+    /// Creates a client from the AWS SDKs' variables. If there are no credentials, it signs with invented ones. moto accepts them
+    /// unless it is configured to check credentials.
     pub fn from_env(env: &Env) -> Result<Self, SettingsError> {
         let endpoint = ENDPOINTS.iter().find_map(|variable| Some((*variable, env.get(variable)?)));
         let (variable, value) = endpoint.ok_or(SettingsError::NoEndpoint)?;
@@ -173,7 +173,7 @@ impl SecretsManager {
         Ok(Self { client: Client::plain(), endpoint, region, credentials })
     }
 
-    /// A secret's text, signed for the region of its ARN or else for the variables'.
+    /// Reads a secret's text. The request is signed for the region in the secret's ARN, otherwise for the region of the variables.
     pub async fn get(&self, version: &Version) -> Result<Secret, CallError> {
         let body = serde_json::to_vec(version).unwrap_or_default();
         let answer = self.call("GetSecretValue", version.region(), body).await.map_err(|error| match error {
@@ -188,7 +188,7 @@ impl SecretsManager {
         value.secret_string.map(Secret::new).ok_or(CallError::Binary)
     }
 
-    /// What a policy names a secret by. AWS puts a hyphen and six characters behind its name.
+    /// The secret's ARN or a pattern for it, for an IAM policy. AWS adds a hyphen and six characters to the name.
     fn arn(&self, version: &Version) -> String {
         let id = &version.secret_id;
         let region = self.region.as_deref().unwrap_or("*");
@@ -199,7 +199,7 @@ impl SecretsManager {
         }
     }
 
-    /// Makes a secret with this text; false if there is one of that name, which stays as it is.
+    /// Creates a secret with this text. Returns false if a secret with this name exists already, and does not change it.
     pub async fn create(&self, name: &str, text: &Secret) -> Result<bool, CallError> {
         let body = json!({ "Name": name, "SecretString": text.expose() }).to_string();
         match self.call("CreateSecret", None, body.into()).await {
@@ -209,7 +209,7 @@ impl SecretsManager {
         }
     }
 
-    /// Gives a secret a new current version with this text.
+    /// Adds a new current version with this text to a secret.
     pub async fn put(&self, secret_id: &str, text: &Secret) -> Result<(), CallError> {
         let body = json!({ "SecretId": secret_id, "SecretString": text.expose() }).to_string();
         self.call("PutSecretValue", None, body.into()).await.map(drop)
@@ -227,7 +227,7 @@ impl SecretsManager {
         if answer.status == StatusCode::OK { Ok(answer) } else { Err(refused(action, &answer)) }
     }
 
-    /// A request with Signature Version 4.
+    /// Builds a request with Signature Version 4.
     fn request(&self, action: &str, region: &str, at: SystemTime, body: Vec<u8>) -> Result<http::Request, CallError> {
         let host = self.endpoint.authority().map_or("", |authority| authority.as_str());
         let target = format!("secretsmanager.{action}");
@@ -257,7 +257,7 @@ impl SecretsManager {
     }
 }
 
-/// What was refused and why. moto says what IAM refuses in XML.
+/// The error of a refused call. If IAM refuses the call, moto answers with XML.
 fn refused(action: &'static str, answer: &http::Response) -> CallError {
     let status = answer.status;
     match serde_json::from_slice::<Refusal>(&answer.body) {
@@ -268,7 +268,7 @@ fn refused(action: &'static str, answer: &http::Response) -> CallError {
     }
 }
 
-/// The one field of the answer that is used.
+/// The only field of the answer that this client uses.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Value {
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_s_own_endpoint_goes_before_that_of_all_and_without_either_there_is_none() {
+    fn the_service_s_endpoint_wins_and_an_endpoint_is_required() {
         let both = [("AWS_ENDPOINT_URL", "http://all:1"), ("AWS_ENDPOINT_URL_SECRETS_MANAGER", "http://own:2")];
         assert_eq!(from_env(&both).unwrap().endpoint, "http://own:2");
         assert_eq!(from_env(&both[..1]).unwrap().endpoint, "http://all:1");
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_neither_credentials_nor_what_was_read() {
+    fn debug_shows_neither_credentials_nor_a_secret() {
         let manager = from_env(&[
             ("AWS_ENDPOINT_URL", "http://all:1"),
             ("AWS_SECRET_ACCESS_KEY", "s3cr3t"),
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_without_a_region_is_not_asked_for() {
+    async fn a_secret_s_name_without_a_region_is_refused() {
         let manager = from_env(&[("AWS_ENDPOINT_URL", "http://127.0.0.1:1")]).unwrap();
         let error = manager.get(&Version::current("a")).await.unwrap_err();
         assert!(!error.may_pass() && one_line(&error).starts_with("AWS_REGION is not set"), "{error}");

@@ -1,4 +1,4 @@
-//! The task metadata endpoint, and what both endpoints share.
+//! The task metadata endpoint, and the code that both endpoints share.
 
 use std::sync::Arc;
 
@@ -10,21 +10,24 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::server::{self, Response};
 use tokio::net::TcpListener;
 
-use crate::live::{Found, Live};
+use crate::monitor::{Found, TaskMonitor};
 
-/// Where `ready` asks.
+/// The path for `ecs-local ready`.
 pub(crate) const READY: &str = "/ready";
 
-/// Answers each request with `respond`, without end.
-pub(crate) async fn serve<F>(listener: TcpListener, live: Arc<Live>, respond: fn(Arc<Live>, Request<Incoming>) -> F)
-where
+/// Answers each request with `respond`. Never returns.
+pub(crate) async fn serve<F>(
+    listener: TcpListener,
+    monitor: Arc<TaskMonitor>,
+    respond: fn(Arc<TaskMonitor>, Request<Incoming>) -> F,
+) where
     F: Future<Output = Response> + Send + 'static,
 {
-    server::serve(listener, move |request| respond(live.clone(), request)).await;
+    server::serve(listener, move |request| respond(monitor.clone(), request)).await;
 }
 
 /// Answers a request to the metadata endpoint.
-pub(crate) async fn metadata(live: Arc<Live>, request: Request<Incoming>) -> Response {
+pub(crate) async fn metadata(monitor: Arc<TaskMonitor>, request: Request<Incoming>) -> Response {
     if request.method() != Method::GET {
         let mut response = json(StatusCode::METHOD_NOT_ALLOWED, &"the metadata endpoint answers GET alone");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
@@ -32,7 +35,7 @@ pub(crate) async fn metadata(live: Arc<Live>, request: Request<Incoming>) -> Res
     }
     let path = request.uri().path();
     if path == READY {
-        return match live.ping().await {
+        return match monitor.ping().await {
             Ok(()) => json(StatusCode::OK, &"ready"),
             Err(error) => failed(&error),
         };
@@ -49,7 +52,7 @@ pub(crate) async fn metadata(live: Arc<Live>, request: Request<Incoming>) -> Res
         "taskWithTags" => |found| json(StatusCode::OK, &found.task.metadata(found.stopping, found.has_tags)),
         _ => return json(StatusCode::NOT_FOUND, &format!("no such path: {path}")),
     };
-    match live.find(id).await {
+    match monitor.find(id).await {
         Ok(Some(found)) => show(&found),
         Ok(None) => json(StatusCode::NOT_FOUND, &format!("no container of a task has the ID {id}")),
         Err(error) => failed(&error),
@@ -64,7 +67,7 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Response {
     answer(status, "application/json", value)
 }
 
-/// An answer with a value as JSON.
+/// An answer with this value as JSON.
 pub(crate) fn answer<T: Serialize>(status: StatusCode, content_type: &'static str, value: &T) -> Response {
     server::response(status, content_type, serde_json::to_vec(value).unwrap_or_default())
 }

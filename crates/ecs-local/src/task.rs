@@ -1,4 +1,4 @@
-//! One task: its containers together, and whether it is to stop.
+//! One task: its containers, its statuses, and whether it must stop.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use time::OffsetDateTime;
 use crate::container::{Container, rfc3339};
 use crate::documented::{self, Network};
 
-/// The order in which the containers of a task that stops get TERM. ECS's agents differ in it.
+/// The order in which the containers of a stopping task get TERM. ECS's agents use different orders.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum StopOrder {
     /// All at once.
     #[default]
     AllAtOnce,
-    /// Each once all that directly depend on it have stopped.
+    /// A container gets TERM when all containers that directly depend on it have stopped.
     DependsOn,
 }
 
 impl StopOrder {
-    /// Its name on the command line and in the header of a `StopTask`.
+    /// The name on the command line and in the header of a `StopTask` request.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -30,23 +30,23 @@ impl StopOrder {
     }
 }
 
-/// How all tasks here are launched: by an agent beside a Docker engine.
+/// The launch type of all tasks here.
 pub(crate) const LAUNCH_TYPE: &str = "EC2";
 
-/// A task as it is now: its containers, oldest first, the pause container before all others.
+/// The state of a task.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// Its ARN.
+    /// The task's ARN.
     pub arn: TaskArn,
-    /// Its containers; there is at least one.
+    /// The containers, at least one: first the pause container, then the others, the oldest first.
     pub containers: Vec<Container>,
-    /// The pause container's networks, those of all containers.
+    /// The pause container's networks, which all containers share.
     networks: Vec<Network>,
 }
 
 impl Task {
-    /// Puts a task together; none without a container. Of containers with the same name the newest counts: compose
-    /// removes a container that it replaces only after it has created the new one.
+    /// Builds a task from its containers; none if there are no containers. If several containers have the same name, the newest
+    /// counts, because compose creates a new container before it removes the one that it replaces.
     #[must_use]
     pub fn of(containers: Vec<Container>) -> Option<Self> {
         let mut newest: BTreeMap<String, Container> = BTreeMap::new();
@@ -68,9 +68,9 @@ impl Task {
         self.containers.first().filter(|container| container.is_pause())
     }
 
-    /// When the task's present run began: when its pause container last started; without one, when the longest running
-    /// of its containers did. What ended before that belongs to an earlier run, since compose starts the containers of
-    /// a task again in the same place.
+    /// When the task's present run began: the last start of its pause container. Without a pause container, it is the start of the
+    /// container that has run longest. A container that ended earlier belongs to an earlier run: compose may start the same
+    /// containers again.
     #[must_use]
     pub fn run_began(&self) -> Option<OffsetDateTime> {
         match self.pause() {
@@ -79,15 +79,15 @@ impl Task {
         }
     }
 
-    /// The essential container that was the first to exit in the present run and isn't started again, if one has: then the
-    /// task is to stop ("essential" in "Amazon ECS task definition parameters").
+    /// The first essential container that exited in the present run and is not restarted. If there is one, the task must stop
+    /// ("essential" in "Amazon ECS task definition parameters").
     #[must_use]
     pub fn essential_exit(&self) -> Option<&Container> {
         let exited = self.exited().filter(|c| c.labels.essential && !c.restarts());
         exited.min_by_key(|c| c.finished_at)
     }
 
-    /// The containers that have exited in the present run and that their restart policies start again.
+    /// The containers that exited in the present run and must be started again because of their restart policies.
     pub fn to_restart(&self) -> impl Iterator<Item = &Container> {
         self.exited().filter(|c| c.restarts())
     }
@@ -97,8 +97,8 @@ impl Task {
         self.containers.iter().filter(move |c| c.finished_at.is_some() && c.finished_at > began)
     }
 
-    /// Of the essential containers with a health check: `UNHEALTHY` if one of them is, `HEALTHY` if all are
-    /// ("HealthCheck" in the API reference).
+    /// The health of the essential containers with a health check: `UNHEALTHY` if one of them is unhealthy, `HEALTHY` if all are
+    /// healthy, otherwise `UNKNOWN` ("HealthCheck" in the API reference).
     #[must_use]
     pub fn health(&self) -> HealthStatus {
         let essential = self.containers.iter().filter(|c| c.labels.essential);
@@ -113,9 +113,9 @@ impl Task {
         }
     }
 
-    /// The running containers that may get TERM now: all at once or, in the order of `dependsOn`, those that no running
-    /// container directly depends on; the pause container when it is the last. Where containers depend on each other in a
-    /// circle none may, though some run.
+    /// The running containers that may get TERM now: all of them or, with the order `depends-on`, those on which no running
+    /// container directly depends. The pause container is included only if it is the last one. If containers depend on each other in
+    /// a circle, the list is empty although some of them run.
     #[must_use]
     pub fn may_stop(&self, order: StopOrder) -> Vec<&Container> {
         let running: Vec<_> = self.containers.iter().filter(|container| container.is_running()).collect();
@@ -129,7 +129,7 @@ impl Task {
         running.iter().copied().filter(may).collect()
     }
 
-    /// The least of what its containers are, and never more than `RUNNING` before all have stopped.
+    /// The earliest status of its containers. It is `STOPPED` only if all containers have stopped.
     #[must_use]
     pub fn status(&self) -> Status {
         let of_all = |reached: fn(&Container) -> bool| self.containers.iter().all(reached);
@@ -144,29 +144,29 @@ impl Task {
         }
     }
 
-    /// When it was decided that the task stops: when `asked_to` says, or else when an essential container exited.
+    /// When the task began to stop: `asked_to`, or otherwise the exit of an essential container.
     fn execution_stopped_at(&self, asked_to: Option<OffsetDateTime>) -> Option<OffsetDateTime> {
         asked_to.or_else(|| self.essential_exit()?.finished_at)
     }
 
-    /// `STOPPED` once it was decided that the task stops, and before that `RUNNING`.
+    /// `STOPPED` if the task must stop, otherwise `RUNNING`.
     #[must_use]
     pub fn desired_status(&self, asked_to: Option<OffsetDateTime>) -> Status {
         if self.execution_stopped_at(asked_to).is_some() { Status::Stopped } else { Status::Running }
     }
 
-    /// The task's tags: those that any of its containers carries.
+    /// The task's tags, from the labels of all its containers.
     #[must_use]
     pub fn tags(&self) -> BTreeMap<String, String> {
         self.containers.iter().flat_map(|container| container.labels.tags.clone()).collect()
     }
 
-    /// What the endpoint answers for the task. `asked_to` is when the task was told to stop.
+    /// The metadata endpoint's answer for the task. `asked_to` is the time of a `StopTask` request.
     #[must_use]
     pub fn metadata(&self, asked_to: Option<OffsetDateTime>, with_tags: bool) -> documented::Task {
         let stopped_at = self.execution_stopped_at(asked_to);
         let labels = &self.containers[0].labels;
-        // Images are there before a container is created; nothing is pulled for a task.
+        // ecs-local pulls no images: the engine has them before the first container is created.
         let pulled_at = self.containers.iter().filter_map(|container| container.created_at).min();
         documented::Task {
             cluster: labels.cluster.clone(),
@@ -193,7 +193,7 @@ impl Task {
         }
     }
 
-    /// What the endpoint answers for one of its containers, if it has that one.
+    /// The metadata endpoint's answer for one container; none if the task has no container with this name.
     #[must_use]
     pub fn metadata_of(&self, name: &str, asked_to: Option<OffsetDateTime>) -> Option<documented::Container> {
         let container = self.containers.iter().find(|container| container.labels.name == name)?;
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_stops_when_an_essential_container_exits_and_not_when_another_does() {
+    fn a_task_stops_only_when_an_essential_container_exits() {
         let pause = || container("pause", PAUSE, started("2031-01-02T03:00:00Z"));
         let running = task([pause(), container("web", &[], json!({}))]);
         assert_eq!(essential_exit(&running), None);
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_container_with_a_restart_policy_starts_again_if_it_ran_long_enough_and_else_ends_its_task() {
+    fn a_restart_policy_restarts_a_container_that_ran_long_enough() {
         let policy = [("ecs-mesh.restart-attempt-period", "60")];
         let ran_until = |end: &str| {
             let state = json!({"State": {
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_s_health_is_that_of_its_essential_containers_with_a_health_check() {
+    fn a_task_s_health_comes_from_its_essential_containers() {
         let with = |name: &str, labels: &[(&str, &str)], status: &str| {
             let check =
                 json!({"Config": {"Healthcheck": {"Test": ["CMD", "/x"]}}, "State": {"Health": {"Status": status}}});
@@ -297,11 +297,15 @@ mod tests {
         assert_eq!(health("healthy", "healthy"), HealthStatus::Healthy);
         assert_eq!(health("healthy", "starting"), HealthStatus::Unknown);
         assert_eq!(health("unhealthy", "starting"), HealthStatus::Unhealthy);
-        assert_eq!(task([container("web", &[], json!({}))]).health(), HealthStatus::Unknown, "nobody is asked");
+        assert_eq!(
+            task([container("web", &[], json!({}))]).health(),
+            HealthStatus::Unknown,
+            "no container has a health check"
+        );
     }
 
     #[test]
-    fn an_exit_before_the_pause_container_started_again_belongs_to_an_earlier_run() {
+    fn an_exit_before_the_pause_container_started_is_ignored() {
         let again = task([
             container("pause", PAUSE, started("2031-01-02T05:00:00Z")),
             container("web", &[], exited("2031-01-02T04:59:59.9Z")),
@@ -311,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pause_container_an_exit_before_the_longest_running_started_belongs_to_an_earlier_run() {
+    fn without_a_pause_container_the_longest_run_marks_the_start() {
         let web = || container("web", &[], exited("2031-01-02T03:02:00Z"));
         assert_eq!(essential_exit(&task([web()])), Some("web"));
         let other = container("other", &[], started("2031-01-02T03:01:00Z"));
@@ -321,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn of_containers_with_the_same_name_the_newest_counts() {
+    fn the_newest_container_of_a_name_counts() {
         let mut replaced = exited("2031-01-02T03:02:00Z");
         replaced["Created"] = json!("2030-01-01T00:00:00Z");
         let task = task([
@@ -335,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_in_the_pause_container_s_namespace_have_its_networks() {
+    fn containers_have_the_pause_container_s_networks() {
         let networks = json!({"NetworkSettings": {"Networks": {"mesh": {
             "IPAddress": "10.20.3.5", "IPPrefixLen": 16, "NetworkID": "0123456789abcdef0123",
         }}}});
@@ -351,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn in_the_order_of_depends_on_a_container_is_held_back_by_those_that_run_and_name_it() {
+    fn depends_on_stops_a_container_after_its_dependents() {
         let app = |state: Value| container("app", &[("ecs-mesh.depends-on", "proxy:HEALTHY")], state);
         let proxy = || container("proxy", &[("ecs-mesh.depends-on", "init:SUCCESS")], json!({}));
         let init = || {
@@ -386,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_told_to_stop_is_to_stop_since_then_though_everything_runs() {
+    fn a_stop_request_changes_the_desired_status_at_once() {
         let asked = OffsetDateTime::from_unix_timestamp(1_924_992_000).unwrap();
         let metadata = task([container("web", &[], json!({}))]).metadata(Some(asked), false);
         assert_eq!((metadata.desired_status, metadata.known_status), (Status::Stopped, Status::Running));

@@ -1,8 +1,8 @@
-//! Every field AWS documents is read and kept, for EC2 and for Fargate.
+//! ecs-local's types preserve every field that AWS documents, for EC2 and for Fargate.
 //!
-//! The key names and types are those of the AWS pages "Amazon ECS task metadata v4 examples" and "Amazon ECS task
-//! metadata v4 examples for tasks on Fargate", of the two pages on the JSON response, and of the agent's own types for
-//! what the examples leave out; the values are made up.
+//! The key names and types come from the AWS pages "Amazon ECS task metadata v4 examples" and "Amazon ECS task metadata v4 examples for
+//! tasks on Fargate", and from the two pages on the JSON response. For fields that are not in the examples, they come from the
+//! agent's types. The values are invented.
 
 use ecs_local::documented::{Container, Task};
 use ecs_meta::{ContainerType, HealthStatus, Status};
@@ -88,7 +88,7 @@ fn every_documented_field_is_read_and_kept() {
     assert_eq!(serde_json::to_value(&container).unwrap(), container_on_ec2());
 }
 
-/// Sidecars read the same answers, by the fields that they use.
+/// The sidecars parse the same answers, with a type that has fewer fields.
 #[test]
 fn what_sidecars_ask_for_is_found() {
     let task: ecs_meta::Task = serde_json::from_value(task_on_ec2()).unwrap();
@@ -105,12 +105,12 @@ fn what_sidecars_ask_for_is_found() {
 }
 
 #[test]
-fn omitted_fields_are_absent_unknown_fields_ignored_and_unknown_words_kept() {
+fn unknown_fields_are_ignored_and_unknown_words_preserved() {
     let task: Task = serde_json::from_value(json!({
         "Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/0a1b", "Family": "f", "Later": {"a": 1},
         "Containers": [
             {"Name": "app", "KnownStatus": "PAUSED", "Health": {"status": "DEGRADED"}, "Later": []},
-            // A health check that has not been decided yet.
+            // A health check without a result yet.
             {"Name": "new", "KnownStatus": "RUNNING", "Health": {}},
         ],
     }))

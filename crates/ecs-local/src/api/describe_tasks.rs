@@ -1,11 +1,11 @@
-//! `DescribeTasks`: what is known of up to 100 tasks, and which of them are unknown.
+//! `DescribeTasks`: describes up to 100 tasks, and names those that do not exist.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::task::shown;
 use super::{ApiError, cluster};
-use crate::live::{Cluster, Live};
+use crate::monitor::{Cluster, TaskMonitor};
 
 const MAX_TASKS: usize = 100;
 const TAGS: &str = "TAGS";
@@ -20,8 +20,8 @@ pub(super) struct DescribeTasks {
 }
 
 /// Describes tasks, given by their IDs or ARNs, each once.
-pub(super) async fn describe_tasks(live: &Live, input: DescribeTasks) -> Result<Value, ApiError> {
-    let cluster = cluster(live, input.cluster.as_deref()).await?;
+pub(super) async fn describe_tasks(monitor: &TaskMonitor, input: DescribeTasks) -> Result<Value, ApiError> {
+    let cluster = cluster(monitor, input.cluster.as_deref()).await?;
     if input.tasks.is_empty() {
         return Err(ApiError::parameter("Tasks cannot be empty."));
     }
@@ -42,15 +42,15 @@ pub(super) async fn describe_tasks(live: &Live, input: DescribeTasks) -> Result<
             None => missing.push(missing_arn(&cluster, task)),
         }
     }
-    let tasks = live.tasks(&cluster, found.iter().copied()).await?;
+    let tasks = monitor.tasks(&cluster, found.iter().copied()).await?;
     let gone = found.iter().filter(|arn| !tasks.iter().any(|task| task.arn == ***arn));
     missing.extend(gone.map(ToString::to_string));
-    let tasks = tasks.iter().map(|task| shown(live, task, with_tags)).collect::<Vec<_>>();
+    let tasks = tasks.iter().map(|task| shown(monitor, task, with_tags)).collect::<Vec<_>>();
     let failures = missing.iter().map(|arn| json!({ "arn": arn, "reason": "MISSING" })).collect::<Vec<_>>();
     Ok(json!({ "tasks": tasks, "failures": failures }))
 }
 
-/// The ARN that a task of this ID would have beside the others of the cluster.
+/// The ARN that a task with this ID would have in the cluster.
 fn missing_arn(cluster: &Cluster, task: &str) -> String {
     match cluster.tasks.keys().next() {
         Some(other) if !task.starts_with("arn:") => other.sibling(task).to_string(),

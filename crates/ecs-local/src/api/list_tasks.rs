@@ -7,10 +7,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{ApiError, cluster};
-use crate::live::Live;
+use crate::monitor::TaskMonitor;
 use crate::task::LAUNCH_TYPE;
 
-/// A page's size without `maxResults`, and the largest.
+/// The largest page, and the page size without `maxResults`.
 const MAX_RESULTS: i64 = 100;
 const LAUNCH_TYPES: [&str; 4] = ["EC2", "FARGATE", "EXTERNAL", "MANAGED_INSTANCES"];
 const DESIRED_STATUSES: [&str; 3] = ["RUNNING", "PENDING", "STOPPED"];
@@ -32,8 +32,8 @@ pub(super) struct ListTasks {
 }
 
 /// Lists tasks in the order of their ARNs. A task that has stopped is listed as long as a container of it exists.
-pub(super) async fn list_tasks(live: &Live, input: ListTasks) -> Result<Value, ApiError> {
-    let cluster = cluster(live, input.cluster.as_deref()).await?;
+pub(super) async fn list_tasks(monitor: &TaskMonitor, input: ListTasks) -> Result<Value, ApiError> {
+    let cluster = cluster(monitor, input.cluster.as_deref()).await?;
     let desired_status =
         one_of("desiredStatus", input.desired_status.as_deref(), &DESIRED_STATUSES)?.unwrap_or("RUNNING");
     let launch_type = one_of("launchType", input.launch_type.as_deref(), &LAUNCH_TYPES)?;
@@ -41,7 +41,7 @@ pub(super) async fn list_tasks(live: &Live, input: ListTasks) -> Result<Value, A
     let size = usize::try_from(size).ok().filter(|_| (1..=MAX_RESULTS).contains(&size));
     let size = size.ok_or_else(|| ApiError::parameter("maxResults must be between 1 and 100."))?;
     let after = input.next_token.as_deref().map(read_token).transpose()?;
-    // No task here belongs to a service or a daemon, runs on a container instance or was started by anybody.
+    // No task here belongs to a service or a daemon, runs on a container instance or has a `startedBy`.
     if let Some(service) = &input.service_name {
         return Err(ApiError::client("ServiceNotFoundException", format!("Service not found: {service}")));
     }
@@ -57,8 +57,8 @@ pub(super) async fn list_tasks(live: &Live, input: ListTasks) -> Result<Value, A
 
     let of_family = |family: &str| input.family.as_deref().is_none_or(|wanted| wanted == family);
     let wanted = cluster.tasks.iter().filter(|(arn, labels)| of_family(&labels.family) && Some(*arn) > after.as_ref());
-    let tasks = live.tasks(&cluster, wanted.map(|(arn, _)| arn)).await?;
-    let tasks = tasks.iter().filter(|task| task.desired_status(live.stopping(&task.arn)).as_str() == desired_status);
+    let tasks = monitor.tasks(&cluster, wanted.map(|(arn, _)| arn)).await?;
+    let tasks = tasks.iter().filter(|task| task.desired_status(monitor.stopping(&task.arn)).as_str() == desired_status);
     let mut arns = tasks.map(|task| &task.arn).collect::<Vec<_>>();
     let more = arns.len() > size;
     arns.truncate(size);
@@ -78,7 +78,7 @@ fn one_of<'a>(name: &str, value: Option<&'a str>, words: &[&str]) -> Result<Opti
     }
 }
 
-/// Where the next page begins: after this task, whatever tasks come and go meanwhile.
+/// The token for the next page. The page begins after this task, even if tasks have come or gone.
 fn token(last: &TaskArn) -> String {
     URL_SAFE_NO_PAD.encode(last.to_string())
 }
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_leads_back_to_its_task_and_nothing_else_is_one() {
+    fn a_token_is_parsed_to_its_task_and_other_text_is_refused() {
         let arn: TaskArn = "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b".parse().unwrap();
         assert_eq!(read_token(&token(&arn)).unwrap(), arn);
         for wrong in ["", "1", "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b", "////", "eyJ9"] {

@@ -9,10 +9,10 @@ use time::OffsetDateTime;
 
 use super::task::shown;
 use super::{ApiError, cluster};
-use crate::live::{Live, StopRequest};
+use crate::monitor::{StopRequest, TaskMonitor};
 use crate::task::StopOrder;
 
-/// Ours: the order of one stop, which with ECS is the agent's matter.
+/// The header with the stop order of one request. ECS has no such header: there, the agent decides the order.
 pub(super) const ORDER: &str = "x-ecs-local-stop-order";
 
 /// "StopTask" in the Amazon ECS API Reference.
@@ -23,8 +23,8 @@ pub(super) struct StopTask {
     reason: Option<String>,
 }
 
-/// Stops a task, unless it has stopped or is being stopped: then its containers have had their TERM.
-pub(super) async fn stop_task(live: &Arc<Live>, input: StopTask, order: &str) -> Result<Value, ApiError> {
+/// Stops a task. Does nothing if the task has stopped or is stopping.
+pub(super) async fn stop_task(monitor: &Arc<TaskMonitor>, input: StopTask, order: &str) -> Result<Value, ApiError> {
     let order =
         match order {
             "" => None,
@@ -32,13 +32,13 @@ pub(super) async fn stop_task(live: &Arc<Live>, input: StopTask, order: &str) ->
                 ApiError::parameter(format!("{ORDER} is {order:?}: expected all-at-once or depends-on"))
             })?),
         };
-    let cluster = cluster(live, input.cluster.as_deref()).await?;
-    let tasks = live.tasks(&cluster, cluster.find(&input.task)).await?;
+    let cluster = cluster(monitor, input.cluster.as_deref()).await?;
+    let tasks = monitor.tasks(&cluster, cluster.find(&input.task)).await?;
     let task = tasks.first().ok_or_else(|| ApiError::parameter("The referenced task was not found."))?;
     let request = StopRequest { at: OffsetDateTime::now_utc(), reason: input.reason.unwrap_or_default() };
     let reason = request.reason.clone();
-    if live.begin_requested_stop(task, request, order) {
+    if monitor.begin_requested_stop(task, request, order) {
         tracing::info!("stopping {}: asked to: {reason}", task.arn);
     }
-    Ok(json!({ "task": shown(live, task, false) }))
+    Ok(json!({ "task": shown(monitor, task, false) }))
 }

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::documented;
-use crate::live::{Live, StopRequest, short_name};
+use crate::monitor::{StopRequest, TaskMonitor, short_name};
 use crate::task::Task;
 
-/// A task as it is now. What it doesn't have is left out, and so are its tags unless they were asked for.
-pub(super) fn shown(live: &Live, task: &Task, with_tags: bool) -> Value {
-    show(task, live.stopping(&task.arn), live.stop_request(task), with_tags)
+/// A task as JSON. Fields without a value are left out. The tags are left out unless the request asks for them.
+pub(super) fn shown(monitor: &TaskMonitor, task: &Task, with_tags: bool) -> Value {
+    show(task, monitor.stopping(&task.arn), monitor.stop_request(task), with_tags)
 }
 
 fn show(task: &Task, stopping: Option<OffsetDateTime>, request: Option<StopRequest>, with_tags: bool) -> Value {
@@ -77,7 +77,7 @@ fn container(metadata: &documented::Container, task: &Task) -> Value {
     }))
 }
 
-/// The API's word: it knows less of the way to `RUNNING` than the metadata does ("Amazon ECS task lifecycle").
+/// The API's name of a status. Before `RUNNING` the API has fewer statuses than the metadata ("Amazon ECS task lifecycle").
 fn last_status(known: &Status) -> &str {
     match known {
         Status::None | Status::ManifestPulled | Status::Pulled | Status::Created => "PENDING",
@@ -86,7 +86,7 @@ fn last_status(known: &Status) -> &str {
     }
 }
 
-/// A time as AWS JSON 1.1 has it: seconds since 1970.
+/// A time in the form of AWS JSON 1.1: seconds since 1970.
 fn epoch(time: Option<OffsetDateTime>) -> Value {
     time.map(|time| time.unix_timestamp_nanos() as f64 / 1e9).into()
 }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_running_task_has_neither_an_end_nor_a_reason_for_one_and_tags_only_when_asked_for() {
+    fn a_running_task_has_no_stop_fields_and_tags_on_request() {
         let shown = show(&task(json!({})), None, None, false);
         assert_eq!((&shown["lastStatus"], &shown["desiredStatus"]), (&"RUNNING".into(), &"RUNNING".into()));
         assert_eq!((&shown["createdAt"], &shown["startedAt"]), (&1_925_089_445.1.into(), &1_925_089_446.0.into()));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_task_says_when_it_stopped_and_whose_wish_that_was() {
+    fn a_stopped_task_has_its_stop_time_and_the_reason() {
         let exited = json!({"State": {"Status": "exited", "ExitCode": 3, "FinishedAt": "2031-01-02T03:04:08Z"}});
         let shown = show(&task(exited.clone()), None, None, false);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The tasks of this engine: watched, described, and stopped when they are to stop.
+//! The task monitor: describes the engine's tasks, stops tasks, and restarts containers with a restart policy.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::pin::pin;
@@ -18,42 +18,43 @@ use crate::engine::{Engine, EngineError, Listed};
 use crate::labels::Labels;
 use crate::task::{StopOrder, Task};
 
-/// How often stopping what is left of a task is tried, when the engine fails to or says that it did and it still runs.
+/// How many attempts to stop a task may fail before the monitor gives up. An attempt fails if the engine reports an error, or reports a
+/// stopped container that still runs.
 const STOP_ATTEMPTS: usize = 10;
 
-/// What is known beyond what the engine can be asked. All of it may be lost: a stop is begun again when an essential
-/// container has exited, and since when a container is healthy is then told from its last checks.
+/// The state that the engine does not store. After a restart of ecs-local it is empty. The monitor then begins again to stop each
+/// task whose essential container has exited, and estimates the time of a health status from the last checks.
 #[derive(Debug, Default)]
 struct Seen {
-    /// The tasks that are being stopped, and since when.
+    /// The tasks that are stopping, and since when.
     stopping: BTreeMap<TaskArn, OffsetDateTime>,
-    /// Who asked last that a task stop; kept when it has, for those who ask why.
+    /// The last `StopTask` request for each task. It stays after the task has stopped, for the task's description.
     requests: BTreeMap<TaskArn, StopRequest>,
     /// The last change of each container's health, by Docker's ID.
     health: HashMap<String, (HealthStatus, OffsetDateTime)>,
-    /// How often each container was started again by its restart policy, and after which end the last time, by Docker's ID.
+    /// How often the monitor restarted each container, and the end time that led to the last restart, by Docker's ID.
     restarts: HashMap<String, (u32, Option<OffsetDateTime>)>,
 }
 
 /// The tasks of one Docker engine.
 #[derive(Debug)]
-pub(crate) struct Live {
+pub(crate) struct TaskMonitor {
     engine: Engine,
     order: StopOrder,
     seen: Mutex<Seen>,
 }
 
-/// Somebody's wish that a task stop, through `StopTask`.
+/// A `StopTask` request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct StopRequest {
     pub(crate) at: OffsetDateTime,
     pub(crate) reason: String,
 }
 
-/// The tasks of a cluster as one listing shows them: by name, not looked at yet.
+/// The tasks of a cluster in one listing. They have not been inspected yet.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    /// What the labels of one of its containers say, for each task.
+    /// For each task, the labels of one of its containers.
     pub(crate) tasks: BTreeMap<TaskArn, Labels>,
     listed: Vec<Listed>,
 }
@@ -65,19 +66,19 @@ impl Cluster {
     }
 }
 
-/// What an endpoint's ID stands for.
+/// The task and the container of a metadata URI.
 pub(crate) struct Found {
     pub(crate) task: Task,
     /// The container's name.
     pub(crate) name: String,
-    /// Since when the task is being stopped.
+    /// Since when the task has been stopping.
     pub(crate) stopping: Option<OffsetDateTime>,
-    /// Whether it has its tags, see [`Live::has_tags`].
+    /// Whether the task still has its tags: see [`TaskMonitor::has_tags`].
     pub(crate) has_tags: bool,
 }
 
-impl Live {
-    /// Tasks are stopped in this order unless somebody asks for another.
+impl TaskMonitor {
+    /// Creates a monitor. It stops tasks in this order unless a `StopTask` request names another one.
     pub(crate) fn new(engine: Engine, order: StopOrder) -> Self {
         Self { engine, order, seen: Mutex::default() }
     }
@@ -86,7 +87,7 @@ impl Live {
         self.engine.ping().await
     }
 
-    /// The task and container whose metadata URI ends in this ID.
+    /// Finds the task and the container whose metadata URI ends in this ID.
     pub(crate) async fn find(&self, endpoint_id: &str) -> Result<Option<Found>, EngineError> {
         let listed = self.engine.list().await?;
         let labels =
@@ -101,7 +102,7 @@ impl Live {
         self.inspect(arn, &self.engine.list().await?).await
     }
 
-    /// Looks at all containers of one task at the same time.
+    /// Inspects all containers of one task at the same time.
     async fn inspect(&self, arn: &TaskArn, listed: &[Listed]) -> Result<Option<Task>, EngineError> {
         let of_task = |one: &&Listed| Labels::read(&one.labels).0.is_some_and(|labels| labels.task == *arn);
         let inspections = listed.iter().filter(of_task).map(|one| self.engine.inspect(&one.id));
@@ -125,11 +126,10 @@ impl Live {
         self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Stops the tasks that are to stop, without end and through the engine's restarts and failures: after any of them all
-    /// tasks are looked at again.
+    /// Stops the tasks that must stop. Never returns: after a failure or restart of the engine it checks all tasks again.
     pub(crate) async fn watch(self: Arc<Self>) {
         let mut backoff = Backoff::default();
-        // What happens from here on comes as an event, though it may happen before the engine is asked for them.
+        // The engine also reports events between this time and the request for events, so none is missed.
         let mut since = OffsetDateTime::now_utc();
         loop {
             match self.follow(&mut since, &mut backoff).await {
@@ -140,8 +140,8 @@ impl Live {
         }
     }
 
-    /// Looks at all tasks and then at each that an event names, until the engine fails once. `since` follows the events,
-    /// so that none is lost before the next time.
+    /// Checks all tasks, and then each task that an event names, until the engine fails once. `since` is set to the time of each
+    /// event, so that the next call continues there.
     async fn follow(self: &Arc<Self>, since: &mut OffsetDateTime, backoff: &mut Backoff) -> Result<(), EngineError> {
         self.reconcile_all().await?;
         let mut events = pin!(self.engine.events(*since));
@@ -203,7 +203,7 @@ impl Live {
         Ok(())
     }
 
-    /// Begins to stop a task whose essential container has exited, or starts again what has a restart policy.
+    /// Begins to stop a task if an essential container has exited. Otherwise restarts containers with a restart policy.
     fn reconcile(self: &Arc<Self>, task: Option<Task>) {
         let Some(task) = task else { return };
         let Some(exited) = task.essential_exit() else { return self.restart(&task) };
@@ -214,8 +214,8 @@ impl Live {
         }
     }
 
-    /// Starts again the exited containers of a task that have a restart policy, unless the task is being stopped. One that
-    /// can't be started is as one that has exited without a policy.
+    /// Starts the exited containers with a restart policy again, unless the task is stopping. A container that cannot be started
+    /// counts as a container that exited without a restart policy.
     fn restart(self: &Arc<Self>, task: &Task) {
         let mut seen = self.seen();
         if seen.stopping.contains_key(&task.arn) {
@@ -224,25 +224,25 @@ impl Live {
         for container in task.to_restart() {
             let (count, after) = seen.restarts.entry(container.id.clone()).or_default();
             if *after == container.finished_at {
-                // It runs again by now, or soon: this look at it is an old one.
+                // The monitor has already restarted the container after this exit: this inspection is old.
                 continue;
             }
             (*count, *after) = (*count + 1, container.finished_at);
             let (name, code) = (&container.labels.name, container.exit_code.unwrap_or_default());
             tracing::info!("restarting {name} of {}: it exited with {code}", task.arn);
-            let (live, task, container) = (self.clone(), task.clone(), container.clone());
+            let (monitor, task, container) = (self.clone(), task.clone(), container.clone());
             tokio::spawn(async move {
-                if let Err(error) = live.engine.start(&container.id).await {
+                if let Err(error) = monitor.engine.start(&container.id).await {
                     tracing::error!("cannot restart {} of {}: {}", container.labels.name, task.arn, one_line(&error));
                     if container.labels.essential {
-                        live.begin_stop(&task, OffsetDateTime::now_utc(), None);
+                        monitor.begin_stop(&task, OffsetDateTime::now_utc(), None);
                     }
                 }
             });
         }
     }
 
-    /// A cluster by its name; none without a task, unless it is the one that this program is for.
+    /// A cluster by its name; none if it has no tasks and is not the cluster of `--cluster`.
     pub(crate) async fn cluster(&self, name: &str) -> Result<Option<Cluster>, EngineError> {
         let listed = self.engine.list().await?;
         let labels = listed.iter().filter_map(|one| Labels::read(&one.labels).0);
@@ -252,7 +252,7 @@ impl Live {
         Ok(known.then_some(Cluster { tasks, listed }))
     }
 
-    /// Looks at tasks of a cluster, in this order; without those that have been removed since they were listed.
+    /// Inspects tasks of a cluster, in this order. It leaves out tasks that have been removed since the listing.
     pub(crate) async fn tasks(
         &self,
         cluster: &Cluster,
@@ -266,24 +266,24 @@ impl Live {
         Ok(tasks)
     }
 
-    /// Since when a task is being stopped.
+    /// Since when a task has been stopping.
     pub(crate) fn stopping(&self, task: &TaskArn) -> Option<OffsetDateTime> {
         self.seen().stopping.get(task).copied()
     }
 
-    /// Who asked for the end of a task's present run, if somebody did.
+    /// The `StopTask` request for a task's present run, if there is one.
     pub(crate) fn stop_request(&self, task: &Task) -> Option<StopRequest> {
         let request = self.seen().requests.get(&task.arn).cloned();
         request.filter(|request| task.run_began().is_none_or(|began| began < request.at))
     }
 
-    /// Whether a task has its tags: `StopTask` deletes them, while the containers still run ("StopTask" in the Amazon ECS API
+    /// Whether a task still has its tags. `StopTask` deletes them while the containers still run ("StopTask" in the Amazon ECS API
     /// Reference).
     pub(crate) fn has_tags(&self, task: &Task) -> bool {
         self.stop_request(task).is_none()
     }
 
-    /// Begins to stop a task because somebody asked for it, as [`Live::begin_stop`] does.
+    /// Begins to stop a task because of a `StopTask` request: see [`TaskMonitor::begin_stop`].
     pub(crate) fn begin_requested_stop(
         self: &Arc<Self>,
         task: &Task,
@@ -297,34 +297,34 @@ impl Live {
         begun
     }
 
-    /// Begins to stop a task, unless that has begun or nothing of it runs.
+    /// Begins to stop a task and returns true. Returns false if the task is already stopping or has no running container.
     pub(crate) fn begin_stop(self: &Arc<Self>, task: &Task, since: OffsetDateTime, order: Option<StopOrder>) -> bool {
         let mut seen = self.seen();
         if seen.stopping.contains_key(&task.arn) || !task.containers.iter().any(Container::is_running) {
             return false;
         }
         seen.stopping.insert(task.arn.clone(), since);
-        let (live, task, order) = (self.clone(), task.clone(), order.unwrap_or(self.order));
+        let (monitor, task, order) = (self.clone(), task.clone(), order.unwrap_or(self.order));
         tokio::spawn(async move {
-            match live.stop(&task, order).await {
+            match monitor.stop(&task, order).await {
                 Ok(()) => tracing::info!("stopped {}", task.arn),
                 Err(error) => tracing::error!("gave up stopping {}: {}", task.arn, one_line(&error)),
             }
-            live.seen().stopping.remove(&task.arn);
+            monitor.seen().stopping.remove(&task.arn);
         });
         true
     }
 
-    /// Stops a task as ECS does: TERM to its running containers in this order, KILL to each that has not exited after its
-    /// stop timeout, and the pause container when all others have exited. Each is told once. A container that is started
-    /// meanwhile is stopped too; a task whose pause container is started again is left alone.
+    /// Stops a task as ECS does. Each running container gets TERM once, in this order, and KILL if it still runs after its stop
+    /// timeout. The pause container is last. If another container starts meanwhile, it is stopped too. If the pause container starts
+    /// again, the task has a new run, and this call ends.
     async fn stop(&self, task: &Task, mut order: StopOrder) -> Result<(), EngineError> {
         let began = |task: &Task| task.pause().and_then(|pause| pause.started_at);
         let mut backoff = Backoff::default();
         let mut failures = 0;
         let mut now = task.clone();
-        // Who has been told, and whose end is waited for.
-        let mut told = BTreeSet::new();
+        // The containers that got TERM, and the calls that wait for their ends.
+        let mut signalled = BTreeSet::new();
         let mut stops = FuturesUnordered::new();
         loop {
             let running = now.containers.iter().any(Container::is_running);
@@ -332,7 +332,7 @@ impl Live {
                 return Ok(());
             }
             for container in now.may_stop(order) {
-                if told.insert(container.id.clone()) {
+                if signalled.insert(container.id.clone()) {
                     let (id, timeout) = (container.id.clone(), container.labels.stop_timeout);
                     stops.push(async move { (self.engine.stop(&id, timeout).await, id) });
                 }
@@ -344,9 +344,9 @@ impl Live {
                     order = StopOrder::AllAtOnce;
                     continue;
                 }
-                // One that had stopped runs again.
+                // A container that had stopped runs again.
                 None => {
-                    told.clear();
+                    signalled.clear();
                     (Ok(()), String::new())
                 }
             };
@@ -360,7 +360,7 @@ impl Live {
                     let left = now.containers.iter().find(|container| container.is_running() && container.id == id);
                     left.map(|container| EngineError::StillRuns(container.labels.name.clone()))
                 }
-                // All of it has been removed.
+                // All containers have been removed.
                 Ok(None) => return Ok(()),
                 Err(error) => Some(error),
             };
@@ -371,13 +371,13 @@ impl Live {
                 }
                 tracing::warn!("cannot stop {} yet: {}", task.arn, one_line(&error));
                 tokio::time::sleep(backoff.delay()).await;
-                told.remove(&id);
+                signalled.remove(&id);
             }
         }
     }
 }
 
-/// A cluster's name, which may be given as its ARN.
+/// The name of a cluster, from its name or its ARN.
 pub(crate) fn short_name(cluster: &str) -> &str {
     cluster.rsplit('/').next().unwrap_or_default()
 }
@@ -399,7 +399,7 @@ mod tests {
     use super::*;
     use crate::labels::tests::labels;
 
-    /// An engine whose first listing fails, and whose container `side` runs on until it has been stopped three times.
+    /// An engine whose first listing fails, and whose container `side` still runs until the third request to stop it.
     #[derive(Default)]
     struct BadEngine {
         listings: AtomicUsize,
@@ -439,7 +439,7 @@ mod tests {
         fn respond(&self, path: &str) -> Answer {
             let path = path.strip_prefix("/v1.41").unwrap_or(path);
             if path == "/events" {
-                // Without an event, until the client closes the connection.
+                // Sends no event, and stays open until the client closes the connection.
                 return Answer::raw_open("HTTP/1.1 200 OK\r\n\r\n");
             }
             let (status, body) = self.answer(path);
@@ -448,22 +448,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dead_task_is_stopped_though_the_engine_fails_at_first_and_then_does_not_do_what_it_says() {
+    async fn a_task_is_stopped_in_spite_of_engine_failures() {
         let directory = tempfile::tempdir().unwrap();
         let bad = Arc::new(BadEngine::default());
         let answering = bad.clone();
         let server = Server::start_at(&directory.path().join("sock"), move |request| answering.respond(request.path()));
         let began = Instant::now();
         let engine = Engine::connect(&format!("unix://{}", server.address), None).await.unwrap();
-        let live = Arc::new(Live::new(engine, StopOrder::AllAtOnce));
-        let watching = tokio::spawn(live.clone().watch());
+        let monitor = Arc::new(TaskMonitor::new(engine, StopOrder::AllAtOnce));
+        let watching = tokio::spawn(monitor.clone().watch());
         let stopped = async {
-            while bad.stops.load(Ordering::SeqCst) < 3 || !live.seen().stopping.is_empty() {
+            while bad.stops.load(Ordering::SeqCst) < 3 || !monitor.seen().stopping.is_empty() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::time::timeout(Duration::from_secs(20), stopped).await.expect("the task is stopped");
-        // One delay after the listing, of at least 50 ms, and two between the stops, of at least 50 ms and 100 ms.
+        // The delay after the listing is at least 50 ms, and the two delays between the stops are at least 50 ms and 100 ms.
         assert!(began.elapsed() >= Duration::from_millis(200), "{:?}", began.elapsed());
         assert_eq!(bad.stops.load(Ordering::SeqCst), 3);
         watching.abort();
