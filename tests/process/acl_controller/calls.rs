@@ -411,7 +411,7 @@ async fn bad_input_ends_in_one_line() {
             &["--secret-name-prefix", "p"],
             &[],
             1,
-            "give --cluster and AWS_REGION: ECS_CONTAINER_METADATA_URI_V4 is not set",
+            "set --cluster and AWS_REGION: ECS_CONTAINER_METADATA_URI_V4 is not set",
         ),
         (&["--secret-name-prefix", "p", "--cluster", "c"], &[("AWS_REGION", "r")], 1, "no AWS credentials"),
         (

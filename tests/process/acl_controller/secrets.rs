@@ -154,7 +154,9 @@ async fn enterprise_secret_name_of_0_4_is_refused() {
     world.aws.put_task("2", "api", &tags, SystemTime::now());
     let controller = world.start();
     for (service, found) in [("web", "p-web-default-default"), ("api", "p-api-shop-eu")] {
-        let text = format!("service {service}: the secret p-{service} does not exist, and {found}, as consul-ecs 0.4");
+        let text = format!(
+            "service {service}: the secret p-{service} does not exist, and acl-controller does not use {found}"
+        );
         controller.says(&text, BOUND).await;
         assert_eq!(world.aws.secret(found), json!({}));
     }

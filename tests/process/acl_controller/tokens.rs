@@ -180,7 +180,7 @@ async fn failing_service_does_not_affect_others() {
          \"arn:aws:secretsmanager:eu-north-1:210987654321:secret:p-*\"}",
         "service missing: the secret p-missing does not exist",
         "would have the secret of the consul-clients",
-        "is not a name that Consul takes",
+        "is not a name that Consul accepts",
     ] {
         controller.says(text, BOUND).await;
     }
@@ -515,7 +515,7 @@ async fn takeover_does_not_restart_the_grace() {
     world.settles("web").await;
     let since = Instant::now();
     world.aws.forget(&task);
-    controller.says("service web: has no tasks; its token goes in 20s", BOUND).await;
+    controller.says("service web: has no tasks; its token will be deleted in 20s", BOUND).await;
     let noted = eventually("it is noted", BOUND, async || {
         let keys = world.agent.call("GET", "/v1/kv/ecs-mesh/acl-controller/?keys", &Value::Null).await;
         let key = keys.as_array().into_iter().flatten().filter_map(Value::as_str).find(|key| key.ends_with("/web"));
