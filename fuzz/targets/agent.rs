@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use consul_api::{Client, Config};
+use consul_api::{Client, Config, ServiceId};
 use libfuzzer_sys::fuzz_target;
 use sidecar_kit::env::Env;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -47,12 +47,12 @@ impl Loopback {
         };
         let client = async {
             match call % 6 {
-                0 => self.client.agent_self().await.map(|itself| _ = itself.grpc_port()),
-                1 => self.client.agent_service("web-1").await.map(drop),
-                2 => self.client.agent_checks().await.map(drop),
+                0 => self.client.agent_self().await.map(|agent| _ = agent.xds_port()),
+                1 => self.client.agent_service(&ServiceId::from("web-1")).await.map(drop),
+                2 => self.client.agent_checks(&[&ServiceId::from("web-1")]).await.map(drop),
                 3 => self.client.catalog_service("web").await.map(drop),
                 4 => self.client.config_entry("proxy-defaults", "global").await.map(drop),
-                _ => self.client.deregister_service("web-1").await,
+                _ => self.client.deregister_service(&ServiceId::from("web-1")).await,
             }
         };
         let both = async { tokio::join!(server, client).1 };

@@ -7,8 +7,8 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|text: &str| {
     if let Ok(arn) = text.parse::<TaskArn>() {
         assert_eq!(arn.to_string(), text);
-        assert!(!arn.task_id().is_empty() && arn.cluster() != Some(""));
-        assert_eq!(arn.sibling(arn.task_id()), arn);
+        assert!(!arn.task_id().as_str().is_empty() && arn.cluster() != Some(""));
+        assert_eq!(arn.sibling(arn.task_id().as_str()), arn);
         if let Some(cluster) = arn.cluster() {
             let cluster = arn.cluster_arn(cluster);
             assert_eq!(cluster.to_string().parse::<ClusterArn>().as_ref(), Ok(&cluster));
