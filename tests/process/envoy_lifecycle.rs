@@ -124,7 +124,7 @@ async fn envoy_runs_on_while_the_metadata_is_missing() {
     metadata.set_failing(true);
     let mut process = started(&metadata, &[]).await;
     process.signal(Signal::TERM);
-    process.says("Envoy runs on, asking again without end", BOUND).await;
+    process.says("no task metadata, asking again: ", BOUND).await;
     asked_again(&metadata, 5).await;
     let output = process.output();
     assert_eq!(output.matches("asking again").count(), 1, "said once: {output}");
@@ -136,7 +136,7 @@ async fn envoy_runs_on_while_the_metadata_is_missing() {
 
 #[tokio::test]
 async fn envoy_of_a_gateway_stops_after_its_delay() {
-    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let metadata = Metadata::start("shop", routed("RUNNING"));
     let mut process = started(&metadata, &["--gateway-delay", "700ms"]).await;
     let begun = Instant::now();
     process.signal(Signal::TERM);
@@ -144,7 +144,9 @@ async fn envoy_of_a_gateway_stops_after_its_delay() {
     assert!(!process.output().contains("envoy got TERM"), "{}", process.output());
     assert_eq!(process.exit_code(BOUND).await, 7);
     assert!(begun.elapsed() >= Duration::from_millis(700));
-    assert!(!process.output().contains("waiting for app"), "{}", process.output());
+    for needless in ["waiting for app", "log router"] {
+        assert!(!process.output().contains(needless), "{}", process.output());
+    }
 }
 
 #[tokio::test]
@@ -440,15 +442,34 @@ async fn envoy_that_had_listeners_runs_on_without_them() {
 
 #[tokio::test]
 async fn log_router_that_is_not_ignored_gives_a_warning() {
-    let mut routed = containers(&[("app", "RUNNING"), ("router", "RUNNING")]);
-    routed[0]["LogDriver"] = "awsfirelens".into();
-    let metadata = Metadata::start("shop", routed);
-    // The endpoint may not answer yet when Envoy starts.
-    metadata.set_failing(true);
-    let process = started(&metadata, &[]).await;
-    asked_again(&metadata, 2).await;
-    metadata.set_failing(false);
-    process.says("this container logs through a log router, which ECS stops only after this container", BOUND).await;
+    const WARNING: &str = "this container logs through a log router, which ECS stops only after this container";
+    let metadata = Metadata::start("shop", routed("STOPPED"));
+    for flags in [&[][..], &["--ignore-container", "app"]] {
+        // The endpoint may not answer yet when Envoy starts.
+        metadata.set_failing(true);
+        let process = started(&metadata, flags).await;
+        asked_again(&metadata, 2).await;
+        metadata.set_failing(false);
+        process.says(WARNING, BOUND).await;
+    }
+    let before = metadata.answered();
+    let mut process = started(&metadata, &["--ignore-container", "router"]).await;
+    eventually("both warnings have their metadata", BOUND, async || {
+        if metadata.answered() >= before + 3 { Ok(()) } else { Err(metadata.answered().to_string()) }
+    })
+    .await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 7);
+    assert!(!process.output().contains(WARNING), "{}", process.output());
+}
+
+/// An app and Envoy that log through a log router.
+fn routed(app: &str) -> Value {
+    let mut all = containers(&[("app", app), ("router", "RUNNING")]);
+    for container in [0, 2] {
+        all[container]["LogDriver"] = "awsfirelens".into();
+    }
+    all
 }
 
 #[tokio::test]

@@ -172,6 +172,15 @@ impl MetadataClient {
         decode(&self.fetch("", what).await?, what)
     }
 
+    /// Docker's ID of this container.
+    ///
+    /// # Errors
+    /// [`Error::Incomplete`] if the ID is empty, and those of [`MetadataClient::container`].
+    pub async fn own_id(&self) -> Result<String, Error> {
+        let id = self.container().await?.docker_id;
+        if id.is_empty() { Err(Error::Incomplete { missing: "this container without a Docker ID" }) } else { Ok(id) }
+    }
+
     async fn fetch(&self, path: &str, what: &'static str) -> Result<Bytes, Error> {
         let request = hyper::Request::get(format!("{}{path}", self.uri))
             .body(Default::default())
@@ -213,6 +222,18 @@ mod tests {
         let (client, served) = endpoint(Answer::ok(r#"{"Name": "web"}"#));
         assert_eq!(client.container().await.unwrap().name, "web");
         assert_eq!(served.requests()[0].target, "/v4/abc");
+    }
+
+    #[tokio::test]
+    async fn an_empty_docker_id_is_not_this_containers_id() {
+        let (client, _) = endpoint(Answer::ok(r#"{"Name": "web", "DockerId": "0f1e"}"#));
+        assert_eq!(client.own_id().await.unwrap(), "0f1e");
+        for id in ["", r#", "DockerId": """#, r#", "DockerId": null"#] {
+            let (client, _) = endpoint(Answer::ok(format!(r#"{{"Name": "web"{id}}}"#)));
+            let error = client.own_id().await.unwrap_err();
+            assert!(error.may_pass());
+            assert_eq!(error.to_string(), "the task metadata lists this container without a Docker ID", "{id}");
+        }
     }
 
     #[tokio::test]

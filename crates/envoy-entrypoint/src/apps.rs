@@ -10,15 +10,18 @@ use sidecar_kit::failure::LastFailure;
 use sidecar_kit::wait::{Attempt, until};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-/// While Envoy waits for the apps to stop: ten requests a second, a quarter of what ECS allows a task ("Amazon ECS task metadata
-/// endpoint version 4": 40 a second).
-const STOPPING: Duration = Duration::from_millis(100);
+/// How often the metadata is asked for while Envoy waits for the apps to stop. ECS allows a task 40 requests a second ("Amazon ECS
+/// task metadata endpoint version 4").
+const STOPPING_PERIOD: Duration = Duration::from_millis(100);
 
-/// While the task runs.
-const RUNNING: Duration = Duration::from_secs(1);
+/// How often the metadata is asked for while the task runs.
+const RUNNING_PERIOD: Duration = Duration::from_secs(1);
 
-/// How long the endpoint may take to name this container's log driver.
+/// How long the endpoint may take to give the containers' log drivers.
 const LOG_DRIVER_BOUND: Duration = Duration::from_secs(60);
+
+/// The log driver of a container that logs through a log router.
+const ROUTED: &str = "awsfirelens";
 
 /// Asks for the metadata at a steady pace, without end. Logs when failures begin, change and end.
 struct Poll<'a> {
@@ -34,7 +37,7 @@ impl<'a> Poll<'a> {
         Self { metadata, pace, failure: LastFailure::default() }
     }
 
-    /// The task, with the container `own` in it.
+    /// Waits for an answer that lists the container `own`.
     async fn task(&mut self, own: Option<&str>) -> Task {
         self.next(async |metadata| metadata.whole_task(own).await).await
     }
@@ -52,7 +55,7 @@ impl<'a> Poll<'a> {
                 Err(error) => {
                     let failure = one_line(&error);
                     if self.failure.is_new(&failure) {
-                        tracing::warn!("Envoy runs on, asking again without end: {failure}");
+                        tracing::warn!("no task metadata, asking again: {failure}");
                     }
                 }
             }
@@ -62,32 +65,40 @@ impl<'a> Poll<'a> {
 
 /// Returns when ECS's desired status for the task is STOPPED.
 pub(crate) async fn stop_is_desired(metadata: &MetadataClient) {
-    let mut poll = Poll::every(RUNNING, metadata);
+    let mut poll = Poll::every(RUNNING_PERIOD, metadata);
     while poll.task(None).await.desired_status != Status::Stopped {}
 }
 
-/// Warns if this container logs through a log router and no container is ignored. ECS starts a log router before the containers that
-/// log through it, and stops it after them ("Container dependency").
+/// Warns if this container logs through a log router that is not ignored. ECS starts a log router before the containers that log
+/// through it, and stops it after them ("Container dependency").
 pub(crate) async fn warn_of_log_router(metadata: &MetadataClient, ignored: &[String]) {
-    if !ignored.is_empty() {
-        return;
-    }
-    let own = until("this container's metadata", LOG_DRIVER_BOUND, Backoff::default(), async || {
-        match metadata.container().await {
-            Ok(own) => Attempt::Done(own),
-            Err(error) => Attempt::Again(error),
-        }
-    });
-    match own.await {
-        Ok(own) if own.log_driver.as_deref() == Some("awsfirelens") => tracing::warn!(
+    let waits =
+        until("the task metadata", LOG_DRIVER_BOUND, Backoff::default(), async || {
+            match waits_for_log_router(metadata, ignored).await {
+                Ok(waits) => Attempt::Done(waits),
+                Err(error) => Attempt::Again(error),
+            }
+        });
+    match waits.await {
+        Ok(true) => tracing::warn!(
             "this container logs through a log router, which ECS stops only after this container: name the router in \
              --ignore-container, or Envoy waits for it until --grace is over"
         ),
-        Ok(_) => {}
+        Ok(false) => {}
         Err(error) => {
             tracing::warn!("cannot tell whether this container logs through a log router: {}", one_line(&error))
         }
     }
+}
+
+/// Whether this container logs through a log router, and no ignored container can be that router. The metadata does not say which
+/// container is the router. A container that logs through a router is not the router.
+async fn waits_for_log_router(metadata: &MetadataClient, ignored: &[String]) -> Result<bool, ecs_meta::Error> {
+    let own = metadata.container().await?;
+    let task = metadata.whole_task(Some(&own.docker_id)).await?;
+    let is_routed = |container: &Container| container.log_driver.as_deref() == Some(ROUTED);
+    let mut ignored = task.containers.iter().filter(|container| ignored.contains(&container.name));
+    Ok(is_routed(&own) && ignored.all(is_routed))
 }
 
 /// Warns of names in --ignore-container that no container of the task has.
@@ -95,7 +106,7 @@ pub(crate) async fn warn_of_unknown_names(metadata: &MetadataClient, ignored: &[
     if ignored.is_empty() {
         return;
     }
-    let mut poll = Poll::every(RUNNING, metadata);
+    let mut poll = Poll::every(RUNNING_PERIOD, metadata);
     let mut task = poll.task(None).await;
     // ECS lists a container once it is created, and calls the task RUNNING once all of them have started.
     while task.known_status != Status::Running {
@@ -108,9 +119,9 @@ pub(crate) async fn warn_of_unknown_names(metadata: &MetadataClient, ignored: &[
 
 /// Returns when every app container has stopped.
 pub(crate) async fn all_stopped(metadata: &MetadataClient, ignored: &[String]) {
-    let mut poll = Poll::every(STOPPING, metadata);
+    let mut poll = Poll::every(STOPPING_PERIOD, metadata);
     // The task definition may give this container any name. It is no app.
-    let own = poll.next(MetadataClient::container).await.docker_id;
+    let own = poll.next(MetadataClient::own_id).await;
     let mut logged = Vec::new();
     loop {
         let task = poll.task(Some(&own)).await;
@@ -137,7 +148,7 @@ fn running<'a>(task: &'a Task, own: &str, ignored: &[String]) -> Vec<&'a str> {
     apps.filter(|container| !has_stopped(container)).map(|container| container.name.as_str()).collect()
 }
 
-/// Also true for a container that has not started and never will.
+/// Whether the container has stopped, or has not started and never will.
 fn has_stopped(container: &Container) -> bool {
     match container.known_status {
         Status::Stopped => true,

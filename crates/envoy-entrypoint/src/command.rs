@@ -47,7 +47,7 @@ pub(crate) fn with_concurrency(command: &[OsString], workers: u32) -> Vec<OsStri
 
 /// The address of Envoy's admin page, from the bootstrap that the command names.
 pub(crate) fn admin(command: &[OsString]) -> SocketAddr {
-    // Envoy needs the extension to know the format. Other programs, such as shells, have a `-c` too.
+    // `-c` counts only with a .json file: a shell has a `-c` too, and Envoy knows the format by the extension.
     let short =
         value_of(command, "-c").filter(|path| Path::new(path).extension().is_some_and(|format| format == "json"));
     let Some(path) = value_of(command, "--config-path").or(short).map(PathBuf::from) else { return ADMIN };

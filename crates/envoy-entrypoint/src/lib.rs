@@ -69,8 +69,8 @@ pub enum Error {
     /// Envoy got no listeners from Consul, and was ended.
     #[error(
         "Envoy got no listeners from Consul within {}, so it was ended: is this proxy registered at the agent, may its token read its \
-         service, and does the agent answer Envoy? An ingress gateway has none before its config entry: --listener-timeout 0s waits \
-         for ever",
+         service, and does the agent answer Envoy? (An ingress gateway has no listeners before its config entry exists: set \
+         --listener-timeout 0s.)",
         humantime::format_duration(*bound)
     )]
     NoListeners {
@@ -99,7 +99,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code. If a command could not start, it is the one that a shell gives.
+    /// The exit code. If a command could not start, this is a shell's exit code for that: 126 or 127.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -109,7 +109,7 @@ impl Error {
     }
 }
 
-/// Runs the verb of the command line. The exit code is the command's own.
+/// Runs the verb of the command line. If the verb runs a command, the exit code is that command's.
 ///
 /// # Errors
 /// If Envoy cannot start or gets no listeners, or if the verb fails.

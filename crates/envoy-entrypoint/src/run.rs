@@ -40,7 +40,8 @@ pub(crate) struct Options {
     /// know that the gateway stops. With --drain all of its listeners drain, not only the inbound ones.
     #[arg(long, env = "ENVOY_ENTRYPOINT_GATEWAY_DELAY", value_name = "DURATION", value_parser = parse_delay)]
     gateway_delay: Option<Duration>,
-    /// Where Envoy's admin page is. [default: the address in the bootstrap of Envoy's --config-path, else 127.0.0.1:19000]
+    /// Where Envoy's admin page is. [default: the address in the bootstrap of Envoy's --config-path or -c FILE.json, else
+    /// 127.0.0.1:19000]
     #[arg(long, env = "ENVOY_ENTRYPOINT_ADMIN", value_name = "ADDRESS:PORT")]
     admin: Option<SocketAddr>,
     /// Envoy's worker threads. Replaces --concurrency in Envoy's command.
@@ -100,7 +101,8 @@ pub(crate) async fn run(
     };
     let draining = async {
         if options.drain {
-            // In the order of `dependsOn`, TERM comes only after the app's end. ECS's desired status shows the stop before that.
+            // If ECS stops containers in the order of `dependsOn`, this container gets TERM only after the app's end. The task's desired
+            // status is STOPPED earlier.
             tokio::select! {
                 () = term.notified() => {}
                 () = stop_is_desired(metadata.as_ref()) => {}
@@ -111,10 +113,13 @@ pub(crate) async fn run(
     };
     let warnings = async {
         if let Some(metadata) = &metadata {
-            tokio::join!(
-                apps::warn_of_log_router(metadata, &options.ignore_container),
-                apps::warn_of_unknown_names(metadata, &options.ignore_container),
-            );
+            let log_router = async {
+                // A gateway waits for no container.
+                if options.gateway_delay.is_none() {
+                    apps::warn_of_log_router(metadata, &options.ignore_container).await;
+                }
+            };
+            tokio::join!(log_router, apps::warn_of_unknown_names(metadata, &options.ignore_container));
         }
         pending::<Infallible>().await
     };
@@ -128,11 +133,11 @@ pub(crate) async fn run(
 /// Envoy has two descriptors for each connection that it forwards. Systems allow 1024 by default, and more to a program that asks.
 fn raise_file_limit() {
     let limit = getrlimit(Resource::Nofile);
-    // It fails for no value up to the maximum.
+    // Raising the limit up to the maximum cannot fail.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Returns when Envoy has no listeners from Consul within the bound. With a bound of zero there is no limit.
+/// Returns if Envoy has no listeners from Consul once `bound` is over. With a bound of zero there is no limit.
 async fn without_listeners(admin: &Admin, bound: Duration) {
     if bound.is_zero() {
         return pending().await;
@@ -169,7 +174,7 @@ async fn run_until_term(envoy: &mut Supervised, options: &Options, admin: &Admin
                 tracing::warn!("Envoy ended with {}: starting it again, {restarts} restarts left", ended.code());
                 tokio::select! {
                     () = sleep(backoff.delay()) => envoy.restart().map_err(entrypoint::Error::from)?,
-                    // TERM.
+                    // TERM came during the delay: do not restart.
                     _ = envoy.next() => return Ok(Some(ended)),
                 }
             }
@@ -207,7 +212,10 @@ async fn run_for_apps(envoy: &mut Supervised, options: &Options, metadata: Optio
             Some(_) => tracing::info!("the gateway's delay is over: ending Envoy"),
             None => tracing::info!("all apps have stopped: ending Envoy"),
         },
-        () = sleep_until(deadline) => tracing::warn!("the grace of {grace} is over: ending Envoy, though an app may need it"),
+        () = sleep_until(deadline) => match options.gateway_delay {
+            Some(_) => tracing::warn!("the grace of {grace} is over before the gateway's delay: ending Envoy"),
+            None => tracing::warn!("the grace of {grace} is over: ending Envoy, though an app may need it"),
+        },
     }
     None
 }
