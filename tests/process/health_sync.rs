@@ -76,8 +76,12 @@ async fn each_change_of_ecs_health_is_one_write() {
 async fn check_that_the_agent_lost_is_restored() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", app("HEALTHY"));
-    let _sync = Process::spawn(&mut command(&agent.http, &metadata.uri, &["app"]));
+    // Time for a status that is written before the check is registered again.
+    let (way, _) = slow_relay(&agent.http, "PUT /v1/agent/service/register", Duration::from_millis(300));
+    let sync = Process::spawn(&mut command(&way, &metadata.uri, &["app"]));
     becomes(&agent, CHECK, "passing").await;
+    // The first write failed, because nothing was registered yet.
+    sync.says("syncing again", BOUND).await;
     agent.call("PUT", &format!("/v1/agent/check/deregister/{CHECK}"), &Value::Null).await;
     assert_eq!(status(&agent, CHECK).await, None);
     becomes(&agent, CHECK, "passing").await;
@@ -90,6 +94,12 @@ async fn check_that_the_agent_lost_is_restored() {
         if services[SERVICES[1]].is_object() { Ok(()) } else { Err(services.to_string()) }
     })
     .await;
+    assert_eq!(
+        sync.output().matches("syncing again").count(),
+        1,
+        "no other write of a status failed: {}",
+        sync.output()
+    );
 }
 
 #[tokio::test]
@@ -418,7 +428,7 @@ async fn gate_opens_once_the_proxy_passes_and_stays_open() {
     sync.says("check critical", BOUND).await;
     // The app's check, and the check of the proxy's listener, which is not open yet.
     eventually("the gate names what is critical", BOUND, async || match gate().await {
-        (1, line) if line.contains(r#"do not have shop-f1a2-sidecar-proxy as passing yet: "#) => {
+        (1, line) if line.contains(r#"do not list shop-f1a2-sidecar-proxy as passing yet: "#) => {
             if line.contains(r#""Proxy Public Listener" is critical"#) { Ok(()) } else { Err(line) }
         }
         other => Err(format!("{other:?}")),

@@ -22,7 +22,7 @@ pub struct Update {
     pub container: String,
     pub id: CheckId,
     pub status: CheckStatus,
-    /// The health in ECS's words.
+    /// The reason, as the check shows it.
     pub output: String,
 }
 
@@ -74,7 +74,7 @@ impl Checks {
     }
 
     /// Records that the agent has taken a heartbeat. If the status changed while the heartbeat was under way, either write may have
-    /// come last. So the newer one is written again.
+    /// come last. So the current status is written again.
     pub fn record_heartbeat(&mut self, heartbeat: &Update) {
         for check in self.0.iter_mut().filter(|check| check.id == heartbeat.id) {
             if check.written.as_ref().is_some_and(|(written, _)| *written != heartbeat.status) {
@@ -90,10 +90,10 @@ impl Checks {
         for check in &mut self.0 {
             let status = at_agent(&check.id);
             lost |= status.is_none();
-            let then = written.iter().find(|update| update.id == check.id).map(|update| update.status);
-            let now = check.written.as_ref().map(|(status, _)| *status);
-            // A write since then is newer than the agent's answer.
-            if status.is_none() || (status != then && then == now) {
+            let written_then = written.iter().find(|update| update.id == check.id).map(|update| update.status);
+            let written_now = check.written.as_ref().map(|(status, _)| *status);
+            // If the status was written after the agent was asked, the agent's answer is too old.
+            if status.is_none() || (status != written_then && written_then == written_now) {
                 check.written = None;
             }
         }
@@ -101,13 +101,14 @@ impl Checks {
     }
 }
 
-/// HEALTHY is passing and any other health critical. A container that has stopped, or that the metadata lacks, is critical too.
+/// HEALTHY makes the check passing. Any other health makes it critical. The check is also critical if the container has stopped, or
+/// if the metadata lacks it.
 fn health(task: &Task, container: &str) -> (CheckStatus, String) {
     let Some(found) = task.containers.iter().find(|found| found.name == container) else {
         return (CheckStatus::Critical, "ECS does not know the container".to_owned());
     };
     match &found.health {
-        // ECS keeps the health of the last health check.
+        // A stopped container may still be HEALTHY in the metadata: ECS keeps its last health.
         _ if found.known_status == Status::Stopped => (CheckStatus::Critical, "the container has stopped".to_owned()),
         None => (CheckStatus::Critical, "the container has no health check in ECS".to_owned()),
         Some(health) => {
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn healthy_is_passing_and_any_other_health_critical() {
+    fn only_a_healthy_container_that_has_not_stopped_is_passing() {
         let health = |status: &str| json!([{ "Name": "app", "Health": { "status": status } }]);
         let stopped = json!([{ "Name": "app", "KnownStatus": "STOPPED", "Health": { "status": "HEALTHY" } }]);
         let rows = [

@@ -2,9 +2,9 @@
 //!
 //! Three loops run at the same time: the statuses follow the metadata, the heartbeat refreshes the checks before their time to live is
 //! over, and the read-back restores what the agent lost. No loop waits for another, so a changed status is written at once. TERM ends
-//! all three, and then health-sync writes the critical statuses. It waits for a write that is under way, but not for long. A write
-//! that was cut off may still arrive. So health-sync then checks the agent for the rest of the second and sets again what such a write
-//! undid.
+//! all three. health-sync waits for a write that is under way, but not for long. Then it writes the critical statuses, for at most a
+//! second. A write that was cut off may still arrive. So health-sync reads the agent's checks for the rest of this second, and sets
+//! again what such a write undid.
 
 mod health;
 mod logout;
@@ -31,11 +31,11 @@ use sidecar_kit::signals::{SignalsError, StopSignals};
 use tokio::time::{sleep, timeout};
 
 use crate::logout::NotLoggedOut;
-use crate::mesh::Last;
+use crate::mesh::LastWrite;
 use crate::probe::Probe;
 pub use crate::probe::{NotHealthy, Question, ask as healthy};
 use crate::shutdown::NotSet;
-use crate::sync::{Sync, report};
+use crate::sync::{Syncer, report};
 
 /// How long the first write may wait for the ID of this container.
 const OWN_ID: Duration = Duration::from_secs(3);
@@ -48,14 +48,15 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Options {
     /// How often health-sync asks for the metadata.
     pub interval: Duration,
-    /// How long the critical status may wait on TERM until another instance is passing.
+    /// After TERM: how long the critical statuses may be held back until another instance is passing.
     pub hold: Duration,
     /// The time to live of the checks.
     pub check_ttl: CheckTtl,
 }
 
 impl Options {
-    /// During the hold no heartbeat refreshes the checks, and the last one was up to a third of the time to live before it.
+    /// Refuses a hold that is longer than two thirds of the time to live. No heartbeat refreshes the checks during the hold, and when the
+    /// hold begins, the last heartbeat may be a third of the time to live ago.
     fn check(&self) -> Result<(), RunError> {
         let longest = self.check_ttl.duration() * 2 / 3;
         if self.hold <= longest {
@@ -127,7 +128,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
 }
 
 /// The answer to `health-sync healthy`.
-async fn is_healthy(sync: Option<&Sync>, question: Question) -> Result<(), String> {
+async fn is_healthy(sync: Option<&Syncer>, question: Question) -> Result<(), String> {
     match (sync, question) {
         (None, Question::Alive) => Ok(()),
         (None, Question::InMesh) => Err("there is no task metadata yet".to_owned()),
@@ -146,7 +147,7 @@ async fn sync_until_term(
     config: &Config,
     metadata: &MetadataClient,
     mut signals: StopSignals,
-    known: &OnceCell<Sync>,
+    known: &OnceCell<Syncer>,
 ) -> Result<ExitCode, RunError> {
     let role = Role::of(config);
     let login = config.consul_login.as_ref().is_some_and(|login| login.enabled);
@@ -179,7 +180,7 @@ async fn sync_until_term(
     let (task, own) = tokio::select! {
         first = first_answer(metadata, &mut watch) => first,
         _ = signals.next() => {
-            // No status is on its way to the servers.
+            // Nothing was written, so there is nothing to wait for.
             if let Err(error) = log_out(&[]).await {
                 tracing::warn!("{}", one_line(&error));
             }
@@ -187,13 +188,13 @@ async fn sync_until_term(
         }
     };
     let names = role.names(&task);
-    let sync = known.get_or_init(|| Sync::new(consul, options, config, role, &names, &task, watch.clock()));
+    let sync = known.get_or_init(|| Syncer::new(consul, options, config, role, &names, &task, watch.clock()));
     if let Some(own) = own {
         sync.set_own_id(own);
     }
     let left = match sync.run(metadata, &mut watch, task, signals.next()).await {
-        Last::Critical => sync.leave_mesh().await,
-        Last::Nothing(reason) => {
+        LastWrite::Critical => sync.leave_mesh().await,
+        LastWrite::Nothing(reason) => {
             tracing::info!("{reason}: nothing is written");
             Ok(())
         }
@@ -228,9 +229,9 @@ async fn first_answer(metadata: &MetadataClient, watch: &mut Watch) -> (Arc<Task
 /// Docker's ID of this container. Asks until the endpoint gives it.
 async fn own_id(metadata: &MetadataClient) -> String {
     loop {
-        match metadata.container().await {
-            Ok(container) if !container.docker_id.is_empty() => return container.docker_id,
-            _ => sleep(AGAIN).await,
+        match metadata.own_id().await {
+            Ok(id) => return id,
+            Err(_) => sleep(AGAIN).await,
         }
     }
 }

@@ -44,19 +44,19 @@ struct RunArguments {
     /// How often health-sync asks for the task metadata.
     #[arg(long, env = "HEALTH_SYNC_INTERVAL", default_value = "500ms", value_name = "DURATION", value_parser = parse_duration)]
     interval: Duration,
-    /// How long the critical status waits on TERM while other instances of the service are listed but none is passing. At most two
-    /// thirds of --check-ttl. 0s: it doesn't wait.
+    /// After TERM: how long the critical statuses are held back while other instances of the service are listed but none is passing.
+    /// At most two thirds of --check-ttl. 0s: no hold.
     #[arg(long, env = "HEALTH_SYNC_HOLD", default_value = "2500ms", value_name = "DURATION", value_parser = parse_delay)]
     hold: Duration,
     /// If health-sync doesn't refresh a check for this long, Consul turns it critical. mesh-init needs the same value. With 100000h,
-    /// the most, that never happens.
+    /// the longest allowed time, that never happens.
     #[arg(long, env = "CONSUL_ECS_CHECK_TTL", default_value_t, value_name = "DURATION")]
     check_ttl: CheckTtl,
 }
 
 #[derive(Debug, Args)]
 struct HealthyArguments {
-    /// Also fail until Consul's servers have listed this task's proxy (or the gateway) as passing once.
+    /// Also fail until Consul's servers have listed this task's proxy (or the gateway) as passing at least one time.
     #[arg(long, env = "HEALTH_SYNC_IN_MESH", action = ArgAction::SetTrue, value_parser = BoolishValueParser::new())]
     in_mesh: bool,
 }

@@ -12,14 +12,14 @@ use tokio::time::{Instant, sleep, timeout};
 /// How long the servers may take to answer whether the task is in the mesh: the container's health check waits for the answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long the agent may take to answer whether the gate was open before. The first write waits for the answer.
+/// How long the agent may take to answer whether the gate (of `--in-mesh`) was open before. The first write waits for the answer.
 const GATE_BOUND: Duration = Duration::from_secs(1);
 
 /// How long the servers may take for the first answer about other instances. Servers that are out of reach don't see a critical
 /// status either, so waiting longer is of no use.
 const FIRST_LOOK: Duration = Duration::from_millis(150);
 
-/// How long the servers may give no answer during the hold. The task's node may have left since then.
+/// How long the servers may give no answer during the hold. After that, the task's node may have left.
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// How often health-sync asks the servers during the hold.
@@ -32,13 +32,13 @@ pub struct Instance {
     /// The ID of the proxy or the gateway.
     id: ServiceId,
     gateway: bool,
-    /// Whether the servers have listed the instance as passing once.
+    /// Whether the servers have listed the instance as passing at least one time.
     in_mesh: Cell<bool>,
 }
 
 /// What to write when the task stops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Last {
+pub enum LastWrite {
     /// The critical statuses.
     Critical,
     /// Nothing, for this reason. The task's node has left the cluster, or may have, and a write would register it again.
@@ -56,8 +56,8 @@ impl Instance {
         if self.gateway { Instances::Of(&self.service) } else { Instances::ProxiesOf(&self.service) }
     }
 
-    /// Whether the servers have listed the instance as passing once. After that health-sync does not ask them again: an outage of the
-    /// servers says nothing about this task.
+    /// Whether the servers have listed the instance as passing at least one time. After that, health-sync does not ask them again:
+    /// an outage of the servers says nothing about this task.
     ///
     /// # Errors
     /// Why not, or that the servers give no answer.
@@ -68,11 +68,11 @@ impl Instance {
         let Self { id, .. } = self;
         let found = timeout(ANSWER, consul.instance_health(self.instances(), id)).await;
         let found =
-            found.map_err(|_| format!("Consul's servers do not say within {ANSWER:?} whether they have {id}"))?;
+            found.map_err(|_| format!("Consul's servers do not say within {ANSWER:?} whether they list {id}"))?;
         let instance = found.map_err(|error| one_line(&error))?;
-        let instance = instance.ok_or_else(|| format!("Consul's servers do not have {id} yet"))?;
+        let instance = instance.ok_or_else(|| format!("Consul's servers do not list {id} yet"))?;
         if !instance.is_routed_to() {
-            return Err(format!("Consul's servers do not have {id} as passing yet: {}", critical(&instance)));
+            return Err(format!("Consul's servers do not list {id} as passing yet: {}", critical(&instance)));
         }
         self.in_mesh.set(true);
         tracing::info!("in the mesh: Consul's servers list {id} as passing");
@@ -80,7 +80,8 @@ impl Instance {
     }
 
     /// Looks for signs at the agent that an earlier run in this task saw the instance in the mesh: one of the task's checks `own` is
-    /// passing, which only health-sync does. Without such checks, the instance itself is passing. Call it before the first write.
+    /// passing, and only health-sync sets that. In a task without such checks, the instance itself is passing. Call this before the
+    /// first write.
     pub async fn recall(&self, consul: &Client, own: &[CheckId], services: &[&ServiceId]) {
         let Ok(Ok(checks)) = timeout(GATE_BOUND, consul.agent_checks(services)).await else { return };
         let was_in_mesh = if own.is_empty() {
@@ -91,15 +92,15 @@ impl Instance {
         };
         if was_in_mesh {
             self.in_mesh.set(true);
-            tracing::info!("the agent has {} as passing since an earlier run: the task has been in the mesh", self.id);
+            tracing::info!("{} is passing at the agent since an earlier run: the task has been in the mesh", self.id);
         }
     }
 
-    /// Holds the critical status back until another instance is passing, for at most `bound`. There is no hold if no other instance
-    /// can become passing, and it ends when this task's own containers are no longer healthy.
-    pub async fn hold(&self, consul: &Client, bound: Duration, healthy: impl Fn() -> bool) -> Last {
+    /// Holds the critical statuses back until another instance is passing, for at most `bound`. There is no hold if no other instance
+    /// can become passing. The hold ends early when this task's own containers are no longer healthy.
+    pub async fn hold(&self, consul: &Client, bound: Duration, healthy: impl Fn() -> bool) -> LastWrite {
         if bound.is_zero() {
-            return Last::Critical;
+            return LastWrite::Critical;
         }
         let deadline = Instant::now() + bound;
         let mut held = false;
@@ -116,13 +117,17 @@ impl Instance {
                 Err(_) => None,
             };
             match listed {
-                Some(listed) if held && !listed.own => return Last::Nothing("the task's node has left the cluster"),
+                Some(listed) if held && !listed.own => {
+                    return LastWrite::Nothing("the task's node has left the cluster");
+                }
                 Some(listed) if listed.own && listed.other_is_coming && healthy() => answered = Instant::now(),
                 None if held && answered.elapsed() >= SILENCE => {
-                    return Last::Nothing("Consul's servers give no answer: the task's node may have left the cluster");
+                    return LastWrite::Nothing(
+                        "Consul's servers give no answer: the task's node may have left the cluster",
+                    );
                 }
                 None if held => {}
-                _ => return Last::Critical,
+                _ => return LastWrite::Critical,
             }
             if !held {
                 tracing::info!(
@@ -134,7 +139,7 @@ impl Instance {
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Last::Critical;
+                return LastWrite::Critical;
             }
             sleep(LOOK.min(left)).await;
         }
@@ -156,7 +161,7 @@ struct Listed {
     other_is_coming: bool,
 }
 
-/// False for an instance in maintenance, because its task stops, and for one whose node has failed.
+/// False for an instance in maintenance (its task is stopping) and for an instance whose node has failed.
 fn can_become_passing(instance: &ServiceHealth) -> bool {
     let mut critical = instance.checks.iter().filter(|check| check.status == CheckStatus::Critical);
     critical.all(|check| !check.service_id.is_empty() && !check.check_id.as_str().starts_with("_service_maintenance"))
@@ -191,13 +196,13 @@ mod tests {
     }
 
     #[test]
-    fn the_hold_needs_others_of_which_none_is_passing_and_one_can_be() {
+    fn the_hold_needs_another_instance_that_can_still_become_passing() {
         let own = instance("shop-f1a2-sidecar-proxy", &[("service:listener", "p", "passing")]);
         let new = instance("b", &[("serfHealth", "", "passing"), ("service:listener", "b", "critical")]);
         let passing = instance("c", &[("service:listener", "c", "passing")]);
         let warning = instance("c", &[("service:listener", "c", "warning")]);
         let going = instance("d", &[("_service_maintenance:d", "d", "critical"), ("service:listener", "d", "passing")]);
-        let held = instance("d", &[("_node_maintenance", "", "critical")]);
+        let node_maintained = instance("d", &[("_node_maintenance", "", "critical")]);
         let gone = instance("e", &[("serfHealth", "", "critical"), ("service:listener", "e", "critical")]);
         let rows = [
             (json!([]), false),
@@ -207,7 +212,7 @@ mod tests {
             (json!([own, new, passing]), false),
             (json!([own, new, warning]), false),
             (json!([own, going]), false),
-            (json!([own, held]), false),
+            (json!([own, node_maintained]), false),
             (json!([own, gone]), false),
         ];
         for (listed, expected) in rows {

@@ -21,8 +21,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 
 const HEALTHY: &str = "healthy";
 
-/// An abstract name has at most 107 bytes (unix(7)).
-const NAME: usize = 107;
+/// The longest abstract name, in bytes (unix(7)).
+const NAME_MAX: usize = 107;
 
 /// What `healthy` asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,8 @@ pub enum NotHealthy {
     NotRunning(#[source] io::Error),
     #[error("health-sync hangs: no answer within {}", humantime::format_duration(PATIENCE))]
     NoAnswer(#[source] io::Error),
+    #[error("health-sync gave no answer: it ended, or needed more than {}", humantime::format_duration(ANSWER))]
+    Closed,
     #[error("{0}")]
     Answer(String),
 }
@@ -50,8 +52,8 @@ pub enum NotHealthy {
 /// The socket's name. It contains the metadata endpoint, which is different for each container.
 fn address(env: &Env) -> Result<SocketAddr, ecs_meta::Error> {
     let name = format!("health-sync {}", env.get(ecs_meta::VARIABLE).ok_or(ecs_meta::Error::MissingVariable)?);
-    // Endpoints differ at their end.
-    let name = &name.as_bytes()[name.len().saturating_sub(NAME)..];
+    // Keep the end of a long name: that is where endpoints differ.
+    let name = &name.as_bytes()[name.len().saturating_sub(NAME_MAX)..];
     Ok(SocketAddr::from_abstract_name(name).expect("a name of at most 107 bytes"))
 }
 
@@ -67,8 +69,13 @@ pub fn ask(env: &Env, question: Question) -> Result<ExitCode, NotHealthy> {
         stream.write_all(&[question as u8])?;
         stream.read_to_string(&mut answer)
     };
-    exchange().map_err(NotHealthy::NoAnswer)?;
-    if answer == HEALTHY { Ok(ExitCode::SUCCESS) } else { Err(NotHealthy::Answer(answer)) }
+    match exchange() {
+        // This is how a read that takes too long ends (socket(7)).
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(NotHealthy::NoAnswer(error)),
+        Err(_) | Ok(0) => Err(NotHealthy::Closed),
+        Ok(_) if answer == HEALTHY => Ok(ExitCode::SUCCESS),
+        Ok(_) => Err(NotHealthy::Answer(answer)),
+    }
 }
 
 /// The socket on which the running health-sync answers.
@@ -100,6 +107,31 @@ impl Probe {
                 stream.write_all(answer.as_bytes()).await
             })
             .await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_connection_that_is_closed_without_an_answer_gives_a_reason() {
+        for reads_the_question in [true, false] {
+            let env =
+                Env::from_iter([(ecs_meta::VARIABLE, format!("test {} {reads_the_question}", std::process::id()))]);
+            let listener = StdListener::bind_addr(&address(&env).unwrap()).unwrap();
+            let closing = thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                if reads_the_question {
+                    stream.read_exact(&mut [0]).unwrap();
+                }
+            });
+            let error = ask(&env, Question::Alive).unwrap_err();
+            assert_eq!(error.to_string(), "health-sync gave no answer: it ended, or needed more than 3s");
+            closing.join().unwrap();
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Takes the task out of the mesh: sets its checks critical and puts service and proxy (or the gateway) into maintenance. It takes a
-//! second at most.
+//! Takes the task out of the mesh: sets its checks critical and puts service and proxy (or the gateway) into maintenance. These writes
+//! take a second at most. They begin after TERM and the hold, and after a short wait for an earlier write.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::wait::{Attempt, RetryError, retry};
 use tokio::time::{Instant, sleep, timeout};
 
-/// The reason for the maintenance. By it, a later run knows that health-sync set the maintenance.
+/// The reason for the maintenance. A later run recognises health-sync's own maintenance by this text.
 pub const REASON: &str = "the ECS task is stopping";
 
-/// The agent leaves the cluster at the same time. It would register a later write with the servers again, for a node that has left,
-/// until they reconcile a minute later.
+/// How long the writes may take. The agent leaves the cluster at the same time. A later write would put the service back at the
+/// servers, on a node that has left, until they reconcile a minute later.
 const BOUND: Duration = Duration::from_secs(1);
 
 /// How often health-sync asks the agent whether a late write undid something.

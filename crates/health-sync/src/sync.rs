@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::health::{Checks, Update};
-use crate::mesh::{Instance, Last};
+use crate::mesh::{Instance, LastWrite};
 use crate::shutdown::{self, NotSet};
 use crate::writes::{WriteError, Writes};
 use crate::{AGAIN, Options, complete, own_id};
@@ -26,11 +26,11 @@ const READ_BACK: Duration = Duration::from_secs(60);
 /// How long one read-back may take, with registering again.
 const READ_BACK_BOUND: Duration = Duration::from_secs(10);
 
-/// How long a write that is under way may still take after TERM. The rest of the second belongs to the critical writes.
+/// How long a write that is under way may still take after TERM. The critical writes have a second after that.
 const LAST_WRITE: Duration = Duration::from_millis(100);
 
-/// A thread asks for the metadata without end, for at most 2 s each time. If it has not asked for this long after the interval,
-/// health-sync hangs.
+/// A thread asks for the metadata at each interval, and waits at most 2 s for an answer. If the last request is longer ago
+/// than the interval and this time together, health-sync hangs.
 const HANGS: Duration = Duration::from_secs(30);
 
 /// Logs when a failure begins or changes, and `over` when it ends.
@@ -42,8 +42,8 @@ pub fn report(failure: &mut LastFailure, outcome: &Result<(), String>, over: &st
     }
 }
 
-/// A task whose metadata is known.
-pub struct Sync {
+/// Syncs a task whose metadata is known.
+pub struct Syncer {
     consul: Client,
     options: Options,
     /// Service and proxy, or the gateway, as mesh-init registers them.
@@ -61,7 +61,7 @@ pub struct Sync {
     asked: Arc<Mutex<Instant>>,
 }
 
-impl Sync {
+impl Syncer {
     pub fn new(
         consul: Client,
         options: Options,
@@ -88,8 +88,14 @@ impl Sync {
         }
     }
 
-    /// Syncs until `term`, then holds the critical status back for as long as the task must still serve. Returns what to write last.
-    pub async fn run(&self, metadata: &MetadataClient, watch: &mut Watch, task: Arc<Task>, term: impl Future) -> Last {
+    /// Syncs until `term`, then holds the critical statuses back for as long as the task must still serve. Returns what to write last.
+    pub async fn run(
+        &self,
+        metadata: &MetadataClient,
+        watch: &mut Watch,
+        task: Arc<Task>,
+        term: impl Future,
+    ) -> LastWrite {
         let latest = watch.clone();
         let loops = async {
             let checks = self.checks.borrow().ids();
@@ -123,7 +129,7 @@ impl Sync {
         shutdown::leave_mesh(&self.consul, &checks, &self.services(), self.writes.may_come_late()).await
     }
 
-    /// Whether Consul's servers have listed the task's proxy as passing once.
+    /// Whether Consul's servers have listed the task's proxy as passing at least one time.
     pub async fn is_in_mesh(&self) -> Result<(), String> {
         self.instance.is_in_mesh(&self.consul).await
     }
@@ -264,12 +270,11 @@ impl Sync {
             }
         }
         let lost = self.checks.borrow_mut().compare(&written, |id| checks.get(id).map(|check| check.status));
+        // Somebody deregistered a check by hand. Registering the service restores the check, as critical.
+        let registered = if lost { self.register(&self.registrations[0]).await } else { Ok(()) };
+        // Only now has the agent every check that is written next.
         self.stale.notify_one();
-        if lost {
-            // Somebody deregistered a check by hand. Registering the service restores the check, as critical.
-            self.register(&self.registrations[0]).await?;
-        }
-        Ok(())
+        registered
     }
 
     async fn register(&self, registration: &ServiceRegistration) -> Result<(), String> {
