@@ -85,7 +85,11 @@ async fn app_that_exits_during_the_delay_ends_it() {
 async fn delay_as_long_as_the_stop_timeout_gives_a_warning() {
     let warned = run(&mut entrypoint(&["--shutdown-delay", "30s", "--stop-timeout", "30s", "true"]), BOUND).await;
     assert_eq!(warned.code, 0);
-    assert!(warned.stderr.contains("the shutdown delay of 30s reaches the stop timeout of 30s"), "{}", warned.stderr);
+    assert!(
+        warned.stderr.contains("the shutdown delay of 30s is not shorter than the stop timeout of 30s"),
+        "{}",
+        warned.stderr
+    );
     let fine = run(&mut entrypoint(&["--shutdown-delay", "29s", "--stop-timeout", "30s", "true"]), BOUND).await;
     assert_eq!((fine.code, fine.stderr.as_str()), (0, ""));
 }

@@ -1,7 +1,7 @@
 //! Keeps an app running for a while after its task gets TERM.
 //!
-//! When a task stops, other tasks' proxies send it requests until they know. An app that exits at once on TERM fails those requests.
-//! app-entrypoint passes TERM on to the app only after a delay.
+//! When a task stops, other tasks' proxies send it requests until they learn of the stop. An app that exits at once on TERM fails
+//! those requests. app-entrypoint passes TERM on to the app only after a delay.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ use tokio::time::{Instant, sleep_until};
                   is no such program; 1 for a failed install; 2 for a wrong command line."
 )]
 pub struct Arguments {
-    /// How long after TERM the app gets TERM.
+    /// How long the app keeps running after ECS sends TERM. Then the app gets TERM.
     #[arg(long, env = "APP_ENTRYPOINT_SHUTDOWN_DELAY", default_value = "0s", value_parser = sidecar_kit::exit::parse_delay)]
     shutdown_delay: Duration,
     /// The container's stop timeout in the task definition. app-entrypoint warns of a delay that is not shorter.
@@ -75,7 +75,7 @@ enum Verb {
     Command(Vec<OsString>),
 }
 
-/// Runs the verb of the command line. The exit code is the command's own.
+/// Runs the verb of the command line. If the verb runs a command, the exit code is that command's.
 ///
 /// # Errors
 /// If the command cannot start, or the binary cannot be installed.
@@ -98,7 +98,7 @@ pub async fn main(held: HeldSignals, arguments: Arguments) -> Result<ExitCode, E
 fn warn_of_timeout(delay: Duration, stop_timeout: Option<Duration>) {
     if let Some(timeout) = stop_timeout.filter(|timeout| delay >= *timeout) {
         tracing::warn!(
-            "the shutdown delay of {} reaches the stop timeout of {}: ECS kills the app before it gets TERM",
+            "the shutdown delay of {} is not shorter than the stop timeout of {}: ECS kills the app before it gets TERM",
             humantime::format_duration(delay),
             humantime::format_duration(timeout)
         );
@@ -109,7 +109,7 @@ fn warn_of_timeout(delay: Duration, stop_timeout: Option<Duration>) {
 enum Phase {
     /// It starts the delay.
     Running,
-    /// It ends the delay, which is over at this time.
+    /// The delay runs until this time. The signal ends it earlier.
     Delayed(Instant),
     /// The app gets it at once.
     Stopping,

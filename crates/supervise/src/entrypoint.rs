@@ -25,8 +25,8 @@ pub enum Verb {
     },
 }
 
-/// Starts logging. The command reads `LOG_LEVEL` and `LOG_FORMAT` too, and may accept values that are unknown here. For such a value
-/// there is a warning, and the default is used.
+/// Starts logging. The program that is run may read `LOG_LEVEL` and `LOG_FORMAT` too, and may accept values that are unknown here.
+/// For such a value there is a warning, and the default is used.
 pub fn start_logging(env: &Env) {
     let mut env = env.clone();
     let mut refused = Vec::new();
@@ -52,7 +52,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The exit code. If a command could not start, it is the one that a shell gives.
+    /// The exit code. If a command could not start, this is a shell's exit code for that: 126 or 127.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -1,4 +1,4 @@
-//! Runs one child as a container's first process must.
+//! Runs one child, with the duties of a container's first process.
 //!
 //! The child gets its own process group and, if standard input is a terminal, the terminal. Every signal that can be blocked is
 //! forwarded to the child, except those that the caller handles. Orphans are reaped, and the child's end becomes an exit code.
@@ -141,8 +141,8 @@ impl Supervised {
         Ok(())
     }
 
-    /// The next handled signal, or the child's end. Forwards the other signals and reaps orphans while it waits. It can be cancelled
-    /// and called again. After the child's end it returns only signals, until [`Supervised::restart`].
+    /// The next handled signal, or the child's end. Forwards the other signals and reaps orphans while it waits. Cancel-safe.
+    /// After the child's end this returns only signals, until [`Supervised::restart`].
     pub async fn next(&mut self) -> Event {
         loop {
             let signal = self.signals.next().await;
@@ -183,12 +183,12 @@ impl Supervised {
     /// Sends KILL to the child and to its whole process group.
     pub fn kill(&self) {
         let Some(child) = self.child else { return };
-        // The first fails if the child has left its group.
+        // The first call fails if the child has left its group.
         let _ = kill_process_group(child, Signal::KILL);
         let _ = kill_process(child, Signal::KILL);
     }
 
-    /// Reaps every process that has ended. Returns the child's end if it is one of them.
+    /// Reaps every process that has ended. If the child is among them, returns how it ended.
     fn reap(&mut self) -> Option<Ended> {
         let mut ended = None;
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
@@ -219,8 +219,8 @@ fn spawn(command: &[OsString], held: &HeldSignals) -> Result<Pid, StartError> {
     Ok(child)
 }
 
-/// Lets the child take the terminal, if there is one, and unblock signals before it becomes the program. The child must do this
-/// itself: its program may be another entry point, which takes the terminal next.
+/// Lets the child take the terminal, if there is one, and unblock signals before it becomes the program. The parent must not do this
+/// after the start: the program may be another entry point that has already given the terminal to its own child.
 #[allow(unsafe_code, reason = "nothing but a system call between fork and exec can do this")]
 fn before_exec<'a>(command: &'a mut Command, held: &HeldSignals) -> &'a mut Command {
     let mask = held.mask_before();

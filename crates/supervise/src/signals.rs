@@ -71,7 +71,7 @@ impl HeldSignals {
 pub(crate) struct Signals(AsyncFd<SignalFd>);
 
 impl Signals {
-    /// The next signal that another process sent. It can be cancelled and called again.
+    /// The next signal that another process sent. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         loop {
             let mut ready = self.0.readable().await.expect("a runtime with I/O");
