@@ -141,7 +141,7 @@ impl ConsulLogin {
                 .field("includeEntity", "Let the auth method see the IAM role's path and tags; default true.")
                 .boolean()
                 .unwrap_or(true),
-            meta: login.field("meta", "Further meta of the login.").text_map(),
+            meta: login.field("meta", "Meta that mesh-init sends with the login, beside its own.").text_map(),
             region: login
                 .field("region", "The AWS region of the signed request; default `AWS_REGION`, else the task's.")
                 .text(),
