@@ -1,4 +1,4 @@
-//! The calls to ECS and Secrets Manager. Each call is counted, and a refusal names the missing statement of the IAM policy.
+//! The calls to ECS and Secrets Manager. Each call is counted. The error of a refused call names the missing IAM statement.
 
 mod http;
 
@@ -33,13 +33,13 @@ use crate::term::{NotLeader, Term};
 /// The largest page of ListTasks and ListSecrets, and the most tasks for one DescribeTasks.
 const PAGE: i32 = 100;
 
-/// For this long after a listing, no task can start, run and be stopped unseen.
+/// A task needs at least this long to start, run and stop. So no task is missed between two listings that are closer together.
 pub(crate) const FRESH: Duration = Duration::from_secs(60);
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// IAM forbids it.
+    /// IAM forbids the call.
     #[error("{call}: {said}; the task role's policy must have {policy}")]
     Denied {
         /// The action, as IAM names it.
@@ -77,7 +77,7 @@ pub enum Error {
         /// Whether a later call may succeed: AWS limits the rate, or failed itself.
         may_pass: bool,
     },
-    /// No answer: no credentials, no connection, no time.
+    /// AWS did not answer in time, or the call could not be sent, for example without credentials or a connection.
     #[error("{call}: no answer: {reason}")]
     NoAnswer {
         /// The action.
@@ -90,10 +90,10 @@ pub enum Error {
     Incomplete {
         /// The action.
         call: &'static str,
-        /// What is missing.
+        /// The missing field.
         field: &'static str,
     },
-    /// The lock isn't held.
+    /// This controller does not hold the lock.
     #[error(transparent)]
     NotLeader(#[from] NotLeader),
 }
@@ -110,19 +110,19 @@ impl Error {
     }
 }
 
-/// Where the controller is, for the ARNs in messages.
+/// The parts of ARNs in messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// The partition, `aws` if it isn't known.
+    /// The partition, `aws` if unknown.
     pub partition: String,
     /// The region.
     pub region: String,
-    /// The account, `*` if it isn't known.
+    /// The account, `*` if unknown.
     pub account: String,
 }
 
 impl Place {
-    /// Where a cluster is.
+    /// The parts of a cluster's ARN.
     #[must_use]
     pub fn of(cluster: &ClusterArn) -> Self {
         let [partition, region, account] =
@@ -130,7 +130,7 @@ impl Place {
         Self { partition, region, account }
     }
 
-    /// In a region, with an account that isn't known yet.
+    /// A region with an unknown account.
     #[must_use]
     pub fn in_region(region: &str) -> Self {
         let partition = match region.split('-').next() {
@@ -142,29 +142,29 @@ impl Place {
     }
 }
 
-/// The tasks that were there when they were listed last.
+/// The tasks of the last listing.
 #[derive(Debug, Default)]
 pub struct Followed {
     listed: Option<Instant>,
-    /// All that had not stopped then.
+    /// The ARNs of the tasks that had not stopped at that time.
     tasks: HashSet<String>,
 }
 
-/// Some tasks that were listed.
+/// Listed tasks with their descriptions.
 #[derive(Debug, Default)]
 struct Described {
     arns: HashSet<String>,
     found: Tasks,
-    /// Those that have stopped or are no longer known.
+    /// The ARNs of the tasks that have stopped or that ECS does not know.
     ended: HashSet<String>,
 }
 
 /// The running tasks of the cluster.
 #[derive(Debug)]
 pub struct Tasks {
-    /// All whose containers run or may run: also those that are to stop and have not stopped yet.
+    /// All tasks that have not stopped, including those that ECS is stopping.
     pub tasks: Vec<Task>,
-    /// Whether these are all; if not, what is missing here may exist.
+    /// Whether the list is complete. If not, a task that is not in it may still run.
     pub complete: bool,
 }
 
@@ -178,7 +178,7 @@ impl Default for Tasks {
 pub struct SecretValue {
     /// The version's ID.
     pub version: String,
-    /// When AWS took it.
+    /// When this version was stored.
     pub created: SystemTime,
     /// The text; none if it is binary.
     pub text: Option<Secret>,
@@ -197,7 +197,8 @@ pub struct Aws {
 }
 
 impl Aws {
-    /// Credentials come from the environment or from ECS, all else from the AWS SDK's own variables.
+    /// Creates the clients. The credentials come from the environment, otherwise from ECS. The endpoints come from the AWS SDK's
+    /// variables.
     ///
     /// # Errors
     /// When the public authorities cannot be read.
@@ -229,13 +230,13 @@ impl Aws {
         })
     }
 
-    /// The cluster that all calls are for, once its account is known.
+    /// Sets the cluster of all calls, when its account is known.
     pub fn set_cluster(&mut self, cluster: &ClusterArn) {
         self.place = Place::of(cluster);
         self.cluster = cluster.to_string();
     }
 
-    /// The ARN of a task or of a secret, which tells in which account and partition the cluster is; none if there is neither.
+    /// The ARN of any task or secret, because it has the cluster's account and partition. None if there are no tasks and secrets.
     pub async fn any_arn(&self) -> Result<Option<String>, Error> {
         let list = self.ecs.list_tasks().cluster(&self.cluster).max_results(1);
         let tasks = self.judge("ecs:ListTasks", list.send().await)?;
@@ -246,7 +247,7 @@ impl Aws {
         Ok(page.secret_list.unwrap_or_default().into_iter().find_map(|secret| secret.arn))
     }
 
-    /// Counts a call and types its failure.
+    /// Counts a call, and converts its failure into [`Error`].
     fn judge<T, E>(&self, call: &'static str, answer: Result<T, SdkError<E, HttpResponse>>) -> Result<T, Error>
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
@@ -309,7 +310,7 @@ impl Aws {
         format!(r#"{{"Effect":"Allow","Action":"{call}","Resource":"{resource}"}}"#)
     }
 
-    /// The statement that allows a call to use the key of its secret, where that is not AWS's own.
+    /// The statement that allows a call to use the KMS key of the secret, if this is not AWS's default key.
     fn key_statement(&self, call: &str) -> String {
         let Place { partition, region, account, .. } = &self.place;
         let action = match call {
@@ -319,15 +320,15 @@ impl Aws {
         format!(r#"{{"Effect":"Allow","Action":{action},"Resource":"arn:{partition}:kms:{region}:{account}:key/KEY"}}"#)
     }
 
-    /// All running tasks, also those that are to stop and still run. Lists page by page, and describes each page while the next
-    /// is listed.
+    /// All tasks that have not stopped, including those that ECS is stopping. Lists page by page, and describes each page while it lists
+    /// the next one.
     ///
-    /// ECS lists a task that is to stop for another hour after it has stopped. So the tasks that are to stop are listed only if
-    /// nothing is known of the last minute; otherwise those are described that have left the list since the last time.
+    /// ECS keeps a task in the list with desired status STOPPED for an hour after the task has stopped. So this list is read only
+    /// if the last listing is older than [`FRESH`]. Otherwise only the tasks that have left the RUNNING list are described.
     pub async fn tasks(&self, followed: &mut Followed) -> Result<Tasks, Error> {
         let began = Instant::now();
         let running = self.described(self.pages(DesiredStatus::Running)).await?;
-        // RUNNING to its end before the others: tasks move only that way, so none is missed between the two.
+        // The RUNNING list is read completely first: a task moves only from RUNNING to STOPPED, so none is missed.
         let to_stop = if followed.listed.is_some_and(|listed| listed.elapsed() < FRESH) {
             let left = followed.tasks.difference(&running.arns).cloned().collect::<Vec<_>>();
             self.described(stream::iter(left.chunks(PAGE as usize).map(|batch| Ok(batch.to_vec())))).await?
@@ -369,7 +370,7 @@ impl Aws {
             .await
     }
 
-    /// Those of the tasks that run, and the ARNs of those that have stopped or that ECS no longer knows.
+    /// Describes tasks. Returns those that have not stopped, and the ARNs of those that have stopped or that ECS does not know.
     pub async fn describe(&self, arns: Vec<String>) -> Result<(Tasks, Vec<String>), Error> {
         let mut found = Tasks::default();
         let mut ended = Vec::new();
@@ -377,12 +378,14 @@ impl Aws {
             let describe = self.ecs.describe_tasks().cluster(&self.cluster).set_tasks(Some(batch.to_vec()));
             let answer = self.judge("ecs:DescribeTasks", describe.include(TaskField::Tags).send().await)?;
             for failure in answer.failures() {
-                // MISSING: it has vanished since it was listed.
+                // MISSING: the task has vanished since the listing.
                 if failure.reason() == Some("MISSING") {
                     ended.extend(failure.arn().map(str::to_owned));
                 } else {
                     let (arn, reason) = (failure.arn().unwrap_or_default(), failure.reason().unwrap_or_default());
-                    tracing::warn!("ecs:DescribeTasks: {arn}: {reason}: nothing is removed in this cycle");
+                    tracing::warn!(
+                        "ecs:DescribeTasks: {arn}: {reason}: tokens that a task may have are kept in this cycle"
+                    );
                     found.complete = false;
                 }
             }
@@ -396,8 +399,8 @@ impl Aws {
         Ok((found, ended))
     }
 
-    /// The names of all secrets that begin with the prefix, with the ID of each one's current version. Secrets Manager may be up
-    /// to five minutes behind here.
+    /// The names of all secrets that begin with the prefix, with the ID of each one's current version. This list may be
+    /// up to five minutes late.
     pub async fn secrets(&self) -> Result<BTreeMap<String, Option<String>>, Error> {
         let mut secrets = BTreeMap::new();
         let mut token = None;
@@ -428,13 +431,13 @@ impl Aws {
         let value = self.judge(call, self.secrets.get_secret_value().secret_id(name).send().await)?;
         Ok(SecretValue {
             version: value.version_id.ok_or(Error::Incomplete { call, field: "VersionId" })?,
-            // Without a date: as late as can be, which keeps a rotated token longest.
+            // If there is no date, assume now: this keeps a rotated token longest.
             created: value.created_date.and_then(|date| date.try_into().ok()).unwrap_or_else(SystemTime::now),
             text: value.secret_string.map(Secret::new),
         })
     }
 
-    /// Gives a secret a new current version and returns its ID.
+    /// Stores a new current version of a secret, and returns the version's ID.
     pub async fn put_secret_value(&self, term: &Term, name: &str, text: &Secret) -> Result<String, Error> {
         let call = "secretsmanager:PutSecretValue";
         let put = self.secrets.put_secret_value().secret_id(name).secret_string(text.expose());
@@ -443,7 +446,7 @@ impl Aws {
     }
 }
 
-/// The environment's, else those of the task role.
+/// The AWS credentials: from the environment, otherwise from the task role.
 fn credentials(client: SharedHttpClient, sleep: SharedAsyncSleep) -> CredentialsProviderChain {
     let provider = ProviderConfig::without_region().with_http_client(client).with_sleep_impl(sleep);
     CredentialsProviderChain::first_try("environment", EnvironmentVariableCredentialsProvider::new())
@@ -469,7 +472,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives whoever asks credentials whose key is the URI that was asked.
+    /// Answers each request with credentials whose key ID is the request's URI.
     #[derive(Debug)]
     struct Echo;
 
@@ -484,12 +487,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_task_role_s_credentials_are_asked_for_where_ecs_has_them() {
+    async fn task_role_credentials_come_from_ecs() {
         const VARIABLE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
         const OF_THIS_TEST: &str = "/of-this-test";
         if std::env::var(VARIABLE).as_deref() != Ok(OF_THIS_TEST) {
-            // The SDK reads the variables of its process: this test runs once more, in one that has just this.
-            let name = format!("{}::a_task_role_s_credentials_are_asked_for_where_ecs_has_them", module_path!());
+            // The SDK reads the variables of its process. So this test runs itself in a second process with only this variable.
+            let name = format!("{}::task_role_credentials_come_from_ecs", module_path!());
             let name = name.split_once("::").expect("a path in this crate").1;
             let mut again = Command::new(std::env::current_exe().unwrap());
             let ended = again.env_clear().env(VARIABLE, OF_THIS_TEST).args(["--exact", name]).output().unwrap();

@@ -20,14 +20,14 @@ const HIDDEN: &str = "<hidden>";
 const GATEWAYS: &str = "service_prefix \"\" { policy = \"read\" }";
 const SESSION: &str = "session_prefix \"\" { policy = \"write\" }";
 const KEY: &str = "key_prefix \"ecs-mesh/acl-controller/\" { policy = \"write\" }";
-const READ: &str = "node_prefix \"\" { policy = \"write\" } and service_prefix \"\" { policy = \"read\" }";
+const NODES: &str = "node_prefix \"\" { policy = \"write\" } and service_prefix \"\" { policy = \"read\" }";
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The controller's own token is unknown.
     #[error(
-        "Consul does not know the controller's token (CONSUL_HTTP_TOKEN): it was deleted, or never made in this cluster"
+        "Consul does not know the controller's token (CONSUL_HTTP_TOKEN): it was deleted, or it belongs to another Consul"
     )]
     UnknownToken(#[source] consul_api::Error),
     /// The token may not do this.
@@ -266,17 +266,17 @@ impl Consul {
 
     /// The nodes that gossip reports as failed.
     pub async fn failed_nodes(&self) -> Result<Vec<String>, Error> {
-        self.counted("ListFailedNodes", READ, self.client.failed_nodes()).await
+        self.counted("ListFailedNodes", NODES, self.client.failed_nodes()).await
     }
 
     /// A node's services.
     pub async fn node_services(&self, node: &str) -> Result<Vec<HealthService>, Error> {
-        self.counted("ListNodeServices", READ, self.client.node_services(node)).await
+        self.counted("ListNodeServices", NODES, self.client.node_services(node)).await
     }
 
     /// Deregisters a node.
     pub async fn deregister_node(&self, term: &Term, node: &str) -> Result<(), Error> {
-        term.hold(self.counted("DeregisterNode", READ, self.client.deregister_node(node))).await?
+        term.hold(self.counted("DeregisterNode", NODES, self.client.deregister_node(node))).await?
     }
 
     /// Creates a session.
@@ -294,7 +294,7 @@ impl Consul {
         self.counted("DestroySession", SESSION, self.client.destroy_session(id, within)).await
     }
 
-    /// Acquires a lock; false if it is not free.
+    /// Tries to acquire a lock; false if it cannot be acquired now.
     pub async fn acquire(&self, key: &str, id: &SessionId, value: &str, within: Duration) -> Result<bool, Error> {
         self.counted("AcquireLock", KEY, self.client.acquire(key, id, value, within)).await
     }

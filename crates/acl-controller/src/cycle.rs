@@ -129,7 +129,7 @@ impl Controller {
                         if let Stored::Token { accessor, foreign: false, .. } = &known.stored {
                             record.stored(&owner, accessor);
                             if is_needed {
-                                record.is_there(&owner, accessor);
+                                record.exists_again(&owner, accessor);
                             }
                         }
                         memory.known.insert(owner, known);
@@ -265,7 +265,8 @@ impl Controller {
             Some(known) if known.covers(listed, &tokens) => known,
             _ => match self.read(&name, lists, &tokens).await {
                 Ok(known) => known,
-                // The tokens' rights are still repaired. The tokens are deleted only if this failure will last.
+                // The tokens' rights are still repaired. If the owner is gone, its tokens are deleted only if reading the secret will
+                // fail again.
                 Err(error @ (Error::Aws(_) | Error::NotOurs { .. }))
                     if !error.is_not_leader() && (error.is_lasting() || demand != Demand::Gone) =>
                 {
@@ -275,7 +276,7 @@ impl Controller {
                 Err(error) => return Err(error),
             },
         };
-        // The list shows the version that was read or written. From now on another version is a change.
+        // The list has caught up with the last read or write. From now on, a different version means that somebody changed the secret.
         if listed == known.version.as_ref() {
             known.listed = listed.cloned();
         }

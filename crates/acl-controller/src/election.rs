@@ -14,7 +14,7 @@ use crate::consul::{Consul, Error};
 use crate::metrics::Metrics;
 use crate::term::{TTL, Term, WRITES_FOR};
 
-/// How long the lock stays free after its holder's session has ended.
+/// How long nobody can acquire the lock after its holder's session has ended.
 const LOCK_DELAY: Duration = Duration::from_secs(1);
 /// How often the leader renews its session. One renewal within [`WRITES_FOR`] may fail.
 const RENEW_EVERY: Duration = Duration::from_millis(1500);
@@ -22,7 +22,7 @@ const RENEW_EVERY: Duration = Duration::from_millis(1500);
 const WITHIN: Duration = Duration::from_millis(1500);
 /// How often a standby controller reads the lock.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// How often a controller tries to acquire a free lock. Its lock-delay may not be over.
+/// How often a controller tries to acquire a lock without a holder. The lock-delay may still run.
 const TRY_EVERY: Duration = Duration::from_millis(200);
 
 /// A controller's part in the election.
@@ -43,7 +43,7 @@ impl Election {
         Self { consul, metrics, key, name, session: Mutex::new(None) }
     }
 
-    /// Waits for the lock, acquires and renews it, and publishes the term while it lasts. Does so without end.
+    /// Waits for the lock, acquires and renews it, and publishes the term while it lasts. Never returns.
     pub async fn run(&self, publish: &watch::Sender<Option<Term>>) {
         let mut backoff = Backoff::default();
         let mut failure = LastFailure::default();

@@ -59,7 +59,8 @@ pub enum Error {
     /// The secret holds a live token that somebody else made for another purpose.
     #[error(
         "the secret {name} holds the token {accessor}, which another controller or person made ({description:?}). acl-controller does \
-         not change it. Does the prefix of another cluster's secrets begin with this one's? Otherwise set the secret to {{}} to get a token"
+         not change it. Check whether another cluster uses a prefix of which this one is the start, or the other way round. If not, set \
+         the secret to {{}} to get a token"
     )]
     AnothersToken {
         /// The secret's name.

@@ -9,7 +9,7 @@ use crate::tasks::may_be_identity;
 /// The linked services of each terminating gateway.
 pub type Links = BTreeMap<String, BTreeSet<String>>;
 
-/// Gateways with links that no service identity can name and that have been reported.
+/// The reported links that no service identity can name, each with its gateway.
 pub type Unlinked = BTreeSet<(String, String)>;
 
 /// The links in the config entries. A link that no service identity can name is reported once.

@@ -61,7 +61,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(60);
 /// At the end, releasing the lock may take this long.
 const FAREWELL: Duration = Duration::from_secs(3);
 
-/// What the flags say.
+/// The settings of [`run`].
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The cluster; otherwise that of the metadata.
@@ -117,7 +117,7 @@ pub enum RunError {
     NoMetadata(#[source] ecs_meta::Error),
     #[error("cannot find out cluster and region: no task metadata")]
     Metadata(#[from] WaitError<ecs_meta::Error>),
-    #[error("cannot find out the cluster: the task metadata has a wrong one")]
+    #[error("cannot make the cluster's ARN from the task metadata, --cluster and AWS_REGION")]
     MetadataCluster(#[from] ArnError),
     #[error("cannot find out the region: set AWS_REGION")]
     NoRegion,
@@ -168,7 +168,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     tokio::select! {
         () = election.run(&publish) => {}
         () = work(&controller, options.poll_interval, term) => {}
-        _ = signals.next() => tracing::info!("TERM: releasing the lock"),
+        _ = signals.next() => tracing::info!("stopping: releasing the lock"),
     }
     // The work under way is interrupted here. The next leader completes it.
     let _ = timeout(FAREWELL, election.give_up()).await;
@@ -216,7 +216,7 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(A
 /// What the controller knows of the cluster at start.
 enum Whereabouts {
     Known(ClusterArn),
-    /// The account is in the ARNs of its tasks and secrets.
+    /// Only the name is known. The account comes from the ARN of a task or secret.
     Named {
         name: String,
         region: String,
@@ -266,7 +266,7 @@ fn name(env: &Env) -> String {
     format!("acl-controller {} {}", env.get("HOSTNAME").unwrap_or("on an unnamed host"), std::process::id())
 }
 
-/// Runs cycles while there is a term, without end.
+/// Runs cycles while there is a term. Never returns.
 async fn work(controller: &Controller, poll_interval: Duration, mut terms: watch::Receiver<Option<Term>>) {
     loop {
         let term = terms.borrow_and_update().clone();

@@ -9,7 +9,8 @@ use crate::aws::FRESH;
 /// The listings of tasks in one term.
 #[derive(Debug)]
 pub(crate) struct Listings {
-    /// The longest time between two complete listings. In a longer gap a task may start and lose its tags unseen.
+    /// The longest time between two complete listings that do not count as a gap. In a gap a task may start and lose its tags unseen. With
+    /// a poll interval of more than [`FRESH`] this may also happen without a gap.
     gap: Duration,
     /// The first complete listing, or the first after a gap.
     since: Option<Instant>,
@@ -22,7 +23,7 @@ pub(crate) struct Listings {
 }
 
 impl Listings {
-    /// For a controller that lists at this interval.
+    /// Creates the state for a controller that lists at this interval.
     pub(crate) fn each(poll_interval: Duration) -> Self {
         Self {
             gap: FRESH.max(2 * poll_interval),

@@ -20,8 +20,8 @@ use sidecar_kit::exit;
 ///
 /// The controller reads Consul's own variables (CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT, CONSUL_CACERT_PEM and so
 /// on) and the AWS SDK's: AWS_REGION (otherwise the region of the task's ARN; the region of a cluster's ARN wins), AWS_ENDPOINT_URL,
-/// AWS_ENDPOINT_URL_ECS, AWS_ENDPOINT_URL_SECRETS_MANAGER. The AWS credentials come from the task role, or from AWS_ACCESS_KEY_ID and
-/// AWS_SECRET_ACCESS_KEY. ECS sets ECS_CONTAINER_METADATA_URI_V4. LOG_LEVEL and LOG_FORMAT (text, json) configure the log. An empty
+/// AWS_ENDPOINT_URL_ECS, AWS_ENDPOINT_URL_SECRETS_MANAGER. The AWS credentials come from AWS_ACCESS_KEY_ID and
+/// AWS_SECRET_ACCESS_KEY, otherwise from the task role. ECS sets ECS_CONTAINER_METADATA_URI_V4. LOG_LEVEL and LOG_FORMAT (text, json) configure the log. An empty
 /// variable counts as not set.
 #[derive(Debug, Parser)]
 #[command(

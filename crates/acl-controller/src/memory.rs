@@ -41,7 +41,7 @@ pub struct Memory {
     pub(crate) colliding: BTreeSet<String>,
     /// Whether the controller knows the datacenter in which tokens and policies are written.
     pub(crate) acls_located: bool,
-    /// Links of terminating gateways that no service identity can name and that have been reported.
+    /// The reported links that no service identity can name, each with its terminating gateway.
     pub(crate) unlinked: Unlinked,
     /// The policies whose rules were right when they were last read.
     pub(crate) policies: RightPolicies,

@@ -182,7 +182,7 @@ impl Metrics {
         self.health().ready = ready;
     }
 
-    /// Reports that the loop runs. It reports again after this pause and one more step.
+    /// Reports that the loop runs. The next report comes within this pause and one more step.
     pub fn alive(&self, pause: Duration) {
         self.health().alive = (Instant::now(), pause + LONGEST_STEP);
     }
@@ -215,7 +215,7 @@ impl Metrics {
     }
 }
 
-/// Serves `/metrics`, `/healthz` and `/readyz` without end. `/healthz` is 200 while the controller's loop runs, `/readyz` while it stands
+/// Serves `/metrics`, `/healthz` and `/readyz`. Never returns. `/healthz` is 200 while the controller's loop runs, `/readyz` while it stands
 /// by or its last cycle could list everything; otherwise they are 503.
 pub async fn serve(listener: TcpListener, metrics: Arc<Metrics>) {
     server::serve(listener, move |request| ready(metrics.answer(&request))).await;

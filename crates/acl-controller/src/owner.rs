@@ -42,7 +42,7 @@ impl std::fmt::Display for TokenOwner {
 /// Who made the token that a secret holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Maker {
-    /// This cluster's controller: Consul lists the token with this cluster's line, or the record has it.
+    /// This cluster's controller: Consul lists the token with this cluster's line, or Consul does not list it and the record has it.
     Ourselves,
     /// The controller of another cluster, for the service of the same name: the service has moved.
     SameService,
@@ -215,8 +215,8 @@ fn service_in_first_line(line: &str) -> Option<&str> {
     line.strip_prefix("Token for ")?.strip_suffix(" service")
 }
 
-/// The service of a controller's token. consul-ecs accepts names with capitals, which no service has here. Such tokens stay with
-/// consul-ecs: this controller would find no tasks for them, and delete them while tasks use them.
+/// The service of a controller's token. Here all service names are lower case, but consul-ecs accepts capitals. A token for a name
+/// with capitals is left alone: this controller would find no tasks for it, and delete it while tasks use it.
 fn service(token: &TokenGrants) -> Option<String> {
     let described = || token.description.lines().next().and_then(service_in_first_line);
     let identity = || match &token.service_identities[..] {
@@ -247,8 +247,8 @@ mod tests {
         TokenGrants { description: description.into(), policies, ..TokenGrants::default() }
     }
 
-    /// What consul-ecs 0.4.1 takes for a token of its own, in the cluster with this name or ARN, and of which service: it deletes
-    /// the token where that service has no tasks.
+    /// The service of a token that consul-ecs 0.4.1 takes for its own, in the cluster with this name or ARN. consul-ecs deletes the token if
+    /// this service has no tasks.
     fn claimed_by_consul_ecs<'a>(description: &'a str, cluster: &str) -> Option<&'a str> {
         let claimed = description.contains(&format!("consul.hashicorp.com/cluster: {cluster}"));
         let first = description.split_once('\n').map_or(description, |(first, _)| first);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn consul_ecs_0_4_takes_a_service_s_token_for_that_service_s_and_not_the_clients() {
+    fn consul_ecs_0_4_claims_service_tokens_and_no_client_token() {
         let grants = |owner: &TokenOwner| names().grants(owner, &BTreeSet::new());
         assert_eq!(claimed_by_consul_ecs(&grants(&web()).description, BLUE), Some("web"));
         assert_eq!(claimed_by_consul_ecs(&grants(&web()).description, "blue"), None);
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_the_cluster_s_by_the_whole_arn_and_keeps_its_owner_under_another_identity() {
+    fn a_token_s_lines_name_its_cluster_and_its_owner() {
         let mut grants = names().grants(&web(), &BTreeSet::new());
         grants.service_identities[0].service_name = "api".into();
         assert_eq!(names().owner(&grants), Some(web()));
@@ -282,14 +282,14 @@ mod tests {
     }
 
     #[test]
-    fn what_consul_ecs_made_is_recognised_by_the_arn_at_once_and_by_the_name_only_for_the_secret_that_holds_it() {
+    fn a_token_of_consul_ecs_has_an_owner_or_a_former_owner() {
         let of = |first: &str, cluster: &str| described_as(&format!("{first}\n{CLUSTER}{cluster}"), "web-service");
         let names = names();
         let both = |token: &TokenGrants| (names.owner(token), names.former_owner(token));
         assert_eq!(both(&of("Token for web service", BLUE)), (Some(web()), None));
         assert_eq!(both(&of("Token for web service", "blue")), (None, Some(web())));
         assert_eq!(both(&of("Token for web service", "green")), (None, None));
-        // A service that no identity can name keeps what it has.
+        // No service identity can have a name with capitals.
         for cluster in [BLUE, "blue"] {
             assert_eq!(both(&of("Token for Caps service", cluster)), (None, None));
         }
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_maker_of_a_secret_s_token_is_known_by_the_list_or_else_by_the_record() {
+    fn the_maker_comes_from_the_list_or_else_from_the_record() {
         let names = names();
         let maker = |token: Option<&TokenGrants>, recorded| names.maker(&web(), token, recorded);
         let green = Names { cluster: BLUE.replace("blue", "green").parse().unwrap(), ..names.clone() };
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_is_taken_over_is_described_as_ours_and_keeps_what_else_was_said_of_it() {
+    fn a_takeover_changes_only_the_controller_s_lines() {
         let wanted = names().grants(&web(), &BTreeSet::new());
         let ours = &wanted.description;
         let rows = [

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn with_an_unusable_secret_tokens_are_only_repaired_and_deleted() {
+    fn an_unusable_secret_s_tokens_are_repaired_or_deleted() {
         let planned = |demand: &Demand, tokens: &[TokenEntry]| {
             let tokens = tokens.iter().collect::<Vec<_>>();
             plan(&grants(), demand, &Stored::Unusable, &tokens, None, Some(HOUR), at(20))

@@ -119,9 +119,9 @@ impl Record {
         }
     }
 
-    /// Records that the controller is about to delete the token in an owner's secret while the secret keeps it. Only a token that Consul
-    /// lists is recorded: one that somebody else deleted is never created again. False until Consul has the record, because without it
-    /// the token could not be created again with the same IDs.
+    /// Notes that the controller is about to delete the token in an owner's secret, and that the secret keeps its value. A token that
+    /// Consul does not list is not noted: somebody else deleted it, so it is never created again. Returns whether Consul already has
+    /// this note. Only then may the token be deleted: without the note, the controller could not create it again with the same IDs.
     pub fn keep(&mut self, owner: &TokenOwner, listed: &HashSet<&str>) -> bool {
         let Some(note) = self.notes.get_mut(owner) else { return true };
         if let Some(accessor) = note.accessors.last().filter(|accessor| listed.contains(accessor.as_str())) {
@@ -130,8 +130,8 @@ impl Record {
         self.written.get(owner).is_some_and(|written| written.kept == note.kept)
     }
 
-    /// Records that a token exists again.
-    pub fn is_there(&mut self, owner: &TokenOwner, accessor: &AccessorId) {
+    /// Removes the note of [`Record::keep`], because the token exists again.
+    pub fn exists_again(&mut self, owner: &TokenOwner, accessor: &AccessorId) {
         if let Some(note) = self.notes.get_mut(owner)
             && note.kept.as_ref() == Some(accessor)
         {
@@ -144,9 +144,9 @@ impl Record {
         self.notes.remove(owner);
     }
 
-    /// Removes the services for which `is_there` is false. The consul-clients stay.
-    pub fn retain(&mut self, is_there: impl Fn(&TokenOwner) -> bool) {
-        self.notes.retain(|owner, _| *owner == TokenOwner::Clients || is_there(owner));
+    /// Removes the services for which `exists` is false. The consul-clients stay.
+    pub fn retain(&mut self, exists: impl Fn(&TokenOwner) -> bool) {
+        self.notes.retain(|owner, _| *owner == TokenOwner::Clients || exists(owner));
     }
 
     /// Writes what has changed since the last write.

@@ -38,7 +38,7 @@ pub enum Running {
 }
 
 impl Running {
-    /// Whether one of them may have read the secret between these two times. None means no limit.
+    /// Whether one of the tasks may have read the secret between these two times. None means no limit.
     fn any_read_between(&self, from: Option<SystemTime>, to: Option<SystemTime>) -> bool {
         let Self::These(starts) = self else { return true };
         starts.iter().any(|start| {
@@ -85,7 +85,7 @@ pub fn age_order(token: &TokenEntry) -> (Option<SystemTime>, u64, &str) {
 }
 
 /// Whether a token is kept: the current one, and each that a running task may have. `stored_since` is the time at which the secret got
-/// the current token; none if it holds another one.
+/// the current token; none if the secret holds a different token.
 #[must_use]
 pub fn is_kept(
     token: &TokenEntry,
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_duplicate_is_kept_for_older_tasks_a_newer_one_never() {
+    fn only_an_older_duplicate_is_kept_for_older_tasks() {
         let tokens = [token("a", 0, None), token("b*", 10, None), token("c", 20, None)];
         assert_eq!(kept(&tokens, Some(30), &[(25, Some(26))]), "a b*");
         assert_eq!(kept(&tokens, Some(30), &[(35, Some(36))]), "b*");

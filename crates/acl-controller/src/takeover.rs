@@ -105,8 +105,8 @@ impl Controller {
         Ok(Some(updated.entry))
     }
 
-    /// Deletes the policies that consul-ecs 0.4 made for this cluster's services when nothing has linked them for the grace. While its
-    /// controller still runs, it would create them again.
+    /// Deletes the policies that consul-ecs 0.4 made for this cluster's services when nothing has linked them for the grace. As
+    /// long as the controller of consul-ecs runs, it would create them again.
     pub(crate) async fn remove_policies(&self, term: &Term, former: &mut Former, lists: &Lists) -> Result<(), Error> {
         let unlinked = unlinked(&lists.policies, lists.tokens.iter().flat_map(|token| &token.grants.policies));
         let unlinked = unlinked.filter(|policy| self.names.policy_of_consul_ecs(policy).is_some()).collect::<Vec<_>>();

@@ -20,13 +20,13 @@ const RESERVED: &str = "consul-client-token";
 /// A task whose containers run or may run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
-    /// Its ARN.
+    /// The task's ARN.
     pub arn: String,
     /// Its tags; none if the task is not in the mesh.
     pub mesh: Option<Mesh>,
     /// Whether ECS is stopping it. ECS deletes the tags of a task when StopTask stops it, while its containers still run.
     pub stopping: bool,
-    /// When it read its secrets. If ECS does not say when it was created, that is the epoch.
+    /// When it read its secrets. If ECS reports no creation time, the start time counts, and if there is none, the epoch.
     pub start: Start,
 }
 
@@ -37,7 +37,7 @@ pub struct Mesh {
     pub service: String,
     /// Whether the task is a mesh gateway.
     pub is_mesh_gateway: bool,
-    /// Its namespace and admin partition. consul-ecs 0.4 appends them to the secret's name (Consul Enterprise).
+    /// The task's namespace and admin partition. consul-ecs 0.4 appends them to the secret's name (Consul Enterprise).
     pub scope: String,
 }
 
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_is_the_tag_else_the_family_in_lower_case_and_needs_the_mesh_tag() {
+    fn the_service_is_the_tag_or_the_family_in_lower_case() {
         let service = |tags| task(tags, "RUNNING").unwrap().mesh.map(|mesh| mesh.service);
         assert_eq!(service(&[(MESH, "true")]).as_deref(), Some("shop"));
         assert_eq!(service(&[(MESH, "true"), (SERVICE_NAME, "Web")]).as_deref(), Some("web"));
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_reads_its_secret_from_its_creation_until_it_has_started() {
+    fn a_task_reads_its_secret_before_it_has_started() {
         let at = |seconds| aws_smithy_types::DateTime::from_secs(seconds);
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let start = |created: Option<i64>, started: Option<i64>, status: &str| {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopping_task_without_tags_keeps_its_service_and_a_running_one_does_not() {
+    fn only_a_stopping_task_without_tags_keeps_its_service() {
         let mut tagged = Tagged::default();
         let mut after = |task: Task, complete| {
             let mut tasks = [task];
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_has_its_tasks_and_a_name_that_cannot_be_one_is_refused() {
+    fn tasks_are_grouped_and_invalid_names_refused() {
         let task = |service: &str, created| running("a", Some(service), false, created);
         let desired = Desired::new(&[task("web", 7), task("web", 5), task(RESERVED, 1), task("a b", 1), task("-a", 1)]);
         let starts = [7, 5].map(|created| running("a", None, false, created).start);

@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_that_was_frozen_between_two_steps_goes_no_further() {
+    async fn a_write_frozen_between_two_steps_does_not_continue() {
         let term = Term::new(Instant::now());
         let mut sent = false;
         let write = async {

@@ -164,8 +164,8 @@ impl Client {
         self.execute(Call::new(Method::PUT, "/v1/agent/token/agent").json(&Body { token: token.expose() })).await
     }
 
-    /// All tokens. The leader asks its peers first (`?consistent`): with a list that is behind, a caller would create a token
-    /// that exists.
+    /// All tokens. The leader first confirms with its peers that it is the leader (`?consistent`). With an old list, a caller would
+    /// create a token that exists already.
     pub async fn tokens(&self) -> Result<Vec<TokenEntry>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/acl/tokens").query("consistent", "")).await
     }

@@ -45,7 +45,7 @@ pub struct CatalogService {
     /// The instance's metadata.
     #[serde(default, deserialize_with = "null_as_empty")]
     pub service_meta: BTreeMap<String, String>,
-    /// When it last changed.
+    /// An index that grows with each change.
     #[serde(default)]
     pub modify_index: u64,
 }

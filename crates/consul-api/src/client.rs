@@ -161,7 +161,7 @@ impl Client {
     }
 
     /// Sends a call. Any status other than success is an error. If there are several servers and one of them is unreachable, too
-    /// slow or without a leader, the client moves on to the next. It repeats the call there if the call only reads or did not arrive.
+    /// slow, without a leader, limits the rate or fails in TLS, the client moves on to the next. It repeats the call there if the call only reads or did not arrive.
     pub(crate) async fn send(&self, call: Call) -> Result<Response, Error> {
         let servers = self.config.bases.len();
         let mut tried = 1;

@@ -101,7 +101,7 @@ impl Config {
     /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | for https [`Authorities::public`] |
     /// | `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` | files: the certificate and key for mutual TLS | none |
     /// | `CONSUL_TLS_SERVER_NAME` | the name in the server's certificate | the address's host |
-    /// | `CONSUL_NAMESPACE`, `CONSUL_PARTITION` | Consul Enterprise's | none |
+    /// | `CONSUL_NAMESPACE`, `CONSUL_PARTITION` | the namespace and the admin partition (Consul Enterprise) | none |
     ///
     /// # Errors
     /// When one of them cannot be used; the error names it.
@@ -109,12 +109,12 @@ impl Config {
         Self::builder(env).build()
     }
 
-    /// A configuration of which the caller sets some values; all others are those of [`Config::from_env`].
+    /// A builder: the caller sets some values, and all others come from the environment, as in [`Config::from_env`].
     pub fn builder(env: &Env) -> Builder<'_> {
         Builder { env, address: None, authority: None, token: Token::OfEnvironment, namespace: true }
     }
 
-    /// The same configuration in another namespace or admin partition (Consul Enterprise). None leaves what there is.
+    /// The same configuration in another namespace or admin partition (Consul Enterprise). `None` keeps the current value.
     #[must_use]
     pub fn within(self, namespace: Option<&str>, partition: Option<&str>) -> Self {
         Self {
@@ -225,7 +225,7 @@ impl<'a> Builder<'a> {
     /// The configuration.
     ///
     /// # Errors
-    /// When a variable or a given value cannot be used. The error names the variable.
+    /// If a variable or a given value cannot be used. The error names the variable, even if the value was given by the caller.
     pub fn build(self) -> Result<Config, ConfigError> {
         let Self { env, address, authority, token, namespace } = self;
         let bases = bases(env, address)?;

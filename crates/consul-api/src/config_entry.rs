@@ -7,7 +7,7 @@ use crate::client::{Call, Client};
 use crate::error::Error;
 
 impl Client {
-    /// Writes an entry. Its form is the documented one, with `Kind` and `Name`; also an equal one gets a new index.
+    /// Writes an entry. Its form is the documented one, with `Kind` and `Name`. Writing an equal entry also gives a new index.
     pub async fn put_config_entry(&self, entry: &Value) -> Result<(), Error> {
         self.execute(Call::new(Method::PUT, "/v1/config").json(entry)).await
     }

@@ -39,7 +39,7 @@ pub enum Error {
         /// Consul's answer.
         body: String,
     },
-    /// The token is unknown or lacks the permission (403). An agent that has not joined answers so too.
+    /// The token is unknown or lacks the permission (403). An agent that has not joined gives the same answer.
     #[error("{request}: the ACL token is unknown or lacks the permission: {body}")]
     PermissionDenied {
         /// Method and path.
@@ -107,7 +107,7 @@ impl Error {
         }
     }
 
-    /// Whether the server knows neither the token nor the ACL object of the request.
+    /// Whether the answer is `ACL not found`: the server does not know the token, or the ACL object that the request names.
     #[must_use]
     pub fn is_unknown_token(&self) -> bool {
         matches!(self, Self::PermissionDenied { body, .. } if body.to_lowercase().contains("acl not found"))

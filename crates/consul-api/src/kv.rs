@@ -50,7 +50,7 @@ fn base64_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::
 }
 
 impl Client {
-    /// All keys with this prefix. The leader asks its peers first (`?consistent`).
+    /// All keys with this prefix. The leader first confirms with its peers that it is the leader (`?consistent`).
     pub async fn keys_below(&self, prefix: &str) -> Result<Vec<KeyValue>, Error> {
         match self.fetch(key_call(Method::GET, prefix).query("recurse", "").query("consistent", "")).await {
             Err(Error::NotFound { .. }) => Ok(Vec::new()),

@@ -2,7 +2,7 @@
 //!
 //! It works with agents from version 1.8 on and knows nothing of ECS. [`Config::from_env`] reads Consul's own variables with
 //! Consul's own meaning. [`Client`] has one method for each endpoint. [`Error`] has a variant for each kind of failure, so
-//! that a caller knows what to repeat. [`at_start`] is the retry policy for a task that starts.
+//! that a caller knows what to repeat. [`at_start`] is the retry policy while a task is starting.
 
 mod acl;
 mod acl_replication;

@@ -27,7 +27,7 @@ impl SessionId {
 pub struct NewSession<'a> {
     /// A text for people.
     pub name: &'a str,
-    /// The least time that it lives without renewal, 10 s to 24 h. Consul may take twice as long.
+    /// The least time that it lives without renewal, 10 s to 24 h. Consul may end it only after twice this time.
     pub ttl: Duration,
     /// How long nobody can take its locks after its end; at most 60 s.
     pub lock_delay: Duration,
@@ -98,7 +98,7 @@ impl Client {
         self.fetch(key_call(Method::PUT, key).query("release", id.as_str()).within(within)).await
     }
 
-    /// The session that holds the lock on a key. The leader asks its peers first (`?consistent`).
+    /// The session that holds the lock on a key. The leader first confirms with its peers that it is the leader (`?consistent`).
     pub async fn lock_holder(&self, key: &str, within: Duration) -> Result<Option<SessionId>, Error> {
         let call = key_call(Method::GET, key).query("consistent", "").within(within);
         match self.fetch::<Vec<Entry>>(call).await {

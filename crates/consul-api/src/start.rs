@@ -1,4 +1,4 @@
-//! The retry policy of a task that starts.
+//! The retry policy while a task is starting.
 
 use std::time::Duration;
 

@@ -1,10 +1,10 @@
-//! What the service answers at `/`.
+//! The service's answer at `/`.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Who answered, and what its upstreams answered it.
+/// The service that answered, and the answers of its upstreams.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// The service's name.
@@ -16,22 +16,22 @@ pub struct Answer {
     pub upstreams: BTreeMap<String, Upstream>,
 }
 
-/// What one upstream answered.
+/// The answer of one upstream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Upstream {
-    /// The HTTP status; none without an answer.
+    /// The HTTP status; none if there was no answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// Its answer, if it is a service of this kind.
+    /// The upstream's answer, if the upstream is a demo-app too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answer>,
-    /// Why there is no answer, or the start of one that is not of this kind.
+    /// Why there is no answer, or the start of the answer of another program.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
 }
 
 impl Upstream {
-    /// Whether it answered well: 2xx.
+    /// Whether the status is 2xx.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.status.is_some_and(|status| (200..300).contains(&status))
@@ -39,13 +39,13 @@ impl Upstream {
 }
 
 impl Answer {
-    /// Whether all upstreams answered well.
+    /// Whether all upstreams answered with 2xx.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.upstreams.values().all(Upstream::is_good)
     }
 
-    /// Who took part: `<service> <task ID>`, from the first to the last upstream.
+    /// The tasks that took part, as `<service> <task ID>`, from the first to the last upstream.
     #[must_use]
     pub fn tasks(&self) -> Vec<String> {
         let mut tasks = vec![format!("{} {}", self.service, self.task.as_deref().unwrap_or("-"))];
@@ -53,7 +53,7 @@ impl Answer {
         tasks
     }
 
-    /// What went wrong furthest down, as `<upstream>: <status> <error>`.
+    /// The deepest failure in the chain of upstreams, as `<upstream>: <status> <error>`.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.upstreams.iter().find(|(_, upstream)| !upstream.is_good()).map(|(name, upstream)| {
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_names_who_took_part_and_what_failed_furthest_down() {
+    fn an_answer_names_its_tasks_and_the_deepest_failure() {
         let broken = Upstream { status: Some(503), error: Some("no healthy upstream".into()), answer: None };
         let api = answer("api", [("db", broken)]);
         let web = answer("web", [("api", Upstream { status: Some(502), answer: Some(api), error: None })]);

@@ -17,10 +17,10 @@ use crate::Error;
 /// The largest body that is printed, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
-/// What to get.
+/// The options of `get`.
 #[derive(Debug, Clone, Args)]
 pub struct Get {
-    /// What to ask; without a scheme it is http://
+    /// The URL; without a scheme it is http://
     #[arg(env = "URL", value_parser = crate::parse_url)]
     pub url: Uri,
     /// How long the whole answer may take
@@ -37,10 +37,10 @@ fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     Ok((name, value.trim().parse().map_err(|_| "not the value of a header field")?))
 }
 
-/// Prints the status on standard error and the body on standard output. A success if the status is 2xx.
+/// Prints the status on standard error and the body on standard output. The exit code is 0 if the status is 2xx.
 ///
 /// # Errors
-/// When there is no answer.
+/// If there is no answer.
 pub async fn get(options: Get) -> Result<ExitCode, Error> {
     let Get { url, timeout, header } = options;
     let mut request = Request::default();
@@ -58,13 +58,13 @@ pub async fn get(options: Get) -> Result<ExitCode, Error> {
     Ok(if answer.status.is_success() { ExitCode::SUCCESS } else { FAILURE.into() })
 }
 
-/// What to ask for its health.
+/// The options of the health check.
 #[derive(Debug, Clone, Args)]
 pub struct Health {
-    /// What to ask; else /health where `serve` listens
+    /// The URL to check; by default /health of the `serve` on this machine
     #[arg(env = "HEALTH_URL", value_parser = crate::parse_url)]
     pub url: Option<Uri>,
-    /// The address `serve` listens on
+    /// The address on which `serve` listens
     #[arg(long, env = "LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
     /// How long the answer may take
@@ -72,10 +72,10 @@ pub struct Health {
     pub timeout: Duration,
 }
 
-/// Prints what the service says of its health. A success if the status is 2xx.
+/// Prints the service's answer about its health. The exit code is 0 if the status is 2xx.
 ///
 /// # Errors
-/// When there is no answer.
+/// If there is no answer.
 pub async fn health(options: Health) -> Result<ExitCode, Error> {
     let Health { url, mut listen, timeout } = options;
     if listen.ip().is_unspecified() {
@@ -86,7 +86,7 @@ pub async fn health(options: Health) -> Result<ExitCode, Error> {
     *request.uri_mut() = url.clone();
     let answer = Client::plain().send(request, Limits { time: timeout, bytes: MAX_BODY }).await;
     let answer = answer.map_err(|source| Error::Unanswered { url, source })?;
-    // Docker and ECS keep what a health check prints.
+    // Docker and ECS store the output of a health check.
     println!("{} {}", answer.status.as_u16(), answer.excerpt());
     Ok(if answer.status.is_success() { ExitCode::SUCCESS } else { FAILURE.into() })
 }

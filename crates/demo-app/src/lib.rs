@@ -1,7 +1,6 @@
-//! A service, a client and a load generator to watch a mesh with.
+//! A service, a client and a load generator to test a mesh.
 //!
-//! [`serve`] is the service, [`client`] a client for people and health checks, [`load`] the load generator that never
-//! repeats a request.
+//! [`serve`] is the service. [`client`] is for people and health checks. [`load`] is the load generator, which never repeats a request.
 
 pub mod answer;
 pub mod client;
@@ -18,13 +17,13 @@ use sidecar_kit::http;
 use sidecar_kit::log::LogError;
 use sidecar_kit::signals::SignalsError;
 
-/// Why a program of this crate failed.
+/// Why a command of demo-app failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// `LOG_LEVEL` or `LOG_FORMAT` is wrong.
     #[error(transparent)]
     Log(LogError),
-    /// The address is taken or not allowed.
+    /// The address is in use or not allowed.
     #[error("cannot listen on {address}")]
     Listen {
         /// The address.
@@ -32,27 +31,27 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// TERM and INT can't be caught.
+    /// The program cannot catch TERM and INT.
     #[error(transparent)]
     Signals(#[from] SignalsError),
     /// There was no answer.
     #[error("no answer from {url}")]
     Unanswered {
-        /// What was asked.
+        /// The URL.
         url: Uri,
         /// Why.
         source: http::Error,
     },
-    /// What is asked for is too much for one process.
+    /// The load has too many requests for one process.
     #[error("{rate} requests a second for {duration} are {count}: expected at most {limit}")]
     TooMany {
         /// Requests a second.
         rate: f64,
-        /// For how long.
+        /// The duration of the load.
         duration: humantime::FormattedDuration,
-        /// How many that makes.
+        /// The number of requests.
         count: f64,
-        /// How many may be.
+        /// The largest allowed number.
         limit: usize,
     },
     /// Standard output is closed.
@@ -60,10 +59,10 @@ pub enum Error {
     Output(#[source] std::io::Error),
 }
 
-/// A URL as people type it: without a scheme it is `http://`.
+/// Parses a URL that a person typed. Without a scheme it is `http://`.
 ///
 /// # Errors
-/// When it is none, or is none this program can ask.
+/// If the text is not a URL, or not an `http://` URL.
 pub fn parse_url(text: &str) -> Result<Uri, String> {
     let full = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     match full.parse::<Uri>() {
@@ -78,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_needs_no_scheme_and_no_path_and_is_never_https() {
+    fn a_url_needs_no_scheme_or_path_and_https_is_refused() {
         assert_eq!(parse_url("api:9090").unwrap(), "http://api:9090/");
         assert_eq!(parse_url("http://api/x?y=z").unwrap(), "http://api/x?y=z");
         for wrong in ["", "https://api", "http://", "http://a b"] {

@@ -1,8 +1,8 @@
-//! The load generator: open loop, without a second try.
+//! The load generator. It never repeats a request.
 //!
-//! Requests start on a schedule, whatever becomes of those before; latency counts from the time a request was due.
-//! hyper's connections are used directly, since its pooled client quietly repeats a request whose reused connection
-//! turned out to be closed, and that is just what is to be counted.
+//! Requests start on a fixed schedule, even if earlier ones have not been answered. The latency of a request counts from the time
+//! when it was due. This module uses hyper's connections directly: hyper's pooled client silently repeats a request if a reused
+//! connection turns out to be closed, and these failures must be counted.
 
 use std::cell::RefCell;
 use std::error::Error as _;
@@ -28,30 +28,30 @@ use crate::Error;
 use crate::answer::Answer;
 use crate::report::{Outcome, Report};
 
-/// Every latency is kept until the end: 16 bytes each.
+/// The most requests of one load, because each latency (16 bytes) is stored until the end.
 const MAX_REQUESTS: usize = 5_000_000;
-/// The largest body that is read, in bytes.
+/// The largest body that the load generator reads, in bytes.
 const MAX_BODY: usize = 1 << 20;
 
-/// What to send.
+/// The options of `load`.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
-    /// What to ask; without a scheme it is http://
+    /// The URL; without a scheme it is http://
     #[arg(env = "URL", value_parser = crate::parse_url)]
     pub url: Uri,
     /// Requests a second
     #[arg(long, env = "RATE", value_name = "N", default_value = "200", value_parser = parse_rate)]
     pub rate: f64,
-    /// For how long requests are started; TERM and INT end it early
+    /// For how long to start requests. TERM and INT end it early
     #[arg(long, env = "DURATION", value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     pub duration: Duration,
-    /// How many connections are kept open for more than one request; when all are busy, a request gets one of its own
+    /// How many connections are reused. If all of them are busy, a request gets a new connection
     #[arg(long, env = "CONNECTIONS", value_name = "N", default_value = "8")]
     pub connections: usize,
-    /// The share of requests that get a connection of their own, such as 0.2 or 20%
+    /// The share of requests that get a new connection, such as 0.2 or 20%
     #[arg(long, env = "FRESH", value_name = "SHARE", default_value = "0", value_parser = parse_share)]
     pub fresh: f64,
-    /// How long a request may take from the time it is due, connecting included
+    /// How long a request may take from the time when it is due, including the connection
     #[arg(long, env = "TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
     /// Report as JSON
@@ -76,21 +76,21 @@ fn parse_share(text: &str) -> Result<f64, String> {
 
 type Connection = SendRequest<Empty<Bytes>>;
 
-/// What all requests share.
+/// The state that all requests share.
 struct Target {
     url: Uri,
     address: String,
     idle: RefCell<Vec<Connection>>,
-    /// Connections that are kept, idle or busy.
+    /// The number of reused connections, idle or busy.
     kept: RefCell<usize>,
     opened: RefCell<usize>,
     connections: usize,
 }
 
-/// Sends the load and prints the report. A success if every request was answered with 2xx.
+/// Sends the load and prints the report. The exit code is 0 if every request was answered with 2xx.
 ///
 /// # Errors
-/// When the load is too much for one process.
+/// If the load is too much for one process.
 pub async fn run(options: Options) -> Result<ExitCode, Error> {
     let Options { url, rate, duration, connections, fresh, timeout, json } = options;
     let count = (rate * duration.as_secs_f64()).ceil();
@@ -149,7 +149,7 @@ async fn request(target: Rc<Target>, due: Instant, timeout: Duration, own: bool)
     }
 }
 
-/// Sends one request; gives who took part in its answer, or why it failed.
+/// Sends one request. Returns the tasks that took part in the answer, or the reason of the failure.
 async fn exchange(target: &Rc<Target>, own: bool) -> Result<Vec<String>, String> {
     let mut lease = Lease { target: target.clone(), kept: false };
     let mut connection = match if own { None } else { lease.idle() } {
@@ -181,15 +181,14 @@ async fn exchange(target: &Rc<Target>, own: bool) -> Result<Vec<String>, String>
     Err(describe(head.status, &head.headers, answer.as_ref(), &body))
 }
 
-/// A connection in use: one of those that are kept, or a request's own.
+/// A connection in use: a reused one, or one for a single request.
 struct Lease {
     target: Rc<Target>,
     kept: bool,
 }
 
 impl Lease {
-    /// A kept connection that nobody uses and that is still open: one that was closed has sent nothing, so passing it
-    /// over repeats nothing.
+    /// An idle connection that is still open. A closed connection has not sent this request, so skipping it is not a second attempt.
     fn idle(&mut self) -> Option<Connection> {
         while let Some(connection) = self.target.idle.borrow_mut().pop() {
             if connection.is_ready() {
@@ -225,7 +224,7 @@ impl Drop for Lease {
 }
 
 impl Target {
-    /// Whether one more connection may be kept; if so, it is counted.
+    /// Whether one more connection may be reused. If so, it is counted.
     fn keep(&self) -> bool {
         let mut kept = self.kept.borrow_mut();
         let room = *kept < self.connections;
@@ -238,7 +237,7 @@ impl Target {
         let _ = stream.set_nodelay(true);
         *self.opened.borrow_mut() += 1;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| broken(&error))?;
-        // Its error comes out of the request too.
+        // The request returns the same error.
         tokio::task::spawn_local(async move { drop(connection.await) });
         Ok(sender)
     }
@@ -267,8 +266,8 @@ fn broken(error: &hyper::Error) -> String {
     error.to_string()
 }
 
-/// Why an answer is not a good one: its status, what Envoy adds to an answer of its own, and what the service says of
-/// its upstreams, or else the start of the body.
+/// Why an answer counts as failed: its status, the text that Envoy adds to its own answers, and the failure of an upstream,
+/// otherwise the start of the body.
 fn describe(status: StatusCode, headers: &HeaderMap, answer: Option<&Answer>, body: &[u8]) -> String {
     let mut parts = vec![format!("status {}", status.as_u16())];
     for (name, value) in headers {

@@ -1,4 +1,4 @@
-//! A service, a client and a load generator to watch a mesh with.
+//! The arguments of demo-app.
 
 use std::process::ExitCode;
 
@@ -7,11 +7,10 @@ use demo_app::{Error, client, load, serve};
 use sidecar_kit::env::Env;
 use sidecar_kit::{exit, log};
 
-/// A service, a client and a load generator to watch a mesh with.
+/// A service, a client and a load generator to test a mesh.
 ///
-/// Exit codes: 0 when told to end, or when what was asked for answered well; 1 when it didn't, and for `load` when any
-/// request failed; 2 when the command line is wrong. Logs go to standard error by LOG_LEVEL (trace, debug, info, warn,
-/// error) and LOG_FORMAT (text, json).
+/// Exit codes: 0 after TERM or INT, or if every answer was 2xx; 1 if a request failed; 2 for a wrong command line. Logs go to standard
+/// error. LOG_LEVEL (trace, debug, info, warn, error) and LOG_FORMAT (text, json) configure them.
 #[derive(Debug, Parser)]
 #[command(name = "demo-app", version)]
 struct Arguments {
@@ -21,14 +20,14 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer at / with the service's name, the ECS task's ID and what the upstreams answered; at /health with 200 or,
-    /// after PUT /health?status=unhealthy, 503
+    /// Serve / with the service's name, the ECS task's ID and the upstreams' answers, and /health with 200 or, after PUT
+    /// /health?status=unhealthy, 503
     Serve(serve::Options),
-    /// Ask once: the status goes to standard error, the body to standard output
+    /// Send one request. The status goes to standard error, the body to standard output
     Get(client::Get),
-    /// Ask the `serve` beside this for its health: for a container's health check
+    /// Check the health of the `serve` in this task: a container's health check
     Health(client::Health),
-    /// Send requests on a schedule that answers don't change, never repeat one, and count what became of them
+    /// Send requests on a fixed schedule, never repeat one, and count the answers and failures
     Load(load::Options),
 }
 

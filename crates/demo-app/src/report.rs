@@ -1,4 +1,4 @@
-//! What became of the requests of a load.
+//! The result of a load.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// Reasons beyond these are counted as one.
-const MAX_REASONS: usize = 50;
+/// The most rows of a table, of reasons or of tasks. All further ones are counted in one row.
+const MAX_ROWS: usize = 50;
 const OTHER: &str = "other";
 
-/// What became of one request.
+/// The outcome of one request.
 pub(crate) enum Outcome {
-    /// A 2xx answer, and who took part in it.
+    /// A 2xx answer, and the tasks that took part in it.
     Succeeded { latency: Duration, tasks: Vec<String> },
-    /// Anything else, and why.
+    /// A failure, and its reason.
     Failed(String),
 }
 
@@ -41,7 +41,7 @@ pub struct Report {
     latencies: Vec<Duration>,
 }
 
-/// Of the good answers, from the time a request was due, in milliseconds.
+/// The latencies of the succeeded requests in milliseconds, each from the time when the request was due.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Latency {
     p50: f64,
@@ -86,7 +86,7 @@ impl Report {
 }
 
 fn count(counts: &mut BTreeMap<String, usize>, what: String) {
-    let what = if counts.len() < MAX_REASONS || counts.contains_key(&what) { what } else { OTHER.to_owned() };
+    let what = if counts.len() < MAX_ROWS || counts.contains_key(&what) { what } else { OTHER.to_owned() };
     *counts.entry(what).or_default() += 1;
 }
 
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_request_is_counted_once_and_percentiles_are_those_of_good_answers() {
+    fn every_request_is_counted_once() {
         let mut report = Report::default();
         for milliseconds in 1..=200 {
             let tasks = vec![format!("api {}", milliseconds % 2)];
@@ -137,7 +137,7 @@ mod tests {
         for reason in 0..1000 {
             report.add(Outcome::Failed(reason.to_string()));
         }
-        assert_eq!(report.failures.len(), MAX_REASONS + 1);
+        assert_eq!(report.failures.len(), MAX_ROWS + 1);
         assert_eq!(report.failures.values().sum::<usize>(), 1000);
     }
 }

@@ -26,14 +26,14 @@ use tokio::net::TcpListener;
 use crate::Error;
 use crate::answer::{Answer, Upstream};
 
-/// Of one upstream.
+/// The limits for the answer of one upstream.
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 1 << 20 };
-/// For the task ID, which is not needed to answer.
+/// How long to wait for the task ID. The service answers without it too.
 const METADATA_BOUND: Duration = Duration::from_secs(60);
-/// A request can't ask for a longer delay than this.
+/// The longest delay that a request may ask for.
 const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// An upstream's name and where to ask it.
+/// An upstream's name and URL.
 #[derive(Debug, Clone)]
 pub struct NamedUrl {
     name: String,
@@ -49,22 +49,22 @@ impl FromStr for NamedUrl {
     }
 }
 
-/// What the service is to be.
+/// The options of `serve`.
 #[derive(Debug, Clone, Args)]
 pub struct Options {
     /// The address to listen on
     #[arg(long, env = "LISTEN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
-    /// The service's name, as answered
+    /// The service's name in its answers
     #[arg(long, env = "SERVICE_NAME", value_name = "NAME", default_value = "demo")]
     pub service: String,
-    /// An upstream to ask at each request; may be repeated, or separated by commas
+    /// An upstream that the service calls for each request. May be repeated, or separated by commas
     #[arg(long, env = "UPSTREAMS", value_name = "NAME=URL", value_delimiter = ',')]
     pub upstream: Vec<NamedUrl>,
-    /// How long each request to / takes at least; a request may ask for another delay with ?delay=50ms, at most 60s
+    /// The least time for each request to /. A request may ask for another delay with ?delay=50ms, at most 60s
     #[arg(long, env = "DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     pub delay: Duration,
-    /// How long to go on serving after TERM; with 0s it exits at once
+    /// How long to serve after TERM. With 0s the program exits at once
     #[arg(long, env = "TERM_DELAY", value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
     pub term_delay: Duration,
 }
@@ -76,10 +76,10 @@ struct Service {
     unhealthy: AtomicBool,
 }
 
-/// Serves until TERM and, if it is to, a while longer; INT ends it at once. Both are a success.
+/// Serves until TERM and, with a term delay, for that long after it. INT ends it at once. Both are a success.
 ///
 /// # Errors
-/// When the address can't be listened on.
+/// If it cannot listen on the address.
 pub async fn serve(options: Options, env: &Env) -> Result<ExitCode, Error> {
     let mut signals = StopSignals::catch()?;
     let address = options.listen;
@@ -109,7 +109,7 @@ pub async fn serve(options: Options, env: &Env) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Learns the task ID if this is a container of a task, and doesn't return.
+/// Reads the task ID if this is a container of a task. Never returns.
 async fn learn_task_id(service: &Service, env: &Env) -> Infallible {
     if env.get(ecs_meta::VARIABLE).is_none() {
         return std::future::pending().await;

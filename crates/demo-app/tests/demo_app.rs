@@ -80,7 +80,7 @@ fn raw_server(answers: Vec<String>) -> String {
 }
 
 #[test]
-fn an_answer_names_service_and_task_and_nests_the_upstreams_answers() {
+fn an_answer_has_service_task_and_upstreams() {
     let metadata = r#"{"Cluster": "c", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/c/0a1b", "Family": "f"}"#;
     let metadata = Server::start(move |_| Answer::ok(metadata));
     let api = Serve::start(&["--service", "api"], Some(&format!("{}/v4/x", metadata.url())));
@@ -98,7 +98,7 @@ fn an_answer_names_service_and_task_and_nests_the_upstreams_answers() {
 }
 
 #[test]
-fn an_upstream_that_fails_makes_the_answer_a_502_that_says_why() {
+fn a_failed_upstream_makes_the_answer_a_502() {
     let broken = Server::start(|_| Answer::new("503 Service Unavailable", "no upstream\r\n"));
     let broken = format!("broken={}", broken.url());
     let web = Serve::start(&["--upstream", &broken, "--upstream", "gone=127.0.0.1:1"], None);
@@ -110,13 +110,13 @@ fn an_upstream_that_fails_makes_the_answer_a_502_that_says_why() {
 }
 
 #[test]
-fn it_answers_without_a_task_id_when_the_metadata_endpoint_does_not_answer() {
+fn a_service_without_metadata_answers_without_a_task_id() {
     let app = Serve::start(&[], Some("http://127.0.0.1:1/v4/x"));
     assert_eq!(app.get("/"), (Some(0), json!({"service": "demo", "task": null})));
 }
 
 #[test]
-fn it_is_healthy_until_turned_unhealthy_and_again_when_turned_back() {
+fn a_put_request_changes_the_health() {
     let app = Serve::start(&[], None);
     let health = || run(&["health", "--listen", &app.address]).status.code();
     let turn = |status: &str| {
@@ -139,7 +139,7 @@ fn it_is_healthy_until_turned_unhealthy_and_again_when_turned_back() {
 }
 
 #[test]
-fn a_request_takes_at_least_the_delay_of_the_service_or_the_one_it_asks_for() {
+fn a_request_takes_at_least_its_delay() {
     let app = Serve::start(&["--delay", "300ms"], None);
     let took = |path: &str| {
         let began = Instant::now();
@@ -163,7 +163,7 @@ fn term_and_int_end_it_at_once_with_0() {
 }
 
 #[test]
-fn with_a_term_delay_it_serves_on_after_term_and_then_exits_and_int_ends_it_at_once() {
+fn the_term_delay_applies_to_term_and_not_to_int() {
     let mut app = Serve::start(&["--term-delay", "1s"], None);
     let began = Instant::now();
     app.signal("TERM");
@@ -180,7 +180,7 @@ fn with_a_term_delay_it_serves_on_after_term_and_then_exits_and_int_ends_it_at_o
 }
 
 #[test]
-fn get_prints_the_body_on_standard_output_and_fails_unless_the_status_is_2xx() {
+fn get_prints_the_body_and_fails_unless_it_is_2xx() {
     let app = Serve::start(&[], None);
     let output = run(&["get", &app.address]);
     assert_eq!(output.status.code(), Some(0));
@@ -205,7 +205,7 @@ fn load(arguments: &[&str]) -> (Option<i32>, Value) {
 }
 
 #[test]
-fn load_sends_what_the_schedule_says_and_counts_who_answered() {
+fn load_follows_its_schedule_and_counts_the_tasks() {
     let api = Serve::start(&["--service", "api"], None);
     let web = Serve::start(&["--service", "web", "--upstream", &format!("api={}", api.address)], None);
     let (code, report) =
@@ -238,7 +238,7 @@ fn load_keeps_its_schedule_while_answers_are_slow() {
 }
 
 #[test]
-fn load_repeats_nothing_and_counts_each_failure_by_its_reason() {
+fn load_repeats_nothing_and_counts_failures_by_reason() {
     let good = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let bad = "HTTP/1.1 503 Service Unavailable\r\nx-envoy-overloaded: true\r\ncontent-length: 4\r\n\r\nbusy";
     let answers = [good, bad, ""].map(str::to_owned).to_vec();
@@ -260,7 +260,7 @@ fn load_repeats_nothing_and_counts_each_failure_by_its_reason() {
 }
 
 #[test]
-fn load_counts_a_kept_connection_that_is_closed_under_a_request_and_sends_nothing_twice() {
+fn load_counts_a_request_on_a_closed_connection_as_failed() {
     // The second request on a connection is read and not answered.
     let server = Server::start(|request| if request.number == 0 { Answer::ok("") } else { Answer::raw("") });
     let (_, report) = load(&[&server.address, "--rate", "20", "--duration", "1s", "--connections", "1"]);

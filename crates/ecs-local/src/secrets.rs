@@ -138,7 +138,7 @@ pub enum ValueError {
     #[error(transparent)]
     Get(#[from] CallError),
     /// The value is `{}` or empty: nobody has filled it in yet.
-    #[error("the secret is empty yet")]
+    #[error("the secret is still empty")]
     Empty,
     /// The secret has no such key, or an empty value under the key.
     #[error("the secret has no key {0} yet")]
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn value_from_is_an_arn_or_a_name_with_a_json_key_a_stage_and_a_version() {
+    fn a_secret_is_parsed_from_its_arn_or_its_name() {
         let arn = "arn:aws:secretsmanager:eu-north-1:210987654321:secret:dev/db-AbCdEf";
         let rows = [
             (format!("T={arn}"), secret("T", arn, ["", "", ""])),
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_s_string_comes_without_quotes_and_anything_else_as_json() {
+    fn a_string_has_no_quotes_and_other_values_are_json() {
         let text = Secret::new(r#"{"token":"t\"1","ttl":30,"list":[1]}"#);
         let of = |key| value(&text, key).unwrap().expose().to_owned();
         assert_eq!(of(Some("token")), "t\"1");
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_that_nobody_has_filled_in_is_waited_for_and_one_that_is_not_json_is_not() {
+    fn an_empty_secret_may_pass_and_a_malformed_one_may_not() {
         let error = |text: &str, key: Option<&str>| value(&Secret::new(text), key).unwrap_err();
         for (text, key) in [
             ("{}", Some("token")),

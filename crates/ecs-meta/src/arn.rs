@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A text is not the ARN it should be.
+/// The text is not an ARN of the expected kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{value:?} is not {expected}")]
 pub struct ArnError {
@@ -18,7 +18,7 @@ pub struct ArnError {
 pub struct TaskId(String);
 
 impl TaskId {
-    /// The ID as ECS writes it.
+    /// The ID as a text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -43,9 +43,9 @@ impl PartialEq<str> for TaskId {
     }
 }
 
-/// The ARN of a task, in the old form `arn:aws:ecs:<region>:<account>:task/<task ID>` or the one with the cluster's
-/// name, `…:task/<cluster>/<task ID>` ("Amazon Resource Names (ARNs) and IDs" in the Amazon ECS Developer Guide). Any
-/// partition is accepted: `aws`, `aws-cn`, `aws-us-gov` and the isolated ones.
+/// The ARN of a task. The old form is `arn:aws:ecs:<region>:<account>:task/<task ID>`, the new one has the cluster's name:
+/// `…:task/<cluster>/<task ID>` ("Amazon Resource Names (ARNs) and IDs" in the Amazon ECS Developer Guide). Any partition is accepted:
+/// `aws`, `aws-cn`, `aws-us-gov` and the isolated ones.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskArn {
@@ -87,7 +87,7 @@ impl TaskArn {
         &self.task_id
     }
 
-    /// The ARN of the task with this ID in the same cluster, in the same form.
+    /// The ARN of another task in the same cluster, in the same form.
     #[must_use]
     pub fn sibling(&self, task_id: &str) -> Self {
         Self { task_id: TaskId(task_id.to_owned()), ..self.clone() }
@@ -172,10 +172,10 @@ impl ClusterArn {
         &self.account
     }
 
-    /// The ARN of the cluster with this name in a region, in the partition and account of any ARN, such as a secret's.
+    /// The ARN of the cluster with this name in this region. Partition and account come from any ARN, such as a secret's.
     ///
     /// # Errors
-    /// When the text is no ARN.
+    /// If the text is not an ARN.
     pub fn beside(arn: &str, region: &str, name: &str) -> Result<Self, ArnError> {
         let error = || ArnError {
             value: arn.to_owned(),
@@ -222,7 +222,7 @@ impl fmt::Display for ClusterArn {
     }
 }
 
-/// What all ARNs of ECS begin with.
+/// The parts of any ARN of ECS.
 struct EcsArn<'a> {
     partition: &'a str,
     region: &'a str,
@@ -235,7 +235,7 @@ impl<'a> EcsArn<'a> {
         let parts: Vec<&str> = text.split(':').collect();
         let ["arn", partition, "ecs", region, account, resource] = parts[..] else { return None };
         let whole = [partition, region, account, resource].iter().all(|part| {
-            // An ARN goes into Consul's service meta and into URLs.
+            // ARNs are used in Consul's service meta and in URLs.
             !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic())
         });
         whole.then_some(Self { partition, region, account, resource })
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_arn_of_either_form_and_any_partition_comes_apart_and_together_again() {
+    fn a_task_arn_survives_a_round_trip() {
         let cases = [
             ("arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b2c", "aws", "eu-north-1", Some("blue"), "0a1b2c"),
             ("arn:aws:ecs:eu-north-1:210987654321:task/6f2a-11", "aws", "eu-north-1", None, "6f2a-11"),
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_task_arn_is_refused_with_what_it_held() {
+    fn a_text_that_is_not_a_task_arn_is_refused() {
         let not = [
             "",
             "0a1b2c",
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_arn_comes_apart_and_together_again_and_nothing_else_is_one() {
+    fn a_cluster_arn_survives_a_round_trip() {
         let text = "arn:aws-cn:ecs:cn-north-1:210987654321:cluster/blue";
         let arn: ClusterArn = text.parse().unwrap();
         assert_eq!((arn.name(), arn.region(), arn.account()), ("blue", "cn-north-1", "210987654321"));

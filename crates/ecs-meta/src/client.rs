@@ -1,4 +1,4 @@
-//! A client for the endpoint.
+//! A client for the task metadata endpoint.
 
 use std::time::Duration;
 
@@ -85,11 +85,11 @@ impl Error {
 }
 
 impl Task {
-    /// Whether the answer says anything of the containers: it lists some, and the one with the Docker ID `own` among them.
+    /// Checks that the answer is complete: it lists containers, and among them the one with the Docker ID `own`.
     ///
     /// # Errors
     /// [`Error::Incomplete`].
-    pub fn lists(&self, own: Option<&str>) -> Result<(), Error> {
+    pub fn ensure_lists(&self, own: Option<&str>) -> Result<(), Error> {
         if self.containers.is_empty() {
             return Err(Error::Incomplete { missing: "no containers" });
         }
@@ -133,14 +133,14 @@ impl MetadataClient {
         decode(&self.fetch("/task", TASK).await?, TASK)
     }
 
-    /// The task, if its containers can be trusted to be all there. An answer without containers, or without the container `own`
-    /// (its Docker ID), says nothing about the other containers either.
+    /// The task, if the answer is complete. An answer without containers, or without the container with the Docker ID `own`, says nothing
+    /// about the other containers either.
     ///
     /// # Errors
     /// [`Error::Incomplete`], and those of [`MetadataClient::task`].
     pub async fn whole_task(&self, own: Option<&str>) -> Result<Task, Error> {
         let task = self.task().await?;
-        task.lists(own)?;
+        task.ensure_lists(own)?;
         Ok(task)
     }
 
@@ -150,7 +150,7 @@ impl MetadataClient {
         Watch::start(&self.uri, interval)
     }
 
-    /// The task with its containers, for a program that starts. It tries again for up to `bound`.
+    /// The task with its containers, for a program that is starting. It tries again for up to `bound`.
     ///
     /// # Errors
     /// At once if the failure cannot pass ([`Error::may_pass`]), otherwise at the bound.
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_endpoint_that_says_nothing_is_given_up_after_two_seconds() {
+    async fn a_request_without_an_answer_fails_after_two_seconds() {
         let (client, _) = endpoint(Answer::silent());
         let error = client.task().await.unwrap_err();
         let Error::Http { source: http::Error::TimedOut { limit, .. }, .. } = error else { panic!("{error:?}") };

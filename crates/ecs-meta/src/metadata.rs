@@ -1,5 +1,5 @@
-//! What sidecars read of the endpoint's answer, and no more: a field that nobody uses cannot spoil an answer, whatever its
-//! value is.
+//! The types of the endpoint's answer. They have only the fields that sidecars read, so an unexpected value in another field causes no
+//! error.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::arn::{ArnError, ClusterArn, TaskArn, TaskId};
 
-/// An enum of the words AWS uses, and of any other word.
+/// Defines an enum of the words that AWS uses, and a variant for any other word.
 macro_rules! words {
     ($(#[$of_enum:meta])* $name:ident { $($(#[$of_word:meta])* $variant:ident = $word:literal,)* }) => {
         $(#[$of_enum])*
@@ -15,7 +15,7 @@ macro_rules! words {
         #[serde(from = "String", into = "String")]
         pub enum $name {
             $($(#[$of_word])* $variant,)*
-            /// A word not known here.
+            /// Any other word.
             Other(String),
         }
 
@@ -54,44 +54,44 @@ macro_rules! words {
 }
 
 words! {
-    /// A task's or container's status, in the order in which ECS goes through them. A pause container ends up in
-    /// `RESOURCES_PROVISIONED`, all others in `RUNNING`, until they stop.
+    /// A task's or container's status, in ECS's order. A running pause container has `RESOURCES_PROVISIONED`, any other running
+    /// container has `RUNNING`.
     #[derive(Default)]
     Status {
         /// Nothing has happened yet.
         #[default]
         None = "NONE",
-        /// The image's manifest is there.
+        /// The agent has the image's manifest.
         ManifestPulled = "MANIFEST_PULLED",
-        /// The image is there.
+        /// The agent has the image.
         Pulled = "PULLED",
-        /// The container is created and not started.
+        /// The container exists, but has not started.
         Created = "CREATED",
         /// It runs.
         Running = "RUNNING",
         /// The pause container runs and its network is set up.
         ResourcesProvisioned = "RESOURCES_PROVISIONED",
-        /// It has stopped, or as a desired status: it is to stop.
+        /// It has stopped. As a desired status: ECS stops it.
         Stopped = "STOPPED",
     }
 }
 
 words! {
-    /// What the last health checks said.
+    /// The result of the last health checks.
     #[derive(Default)]
     HealthStatus {
         /// They pass.
         Healthy = "HEALTHY",
         /// They fail.
         Unhealthy = "UNHEALTHY",
-        /// None has been decided yet.
+        /// There is no result yet.
         #[default]
         Unknown = "UNKNOWN",
     }
 }
 
 impl HealthStatus {
-    /// Whether nothing has been decided yet.
+    /// Whether there is no result yet.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
         *self == Self::Unknown
@@ -105,7 +105,7 @@ words! {
         /// The task definition.
         #[default]
         Normal = "NORMAL",
-        /// The ECS agent: the holder of the network namespace.
+        /// The ECS agent, for the container that holds the network namespace.
         CniPause = "CNI_PAUSE",
     }
 }
@@ -121,13 +121,13 @@ pub struct Task {
     pub task_arn: TaskArn,
     /// The task definition's family.
     pub family: String,
-    /// The status ECS wants the task to have.
+    /// The status that ECS wants the task to have.
     #[serde(default, deserialize_with = "null_as_default")]
     pub desired_status: Status,
-    /// The status the task has: RUNNING once all of its containers have started.
+    /// The task's status: RUNNING when all of its containers have started.
     #[serde(default, deserialize_with = "null_as_default")]
     pub known_status: Status,
-    /// Its containers, as far as they are known yet.
+    /// The containers that the agent knows so far.
     #[serde(default, deserialize_with = "null_as_default")]
     pub containers: Vec<Container>,
 }
@@ -139,11 +139,10 @@ impl Task {
         self.task_arn.task_id()
     }
 
-    /// The cluster's ARN: the one in the metadata, else the cluster's name with the partition, region and account of the
-    /// task's ARN.
+    /// The cluster's ARN. If the metadata has only the cluster's name, the partition, region and account come from the task's ARN.
     ///
     /// # Errors
-    /// When the metadata holds an ARN that is not a cluster's.
+    /// If the metadata has an ARN that is not a cluster's.
     pub fn cluster_arn(&self) -> Result<ClusterArn, ArnError> {
         if self.cluster.starts_with("arn:") {
             return self.cluster.parse();
@@ -151,7 +150,7 @@ impl Task {
         Ok(self.task_arn.cluster_arn(&self.cluster))
     }
 
-    /// The task's own address: the first that any of its containers has. All share it under `awsvpc`.
+    /// The task's address: the first address of any of its containers. With `awsvpc`, all containers share it.
     #[must_use]
     pub fn private_ip(&self) -> Option<&str> {
         self.containers.iter().find_map(Container::private_ip)
@@ -162,18 +161,18 @@ impl Task {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Container {
-    /// Docker's ID of it; on Fargate the task ID and a number.
+    /// Docker's ID; on Fargate the task ID and a number.
     #[serde(default, deserialize_with = "null_as_default")]
     pub docker_id: String,
     /// Its name in the task definition.
     pub name: String,
-    /// The status ECS wants it to have.
+    /// The status that ECS wants the container to have.
     #[serde(default, deserialize_with = "null_as_default")]
     pub desired_status: Status,
-    /// The status it has.
+    /// The container's status.
     #[serde(default, deserialize_with = "null_as_default")]
     pub known_status: Status,
-    /// Whose container it is.
+    /// Who put the container into the task.
     #[serde(rename = "Type", default, deserialize_with = "null_as_default")]
     pub type_: ContainerType,
     /// Its health; only if it has a health check.
@@ -188,7 +187,8 @@ pub struct Container {
 }
 
 impl Container {
-    /// Its first IPv4 address, else its first IPv6 address. ECS's agent lists an empty text for an interface that has none.
+    /// The container's first IPv4 address, otherwise its first IPv6 address. ECS's agent lists an empty text for an interface without an
+    /// address.
     #[must_use]
     pub fn private_ip(&self) -> Option<&str> {
         let v4 = self.networks.iter().flat_map(|network| &network.ipv4_addresses);
@@ -197,10 +197,10 @@ impl Container {
     }
 }
 
-/// What health checks say of a container. AWS writes this key in lower case.
+/// The health of a container. AWS writes this key in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Health {
-    /// The status. ECS leaves it out while it is unknown (`dockerContainerHealthToV2Health` of its agent).
+    /// The status. ECS leaves out an unknown status (`dockerContainerHealthToV2Health` in its agent).
     #[serde(default, deserialize_with = "null_as_default")]
     pub status: HealthStatus,
 }

@@ -27,20 +27,20 @@ pub type Answer = Result<Arc<Task>, Arc<Error>>;
 #[derive(Debug, Clone)]
 pub struct Watch {
     answers: watch::Receiver<Option<Answer>>,
-    asked: Arc<Mutex<Instant>>,
+    last_fetch: Arc<Mutex<Instant>>,
 }
 
 impl Watch {
     /// Fetches at this interval until the watch is dropped.
     pub(crate) fn start(uri: &str, interval: Duration) -> Self {
         let (sender, answers) = watch::channel(None);
-        let asked = Arc::new(Mutex::new(Instant::now()));
-        let (mut endpoint, beat) = (Endpoint::new(uri), asked.clone());
+        let last_fetch = Arc::new(Mutex::new(Instant::now()));
+        let (mut endpoint, fetched) = (Endpoint::new(uri), last_fetch.clone());
         std::thread::spawn(move || {
             let mut last: Option<Result<Vec<u8>, String>> = None;
             while !sender.is_closed() {
                 let answer = endpoint.fetch();
-                *beat.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+                *fetched.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
                 let kept = answer.as_ref().map(Vec::clone).map_err(|error| one_line(error));
                 if last.as_ref() != Some(&kept) {
                     let answer = answer.and_then(|body| decode::<Task>(&body, TASK));
@@ -51,7 +51,7 @@ impl Watch {
                 std::thread::sleep(interval);
             }
         });
-        Self { answers, asked }
+        Self { answers, last_fetch }
     }
 
     /// The next answer that differs from the one before.
@@ -75,8 +75,8 @@ impl Watch {
 
     /// The time of the last fetch. If it does not move, the thread hangs.
     #[must_use]
-    pub fn clock(&self) -> Arc<Mutex<Instant>> {
-        self.asked.clone()
+    pub fn last_fetch(&self) -> Arc<Mutex<Instant>> {
+        self.last_fetch.clone()
     }
 }
 
@@ -162,7 +162,7 @@ impl Endpoint {
         Err(unreachable(last).into())
     }
 
-    /// Reads more of the answer; 0 at its end.
+    /// Reads more of the answer; 0 if the endpoint has closed the connection.
     fn read(&mut self, connection: &mut TcpStream, deadline: Instant) -> Result<usize, Failure> {
         let before = self.buffer.len();
         if before > LIMITS.bytes {

@@ -11,7 +11,7 @@ fn task(containers: Value) -> Value {
 }
 
 #[test]
-fn a_value_of_the_wrong_shape_in_a_field_that_no_sidecar_uses_spoils_nothing() {
+fn a_wrong_value_in_an_unused_field_is_ignored() {
     let fields_of_a_task = [
         "Revision",
         "ServiceName",

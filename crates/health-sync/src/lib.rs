@@ -188,7 +188,7 @@ async fn sync_until_term(
         }
     };
     let names = role.names(&task);
-    let sync = known.get_or_init(|| Syncer::new(consul, options, config, role, &names, &task, watch.clock()));
+    let sync = known.get_or_init(|| Syncer::new(consul, options, config, role, &names, &task, watch.last_fetch()));
     if let Some(own) = own {
         sync.set_own_id(own);
     }
@@ -240,7 +240,7 @@ async fn own_id(metadata: &MetadataClient) -> String {
 fn complete(answer: &Answer, own: Option<&str>) -> Result<Arc<Task>, String> {
     let no_metadata = |error: &ecs_meta::Error| format!("no task metadata: {}", one_line(error));
     let task = answer.as_ref().map_err(|error| no_metadata(error))?;
-    task.lists(own).map_err(|error| no_metadata(&error))?;
+    task.ensure_lists(own).map_err(|error| no_metadata(&error))?;
     Ok(task.clone())
 }
 

@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_ttl_is_written_as_consul_reads_it_and_is_neither_too_short_nor_too_long() {
+    fn a_ttl_has_consul_s_format_and_is_within_the_limits() {
         let rows = [("30s", "30s"), ("100000h", "100000h"), ("1m 30s", "90s"), ("1500ms", "1500ms"), ("2h", "2h")];
         for (text, written) in rows {
             assert_eq!(text.parse::<CheckTtl>().unwrap().to_string(), written);

@@ -35,8 +35,8 @@ impl Config {
         }
     }
 
-    /// Reads a document that has all of these fields, except `bootstrapDir`, and further ones. `own` asks for those. The rules are not
-    /// checked. The values are valid only if there are no errors.
+    /// Reads a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them. The rules are
+    /// not checked. The values are valid only if there are no errors.
     pub fn read_beside<T>(
         value: &Value,
         bootstrap_dir: &str,

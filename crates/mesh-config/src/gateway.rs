@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use crate::registration::LISTENER_INTERVAL;
 use crate::{CheckTtl, Config, Gateway, GatewayKind, Names, Service, meta, registration};
 
-/// The default port of a gateway's listener. For an ingress gateway, it is the readiness listener.
+/// The default port of a gateway's listener. An ingress gateway serves only `/ready` on this port.
 pub const GATEWAY_PORT: u16 = 8443;
 
 impl GatewayKind {
@@ -79,7 +79,7 @@ impl<'a> Role<'a> {
         given(name.as_deref()).unwrap_or(family).to_lowercase()
     }
 
-    /// The registrations, in order. The last one is the proxy or gateway that Envoy runs.
+    /// The registrations, in order. The last one is the proxy or gateway for which Envoy runs.
     #[must_use]
     pub fn registrations(
         self,
@@ -112,7 +112,7 @@ impl<'a> Role<'a> {
     #[must_use]
     pub fn ready_bind(self, task: &Task) -> Option<(IpAddr, u16)> {
         let Self::Gateway(gateway @ Gateway { kind: GatewayKind::Ingress, .. }) = self else { return None };
-        // A name may have addresses of either family: the task's family decides then.
+        // A name may have addresses of both IP versions. Then the version of the task's address decides.
         let ip = dialled(gateway, task).parse::<IpAddr>().ok().or_else(|| task.private_ip()?.parse().ok());
         let any =
             if ip.is_some_and(|ip| ip.is_ipv6()) { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_gateway_has_the_family_as_it_is_and_its_listener_checked_on_the_task_s_address() {
+    fn the_smallest_gateway_has_the_family_and_the_task_s_address() {
         for kind in ["mesh-gateway", "ingress-gateway", "terminating-gateway"] {
             let expected = json!([{
                 "Kind": kind, "ID": "Edge-f1a2", "Name": "Edge", "Port": 8443,
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_port_has_8443_and_a_port_alone_makes_no_address() {
+    fn an_address_without_a_port_has_port_8443() {
         let gateway = registered(json!({
             "kind": "mesh-gateway", "lanAddress": { "port": 9443 }, "wanAddress": { "address": "198.51.100.7" },
         }));
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_in_a_task_with_ipv6_alone_is_at_the_task_s_address() {
+    fn an_ipv6_only_gateway_has_the_task_s_address() {
         let task = task(&json!({ "NetworkMode": "awsvpc", "IPv6Addresses": ["fd00::1"] }));
         let document = json!({ "bootstrapDir": "/consul", "gateway": { "kind": "mesh-gateway" } });
         let config = Config::parse(&document.to_string()).unwrap();
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_goes_before_a_service_and_an_ingress_gateway_alone_needs_a_readiness_listener() {
+    fn a_gateway_wins_and_only_ingress_has_a_readiness_listener() {
         let ready_at = |kind: &str, address: &str, task: &Task| {
             let document = json!({
                 "bootstrapDir": "/consul", "service": { "port": 80 },

@@ -26,7 +26,7 @@ pub use names::{
     BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, HEALTH_SYNC_NAME, Names, PUBLIC_LISTENER_PORT, SERVICE_TOKEN_FILE, is_sidecar,
     meta,
 };
-pub use reader::{Asked, ConfigError, FieldError, Findings, Object, Unknown, describe_value};
+pub use reader::{ConfigError, FieldError, FieldReader, Findings, Object, Unknown, describe_value};
 
 /// The environment variable that holds the document.
 pub const VARIABLE: &str = "CONSUL_ECS_CONFIG_JSON";

@@ -7,9 +7,9 @@ use ecs_meta::TaskId;
 
 /// The name of the bootstrap in the bootstrap directory.
 pub const BOOTSTRAP_FILE: &str = "envoy-bootstrap.json";
-/// The file there with the service's token, where mesh-init logs in for it.
+/// The file in the bootstrap directory with the service's token, if mesh-init logs in for it.
 pub const SERVICE_TOKEN_FILE: &str = "service-token";
-/// The file there with the agent's token, where `mesh-init agent-config` logs in for it.
+/// The file in the bootstrap directory with the agent's token, if `mesh-init agent-config` logs in for it.
 pub const CLIENT_TOKEN_FILE: &str = "client-token";
 /// The name of every check that health-sync updates.
 pub const HEALTH_SYNC_NAME: &str = "consul ecs synced";
@@ -38,7 +38,7 @@ pub fn is_sidecar(container: &str) -> bool {
         || container.starts_with("aws-guardduty-agent")
 }
 
-/// The names of one task in Consul, as of consul-ecs 0.6.
+/// The names of one task in Consul, as of consul-ecs 0.6. The fields describe a service. For a gateway, see `Role::names`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
     /// The service: `service.name`, else the task family, in lower case.
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_follow_the_service_name_else_the_family_in_lower_case() {
+    fn names_follow_the_service_name_or_the_family() {
         let names = Names::new(None, "Shop-Web", &"f1a2".into());
         assert_eq!(names.service, "shop-web");
         assert_eq!(names.service_id, "shop-web-f1a2");

@@ -92,7 +92,7 @@ pub struct Object<'a> {
 }
 
 /// A field of an object. By default it is optional, and `null` is the same as absent.
-pub struct Asked<'o, 'a> {
+pub struct FieldReader<'o, 'a> {
     object: &'o mut Object<'a>,
     name: &'static str,
     about: &'static str,
@@ -149,8 +149,8 @@ fn kind(value: &Value) -> String {
 
 impl<'a> Object<'a> {
     /// Asks for a field. `about` is its purpose, in a line.
-    pub fn field<'o>(&'o mut self, name: &'static str, about: &'static str) -> Asked<'o, 'a> {
-        Asked { object: self, name, about, required: false, nullable: true, private: false }
+    pub fn field<'o>(&'o mut self, name: &'static str, about: &'static str) -> FieldReader<'o, 'a> {
+        FieldReader { object: self, name, about, required: false, nullable: true, private: false }
     }
 
     /// The path of a field. The name may come from the user, so control characters are replaced: a message is one line.
@@ -185,7 +185,7 @@ impl<'a> Object<'a> {
     }
 }
 
-impl<'a> Asked<'_, 'a> {
+impl<'a> FieldReader<'_, 'a> {
     /// The field is required.
     pub fn required(self) -> Self {
         Self { required: true, nullable: false, ..self }
@@ -385,8 +385,8 @@ impl<'a> Asked<'_, 'a> {
     }
 }
 
-/// An integer. In JSON schema, `80.0` is one too. A number outside of the range becomes the end of the range, which every rule
-/// refuses.
+/// An integer. In JSON schema, `80.0` is an integer too. A number that does not fit into an `i64` becomes the limit of `i64`, which
+/// every rule refuses.
 #[expect(clippy::cast_possible_truncation, reason = "saturates, as it is meant to")]
 pub(crate) fn whole_number(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as i64))

@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_with_ipv6_alone_has_its_public_listener_there_and_checked_there() {
+    fn an_ipv6_only_task_has_its_listener_and_check_on_ipv6() {
         let proxy_of = |addresses: Value, config: Value| {
             let document = json!({ "bootstrapDir": "/c", "service": { "port": 1 }, "proxy": { "config": config } });
             let config = Config::parse(&document.to_string()).unwrap();
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_proxy_copies_the_service_s_tags_weights_override_and_place() {
+    fn the_proxy_copies_fields_of_its_service() {
         let (service, proxy) = registrations(&json!({
             "bootstrapDir": "/consul",
             "service": { "name": "web", "port": 8080, "tags": ["a"], "weights": { "passing": 3, "warning": 2 },
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn each_synced_container_has_a_check_that_is_critical_at_first() {
+    fn each_synced_container_has_a_critical_check_at_first() {
         let (service, _) = registrations(&json!({
             "bootstrapDir": "/consul", "healthSyncContainers": ["app"], "service": { "name": "web", "port": 8080 },
         }));

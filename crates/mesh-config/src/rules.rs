@@ -109,7 +109,7 @@ impl Broken {
         self.0.push((path.into(), None, expected.into()));
     }
 
-    /// An integer is in this range. What is no integer is the schema's business.
+    /// Reports an integer outside of this range. The schema reports a value that is not an integer.
     fn range(&mut self, path: impl Into<String>, value: &Value, range: RangeInclusive<i64>) {
         if whole_number(value).is_some_and(|number| !range.contains(&number)) {
             self.got(path, describe_value(value), format!("an integer from {} to {}", range.start(), range.end()));
@@ -117,8 +117,8 @@ impl Broken {
     }
 }
 
-/// Holds the rules to a document, also one that the schema refuses: where and how it breaks them, in the rules' order.
-/// Each finding has its rule's name.
+/// Checks the rules, also for a document that the schema refuses. Returns each broken rule with its name and place, in the order of the
+/// rules.
 #[must_use]
 pub fn broken(document: &Value) -> Vec<(&'static Rule, FieldError)> {
     let mut all = Vec::new();
@@ -215,7 +215,7 @@ struct Listener {
 enum Host {
     All,
     Ip(IpAddr),
-    /// Envoy takes no names; two that are the same are the same place.
+    /// Envoy accepts only addresses. Two equal names count as the same address.
     Name(String),
 }
 
@@ -252,7 +252,7 @@ impl Listener {
     }
 }
 
-/// The app's listener and Envoy's, the public one first.
+/// The task's listeners: first Envoy's public one, then the app's, then the others.
 fn listeners(document: &Value) -> Vec<Listener> {
     let (service, proxy) = (&document["service"], &document["proxy"]);
     let port = &proxy["publicListenerPort"];
@@ -273,8 +273,8 @@ fn listeners(document: &Value) -> Vec<Listener> {
     [public, service].into_iter().chain(upstreams).chain(exposed).chain(options).flatten().collect()
 }
 
-/// App and Envoy share the task's network namespace: the second of two listeners at the same place would not start, or silently
-/// get nothing.
+/// App and Envoy share the task's network namespace. If two listeners have the same address and port, the second one does not start, or
+/// silently gets no connections.
 fn port_once(document: &Value, broken: &mut Broken) {
     if document["gateway"].is_object() {
         return;
@@ -288,7 +288,7 @@ fn port_once(document: &Value, broken: &mut Broken) {
     }
 }
 
-/// What else listens in a task: port, on all addresses or on loopback, and whose it is.
+/// The other listeners of a task: port, address and owner.
 const SIDECARS: [(i64, Host, &str); 5] = [
     (8301, Host::All, "the gossip of the task's Consul agent"),
     (8500, LOOPBACK, "the HTTP API of the task's Consul agent"),

@@ -20,7 +20,7 @@ impl Shape {
         reader::describe(Config::read)
     }
 
-    /// The shape of a document that has all of these fields, except `bootstrapDir`, and further ones. `own` asks for those.
+    /// The shape of a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them.
     pub fn of_document_beside<T>(own: impl FnOnce(&mut Object<'_>) -> T) -> Self {
         reader::describe(|root| (own(root), Config::read_rest(root, PathBuf::new())))
     }

@@ -9,7 +9,7 @@ fn refused(text: &str) -> String {
 }
 
 #[test]
-fn the_smallest_document_is_a_bootstrap_directory_and_a_service_s_port_or_a_gateway_s_kind() {
+fn the_smallest_documents_are_valid() {
     let config = Config::parse(r#"{"bootstrapDir": "/consul", "service": {"port": 0}}"#).unwrap();
     assert_eq!(config.bootstrap_dir.to_str(), Some("/consul"));
     assert_eq!(config.proxy.public_listener_port, 20000);
@@ -20,7 +20,7 @@ fn the_smallest_document_is_a_bootstrap_directory_and_a_service_s_port_or_a_gate
 }
 
 #[test]
-fn null_is_the_same_as_absent_where_the_schema_lets_it_stand() {
+fn null_is_the_same_as_absent_if_the_schema_allows_it() {
     let text = r#"{"bootstrapDir": "/consul", "logLevel": null, "proxy": null, "consulLogin": null,
         "service": {"port": 1, "weights": null, "tags": null, "checks": [{"status": null}]}}"#;
     let absent = r#"{"bootstrapDir": "/consul", "service": {"port": 1, "checks": [{}]}}"#;
@@ -33,7 +33,7 @@ fn null_is_the_same_as_absent_where_the_schema_lets_it_stand() {
 }
 
 #[test]
-fn all_that_is_wrong_is_told_at_once_with_path_value_and_what_would_do() {
+fn all_errors_are_reported_with_path_value_and_expectation() {
     let text = r#"{
         "logLevel": "loud",
         "service": {"port": "80", "tags": ["a", 1, "a"], "name": "Web", "checks": [{"http": 5, "ttl": "1s", "tls": true}]},
@@ -283,7 +283,7 @@ fn listeners_are_told_apart_by_address_and_port() {
 }
 
 #[test]
-fn ports_of_the_agent_and_of_envoy_s_admin_interface_are_warned_of() {
+fn ports_of_the_sidecars_cause_a_warning() {
     let none: [&str; 0] = [];
     let upstream = |address: &str, port: u16| {
         broken_by(
@@ -319,7 +319,7 @@ fn ports_of_the_agent_and_of_envoy_s_admin_interface_are_warned_of() {
 }
 
 #[test]
-fn debug_shows_neither_opaque_configuration_nor_a_check_s_header() {
+fn debug_shows_no_opaque_configuration_or_check_header() {
     let config = json!({ "envoy_statsd_url": "5ec3e7" });
     let document = json!({
         "bootstrapDir": "/consul",

@@ -28,12 +28,12 @@ pub enum AddressError {
     Invalid {
         /// The variable or flag.
         name: &'static str,
-        /// What it holds, in quotes; not where that may be a secret.
+        /// Its value in quotes; not shown if it may be a secret.
         value: String,
-        /// What would do.
+        /// What would be valid.
         expected: &'static str,
     },
-    /// Its host has no address.
+    /// The host in the address cannot be resolved.
     #[error("{name}: {host} has no address")]
     Unresolved {
         /// The variable or flag.
@@ -63,17 +63,17 @@ pub enum AddressError {
     Authority {
         /// The variable that names the file or its directory.
         variable: &'static str,
-        /// The file or directory; not where the variable holds the certificate itself.
+        /// The file or directory. It is not shown if the variable holds the certificate itself.
         file: String,
         /// Why.
         source: std::io::Error,
     },
-    /// What is given as a CA certificate is none, or more than that.
+    /// The text is not a CA certificate, or holds something else too.
     #[error("{variable}: {what} cannot be used")]
     Pem {
         /// The variable.
         variable: &'static str,
-        /// The file, or that it is the variable's own text.
+        /// The file's name, or a note that the text is in the variable.
         what: String,
         /// Why.
         source: PemError,
@@ -86,8 +86,8 @@ impl AddressError {
     }
 }
 
-/// The address that `CONSUL_GRPC_ADDR` or its flag gives: `host:port`, `http://…` or `https://…` in front, or
-/// `unix://<path>`. A unix socket is spoken to with TLS where a gRPC CA certificate is given.
+/// The address in `CONSUL_GRPC_ADDR` or its flag: `host:port`, optionally after `http://` or `https://`, or `unix://<path>`. With a gRPC
+/// CA certificate, Envoy uses TLS on the socket too.
 ///
 /// # Errors
 /// When it is no address, its host has none, or its CA certificates cannot be read.
@@ -118,7 +118,7 @@ pub fn given(
     Ok(XdsAddress { endpoint: Endpoint::Tcp(ip, port), authorities })
 }
 
-/// xDS at the port that the agent reports, in plain text. An agent that reports no port has the default port.
+/// xDS at the port that the agent reports, in plain text. If the agent reports no port, the default port counts.
 ///
 /// # Errors
 /// [`AddressError::OnlyTls`] and [`AddressError::NoGrpc`].
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_s_authorities_are_read_with_its_subdirectories_in_the_order_of_go_s_filepath_walk() {
+    fn a_directory_s_authorities_are_read_in_go_s_order() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("b")).unwrap();
         // As paths, `b.pem` would come before `b/b.pem`.
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_as_an_authority_is_looked_at_and_not_shown() {
+    fn a_text_that_is_not_a_certificate_is_refused_and_not_shown() {
         let made = rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap();
         let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn an_authority_that_cannot_be_read_is_named_with_its_variable() {
+    fn an_unreadable_authority_is_named_with_its_variable() {
         let error = |file, path, env: &Env| given("https://127.0.0.1:1", file, path, env).unwrap_err().to_string();
         let env = Env::from_iter([("CONSUL_CACERT", "/nowhere")]);
         let text = "cannot read the CA certificate in /nowhere";
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loopback_address_is_of_the_agent_s_family_else_of_the_task_s() {
+    fn the_agent_s_ip_version_decides_the_loopback_address() {
         let agent_self = |bound: &str| -> AgentSelf {
             let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1.17.0" });
             serde_json::from_value(json!({ "Config": config, "DebugConfig": { "BindAddr": bound } })).unwrap()

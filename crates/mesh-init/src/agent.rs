@@ -58,8 +58,8 @@ pub async fn datacenter(consul: &Client, names: &Names) -> Option<String> {
     datacenter.ok()
 }
 
-/// The config entry `proxy-defaults`, which holds access logs since Consul 1.15. It is none if it does not exist or the token
-/// may not read it; Consul's own command does the same.
+/// The config entry `proxy-defaults`, which holds access logs since Consul 1.15. None if the entry does not exist, if it cannot be read,
+/// or if it does not come in time. Consul's own command also continues without it.
 pub async fn proxy_defaults(consul: &Client) -> Option<Value> {
     let entry = at_start("proxy-defaults", PROXY_DEFAULTS_BOUND, async || {
         match consul.config_entry("proxy-defaults", "global").await {

@@ -20,12 +20,12 @@ use crate::address::DEFAULT_PORT;
 use crate::consul_version::ConsulVersion;
 use crate::login::{self, Login, LoginError, Settings};
 
-/// The file carries the client token and the gossip key: its owner and the volume's group may read it.
+/// The file holds the client token and the gossip key. Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
-/// The authority's certificate, in a directory beside the configuration. Consul takes no certificate in the configuration
-/// itself, and warns of a file in `-config-dir` that is neither `.json` nor `.hcl`.
+/// The authority's certificate, in a directory beside the configuration. Consul accepts no certificate in the configuration
+/// itself. It warns of a file in `-config-dir` that is neither `.json` nor `.hcl`.
 const AUTHORITY_FILE: &str = "tls/ca.pem";
-/// How soon the servers may forget the node if it does not leave: a task that was killed never comes back.
+/// How soon the servers may forget the node if it does not leave. A killed task never comes back.
 const RECONNECT_TIMEOUT: &str = "15m";
 
 /// The values of the flags.
@@ -57,7 +57,7 @@ pub enum AgentConfigError {
     Log(#[from] log::LogError),
     #[error("CONSUL_RETRY_JOIN is not set: expected the servers' addresses, separated by commas")]
     NoServers,
-    #[error("--output (MESH_INIT_AGENT_CONFIG) is {}: expected a name that ends in .json, since Consul reads no other", shown_path(.0))]
+    #[error("--output (MESH_INIT_AGENT_CONFIG) is {}: expected a name that ends in .json, because Consul would not read JSON from another file", shown_path(.0))]
     Output(PathBuf),
     #[error("{variable}_FILE")]
     Secret { variable: &'static str, source: SecretFileError },
@@ -83,7 +83,7 @@ pub enum AgentConfigError {
     Variable(#[from] ecs_meta::Error),
     #[error("no task metadata")]
     Metadata(#[from] WaitError<NoAddress>),
-    #[error("no configuration for the agent")]
+    #[error("cannot write the agent's configuration")]
     Write(#[from] WriteError),
 }
 
@@ -214,7 +214,7 @@ fn secret(env: &Env, variable: &'static str) -> Result<Option<Secret>, AgentConf
 
 fn is_gossip_key(key: &str) -> bool {
     let digits = key.trim_end_matches('=');
-    // 16, 24 and 32 bytes: digits, and digits with padding.
+    // The lengths of the base64 text for 16, 24 and 32 bytes, without and with padding (`=`).
     matches!((digits.len(), key.len()), (22, 24) | (32, 32) | (43, 44))
         && digits.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
 }
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn without_secrets_there_are_no_acls_no_gossip_key_and_no_tls() {
+    fn without_secrets_there_are_no_acls_and_no_encryption() {
         let config = made(&Secrets::default());
         assert_eq!(config["node_name"], "Shop-f1a2");
         assert_eq!(config["advertise_addr"], "10.1.2.3");
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn the_node_has_the_task_s_id_so_that_an_agent_without_its_data_is_the_same_node() {
+    fn the_node_id_comes_from_the_task_id() {
         assert_eq!(node_id("1234567890ABCDEF1234567890abcdef"), "12345678-90ab-cdef-1234-567890abcdef");
         assert_eq!(node_id("12345678-90ab-cdef-1234-567890abcdef"), "12345678-90ab-cdef-1234-567890abcdef");
         let hashed = made(&Secrets::default())["node_id"].as_str().unwrap().to_owned();
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_copied_is_certificates_and_nothing_else_and_no_error_shows_it() {
+    fn only_certificates_are_copied_and_no_error_shows_the_text() {
         let made = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
         let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
         let file = tempfile::NamedTempFile::new().unwrap();

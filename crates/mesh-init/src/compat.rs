@@ -22,8 +22,8 @@ pub(crate) fn refused(error: &Error) -> Option<String> {
 }
 
 /// The field that the agent has dropped silently. A Consul without namespaces answers without a namespace. It would connect an
-/// upstream in another namespace to the service of that name in its own, and since Consul 1.11 the same happens with partitions.
-/// Before Consul 1.11, an agent ignores the query parameter `partition`.
+/// upstream in another namespace to the service of the same name in the task's own namespace. Consul 1.11 and later do the same with
+/// partitions. Before Consul 1.11, an agent ignores the query parameter `partition`.
 pub(crate) fn dropped(
     asked: &Config,
     registrations: &[ServiceRegistration],
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_without_the_place_that_was_asked_for_has_forgotten_it() {
+    fn a_missing_namespace_or_partition_is_reported() {
         let local = Upstream::default;
         let namespace = |name: &str| Upstream { destination_namespace: Some(name.to_owned()), ..local() };
         let partition = |name: &str| Upstream { destination_partition: Some(name.to_owned()), ..local() };
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_needs_the_same_version_here_in_its_description_and_in_the_table_of_versions() {
+    fn a_field_has_the_same_version_in_code_and_documents() {
         let table = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/compatibility.md");
         let table = std::fs::read_to_string(table).unwrap();
         let reference = mesh_config::schema::reference();

@@ -1,4 +1,4 @@
-//! The version of the task's Consul agent, as far as it decides which configuration keys the agent accepts.
+//! The version of the task's Consul agent. Major and minor decide which configuration keys the agent accepts.
 
 use std::str::FromStr;
 

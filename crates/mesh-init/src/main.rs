@@ -63,12 +63,12 @@ struct RunArguments {
     /// reports, else 8502, on the loopback address].
     #[arg(long, value_name = "ADDRESS", env = "CONSUL_GRPC_ADDR")]
     grpc_addr: Option<String>,
-    /// The file with the CA certificate for the agent's gRPC [default: with https:// CONSUL_CACERT_PEM or CONSUL_CACERT; with
-    /// unix:// none, which means plain text].
+    /// The file with the CA certificate for the agent's gRPC [default: for https://, CONSUL_CACERT_PEM or CONSUL_CACERT; for
+    /// unix://, none: plain text].
     #[arg(long, value_name = "FILE", env = "CONSUL_GRPC_CACERT")]
     grpc_ca_file: Option<String>,
-    /// The directory with the CA certificates for the agent's gRPC [default: with https:// CONSUL_CAPATH; with unix:// none, which
-    /// means plain text].
+    /// The directory with the CA certificates for the agent's gRPC [default: for https://, CONSUL_CAPATH; for unix://, none: plain
+    /// text].
     #[arg(long, value_name = "DIRECTORY", env = "CONSUL_GRPC_CAPATH")]
     grpc_ca_path: Option<String>,
     /// The address of Envoy's admin interface [default: the loopback address, port 19000].
@@ -77,7 +77,7 @@ struct RunArguments {
     /// Where Envoy logs requests to its admin interface, unless proxy-defaults have access logs.
     #[arg(long, value_name = "FILE", env = "MESH_INIT_ADMIN_ACCESS_LOG_PATH", default_value = "/dev/null")]
     admin_access_log_path: String,
-    /// The address at which Envoy serves /ready [default: none; an ingress gateway's port].
+    /// The address at which Envoy serves /ready [default: none; for an ingress gateway, its own port].
     #[arg(long, value_name = "IP:PORT", env = "MESH_INIT_READY_BIND")]
     ready_bind: Option<String>,
     /// The port that the Prometheus listener forwards to, on the admin interface's address [default: the admin interface].

@@ -77,7 +77,7 @@ pub enum RunError {
     Address(#[from] AddressError),
     #[error("cannot make the bootstrap")]
     Bootstrap(#[from] BootstrapError),
-    #[error("no bootstrap")]
+    #[error("cannot write the bootstrap")]
     Write(#[from] WriteError),
 }
 

@@ -1,4 +1,4 @@
-//! What differs between two task definitions.
+//! Compares two task definitions.
 
 use std::collections::BTreeSet;
 
@@ -6,9 +6,9 @@ use serde_json::{Map, Value, json};
 
 use crate::task::registrable;
 
-/// What differs between the deployed task definition and the rendered one, each in a line with its path; nothing where both are the
-/// same to ECS. Either may be what `register-task-definition` takes or what `describe-task-definition` gives. Values of environment
-/// variables are not repeated. The tags of a definition that came without any are not compared.
+/// The differences between the deployed task definition and the rendered one, one per line with its path. The result is empty if ECS
+/// treats both as equal. Each definition may be an input of `register-task-definition` or an output of `describe-task-definition`. The
+/// values of environment variables are not shown. If one of the definitions has no tags, tags are not compared.
 #[must_use]
 pub fn differences(deployed: &Value, rendered: &Value) -> Vec<String> {
     let with_tags = |value: &Value| registrable(value).contains_key("tags");
@@ -27,7 +27,7 @@ pub fn differences(deployed: &Value, rendered: &Value) -> Vec<String> {
     lines
 }
 
-/// Replaces by `null` what ECS fills in and what is empty.
+/// Removes the values that ECS fills in, and empty values.
 fn without_defaults(value: &mut Value) {
     let Value::Object(fields) = value else { return };
     for (name, value) in fields.iter_mut() {
@@ -42,7 +42,7 @@ fn without_defaults(value: &mut Value) {
     {
         fields.remove("hostPort");
     }
-    // A task's CPU and memory are strings to ECS, whatever came in; only a task has a family.
+    // In ECS's answers, a task's CPU and memory are strings. Only a task has a family.
     if fields.contains_key("family") {
         for name in ["cpu", "memory"] {
             if let Some(Value::Number(number)) = fields.get(name) {
@@ -51,7 +51,7 @@ fn without_defaults(value: &mut Value) {
             }
         }
     }
-    // Only a health check has these beside a command.
+    // This object is a health check: remove ECS's defaults.
     if fields.contains_key("command") && (fields.contains_key("interval") || fields.contains_key("retries")) {
         fields.retain(|name, value| {
             !(name == "interval" && *value == 30
@@ -62,7 +62,7 @@ fn without_defaults(value: &mut Value) {
     fields.retain(|name, value| !is_default(name, value));
 }
 
-/// Objects whose keys are the user's.
+/// Objects with keys that the user chooses.
 fn is_by_name(field: &str) -> bool {
     matches!(field, "dockerLabels" | "options" | "driverOpts" | "labels")
 }
@@ -132,7 +132,8 @@ fn compare(path: &str, deployed: &Value, rendered: &Value, lines: &mut Vec<Strin
 }
 
 fn line(path: &str, deployed: &Value, rendered: &Value) -> String {
-    let secret = path.contains(".environment[");
+    // A list with an entry that has no name is compared as a whole, with the path of the list.
+    let secret = path.contains(".environment[") || path.ends_with(".environment");
     match (deployed, rendered) {
         (Value::Null, _) => format!("{path}: not deployed"),
         (_, Value::Null) => format!("{path}: deployed, but not rendered"),

@@ -1,7 +1,7 @@
 //! Turns a plain ECS task definition into that of a mesh task.
 //!
-//! [`render()`] adds the sidecars; [`policy()`] gives the statements that the task's two roles need; [`differences`] compares what is
-//! deployed with what is rendered; [`Settings`] is the document that says how, and [`schema`] its JSON schema.
+//! [`render()`] adds the sidecars. [`policy()`] returns the statements that the task's two roles need. [`differences`] compares the deployed
+//! definition with the rendered one. [`Settings`] is the document that configures all this, and [`schema`] is its JSON schema.
 
 mod check;
 mod policy;

@@ -11,8 +11,8 @@ use sidecar_kit::exit;
 
 /// Turns a plain task definition into that of a mesh task.
 ///
-/// Everything that is wrong with the settings and the task definition is a line on standard error, with its path. Exit code 0:
-/// done; 1: something is wrong, or the check found differences; 2: wrong command line.
+/// Each error in the settings or the task definition is a line on standard error, with its path. Exit codes: 0 for success; 1 for an
+/// error, or if the check found differences; 2 for a wrong command line.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-task", version)]
 struct Arguments {
@@ -22,7 +22,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Prints the definition of the mesh task, as `aws ecs register-task-definition --cli-input-json` takes it.
+    /// Prints the definition of the mesh task, as an input of `aws ecs register-task-definition --cli-input-json`.
     Render(RenderArguments),
     /// Prints the policies that the task's execution role and its task role need for the sidecars.
     Policy(Documents),
@@ -33,7 +33,7 @@ struct Documents {
     /// The settings; docs/mesh-task.schema.json describes them.
     #[arg(long, value_name = "FILE")]
     settings: PathBuf,
-    /// The task definition, as `register-task-definition` takes it or `describe-task-definition` gives it; - is standard input.
+    /// The task definition: an input of `register-task-definition` or an output of `describe-task-definition`; - is standard input.
     #[arg(value_name = "TASK")]
     task: PathBuf,
 }
@@ -42,7 +42,7 @@ struct Documents {
 struct RenderArguments {
     #[command(flatten)]
     documents: Documents,
-    /// Prints what differs from this deployed task definition instead, each in a line, and exits with 1 if anything does.
+    /// Prints the differences from this deployed task definition instead, one per line. Exits with 1 if there are any.
     #[arg(long, value_name = "FILE")]
     check: Option<PathBuf>,
 }
@@ -102,7 +102,7 @@ impl Documents {
         Ok((json_of(&self.settings)?, json_of(&self.task)?))
     }
 
-    /// Each problem on a line that begins with its file.
+    /// One line for each problem. The line begins with the problem's file.
     fn report(&self, problems: &Problems) -> ExitCode {
         for problem in &problems.0 {
             let file = match problem.document {

@@ -1,4 +1,4 @@
-//! What the task's two roles may do.
+//! The IAM policies of the task's two roles.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,11 +9,11 @@ use crate::render;
 use crate::settings::{Mode, Settings};
 use crate::task::Task;
 
-/// The policies that the task's roles need for the sidecars, by role: `executionRole` and `taskRole`; none for a role that needs
-/// nothing. What pulls images and writes logs is AWS's own policy of execution roles.
+/// The policies that the task's roles need for the sidecars, by role: `executionRole` and `taskRole`. A role that needs nothing has no
+/// policy. Pulling images and writing logs also needs AWS's `AmazonECSTaskExecutionRolePolicy`.
 ///
 /// # Errors
-/// All that is wrong with both documents.
+/// All errors in both documents.
 pub fn policy(settings: &Value, task: &Value) -> Result<Value, Problems> {
     let (settings, task) = render::read(settings, task)?;
     let roles = BTreeMap::from([
@@ -31,7 +31,7 @@ fn allow(actions: &[&str], resources: impl IntoIterator<Item = String>) -> Value
     json!({ "Effect": "Allow", "Action": actions, "Resource": resources.into_iter().collect::<Vec<_>>() })
 }
 
-/// It reads the secrets.
+/// The execution role reads the secrets.
 fn execution_role(settings: &Settings, task: &Task) -> Vec<Value> {
     let partition = partition(settings, task);
     let secrets = &settings.secrets;
@@ -59,7 +59,7 @@ fn execution_role(settings: &Settings, task: &Task) -> Vec<Value> {
     statements
 }
 
-/// The AWS partition, as some ARN of the documents has it.
+/// The AWS partition, from an ARN in the documents.
 fn partition<'a>(settings: &'a Settings, task: &'a Task) -> &'a str {
     let roles = ["executionRoleArn", "taskRoleArn"].map(|role| task.definition.get(role).and_then(Value::as_str));
     let secrets = &settings.secrets;
@@ -68,7 +68,7 @@ fn partition<'a>(settings: &'a Settings, task: &'a Task) -> &'a str {
     arns.filter_map(|arn| arn.strip_prefix("arn:")?.split(':').next()).next().unwrap_or("aws")
 }
 
-/// The ARN without what follows the name: key, version stage and version ID. A parameter may be given by its name.
+/// The ARN without the text after the name: key, version stage and version ID. A parameter may be given by its name.
 fn resource(value_from: &str, partition: &str) -> String {
     let parts: Vec<_> = value_from.split(':').collect();
     match parts.as_slice() {
@@ -78,7 +78,7 @@ fn resource(value_from: &str, partition: &str) -> String {
     }
 }
 
-/// It looks the servers up and shows Consul's auth method who it is.
+/// The task role looks up the servers, and proves its identity to Consul's auth method.
 fn task_role(settings: &Settings, task: &Task) -> Vec<Value> {
     let Mode::Agent(agent) = &settings.mode;
     let mut statements = Vec::new();

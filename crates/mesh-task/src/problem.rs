@@ -1,4 +1,4 @@
-//! What is wrong with the settings or the task definition.
+//! Errors in the settings or the task definition.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub enum Document {
     Task,
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// In which document.
@@ -23,7 +23,7 @@ pub struct Problem {
     pub error: FieldError,
 }
 
-/// Everything that is wrong with both documents.
+/// All errors in both documents.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Problems(pub Vec<Problem>);
 

@@ -1,4 +1,4 @@
-//! The mesh task's definition.
+//! Renders the mesh task's definition.
 
 use mesh_config::Role;
 use serde_json::{Map, Value, json};
@@ -12,17 +12,17 @@ use crate::{resources, rules};
 /// A mesh task's definition.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendered {
-    /// What `register-task-definition` takes.
+    /// The input for `register-task-definition`.
     pub definition: Value,
-    /// What a reader should know of it, each in a line.
+    /// Notes for the user, one per line.
     pub notes: Vec<String>,
 }
 
-/// Makes the definition of a mesh task. `task` is what `register-task-definition` takes or `describe-task-definition` gives; one
-/// that was rendered before is rendered anew.
+/// Makes the definition of a mesh task. `task` is an input of `register-task-definition` or an output of `describe-task-definition`. If it
+/// is already the definition of a mesh task, it is rendered again.
 ///
 /// # Errors
-/// All that is wrong with both documents.
+/// All errors in both documents.
 pub fn render(settings: &Value, task: &Value) -> Result<Rendered, Problems> {
     let (settings, task) = read(settings, task)?;
     let role = Role::of(&settings.config);
@@ -64,7 +64,7 @@ pub fn render(settings: &Value, task: &Value) -> Result<Rendered, Problems> {
     Ok(Rendered { definition: definition.into(), notes })
 }
 
-/// Reads both documents and holds the rules to them.
+/// Reads both documents and checks the rules.
 pub(crate) fn read(settings: &Value, task: &Value) -> Result<(Settings, Task), Problems> {
     let (settings, mut of_settings) = Settings::read(settings);
     let mut found = Collected::new(Document::Task);
@@ -74,7 +74,7 @@ pub(crate) fn read(settings: &Value, task: &Value) -> Result<(Settings, Task), P
     if problems.is_empty() { Ok((settings, task)) } else { Err(Problems(problems)) }
 }
 
-/// The document. A service that names no checks has those of all containers whose health ECS knows.
+/// The document. If the service has no checks, all containers with a health check go into `healthSyncContainers`, except log routers.
 fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> String {
     let mut document = settings.document.clone();
     if let Role::Service(service) = role
@@ -90,7 +90,7 @@ fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> St
     Value::Object(document).to_string()
 }
 
-/// A container of the user's: it starts after the proxy, under app-entrypoint where it has a delay. A log router is left alone.
+/// A container of the user. It starts after the proxy, and under app-entrypoint if it has a delay. A log router does not change.
 fn app(mut container: Container, delay: Option<&str>) -> Value {
     if container.is_log_router() {
         return container.fields.into();
@@ -127,7 +127,8 @@ fn extend(fields: &mut Map<String, Value>, name: &str, more: Vec<Value>) {
     }
 }
 
-/// The tags by which acl-controller knows the task. They reach it where the ECS service propagates those of the task definition.
+/// The tags by which acl-controller recognises the task. The task has them only if the ECS service propagates the tags of the task
+/// definition.
 fn tags(definition: &mut Map<String, Value>, role: Role<'_>, family: &str) {
     let service = role.identity(family);
     let gateway = match role {

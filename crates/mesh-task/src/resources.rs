@@ -1,8 +1,8 @@
-//! What the sidecars take of the task's CPU and memory.
+//! The CPU and memory that the sidecars need.
 //!
-//! Memory is the resident set (`VmRSS` in `/proc/PID/status`) with room. Measured were 100 MB for an idle `consul agent` 1.21.4 that
-//! has joined (it uses about 0.3 s of CPU a minute), and 67 MB for an idle `envoy --disable-hot-restart --concurrency 2` 1.40.
-//! `cargo xtask bench` measures our own programs: health-sync takes up to 4 MB. CPU is a share and no limit.
+//! Memory is the resident set (`VmRSS` in `/proc/PID/status`) plus a reserve. An idle `consul agent` 1.21.4 that has joined took 100 MB
+//! (and about 0.3 s of CPU a minute). An idle `envoy --disable-hot-restart --concurrency 2` 1.40 took 67 MB. `cargo xtask bench` measures
+//! the programs of this workspace: health-sync takes up to 4 MB. CPU is a share, not a limit.
 
 use serde_json::{Map, Value, json};
 
@@ -22,7 +22,7 @@ pub(crate) fn share(sidecar: &str) -> Share {
     Share { cpu, memory }
 }
 
-/// The sizes of Fargate: CPU, the least memory, the most, and the step between.
+/// The sizes of Fargate: CPU, the least memory, the most memory, and the step between two sizes.
 const FARGATE: [(u64, u64, u64, u64); 7] = [
     (256, 512, 2048, 512),
     (512, 1024, 4096, 1024),
@@ -33,7 +33,7 @@ const FARGATE: [(u64, u64, u64, u64); 7] = [
     (16384, 32768, 122_880, 8192),
 ];
 
-/// Raises the size of the task where its containers no longer fit in; says so.
+/// Raises the size of the task if its containers do not fit, and adds a note for each change.
 pub(crate) fn fit(definition: &mut Map<String, Value>, containers: &[Value], fargate: bool) -> Vec<String> {
     let sum = |of: &dyn Fn(&Value) -> Option<u64>| containers.iter().filter_map(of).sum::<u64>();
     let needs = Share {
@@ -59,7 +59,7 @@ pub(crate) fn fit(definition: &mut Map<String, Value>, containers: &[Value], far
     notes
 }
 
-/// The smallest size of Fargate that has at least this.
+/// The smallest size of Fargate with at least this CPU and memory.
 fn fargate_size(least: Share) -> Option<Share> {
     FARGATE.into_iter().find_map(|(cpu, from, to, step)| {
         let memory = least.memory.max(from);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_grows_to_the_next_size_of_fargate_only_where_its_containers_do_not_fit() {
+    fn a_task_grows_only_if_its_containers_do_not_fit() {
         let small = json!([{ "cpu": 120, "memoryReservation": 272 }, { "memory": 200 }]);
         let size = json!({ "cpu": "256", "memory": "512" });
         assert_eq!(fitted(size.clone(), &small, true), (size.clone(), 0));

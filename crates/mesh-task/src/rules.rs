@@ -1,4 +1,4 @@
-//! What a task must be like to become a mesh task. README.md has the rules by name.
+//! The rules for a task that becomes a mesh task. README.md lists them by name.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use crate::settings::Settings;
 use crate::sidecars::{self, APP_ENTRYPOINT, PROXY, VOLUMES};
 use crate::task::{Container, Task, objects, read};
 
-/// The longest stop timeout that Fargate takes, in seconds.
+/// The longest stop timeout that Fargate accepts, in seconds.
 const FARGATE_STOP_TIMEOUT: u64 = 120;
 
-/// The longest stop timeout that the task may have. Only one that cannot run on Fargate has none.
+/// The longest stop timeout that the task may have. None if the task cannot run on Fargate.
 pub(crate) fn stop_limit(definition: &Map<String, Value>) -> Option<u64> {
     let places = definition.get("requiresCompatibilities").and_then(Value::as_array);
     let elsewhere = places.is_some_and(|places| !places.is_empty() && !places.iter().any(|place| place == "FARGATE"));
@@ -102,8 +102,8 @@ fn volumes(task: &Task, found: &mut Collected) {
     }
 }
 
-/// The containers that run under app-entrypoint: those that the settings name; else all but log routers and those that others
-/// wait for the end of. One that has an app-entrypoint of its own keeps it.
+/// The containers that get app-entrypoint: those that the settings name. Otherwise all except log routers, containers whose end others wait
+/// for, and containers that already run under an app-entrypoint.
 pub(crate) fn delayed<'a>(settings: &Settings, task: &'a Task) -> Vec<&'a Container> {
     let gateway = settings.config.gateway.is_some();
     if settings.shutdown_delay.is_none() || gateway {
@@ -179,7 +179,7 @@ fn delays(settings: &Settings, task: &Task, of_settings: &mut Collected, found: 
     }
 }
 
-/// The ports that the mesh's own listeners take, with what listens there.
+/// The ports of the mesh's listeners, each with the listener's name.
 fn taken(settings: &Settings, role: Role<'_>) -> BTreeMap<u64, &'static str> {
     let mut ports = BTreeMap::from([
         (19000, "Envoy's admin page"),
@@ -216,7 +216,7 @@ fn taken(settings: &Settings, role: Role<'_>) -> BTreeMap<u64, &'static str> {
 
 fn ports(settings: &Settings, role: Role<'_>, task: &Task, of_settings: &mut Collected, found: &mut Collected) {
     let taken = taken(settings, role);
-    // Of a service's own port, the document's rules know all but this one.
+    // The document's rules already compare `service.port` with the other ports.
     if settings.config.service.as_ref().is_some_and(|service| service.port == 8501) {
         of_settings.wrong("service.port", &json!(8501), another_port(taken[&8501]), Some("port-of-the-mesh"));
     }
@@ -269,7 +269,7 @@ fn health_sync_containers(settings: &Settings, task: &Task, of_settings: &mut Co
     }
 }
 
-/// Every container named must exist, and ECS starts nothing that waits for itself.
+/// Every container named in `dependsOn` must exist, and no container may wait for itself, because ECS would start none of them.
 fn depends_on(settings: &Settings, task: &Task, found: &mut Collected) {
     let added = sidecars::dependencies(&settings.mode);
     let delayed: Vec<_> = delayed(settings, task).into_iter().map(|container| container.name.as_str()).collect();
@@ -319,7 +319,7 @@ fn depends_on(settings: &Settings, task: &Task, found: &mut Collected) {
         if delayed.contains(&container.name.as_str()) {
             on.push(APP_ENTRYPOINT);
         }
-        // One with a sidecar's name is refused already.
+        // A container with a sidecar's name has been refused already.
         if !is_sidecar(&container.name) {
             edges.insert(&container.name, on);
         }

@@ -1,4 +1,4 @@
-//! The settings: the `CONSUL_ECS_CONFIG_JSON` document without `bootstrapDir`, and what the task definition needs besides.
+//! The settings: the `CONSUL_ECS_CONFIG_JSON` document without `bootstrapDir`, and the other fields that the task definition needs.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use sidecar_kit::exit::parse_delay;
 
 use crate::problem::{Collected, Document};
 
-/// Where the sidecars mount the volume that they share.
+/// The directory at which the sidecars mount their shared volume.
 pub(crate) const BOOTSTRAP_DIR: &str = "/consul";
 
-/// The version of Consul that runs as `consul-client` unless `images.consul` says otherwise.
+/// The version of Consul that runs as `consul-client`, unless `images.consul` names another one.
 const CONSUL_IMAGE: &str = "hashicorp/consul:1.21.4";
 
-/// The fields that are not the document's.
+/// The fields that are not part of the document.
 const OWN: [&str; 9] = [
     "retryJoin",
     "registry",
@@ -31,9 +31,9 @@ const OWN: [&str; 9] = [
 /// How to make a mesh task.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What the document says.
+    /// The document, parsed.
     pub config: Config,
-    /// The document, as `CONSUL_ECS_CONFIG_JSON` has it.
+    /// The document in the form of `CONSUL_ECS_CONFIG_JSON`.
     pub(crate) document: Map<String, Value>,
     /// How the task reaches Consul.
     pub mode: Mode,
@@ -41,17 +41,17 @@ pub struct Settings {
     pub images: Images,
     /// The secrets.
     pub secrets: Secrets,
-    /// How long an app runs on after TERM, as written and as it is.
+    /// How long an app still runs after TERM: the text and its value.
     pub shutdown_delay: Option<(String, Duration)>,
-    /// The containers that have that delay; all apps if there are none here.
+    /// The containers that have this delay. If the list is empty, `rules::delayed` chooses them.
     pub shutdown_delay_containers: Vec<String>,
     /// The sidecars' `logConfiguration`.
     pub log_configuration: Option<Value>,
-    /// What is only warned of.
+    /// The warnings.
     pub warnings: Vec<String>,
 }
 
-/// How a task reaches Consul. A task without an agent will be another one.
+/// How a task reaches Consul.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mode {
     /// Through a Consul agent in the task.
@@ -63,7 +63,7 @@ pub enum Mode {
 pub struct Agent {
     /// The servers: addresses or cloud auto-join strings.
     pub retry_join: Vec<String>,
-    /// The datacenter; else Consul's default.
+    /// The datacenter; otherwise Consul's default.
     pub datacenter: Option<String>,
 }
 
@@ -78,7 +78,7 @@ pub struct Images {
     pub app_entrypoint: String,
 }
 
-/// The ARNs of the secrets, as `valueFrom` takes them. Each is optional: without any there are neither ACLs nor encryption.
+/// The ARNs of the secrets, in the form of `valueFrom`. Each is optional. Without secrets there are neither ACLs nor encryption.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Secrets {
     /// The token of all agents.
@@ -91,7 +91,7 @@ pub struct Secrets {
     pub ca: Option<String>,
 }
 
-/// The fields of our own, as they are written.
+/// mesh-task's own fields, unparsed.
 struct Own {
     retry_join: Vec<String>,
     registry: Option<String>,
@@ -105,13 +105,13 @@ struct Own {
 }
 
 impl Settings {
-    /// Reads the settings. They are worth something if there are no problems.
+    /// Reads the settings. The result is valid only if there are no problems.
     pub(crate) fn read(value: &Value) -> (Self, Collected) {
         let mut found = Collected::new(Document::Settings);
         let (config, own, findings) = Config::read_beside(value, BOOTSTRAP_DIR, Own::read);
         findings.errors.into_iter().for_each(|error| found.add(error));
         let mut warnings = findings.warnings;
-        // What only warns a person who wrote a task by hand is refused where a program writes it.
+        // A port conflict is only a warning if a person wrote the task. A program should not write such a task: here it is an error.
         let refused = |rule: &rules::Rule| !rule.warns || rule.name == "port-of-a-sidecar";
         for (rule, error) in rules::broken(value).into_iter().filter(|_| value.is_object()) {
             if refused(rule) {
@@ -171,7 +171,7 @@ impl Settings {
         (settings, found)
     }
 
-    /// Whether the tokens come from an auth method of Consul's.
+    /// Whether the tokens come from an auth method of Consul.
     pub(crate) fn logs_in(&self) -> bool {
         self.config.consul_login.as_ref().is_some_and(|login| login.enabled)
     }
@@ -198,7 +198,7 @@ impl Settings {
     }
 }
 
-/// Whether a cloud auto-join string holds a credential.
+/// Whether a cloud auto-join string contains a credential.
 fn holds_a_key(address: &str) -> bool {
     let names = address.split_whitespace().filter_map(|pair| pair.split_once('=')).map(|(name, _)| name);
     let is_key =
@@ -261,7 +261,7 @@ impl Own {
     fn images(&self, found: &mut Collected) -> Images {
         let version = env!("CARGO_PKG_VERSION");
         let [mesh_init, consul, sidecar_proxy, health_sync, app_entrypoint] = &self.images;
-        // The one that may not be needed is asked for where it is.
+        // app-entrypoint's image is required only with a shutdown delay.
         let mut image = |given: &Option<String>, field: &str, name: &str| {
             let from_registry = || self.registry.as_ref().map(|registry| format!("{registry}/{name}:{version}"));
             given.clone().or_else(from_registry).unwrap_or_else(|| {
@@ -281,7 +281,7 @@ impl Own {
     }
 }
 
-/// The JSON schema of the settings. The rules of the document and those of this crate come on top.
+/// The JSON schema of the settings. The rules of the document and of this crate are not part of the schema.
 #[must_use]
 pub fn schema() -> Value {
     let mut schema = Shape::of_document_beside(Own::read).schema();

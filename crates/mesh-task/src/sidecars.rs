@@ -1,4 +1,4 @@
-//! The containers that are added to a task, in the order in which they start.
+//! The containers that mesh-task adds to a task, in the order in which they start.
 
 use mesh_config::{GATEWAY_PORT, GatewayKind, Role};
 use serde_json::{Map, Value, json};
@@ -6,43 +6,43 @@ use serde_json::{Map, Value, json};
 use crate::resources::{self, Share};
 use crate::settings::{Agent, BOOTSTRAP_DIR, Mode, Settings};
 
-/// The docker label of every container that was added here.
+/// The docker label of every container that mesh-task added.
 pub const LABEL: &str = "ecs-mesh.rendered-by";
 
 pub(crate) const PROXY: &str = "sidecar-proxy";
-/// Container and volume of the binary that delays an app's TERM.
+/// The name of the container and volume with the app-entrypoint binary, which delays an app's TERM.
 pub(crate) const APP_ENTRYPOINT: &str = "app-entrypoint";
 const WRAPPER_DIR: &str = "/ecs-mesh";
-/// The first word of an entry point that was set here.
+/// The first word of an entry point that mesh-task set.
 pub(crate) const WRAPPER: &str = "/ecs-mesh/app-entrypoint";
 
 const MESH: &str = "mesh";
 const CONSUL_CONFIG: &str = "consul-config";
 const CONSUL_DATA: &str = "consul-data";
-/// The volumes that are added.
+/// The volumes that mesh-task adds.
 pub(crate) const VOLUMES: [&str; 4] = [MESH, CONSUL_CONFIG, CONSUL_DATA, APP_ENTRYPOINT];
 
-/// ECS waits no longer for the first success of a health check.
+/// The longest start period of a health check that ECS accepts, in seconds.
 const START_PERIOD: u64 = 300;
 
 const OUR_USER: &str = "10001:10001";
 
-/// What of the task the sidecars depend on.
+/// The parts of the task on which the sidecars depend.
 #[derive(Debug)]
 pub(crate) struct Around<'a> {
-    /// The document, complete, as `CONSUL_ECS_CONFIG_JSON` has it.
+    /// The complete document, in the form of `CONSUL_ECS_CONFIG_JSON`.
     pub(crate) document: String,
     /// The task's FireLens log routers.
     pub(crate) log_routers: Vec<&'a str>,
     /// The longest stop timeout of an app, in seconds.
     pub(crate) longest_stop: u64,
-    /// No stop timeout may be longer.
+    /// The longest allowed stop timeout.
     pub(crate) stop_limit: Option<u64>,
     /// Whether an app runs under app-entrypoint.
     pub(crate) delays: bool,
 }
 
-/// The names of all sidecars that are added, with what each depends on.
+/// The names of all sidecars, each with its dependencies.
 pub(crate) fn dependencies(mode: &Mode) -> &'static [(&'static str, &'static [(&'static str, &'static str)])] {
     match mode {
         Mode::Agent(_) => &[
@@ -78,12 +78,12 @@ pub(crate) fn make(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> 
     (containers, volumes.into_iter().map(|name| json!({ "name": name })).collect())
 }
 
-/// Where an app finds app-entrypoint.
+/// The path of app-entrypoint in an app's container.
 pub(crate) fn wrapper_mount() -> Value {
     json!({ "sourceVolume": APP_ENTRYPOINT, "containerPath": WRAPPER_DIR, "readOnly": true })
 }
 
-/// What all sidecars have, and their own.
+/// The common fields of all sidecars, together with this sidecar's own fields.
 fn container(settings: &Settings, name: &str, depends_on: &[(&str, &str)], own: Value) -> Value {
     let mut fields = Map::new();
     let Share { cpu, memory } = resources::share(name);
@@ -101,7 +101,7 @@ fn container(settings: &Settings, name: &str, depends_on: &[(&str, &str)], own: 
     });
     for part in [common, own] {
         let Value::Object(part) = part else { continue };
-        // What is none or empty says nothing.
+        // Null and empty fields are left out.
         let empty = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
         fields.extend(part.into_iter().filter(|(_, value)| !empty(value)));
     }
@@ -117,12 +117,12 @@ fn secret(name: &str, from: Option<&String>) -> Option<Value> {
     from.map(|arn| json!({ "name": name, "valueFrom": arn }))
 }
 
-/// A variable with the token in a secret of acl-controller, whose value is JSON with the token under `token`.
+/// A variable with the token from a secret of acl-controller. The secret's value is JSON with the key `token`.
 fn token(name: &str, from: Option<&String>) -> Option<Value> {
     secret(name, from.map(|arn| with_key(arn)).as_ref())
 }
 
-/// `<arn>:token::` for a secret that no key is named of. A parameter holds the token itself.
+/// `<arn>:token::` for a secret's ARN without a key. A parameter of Parameter Store holds the token itself.
 fn with_key(arn: &str) -> String {
     let parts: Vec<_> = arn.split(':').collect();
     let names_a_secret = parts.len() == 7 && parts[2] == "secretsmanager";
@@ -194,7 +194,7 @@ fn consul_client(settings: &Settings) -> Value {
     })
 }
 
-/// The token of the service, or what a login needs.
+/// The variables with the service's token, or with the settings of a login.
 fn service_secrets(settings: &Settings) -> Vec<Value> {
     if settings.logs_in() {
         secret("CONSUL_CACERT_PEM", settings.secrets.ca.as_ref()).into_iter().collect()
@@ -222,7 +222,7 @@ fn sidecar_proxy(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Va
         Role::Gateway(gateway) => {
             let delay = settings.shutdown_delay.as_ref();
             environment.push(variable("ENVOY_ENTRYPOINT_GATEWAY_DELAY", delay.map_or("6s", |(text, _)| text)));
-            // It has no listener before it has a config entry.
+            // An ingress gateway has no listener before it has a config entry.
             if gateway.kind == GatewayKind::Ingress {
                 environment.push(variable("ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", "0s"));
             }

@@ -1,11 +1,11 @@
-//! The task definition as it comes in, without what an earlier rendering added.
+//! The user's task definition, without the additions of an earlier rendering.
 
 use serde_json::{Map, Value, json};
 
 use crate::problem::Collected;
 use crate::sidecars::{APP_ENTRYPOINT, LABEL, VOLUMES, WRAPPER};
 
-/// What `describe-task-definition` gives and `register-task-definition` refuses.
+/// Fields that `describe-task-definition` returns and `register-task-definition` refuses.
 const READ_ONLY: [&str; 8] = [
     "taskDefinitionArn",
     "revision",
@@ -17,7 +17,7 @@ const READ_ONLY: [&str; 8] = [
     "deregisteredAt",
 ];
 
-/// A task definition in the form that `register-task-definition` takes: unwrapped, without read-only fields and nulls.
+/// A task definition in the form that `register-task-definition` accepts: unwrapped, without read-only fields and nulls.
 pub(crate) fn registrable(value: &Value) -> Map<String, Value> {
     let mut value = value.clone();
     drop_nulls(&mut value);
@@ -53,19 +53,19 @@ fn drop_nulls(value: &mut Value) {
     }
 }
 
-/// A container of the user's.
+/// A container of the user.
 #[derive(Debug)]
 pub(crate) struct Container {
-    /// Its place in the task definition that came in, for messages.
+    /// Its path in the user's task definition, for messages.
     pub(crate) path: String,
     pub(crate) name: String,
     pub(crate) fields: Map<String, Value>,
 }
 
-/// What came in.
+/// The user's task definition.
 #[derive(Debug, Default)]
 pub(crate) struct Task {
-    /// All but the containers.
+    /// All fields except the containers.
     pub(crate) definition: Map<String, Value>,
     pub(crate) family: String,
     /// The user's containers.
@@ -73,7 +73,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// Reads the task definition and takes out what an earlier rendering added. It is worth something if there are no problems.
+    /// Reads the task definition and removes the additions of an earlier rendering. The result is valid only if there are no problems.
     pub(crate) fn read(value: &Value, found: &mut Collected) -> Self {
         let mut definition = registrable(value);
         if !value.is_object() {
@@ -121,7 +121,7 @@ impl Task {
         task
     }
 
-    /// Takes out what a rendering put into fields of the user's.
+    /// Removes the additions of a rendering from the user's fields.
     fn take_out(&mut self) {
         retain(&mut self.definition, "volumes", |volume| !VOLUMES.iter().any(|name| volume["name"] == **name));
         for container in &mut self.containers {
@@ -145,7 +145,7 @@ impl Task {
     }
 }
 
-/// Keeps what `keep` says; a list that becomes empty goes.
+/// Removes the elements for which `keep` is false. If the list becomes empty, removes the list.
 pub(crate) fn retain(fields: &mut Map<String, Value>, name: &str, keep: impl Fn(&Value) -> bool) {
     if let Some(Value::Array(values)) = fields.get_mut(name) {
         let before = values.len();
@@ -156,7 +156,7 @@ pub(crate) fn retain(fields: &mut Map<String, Value>, name: &str, keep: impl Fn(
     }
 }
 
-/// What `convert` makes of a field that is there; else a problem.
+/// Converts a field by `convert`. Reports a problem if the field exists and cannot be converted.
 pub(crate) fn read<'a, T>(
     fields: &'a Map<String, Value>,
     path: &str,
@@ -179,7 +179,7 @@ fn text(fields: &Map<String, Value>, path: &str, name: &str, found: &mut Collect
     read(fields, path, name, "a string that is not empty", found, filled)
 }
 
-/// The objects of a list, each with its index; what is no object is a problem.
+/// The objects of a list, each with its index. Reports every element that is not an object.
 pub(crate) fn objects<'a>(
     fields: &'a Map<String, Value>,
     path: &str,
@@ -201,23 +201,23 @@ pub(crate) fn objects<'a>(
 }
 
 impl Container {
-    /// A FireLens log router: it starts before the containers that log through it, and ends after them.
+    /// Whether it is a FireLens log router. It starts before the containers that log through it, and ends after them.
     pub(crate) fn is_log_router(&self) -> bool {
         self.fields.contains_key("firelensConfiguration")
     }
 
-    /// The seconds that ECS gives it to end.
+    /// Its stop timeout in seconds.
     pub(crate) fn stop_timeout(&self) -> u64 {
         self.fields.get("stopTimeout").and_then(Value::as_u64).unwrap_or(30)
     }
 
-    /// The words of its entry point: `[""]` says that its image has none.
+    /// The words of its entry point. `[""]` means that its image has no entry point.
     pub(crate) fn entry_point(&self) -> Option<Vec<&str>> {
         let words = self.fields.get("entryPoint")?.as_array()?.iter().map(Value::as_str);
         words.collect::<Option<Vec<_>>>().filter(|words| !words.is_empty())
     }
 
-    /// Whether its image or the user runs it under an app-entrypoint already.
+    /// Whether its image or the user already runs it under an app-entrypoint.
     pub(crate) fn has_own_wrapper(&self) -> bool {
         let program = self.entry_point().and_then(|words| words.first().copied());
         program.is_some_and(|program| program.rsplit('/').next() == Some("app-entrypoint"))

@@ -30,7 +30,7 @@ fn the_example_of_the_readme_is_what_comes_out() {
 }
 
 #[test]
-fn the_smallest_settings_of_the_guide_need_the_policy_that_it_shows() {
+fn the_guide_s_smallest_settings_need_its_policy() {
     let guide = json_blocks(include_str!("../../../docs/task-definition.md"));
     let [settings, expected] = &guide[..] else { panic!("{} blocks of JSON", guide.len()) };
     let task = &json_blocks(include_str!("../README.md"))[1];

@@ -251,7 +251,7 @@ fn an_app_with_a_delay_runs_under_app_entrypoint() {
 }
 
 #[test]
-fn a_log_router_and_what_sits_behind_service_connect_stay_as_they_are() {
+fn a_log_router_and_service_connect_do_not_change() {
     let mut settings = settings();
     settings["logConfiguration"] = json!({ "logDriver": "awsfirelens", "options": { "Name": "stdout" } });
     settings["shutdownDelay"] = json!("5s");
@@ -299,7 +299,7 @@ fn a_task_that_becomes_too_small_grows_once_and_it_is_said() {
 }
 
 #[test]
-fn other_settings_render_a_rendered_task_as_they_render_the_first() {
+fn a_rendered_task_can_be_rendered_with_other_settings() {
     let mut others = settings();
     others["registry"] = json!("other.example");
     others["service"]["name"] = json!("till");

@@ -5,8 +5,8 @@ use std::fmt;
 
 use crate::secret::{Secret, SecretSource};
 
-/// A set of environment variables. An empty variable counts as not set, because ECS task definitions and compose files leave one out this
-/// way.
+/// A set of environment variables. An empty variable counts as not set, because an ECS task definition or a compose file
+/// cannot always leave a variable out.
 #[derive(Clone, Default)]
 pub struct Env(BTreeMap<String, String>);
 
@@ -25,7 +25,7 @@ impl Env {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    /// The same with one variable set, as where a flag stands for it.
+    /// A copy with this variable set, for example by a flag.
     #[must_use]
     pub fn with(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.0.insert(name.into(), value.into());

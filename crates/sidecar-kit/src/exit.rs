@@ -63,7 +63,8 @@ pub fn parse_delay(text: &str) -> Result<Duration, String> {
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const DURATION: &str = "expected a duration such as 500ms, 10s or 2m, at most 1day";
 
-/// Adapts the variables of flags. An empty variable counts as not set. A switch's variable may be 1, 0, yes, no and so on, in any case.
+/// Adapts the variables of flags. An empty variable counts as not set. A switch's variable may be 1, 0, yes, no and so on, in upper or
+/// lower case.
 fn with_variables(command: Command) -> Command {
     command
         .mut_args(|argument| {
@@ -77,8 +78,8 @@ fn with_variables(command: Command) -> Command {
         .mut_subcommands(with_variables)
 }
 
-/// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one. It stops at the first
-/// argument that is no flag, because the rest may belong to another program.
+/// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one dash. This
+/// function stops at the first argument that is not a flag, because the rest may belong to another program.
 fn with_two_dashes(command: &Command, mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut dashed = Vec::from_iter(arguments.next());
     while let Some(argument) = arguments.next() {
@@ -121,13 +122,13 @@ fn without_variables(command: Command) -> Command {
     command.mut_args(|argument| argument.env(None::<&str>)).mut_subcommands(without_variables)
 }
 
-/// Runs the one library call of a program that ends with [`FAILURE`] on any error: see [`run_with`].
+/// Runs the main future of a program that ends with [`FAILURE`] on any error: see [`run_with`].
 #[must_use]
 pub fn run<E: Error>(program: &str, work: impl Future<Output = Result<ExitCode, E>>) -> ExitCode {
     run_with(program, work, |_| FAILURE)
 }
 
-/// Runs the one library call of a program. An error goes to standard error on one line, and `code` returns its exit code. The program then
+/// Runs the main future of a program. An error goes to standard error on one line, and `code` returns its exit code. The program then
 /// ends without waiting for other threads, such as one that still resolves a host name.
 #[must_use]
 pub fn run_with<E: Error>(

@@ -176,7 +176,7 @@ pub(crate) fn tcp() -> HttpConnector {
 fn pool<C: Connect + Clone>(connector: C) -> Pool<C, Full<Bytes>> {
     Pool::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
-        // Shorter than the idle limits of the servers, so that none closes a connection during a request.
+        // The pool's idle limit is shorter than those of the servers, so that no server closes a connection during a request.
         .pool_idle_timeout(Duration::from_secs(20))
         .build(connector)
 }
@@ -265,7 +265,8 @@ fn is_tls_error(_: &(dyn StdError + 'static)) -> bool {
     false
 }
 
-/// Whether the server sent data before the request, as an HTTP/2 server does. hyper has no method for this kind, so it is what remains.
+/// Whether the server sent data before the request, as an HTTP/2 server does. hyper has no method for this
+/// kind of error, so this function excludes all other kinds.
 fn spoke_first(error: &hyper::Error) -> bool {
     let ended = error.is_closed() || error.is_canceled() || error.is_incomplete_message() || error.is_timeout();
     !ended && !error.is_user() && error.source().is_none()

@@ -1,4 +1,4 @@
-//! JSON that may hold secrets: its errors say where and what was expected, and nothing of what stands there.
+//! JSON that may hold secrets. Its errors show the position and what was expected, and nothing of the text.
 
 use serde::de::DeserializeOwned;
 use serde_json::error::Category;

@@ -23,7 +23,7 @@ pub struct LogError {
     expected: &'static str,
 }
 
-/// Starts logging by `LOG_LEVEL` (`trace`, `debug`, `info`, `warn`, `error`; any case; else `default_level`, else
+/// Starts logging by `LOG_LEVEL` (`trace`, `debug`, `info`, `warn`, `error`; upper or lower case; otherwise `default_level`, otherwise
 /// `info`) and `LOG_FORMAT` (`text` or `json`; default `text`). A second call changes nothing.
 ///
 /// # Errors

@@ -44,14 +44,14 @@ async fn nobody_there_is_unreachable() {
     assert_eq!(line, format!("cannot reach http://{address}: Connection refused (os error 111)"));
 }
 
-/// A name may have other addresses, which are to have their turn.
+/// A name may have other addresses, which must be tried too.
 #[tokio::test]
-async fn a_host_that_does_not_even_refuse_is_unreachable_after_three_seconds() {
+async fn a_silent_host_is_unreachable_after_three_seconds() {
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
-    // With its queue full Linux drops what comes.
+    // If the listen queue is full, Linux drops new connections.
     let mut queued = Vec::new();
     while let Ok(connected) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
         queued.push(connected);

@@ -18,7 +18,7 @@ async fn idle_cycle_makes_only_list_calls() {
         if created == Some(&121.0) { Ok(()) } else { Err(format!("{created:?}")) }
     })
     .await;
-    // What was written is not read again, except by a new leader.
+    // The controller does not read again what it has written. Only a new leader does.
     cycles(&address, 2.0).await;
     let _ = world.aws.take_calls();
     let before = metrics(&address).await;
@@ -52,7 +52,7 @@ async fn idle_cycle_makes_only_list_calls() {
     {
         assert_eq!(grown(&format!("call=\"{call}\"")), 0.0, "{call}");
     }
-    // Each in one reading of the counters, so that a stall doesn't blur it.
+    // All numbers come from one reading of the counters, so a pause of the machine does not change them.
     let ended = grown("cycle_seconds_count");
     for call in ["ListTokens", "ListPolicies", "ListTerminatingGateways"] {
         assert!((grown(&format!("call=\"{call}\"")) - ended).abs() <= 1.0, "{call}");
@@ -98,7 +98,7 @@ async fn denied_call_error_names_the_needed_policy() {
         controller.says(&policy, BOUND).await;
         world.aws.refuse_nothing();
     }
-    // With a key of the account's own.
+    // The secret is encrypted with the account's own KMS key.
     let rows = [("GetSecretValue", r#""kms:Decrypt""#), ("PutSecretValue", r#"["kms:Decrypt","kms:GenerateDataKey"]"#)];
     for (call, actions) in rows {
         world.aws.refuse(call, "AccessDeniedException: Access to KMS is not allowed");
@@ -207,7 +207,7 @@ async fn stale_list_of_secrets_causes_no_extra_reads() {
         assert_eq!(reads().await, before);
     };
     nothing_is_read().await;
-    // The list is two changes behind: its version is neither the one that was read first nor the last written one.
+    // The list is two changes late: its version is neither the first one that was read nor the last one that was written.
     world.agent.call("DELETE", &format!("/v1/acl/token/{first}"), &Value::Null).await;
     assert_ne!(world.settles("web").await, first);
     nothing_is_read().await;
@@ -237,7 +237,7 @@ async fn only_nodes_of_ended_tasks_are_removed() {
     let mut command = world.command("key");
     let address = listens(&command);
     let controller = Process::spawn(&mut command);
-    // Not before: Consul's leader begins with the removal of whom gossip doesn't know.
+    // The test waits first, because a new Consul leader removes nodes that gossip does not know.
     world.settles("web").await;
     for (node, status, meta) in &rows {
         let service = json!({ "ID": "web-1", "Service": "web", "Meta": meta });
@@ -252,7 +252,7 @@ async fn only_nodes_of_ended_tasks_are_removed() {
     cycles(&address, 2.0).await;
     assert!(nodes().await.contains(&"gone".to_owned()), "not without the flag");
     drop(controller);
-    // One that fails, whichever comes first, doesn't hold up the others.
+    // If one call fails, the others continue, whether they come before or after it.
     for fails in ["a", "z"] {
         world.aws.refuse(&format!("DescribeTasks {gone}-{fails}"), "ServerException");
     }
@@ -339,7 +339,7 @@ async fn moto_accepts_every_call_with_the_readme_policy() {
     .await;
     let policy = readme("json", 0).replace("REGION", "eu-north-1").replace("ACCOUNT", "123456789012");
     let policy = policy.replace("CLUSTER", "blue").replace("PREFIX", "p");
-    // moto knows of no call's resource; what is checked is that these actions are all that are needed.
+    // moto does not support the resources of these calls. The test checks that these actions are enough.
     let mut policy: Value = serde_json::from_str(&policy).unwrap();
     for statement in policy["Statement"].as_array_mut().unwrap() {
         statement["Resource"] = "*".into();
@@ -358,7 +358,7 @@ async fn moto_accepts_every_call_with_the_readme_policy() {
     for subject in ["client token", "service web"] {
         controller.says(&format!("{subject}: token"), BOUND).await;
     }
-    // What was stored is read again by the next: both sides of the call are well-formed.
+    // The next controller reads what the first one stored, so both calls are well-formed.
     drop(controller);
     let tokens = agent.call("GET", "/v1/acl/tokens", &Value::Null).await.as_array().unwrap().len();
     let again = Process::spawn(&mut command);
@@ -396,7 +396,7 @@ async fn memory_stays_flat_over_a_thousand_cycles() {
     reach(1200.0).await;
     let after = resident();
     println!("resident after 200 cycles {before} KiB, after 1,200 {after} KiB");
-    // What an allocator keeps back differs from run to run; a leak of 4 KiB a cycle would be as much.
+    // The memory that an allocator does not return differs from run to run. A leak of 4 KiB per cycle would exceed this limit.
     assert!(after < before + 4096, "{before} KiB, then {after} KiB");
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The accessor IDs of a datacenter's tokens for a service, as its own servers have them.
+/// The accessor IDs of the tokens for a service on the servers of this datacenter.
 async fn tokens(agent: &Agent, datacenter: &str, service: &str) -> Vec<String> {
     let path = format!("/v1/acl/tokens?dc={datacenter}");
     let tokens = agent.call("GET", &path, &Value::Null).await;
@@ -29,7 +29,7 @@ async fn secondary_datacenter_creates_each_token_once() {
         })
         .await
     };
-    // The controller's own token has to be there too.
+    // The controller's own token must be replicated too.
     eventually("the controller's token is replicated", BOUND, async || {
         let url = world.agent.url("/v1/acl/token/self");
         match http::request("GET", &url, &[("X-Consul-Token", &world.token)], "").await?.0 {
@@ -60,7 +60,7 @@ async fn secondary_datacenter_creates_each_token_once() {
         assert_eq!(&tokens(&primary, "dc1", service).await, std::slice::from_ref(accessor));
         assert_eq!(&tokens(&world.agent, "dc2", service).await, std::slice::from_ref(accessor));
     }
-    // One for each service and one for the consul-clients.
+    // One token for each service and one for the consul-clients.
     assert_eq!(metrics(&address).await["acl_controller_tokens_total{change=\"created\"}"], 3.0);
     assert!(!controller.output().contains("repaired"), "{}", controller.output());
 }

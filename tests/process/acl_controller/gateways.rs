@@ -1,4 +1,4 @@
-//! What a terminating gateway's token may do: it speaks for itself and for each service that its config entry links.
+//! The rights of a terminating gateway's token: it has the identities of the gateway and of each service that its config entry links.
 
 use super::*;
 
@@ -9,7 +9,7 @@ impl World {
         self.agent.call("PUT", "/v1/config", &entry).await;
     }
 
-    /// Waits until the gateway's token has these identities, and gives its accessor ID.
+    /// Waits until the gateway's token has these identities, and returns its accessor ID.
     async fn speaks_for(&self, services: &[&str]) -> String {
         eventually(&format!("the gateway speaks for {services:?}"), BOUND, async || {
             let token = self.token_of("p-tgw").await?;
@@ -25,7 +25,7 @@ impl World {
         .await
     }
 
-    /// Whether Consul lets the gateway have the certificate of a service.
+    /// Whether Consul gives the gateway the certificate of a service.
     async fn may_have_leaf(&self, service: &str) -> bool {
         let token = self.aws.secret("p-tgw")["token"].as_str().unwrap().to_owned();
         let url = self.agent.url(&format!("/v1/agent/connect/ca/leaf/{service}"));
@@ -51,7 +51,7 @@ async fn terminating_gateway_token_follows_its_links() {
     assert_eq!(world.speaks_for(&["billing", "tgw"]).await, accessor);
     world.agent.call("DELETE", "/v1/config/terminating-gateway/tgw", &Value::Null).await;
     assert_eq!(world.speaks_for(&["tgw"]).await, accessor);
-    // No other's token had any part in it.
+    // The tokens of other services did not change.
     world.settles("web").await;
     assert_eq!(controller.output().matches("links \"*\"").count(), 1, "said once");
     world.silent(&controller);
@@ -119,7 +119,7 @@ async fn mesh_gateway_token_may_route_to_every_service() {
         if rules == readme("hcl", 4).trim_end() { Ok(()) } else { Err(rules) }
     })
     .await;
-    // ECS deletes a stopping task's tags; then the service has no task for a while, and a new controller has never seen one.
+    // ECS deletes a stopping task's tags. Then the service has no task for a while, and a new controller has never seen a task of it.
     world.aws.stop(&task);
     cycles(&address, 3.0).await;
     assert_eq!(has_policy().await.unwrap(), accessor);

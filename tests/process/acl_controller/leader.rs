@@ -1,4 +1,4 @@
-//! One of several controllers works, whatever becomes of it or of Consul.
+//! One of several controllers works, even if the leader or Consul fails.
 
 use super::*;
 
@@ -9,7 +9,7 @@ async fn standby_takes_over_from_a_killed_leader() {
     first.says("holding the lock", BOUND).await;
     let sessions = world.agent.call("GET", "/v1/session/list", &Value::Null).await;
     let session = &sessions[0];
-    // By the node's health it would be lost with the server that was asked; the lock-delay is in nanoseconds.
+    // With a node check, the session would end when the server that created it fails. The lock-delay is in nanoseconds.
     let held = json!({ "NodeChecks": session["NodeChecks"], "TTL": session["TTL"], "LockDelay": session["LockDelay"] });
     assert_eq!(held, json!({ "NodeChecks": [], "TTL": "10s", "LockDelay": 1_000_000_000 }), "{sessions}");
     let mut command = world.command("second");
@@ -18,7 +18,7 @@ async fn standby_takes_over_from_a_killed_leader() {
     second.says("standing by", BOUND).await;
     eventually("it is ready", BOUND, async || http::get(&format!("{address}/readyz")).await).await;
     assert_eq!(metrics(&address).await["acl_controller_leader"], 0.0);
-    // Both have asked where the cluster is.
+    // Both controllers have found out the cluster's account.
     let _ = world.aws.take_calls();
     world.aws.run("1", "web");
     world.settles("web").await;
@@ -41,7 +41,7 @@ async fn stopped_leader_releases_the_lock_at_once() {
     second.says("standing by", BOUND).await;
     first.signal(Signal::TERM);
     assert_eq!(first.exit_code(BOUND).await, 0);
-    // Well within the session's TTL.
+    // Much earlier than the end of the session's TTL.
     second.says("holding the lock", Duration::from_secs(6)).await;
 }
 
@@ -55,7 +55,7 @@ async fn leader_frozen_in_a_cycle_writes_nothing_afterwards() {
     eventually("the clients' token", BOUND, async || world.token_of("p-consul-client-token").await).await;
     let second = Process::spawn(&mut world.command("second"));
     second.says("standing by", BOUND).await;
-    // Frozen between reading the secret and making the token: what it has asked for is answered while it sleeps.
+    // The leader is frozen between reading the secret and creating the token. Its last request is answered while it is frozen.
     world.aws.slow("GetSecretValue p-web", Duration::from_secs(1));
     let _ = world.aws.take_calls();
     world.aws.run("1", "web");
@@ -91,7 +91,7 @@ async fn leader_frozen_in_a_cycle_writes_nothing_afterwards() {
         assert!(call != "CreateToken" || of_call(&before) > 0.0, "it is counted: {before:?}");
     }
     assert_eq!(world.settles("web").await, accessor, "and made no token");
-    // It works again when it holds the lock again.
+    // The controller works again when it holds the lock again.
     drop(second);
     eventually("it holds the lock for the second time", TAKEOVER, async || {
         let times = first.output().matches("holding the lock").count();
@@ -128,7 +128,7 @@ impl Way {
             frozen(&of_requests);
             match of_requests.load(Ordering::SeqCst) {
                 CUT => Pass::Cut,
-                // The client sends a request when the one before is answered, and those for a list have no body.
+                // The client sends a request when the previous one is answered, and requests for a list have no body.
                 LIMITED if bytes.starts_with(b"GET /v1/acl/") => {
                     Pass::Answer(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\n\r\n".to_vec())
                 }
@@ -152,7 +152,7 @@ async fn leader_uses_the_next_server_if_one_dies_or_hangs() {
         let world = World::new(&["web", "api"]).await;
         let way = Way::start(&world.agent.http);
         let mut command = world.command("key");
-        // The first is dead from the start, the second fails, the third lives.
+        // The first server never answers, the second one fails later, the third one works.
         let servers = format!("127.0.0.1:{},{},{}", free_port(), way.relay.address, world.agent.http);
         let controller = Process::spawn(command.env("CONSUL_HTTP_ADDR", servers));
         world.aws.run("1", "web");
@@ -183,7 +183,7 @@ async fn leader_backs_off_while_consul_answers_429() {
         tries => Err(tries.to_string()),
     })
     .await;
-    // From 500 ms to a second, each less a half at most; a cycle is 200 ms.
+    // The delays grow from 500 ms to 1 s, and jitter takes at most a half. A cycle takes 200 ms.
     let most = 2.0 + since.elapsed().as_secs_f64() / 0.4;
     assert!(tries <= most, "{tries} tries in {:?}", since.elapsed());
     controller.says("Consul answered 429 Too Many Requests", BOUND).await;
@@ -210,7 +210,7 @@ async fn standby_takes_over_from_a_cut_off_leader() {
         })
         .await;
     };
-    // For less than the session's TTL at first.
+    // First, Consul is frozen for less than the session's TTL.
     way.set(FROZEN);
     leads(0.0).await;
     way.set(OPEN);

@@ -1,6 +1,6 @@
-//! acl-controller beside a real Consul with ACLs, an ECS and Secrets Manager that do what a test says, and moto.
+//! Tests of acl-controller with a real Consul with ACLs, with a simulated ECS and Secrets Manager that a test controls, and with moto.
 //!
-//! All of it runs with the Consul policy that the controller's README gives.
+//! All tests use the Consul policy in the controller's README.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -27,7 +27,7 @@ mod takeover;
 mod tokens;
 
 const BOUND: Duration = Duration::from_secs(30);
-/// 2 × TTL + lock-delay, and some for a machine that is busy.
+/// 2 × TTL + lock-delay, and a reserve for a busy machine.
 const TAKEOVER: Duration = Duration::from_secs(40);
 const CLUSTER: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
 const CLUSTER_LINE: &str = "consul.hashicorp.com/cluster: arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
@@ -45,12 +45,12 @@ struct World {
 }
 
 impl World {
-    /// With an empty client secret and an empty secret for each service.
+    /// Starts a world with an empty client secret and an empty secret for each service.
     async fn new(services: &[&str]) -> Self {
         Self::at(Agent::start_with_acls().await, services).await
     }
 
-    /// The same with the controller at this agent.
+    /// The same, but the controller uses this agent.
     async fn at(agent: Agent, services: &[&str]) -> Self {
         let rules = [0, 1, 2].map(|block| readme("hcl", block)).concat();
         let token = limited(&agent, "controller", &rules).await;
@@ -66,16 +66,16 @@ impl World {
         self.command_for(key, "blue")
     }
 
-    /// For the cluster of this name or ARN.
+    /// The controller's command for the cluster with this name or ARN.
     fn command_for(&self, key: &str, cluster: &str) -> Command {
         let mut command = Command::new(binary("acl-controller"));
         command.env_clear().env("AWS_REGION", "eu-north-1").env("AWS_ENDPOINT_URL", &self.aws.url);
         command.env("AWS_ACCESS_KEY_ID", key).env("AWS_SECRET_ACCESS_KEY", "b1g-s3cr3t-key");
         command.env("CONSUL_HTTP_ADDR", &self.agent.http).env("CONSUL_HTTP_TOKEN", &self.token);
         command.args(["--cluster", cluster, "--secret-name-prefix", "p"]).env("ACL_CONTROLLER_POLL_INTERVAL", "200ms");
-        // Unless a test sets the flag, the controller does not wait for tasks that no controller saw.
+        // With 0s, a new leader does not wait for tasks that no controller has seen.
         command.env("ACL_CONTROLLER_STOP_TIMEOUT", "0s");
-        // Everything is logged, so that a secret in the log is seen.
+        // Everything is logged, so that the test finds a secret in the log.
         command.args(["--listen", &format!("127.0.0.1:{}", free_port())]).env("LOG_LEVEL", "trace");
         command
     }
@@ -98,7 +98,7 @@ impl World {
         tokens.as_array().unwrap().iter().filter(|token| has(token)).cloned().collect()
     }
 
-    /// Whether Consul knows the token in a secret under the accessor ID beside it, and what it is.
+    /// The token in a secret, if Consul knows it under the accessor ID in the same secret.
     async fn token_of(&self, secret: &str) -> Result<Value, String> {
         let value = self.aws.secret(secret);
         let (Some(accessor), Some(token)) = (value["accessor_id"].as_str(), value["token"].as_str()) else {
@@ -110,7 +110,7 @@ impl World {
         if found["AccessorID"] == accessor { Ok(found) } else { Err(format!("{accessor} is {found}")) }
     }
 
-    /// Waits until a service has one token, with just its identity, and the secret holds it; gives its accessor ID.
+    /// Waits until a service has one token with only its own identity, and the secret holds this token. Returns its accessor ID.
     async fn settles(&self, service: &str) -> String {
         eventually(&format!("{service} has its token"), BOUND, async || {
             let token = self.token_of(&format!("p-{service}")).await?;
@@ -128,13 +128,13 @@ impl World {
         .await
     }
 
-    /// The token with an accessor ID as Consul lists it; none if it is gone.
+    /// The token with this accessor ID in Consul's list; none if there is no such token.
     async fn listed(&self, accessor: &str) -> Option<Value> {
         let tokens = self.agent.call("GET", "/v1/acl/tokens?consistent=", &Value::Null).await;
         tokens.as_array().unwrap().iter().find(|token| token["AccessorID"] == accessor).cloned()
     }
 
-    /// Waits until the consul-clients' secret holds its token; gives its accessor ID.
+    /// Waits until the consul-clients' secret holds their token. Returns its accessor ID.
     async fn clients_settle(&self) -> String {
         let token =
             eventually("the clients' token", BOUND, async || self.token_of("p-consul-client-token").await).await;
@@ -154,14 +154,14 @@ impl World {
     }
 }
 
-/// A token of a policy with these rules.
+/// Creates a token with a policy with these rules.
 async fn limited(agent: &Agent, name: &str, rules: &str) -> String {
     agent.call("PUT", "/v1/acl/policy", &json!({ "Name": name, "Rules": rules })).await;
     let token = agent.call("PUT", "/v1/acl/token", &json!({ "Policies": [{ "Name": name }] })).await;
     token["SecretID"].as_str().unwrap().to_owned()
 }
 
-/// Where the command listens.
+/// The URL on which this command will listen.
 fn listens(command: &Command) -> String {
     let arguments = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect::<Vec<_>>();
     let at = arguments.iter().position(|argument| argument == "--listen").unwrap();

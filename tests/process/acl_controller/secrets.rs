@@ -1,4 +1,4 @@
-//! Secrets that can't be read, have no value, or hold somebody else's token.
+//! Secrets that cannot be read, have no value, or hold somebody else's token.
 
 use super::*;
 
@@ -33,7 +33,7 @@ async fn unreadable_secret_still_has_its_token_repaired() {
         accessors.push(world.settles(service).await);
         world.aws.refuse(&format!("GetSecretValue p-{service}"), error);
         world.aws.refuse(&format!("PutSecretValue p-{service}"), error);
-        // Another version, so that it is read.
+        // A new version, so that the controller reads the secret.
         world.aws.set_secret(&format!("p-{service}"), "{}");
         let (code, _) = error.split_once(':').unwrap();
         controller.says(&format!("service {service}: secretsmanager:GetSecretValue: {code}"), BOUND).await;
@@ -93,7 +93,7 @@ async fn secret_with_a_token_of_another_consul_is_left_alone() {
     first.says("service moving: the secret p-moving holds the token 0a0a0a0a-0000-4000-8000-000000000001", BOUND).await;
     assert_eq!(world.aws.secret("p-moving"), other);
     assert!(world.tokens("moving").await.is_empty(), "none is made that no task would get");
-    // Nor is it cleared when the last task is gone.
+    // The controller does not clear the secret when the last task is gone.
     world.aws.forget(&moving);
     cycles(&address, 4.0).await;
     assert_eq!(world.aws.secret("p-moving"), other);
@@ -102,7 +102,7 @@ async fn secret_with_a_token_of_another_consul_is_left_alone() {
     world.agent.call("DELETE", &format!("/v1/acl/token/{ours}"), &Value::Null).await;
     let _second = world.start();
     assert_ne!(world.settles("ours").await, ours);
-    // What the operator has decided.
+    // The operator empties the secret.
     world.aws.run("moving", "moving");
     world.aws.set_secret("p-moving", "{}");
     world.settles("moving").await;
@@ -113,7 +113,7 @@ async fn colliding_prefixes_overwrite_no_secrets() {
     let world = World::new(&[]).await;
     let green = "arn:aws:ecs:eu-north-1:210987654321:cluster/green";
     let b = "consul.hashicorp.com/cluster";
-    // The token of the service "web" of the cluster green, whose secrets begin with p-b.
+    // The token of the service "web" in the cluster green. The prefix of that cluster is p-b.
     let token = json!({
         "Description": format!("Token for web service\n{b}: {green}\nconsul.hashicorp.com/service-name: web"),
         "ServiceIdentities": [{ "ServiceName": "web" }]

@@ -1,13 +1,13 @@
-//! Beside, before and after the controllers of consul-ecs 0.2 to 0.4.
+//! acl-controller before, after and at the same time as the controllers of consul-ecs 0.2 to 0.4.
 //!
-//! [`consul_ecs`] plays one cycle of 0.4.1, by its source: what it claims, deletes and makes.
+//! [`consul_ecs`] simulates one cycle of consul-ecs 0.4.1, according to its source: it claims, deletes and creates the same tokens.
 
 use super::*;
 
 /// How consul-ecs names the cluster: by its ARN on Fargate, by its name on EC2.
 const SHORT: &str = "blue";
 
-/// One cycle of consul-ecs 0.4.1 in a cluster with this name or ARN, whose running tasks belong to these services.
+/// One cycle of consul-ecs 0.4.1 in a cluster with this name or ARN. The running tasks belong to these services.
 async fn consul_ecs(world: &World, cluster: &str, services: &[&str]) {
     let line = format!("consul.hashicorp.com/cluster: {cluster}");
     let all = async |kind: &str| world.agent.call("GET", &format!("/v1/acl/{kind}"), &Value::Null).await;
@@ -64,7 +64,7 @@ async fn consul_ecs(world: &World, cluster: &str, services: &[&str]) {
     }
 }
 
-/// What consul-ecs 0.2 to 0.4 makes for the consul-clients when it starts; gives the token's accessor ID.
+/// Creates the token that consul-ecs 0.2 to 0.4 creates for the consul-clients at its start. Returns the token's accessor ID.
 async fn consul_ecs_clients(world: &World) -> String {
     let policy = json!({
         "Name": "p-consul-client-policy", "Description": "Consul Client Token Policy for ECS",
@@ -96,7 +96,7 @@ async fn consul_ecs_0_4_deletes_no_token_of_a_running_task() {
             assert!(world.listed(accessor).await.is_some(), "{cluster} {accessor}");
         }
         assert!(policy_exists(&world, "web-service").await);
-        // It makes policies that nothing uses.
+        // consul-ecs creates policies that nothing uses.
         eventually("its policies go", BOUND, async || {
             for name in ["web-service", "api-service"] {
                 if policy_exists(&world, name).await {
@@ -108,14 +108,14 @@ async fn consul_ecs_0_4_deletes_no_token_of_a_running_task() {
         .await;
     }
     drop(controller);
-    // After a move back it deletes the tokens of its own services, and those that it cannot tell from its own.
+    // After a move back, consul-ecs deletes the tokens of its own services, and tokens that look like its own.
     world.aws.forget(&api);
     consul_ecs(&world, CLUSTER, &["web"]).await;
     assert!(world.listed(&accessors[1]).await.is_none());
     for accessor in [&accessors[0], &accessors[2]] {
         assert!(world.listed(accessor).await.is_some(), "{accessor}");
     }
-    // Forward again: the service's secret still holds the token that is gone, and the controller knows that it was its own.
+    // After another move forward, the service's secret still holds the deleted token, and the controller knows that it had made this token.
     world.aws.run("3", "api");
     let _controller = world.start();
     assert_ne!(world.settles("api").await, accessors[1]);
@@ -139,7 +139,7 @@ async fn tokens_of_consul_ecs_are_taken_over() {
         let token = json!({ "Description": description, "ServiceIdentities": [{ "ServiceName": identity }] });
         world.agent.call("PUT", "/v1/acl/token", &token).await
     };
-    // As 0.2 makes it; and as the controller of a cluster of the same name in another account does, for a service of its own.
+    // A token of consul-ecs 0.2. The controller of a cluster with the same name in another account makes equal tokens for its services.
     let two = make(&format!("Token for two service\nconsul.hashicorp.com/cluster: {SHORT}"), "two").await;
     let value = json!({ "accessor_id": two["AccessorID"], "token": two["SecretID"] });
     world.aws.set_secret("p-two", &value.to_string());
@@ -166,7 +166,7 @@ async fn tokens_of_consul_ecs_are_taken_over() {
         .await;
     }
     assert_eq!(world.clients_settle().await, clients);
-    // A service without tasks: taken over, and deleted after the grace as one of this cluster's own.
+    // The token of a service without tasks is taken over. After the grace it is deleted like every token of this cluster.
     eventually("the idle service's token goes", BOUND, async || match world.listed(&before[3]).await {
         None => Ok(()),
         Some(token) => Err(token.to_string()),
@@ -220,7 +220,7 @@ async fn cluster_name_and_arn_share_one_leader() {
     let first = world.start();
     first.says("holding the lock", BOUND).await;
     world.settles("web").await;
-    // The region is the ARN's.
+    // The region comes from the cluster's ARN.
     let second = Process::spawn(world.command_for("key", CLUSTER).env("AWS_REGION", "us-east-1"));
     second.says("standing by", BOUND).await;
     drop(first);

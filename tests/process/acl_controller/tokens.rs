@@ -1,4 +1,4 @@
-//! Tokens and secrets: created, repaired, rotated, deleted.
+//! How the controller creates, repairs, rotates and deletes tokens and secrets.
 
 use super::*;
 
@@ -141,7 +141,7 @@ async fn older_duplicate_is_deleted_unless_a_task_may_use_it() {
     let (first, second) = (make().await, make().await);
     store(&first);
     let task = world.aws.run("1", "web");
-    // Somebody puts a newer one there: the task may have either.
+    // Somebody stores a newer token in the secret. The task may have either token.
     store(&second);
     let mut command = world.command("key");
     let address = listens(&command);
@@ -151,7 +151,7 @@ async fn older_duplicate_is_deleted_unless_a_task_may_use_it() {
     world.aws.run_at("2", "web", SystemTime::now() + Duration::from_secs(120));
     world.aws.forget(&task);
     assert_eq!(world.settles("web").await, second["AccessorID"].as_str().unwrap());
-    // With no task from before it is like any other.
+    // Without an older task, the second token is a plain duplicate.
     let (first, second) = (make().await, world.aws.secret("p-web"));
     world.settles("web").await;
     assert_ne!(first["AccessorID"], second["accessor_id"]);
@@ -241,7 +241,7 @@ async fn token_of_an_unusable_secret_ends_after_the_grace() {
         })
         .await;
     }
-    // The failure ends too: no service needs the secret any more.
+    // The failure ends too, because no service needs the secret any more.
     for service in ["garbage", "forbidden"] {
         controller.says(&format!("service {service}: its tokens are gone; "), BOUND).await;
     }
@@ -262,7 +262,7 @@ async fn service_without_tasks_loses_its_token_after_the_grace() {
     world.aws.set_status(&task, "STOPPED", "STOPPED");
     controller.says("service web: has no tasks", BOUND).await;
     let since = Instant::now();
-    // It comes back, and the grace begins anew when it goes again.
+    // The task runs again. When it ends again, a new grace begins.
     world.aws.set_status(&task, "RUNNING", "RUNNING");
     assert_eq!(world.settles("web").await, web);
     tokio::time::sleep(Duration::from_secs(5).saturating_sub(since.elapsed())).await;
@@ -305,7 +305,7 @@ async fn token_is_rotated_without_an_outage() {
     }
     assert_ne!(world.token_of("p-web").await.unwrap()["AccessorID"], first.as_str());
     assert!(known(&old).await, "the task from before the change still has it");
-    // A new controller sees from what is there that it was a rotation.
+    // A new controller recognises the rotation by the tokens' descriptions.
     let mut command = world.command("key");
     let address = listens(&command);
     let controller = Process::spawn(&mut command);
@@ -341,10 +341,10 @@ async fn undescribed_task_keeps_a_replaced_token() {
     let mut command = world.command("key");
     let address = listens(&command);
     let controller = Process::spawn(&mut command);
-    controller.says("nothing is removed in this cycle", TAKEOVER + BOUND).await;
+    controller.says("tokens that a task may have are kept in this cycle", TAKEOVER + BOUND).await;
     cycles(&address, 3.0).await;
     assert!(lives().await, "the task that is not told of may have it");
-    // Nobody's grace begins, but drift is repaired.
+    // No grace begins, but the controller still repairs tokens and secrets.
     world.aws.forget(&last);
     world.aws.set_secret("p-gone", "{}");
     eventually("the secret is repaired", BOUND, async || world.token_of("p-gone").await).await;
@@ -397,7 +397,7 @@ async fn grace_repairs_drift_and_spares_secrets_of_others() {
     })
     .await;
     assert_eq!(world.aws.secret("p-moved"), theirs);
-    // Who is gone is not asked for again.
+    // The controller does not read or write the secret of a service that is gone.
     cycles(&address, 2.0).await;
     let _ = world.aws.take_calls();
     cycles(&address, 2.0).await;
@@ -427,7 +427,7 @@ async fn stopping_task_without_tags_keeps_its_replaced_token() {
     assert!(lives().await, "its containers still run");
     end(controller).await;
 
-    // This one never saw its tags.
+    // This controller never saw the task's tags.
     let stop_timeout = Duration::from_secs(6);
     let began = Instant::now();
     let controller = world.start_with(&["--stop-timeout", "6s"]);
@@ -456,7 +456,7 @@ async fn stopping_task_without_tags_counts_for_its_service() {
 async fn seen_tags_are_kept_though_another_list_failed() {
     let world = World::new(&["web"]).await;
     let task = world.aws.run("1", "web");
-    // Slow, so that the tasks are listed before it fails.
+    // ListSecrets is slow, so that the tasks are listed before it fails.
     world.aws.slow("ListSecrets", Duration::from_secs(3));
     world.aws.refuse("ListSecrets", "InternalServiceError");
     let controller = world.start();
@@ -469,7 +469,7 @@ async fn seen_tags_are_kept_though_another_list_failed() {
 #[tokio::test]
 async fn replaced_token_ends_with_the_last_task_of_its_window() {
     let world = World::new(&["web"]).await;
-    // It runs on, and may have what the secret holds until 30 s after its start, since clocks may differ.
+    // The task still runs. It may have a token that the secret held up to 30 s after the task's start, because clocks may differ.
     world.aws.run_at("1", "web", SystemTime::now() - Duration::from_secs(5));
     let mut command = world.command("key");
     let address = listens(&command);
@@ -491,7 +491,7 @@ async fn replaced_token_ends_with_the_last_task_of_its_window() {
     assert!(tokens.iter().any(|token| token["AccessorID"] == current["AccessorID"]), "{tokens:?}");
 }
 
-/// Waits until a service has no token, and gives what its secret holds then.
+/// Waits until a service has no token, and returns the value of its secret.
 async fn goes(world: &World, service: &str) -> Value {
     eventually(&format!("the token of {service} goes"), BOUND, async || match &world.tokens(service).await[..] {
         [] => Ok(()),
@@ -549,7 +549,7 @@ async fn kept_secret_gives_the_next_task_the_same_token() {
     world.silent(&controller);
     end(controller).await;
 
-    // The next day, under another controller.
+    // The next day, another controller runs.
     let task = world.aws.run("2", "web");
     let controller = world.start_with(&flags);
     assert_eq!(world.settles("web").await, web);
@@ -557,7 +557,7 @@ async fn kept_secret_gives_the_next_task_the_same_token() {
     controller.says(&format!("token {web} created again"), BOUND).await;
     world.silent(&controller);
 
-    // What somebody deletes while it is in use is not made again: it may have been stolen.
+    // If somebody deletes a token in use, the controller does not create the same token again, because it may have been stolen.
     world.agent.call("DELETE", &format!("/v1/acl/token/{web}"), &Value::Null).await;
     let new = eventually("there is another token", BOUND, async || match world.settles("web").await {
         accessor if accessor != web => Ok(accessor),

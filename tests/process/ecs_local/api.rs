@@ -1,4 +1,4 @@
-//! ecs-local's ECS API, asked by the real AWS CLI, and compared with moto's.
+//! The real AWS CLI calls ecs-local's ECS API. The tests also compare its answers with those of moto.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ fn task_id(number: u32) -> String {
     format!("{number:032x}")
 }
 
-/// Creates a task of one container, which never starts.
+/// Creates a task with one container that never starts.
 fn create_task(cluster: &Cluster, number: u32, family: &str, options: &[&str]) -> String {
     let (id, name) = (task_id(number), cluster.docker_name(&number.to_string()));
     cluster.create_named(&name, (&id, family), "app", options, &["/demo-app", "serve"]);
@@ -28,14 +28,14 @@ async fn ecs(endpoint: &str, arguments: &[&str]) -> Finished {
     aws(endpoint, &[&["ecs"], arguments].concat()).await
 }
 
-/// What `aws ecs …` prints.
+/// Runs `aws ecs …` and returns its output.
 async fn answered(endpoint: &str, arguments: &[&str]) -> Value {
     let answer = ecs(endpoint, arguments).await;
     assert_eq!(answer.code, 0, "{arguments:?}: {}", answer.stderr);
     serde_json::from_str(&answer.stdout).unwrap()
 }
 
-/// The error's name as the CLI understands it, and the whole line.
+/// The error's name as the CLI shows it, and the whole line.
 async fn refused(endpoint: &str, arguments: &[&str]) -> (String, String) {
     let answer = ecs(endpoint, arguments).await;
     assert_ne!(answer.code, 0, "{arguments:?}: {}", answer.stdout);
@@ -71,14 +71,14 @@ async fn aws_cli_lists_each_task_once_page_by_page() {
     assert_eq!(arns(&first), all[..2]);
     let token = first["NextToken"].as_str().unwrap();
     assert_eq!(arns(&list(&["--page-size", "1", "--starting-token", token]).await), all[2..]);
-    // The CLI itself asks no further than it must: what the service answers has a token on every page but the last.
+    // The CLI stops when it has enough tasks. So this test looks at the API's answers: every page except the last has a token.
     let input = |token: Option<&Value>| json!({ "cluster": cluster.name, "maxResults": 2, "nextToken": token });
     let (_, page) = raw(&cluster, "ListTasks", &input(None)).await;
     assert_eq!(arns(&page), all[..2]);
     let (_, last) = raw(&cluster, "ListTasks", &input(page.get("nextToken"))).await;
     assert_eq!((arns(&last), last.get("nextToken")), (all[2..].to_vec(), None));
 
-    // A token leads on after the same task, whatever came and went meanwhile.
+    // A token continues after the same task, even if tasks have come or gone.
     docker(&["rm", &cluster.docker_name("2")]).unwrap();
     let added = create_task(&cluster, 4, "web", &[]);
     let (_, last) = raw(&cluster, "ListTasks", &input(page.get("nextToken"))).await;
@@ -122,7 +122,7 @@ async fn aws_cli_filters_tasks() {
         let (found, said) = refused(&cluster.api(), &[&list[..], wrong].concat()).await;
         assert_eq!(found, kind, "{wrong:?}: {said}");
     }
-    // Without a cluster ECS takes the one named default, which is not here.
+    // Without a cluster ECS takes the cluster `default`, which does not exist here.
     assert_eq!(refused(&cluster.api(), &["list-tasks"]).await.0, "ClusterNotFoundException");
 }
 
@@ -194,7 +194,7 @@ async fn stopped_task_is_listed_with_its_reason_until_removed() {
 
     let stop = ["stop-task", "--cluster", &cluster.name, "--task", &arn, "--reason", "a test"];
     answered(&cluster.api(), &stop).await;
-    // From now on it is wanted STOPPED, whether or not it has already, and its tags are deleted.
+    // From now on the desired status is STOPPED, even if the task still runs, and its tags are deleted.
     assert_eq!(describe().await["tags"], json!([]));
     let metadata = get(&format!("{}/taskWithTags", cluster.endpoint("app"))).await.unwrap();
     assert!(!metadata.contains("TaskTags"), "{metadata}");
@@ -209,7 +209,7 @@ async fn stopped_task_is_listed_with_its_reason_until_removed() {
     assert_eq!(stopped["containers"][0]["exitCode"], 0);
     assert_eq!((list("RUNNING").await, list("STOPPED").await), (vec![], vec![arn.clone()]));
 
-    // Started anew it runs, and when it stops by itself then that is the reason.
+    // The task runs again. If it then stops because its container exits, this is the reason.
     docker(&["start", &cluster.docker_name("pause"), &cluster.docker_name("app")]).unwrap();
     let again = describe().await;
     assert_eq!((&again["lastStatus"], again.get("stopCode")), (&"RUNNING".into(), None));
@@ -218,12 +218,12 @@ async fn stopped_task_is_listed_with_its_reason_until_removed() {
     assert_eq!(describe().await["stopCode"], "EssentialContainerExited");
 
     docker(&["rm", &cluster.docker_name("pause"), &cluster.docker_name("app")]).unwrap();
-    // Without any container left, ecs-local still knows its cluster.
+    // When no container is left, ecs-local still knows the cluster of `--cluster`.
     assert_eq!((list("RUNNING").await, list("STOPPED").await), (vec![], vec![]));
 }
 
-/// What moto says of a task, or of its container, and ecs-local does not: it has no task definition to take them from, and
-/// tasks here are started by nobody. `exitCode` and `stoppedReason` moto has though the task runs.
+/// The fields of a task or its container that moto has and ecs-local does not have. ecs-local has no task definition, and no `startedBy`.
+/// moto shows `exitCode` and `stoppedReason` although the task runs.
 const ONLY_MOTO: &[(&str, &str)] = &[
     (".attachments", "array"),
     (".containers[].cpu", "string"),
@@ -233,7 +233,7 @@ const ONLY_MOTO: &[(&str, &str)] = &[
     (".startedBy", "string"),
     (".stoppedReason", "string"),
 ];
-/// The other way round: what moto leaves out of a running task though AWS documents it ("Task", "Container").
+/// The fields of a running task that AWS documents and moto leaves out ("Task", "Container").
 const ONLY_ECS_LOCAL: &[(&str, &str)] = &[
     (".availabilityZone", "string"),
     (".connectivity", "string"),

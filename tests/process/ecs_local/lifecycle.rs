@@ -31,7 +31,7 @@ async fn essential_container_that_exits_stops_its_task() {
     let label = format!("label=com.amazonaws.ecs.cluster={}", cluster.name);
     let mut command = Command::new("docker");
     command.args(["events", "--filter", &label, "--filter", "event=kill", "--filter", "event=die"]);
-    // What happens before the engine is asked for its events counts too.
+    // An exit before ecs-local asks the engine for events counts too.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     command.args(["--since", &now.to_string(), "--format", format]);
     let events = Process::spawn(&mut command);
@@ -100,7 +100,7 @@ async fn restarted_task_is_a_new_run() {
     assert_eq!(task["DesiredStatus"], "RUNNING", "{task}");
     docker(&["start", &cluster.docker_name("web")]).unwrap();
     cluster.until_task("the task runs again", |task| container(task, "web")["KnownStatus"] == "RUNNING").await;
-    // Events come in order: what it says of a wrong label comes after all it did about the starts before.
+    // Events come in order: ecs-local reports the wrong label after it has handled all earlier starts.
     cluster.run_app(
         "later",
         &["--label", "ecs-mesh.essential=maybe"],

@@ -1,8 +1,8 @@
-//! What the task metadata endpoint answers.
+//! The answers of the task metadata endpoint.
 
 use super::*;
 
-/// Objects whose keys are data.
+/// Objects with keys that are data, not field names.
 const MAPS: [&str; 3] = ["Labels", "LogOptions", "TaskTags"];
 
 /// Every key's path and JSON type, through all objects and arrays.
@@ -73,8 +73,8 @@ const CONTAINER: &[(&str, &str)] = &[
 /// The keys that a container has unless it is a pause container.
 const CONTAINER_NORMAL: &[(&str, &str)] =
     &[(".LogDriver", "string"), (".LogOptions", "object"), (".LogOptions.*", "string"), (".ContainerARN", "string")];
-/// The keys of a task in AWS's examples for EC2, but for what is in its containers; without `ServiceName`, which a local
-/// task, being of no ECS service, does not have.
+/// The keys of a task in AWS's examples for EC2, without the keys of its containers. `ServiceName` is not among them, because a local task
+/// belongs to no ECS service.
 const TASK: &[(&str, &str)] = &[
     ("", "object"),
     (".Cluster", "string"),
@@ -90,7 +90,7 @@ const TASK: &[(&str, &str)] = &[
     (".Containers", "array"),
     (".VPCID", "string"),
 ];
-/// What a task of AWS's example for Fargate has and a local one lacks. Nothing but Fargate has it.
+/// The keys of AWS's example for Fargate that a local task does not have. They exist only on Fargate.
 const ONLY_ON_FARGATE: &[(&str, &str)] = &[
     (".Limits", "object"),
     (".Limits.CPU", "number"),
@@ -109,7 +109,7 @@ const ONLY_ON_FARGATE: &[(&str, &str)] = &[
     (".Containers[].Networks[].DomainNameSearchList[]", "string"),
     (".Containers[].Snapshotter", "string"),
 ];
-/// The other way round.
+/// The keys that a local task has and AWS's example for Fargate does not have.
 const NOT_ON_FARGATE: &[(&str, &str)] = &[(".VPCID", "string")];
 
 pub(super) fn is_rfc3339_in_utc(time: &Value) -> bool {
@@ -150,9 +150,9 @@ async fn metadata_has_the_keys_and_types_of_the_aws_examples() {
     assert_eq!(fargate.difference(&own).cloned().collect::<BTreeSet<_>>(), documented(ONLY_ON_FARGATE));
     assert_eq!(own.difference(&fargate).cloned().collect::<BTreeSet<_>>(), documented(NOT_ON_FARGATE));
 
-    // The container's own endpoint says the same of it.
+    // The container's own endpoint has the same answer.
     assert_eq!(get_json(&cluster.endpoint("web")).await.unwrap(), *web);
-    // Tags come with /taskWithTags alone.
+    // Only /taskWithTags has the tags.
     assert_eq!(task.get("TaskTags"), None);
     let tagged = get_json(&format!("{}/taskWithTags", cluster.endpoint("web"))).await.unwrap();
     assert_eq!(tagged["TaskTags"], serde_json::json!({"team": "blue"}));
@@ -195,7 +195,7 @@ async fn container_without_health_check_shows_no_health() {
     let mut cluster = Cluster::new("health").await;
     let mesh = cluster.network("");
     cluster.run_pause(&[&mesh]);
-    // Docker's --health-cmd wants a shell, which a scratch image has not: the check comes from an image.
+    // Docker's --health-cmd needs a shell, and a scratch image has none. So the health check comes from the image.
     let check = "HEALTHCHECK --interval=200ms --retries=1 CMD [\"/demo-app\", \"health\"]";
     cluster.build(&format!("FROM {}\n{check}\n", cluster.image()));
     let joined = format!("container:{}", cluster.docker_name("pause"));
@@ -215,7 +215,7 @@ async fn container_without_health_check_shows_no_health() {
     assert_eq!(healthy["output"], "200 \"healthy\"\n");
     assert!(is_rfc3339_in_utc(&healthy["statusSince"]), "{healthy}");
     assert_eq!(healthy.get("exitCode"), None);
-    // The time stays while the status does, though Docker keeps only the last five checks.
+    // As long as the status does not change, its time does not change, although Docker stores only the last five checks.
     let checks = || {
         let format = "{{range .State.Health.Log}}{{.Start.UnixNano}} {{end}}";
         docker(&["inspect", "--format", format, &cluster.docker_name("web")]).unwrap()

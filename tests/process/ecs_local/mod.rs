@@ -1,4 +1,4 @@
-//! ecs-local against the real Docker engine.
+//! Tests of ecs-local with the real Docker engine.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -20,9 +20,9 @@ mod stop_task;
 
 pub const SOON: Duration = Duration::from_secs(20);
 
-/// A Docker command; gives its output, trimmed.
+/// Runs a Docker command, and returns its output without white space at the ends.
 pub fn docker(arguments: &[&str]) -> Result<String, String> {
-    // The classic builder alone builds FROM scratch without anything else installed.
+    // Only the classic builder can build FROM scratch without further software.
     let output = Command::new("docker").env("DOCKER_BUILDKIT", "0").args(arguments).output();
     let output = output.map_err(|error| format!("cannot run docker ({error}): install Docker and start it"))?;
     let error = String::from_utf8_lossy(&output.stderr).trim().to_owned();
@@ -40,7 +40,7 @@ pub struct Cluster {
     port: u16,
     api_port: u16,
     pub process: Option<Process>,
-    /// The image of the next container, and those it is built from.
+    /// The image of the next container, and the images that it is built from.
     images: Vec<String>,
     networks: Vec<String>,
 }
@@ -73,7 +73,7 @@ impl Cluster {
         }
         std::fs::write(context.path().join("Dockerfile"), dockerfile).unwrap();
         self.images.push(format!("{}:{}", self.name, self.images.len()));
-        // Another test may remove what the builder would take from its cache.
+        // Without the cache, because another test may remove the cached layers.
         docker(&["build", "--quiet", "--no-cache", "--tag", self.image(), context.path().to_str().unwrap()]).unwrap();
     }
 
@@ -116,12 +116,12 @@ impl Cluster {
         format!("{}/v4/{TASK_ID}-{container}", self.url)
     }
 
-    /// Creates a container of the task; options go before the image, the command after it.
+    /// Creates a container of the task. Options go before the image, the command after it.
     pub fn create(&self, container: &str, options: &[&str], command: &[&str]) {
         self.create_named(&self.docker_name(container), (TASK_ID, "web"), container, options, command);
     }
 
-    /// Creates a container, with this name for Docker, of a task of this ID and family.
+    /// Creates a container with this name in Docker, for a task with this ID and family.
     pub fn create_named(
         &self,
         name: &str,
@@ -155,8 +155,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until a container's demo-app listens or has exited. Before that it has no handler for TERM yet, and the kernel
-    /// drops what PID 1 doesn't handle.
+    /// Waits until a container's demo-app listens or has exited. Before that it has no handler for TERM, and the kernel drops signals that
+    /// PID 1 does not handle.
     fn until_it_listens(&self, container: &str) {
         let mut command = Command::new("docker");
         let follow = ["logs", "--follow", &self.docker_name(container)];
@@ -183,7 +183,7 @@ impl Cluster {
         self.run(container, &[&["--network", &joined], options].concat(), command);
     }
 
-    /// Sends StopTask of this task; the status and the answer.
+    /// Sends StopTask for this task, and returns the status and the answer.
     async fn stop_task(&self, cluster: &str, task: &str, order: &str) -> (u16, Value) {
         let headers =
             [("x-amz-target", "AmazonEC2ContainerServiceV20141113.StopTask"), ("x-ecs-local-stop-order", order)];
@@ -192,13 +192,13 @@ impl Cluster {
         (status, serde_json::from_str(&body).unwrap())
     }
 
-    /// The real AWS CLI's `ecs stop-task`.
+    /// Runs `ecs stop-task` of the real AWS CLI.
     async fn aws_stop_task(&self, cluster: &str, task: &str) -> Finished {
         let stop = ["ecs", "stop-task", "--cluster", cluster, "--task", task, "--reason", "a test"];
         aws(&self.api(), &stop).await
     }
 
-    /// How many TERMs a container has got, by Docker's events since `since`.
+    /// How many TERMs a container has got since `since`, from Docker's events.
     fn terms(&self, container: &str, since: u64) -> usize {
         let until = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs() + 1;
         let name = format!("container={}", self.docker_name(container));
@@ -219,7 +219,7 @@ impl Cluster {
     }
 
     pub async fn task(&self) -> Result<Value, String> {
-        // Any of its containers will do.
+        // The ID of any container is enough.
         get_json(&format!("{}/task", self.endpoint("pause"))).await
     }
 

@@ -1,4 +1,4 @@
-//! `ecs-local secrets` against moto's Secrets Manager.
+//! Tests of `ecs-local secrets` with moto's Secrets Manager.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,7 +35,7 @@ async fn answered(moto: &Moto, arguments: &[&str]) -> Value {
     serde_json::from_str(&answer.stdout).unwrap_or_default()
 }
 
-/// Creates a secret; its ARN and its version's ID.
+/// Creates a secret, and returns its ARN and its version's ID.
 async fn create(moto: &Moto, name: &str, value: &str) -> (String, String) {
     let created = answered(moto, &["secretsmanager", "create-secret", "--name", name, "--secret-string", value]).await;
     (created["ARN"].as_str().unwrap().to_owned(), created["VersionId"].as_str().unwrap().to_owned())
@@ -56,7 +56,7 @@ fn files(dir: &Path) -> Vec<(String, String)> {
     files
 }
 
-/// It failed, with one line that says this last, and wrote nothing.
+/// Checks that the program failed with one line that ends with this text, and that it wrote no file.
 fn failed(ended: &Finished, code: i32, dir: &TempDir, says: &str) {
     assert_eq!(ended.code, code, "{}", ended.stderr);
     let last = ended.stderr.lines().last().unwrap_or_default();
@@ -80,7 +80,7 @@ async fn secrets_are_read_by_arn_name_key_and_version() {
         "GOSSIP_KEY=gossip/key".to_owned(),
     ];
     let wanted = wanted.iter().map(String::as_str).collect::<Vec<_>>();
-    // An ARN names its region: only the names need the variable.
+    // An ARN has its region. Only names need the variable.
     let ended = run(&mut secrets(&moto.url, dir.path(), &wanted), BOUND).await;
     assert_eq!(ended.code, 0, "{}", ended.stderr);
     let expected = [
@@ -98,7 +98,7 @@ async fn secrets_are_read_by_arn_name_key_and_version() {
     }
     assert!(ended.stderr.contains("wrote ACCESSOR, FIRST, GOSSIP_KEY, PREVIOUS, TOKEN to "), "{}", ended.stderr);
 
-    // By variables alone.
+    // With variables only.
     let dir = tempfile::tempdir().unwrap();
     let mut command = secrets(&moto.url, dir.path(), &[]);
     command.env("ECS_LOCAL_SECRETS", format!("A={arn}:token,B=gossip/key")).env_remove("AWS_REGION");
@@ -118,7 +118,7 @@ async fn secrets_waits_for_all_before_it_writes_any() {
     process.says("at most 1h: TOKEN from mesh-web: ", BOUND).await;
     process.says("can't find the specified secret", BOUND).await;
     create(&moto, "mesh-web", "{}").await;
-    process.says("TOKEN from mesh-web: the secret is empty yet", BOUND).await;
+    process.says("TOKEN from mesh-web: the secret is still empty", BOUND).await;
     put(&moto, "mesh-web", r#"{"accessor_id":"acc"}"#).await;
     process.says("TOKEN from mesh-web: the secret has no key token yet", BOUND).await;
     assert_eq!(files(dir.path()), []);

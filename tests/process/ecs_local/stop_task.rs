@@ -22,14 +22,14 @@ async fn stop_task_kills_containers_after_their_stop_timeout() {
     assert_eq!((&stopped["desiredStatus"], &stopped["lastStatus"]), (&"STOPPED".into(), &"RUNNING".into()), "{answer}");
     assert_eq!((&stopped["stopCode"], &stopped["stoppedReason"]), (&"UserInitiated".into(), &"a test".into()));
     assert_eq!(stopped["containers"].as_array().unwrap().len(), 2, "without the pause container: {answer}");
-    // From now on the metadata says that every container stops, though they still run.
+    // From now on every container has the desired status STOPPED, although it still runs.
     let task = cluster.task().await.unwrap();
     assert_eq!((&task["DesiredStatus"], &task["KnownStatus"]), (&"STOPPED".into(), &"RUNNING".into()));
     assert!(task["Containers"].as_array().unwrap().iter().all(|container| container["DesiredStatus"] == "STOPPED"));
     let task =
         cluster.until_task("quick has stopped", |task| container(task, "quick")["KnownStatus"] == "STOPPED").await;
     assert_eq!(container(&task, "stubborn")["KnownStatus"], "RUNNING", "it did not wait for the other");
-    // A second StopTask, and an essential container that has exited by now, send no second TERM.
+    // Neither a second StopTask nor the exit of an essential container causes a second TERM.
     assert_eq!(cluster.stop_task(&cluster.name, TASK_ID, "").await.0, 200);
     let task = cluster.until_task("all have stopped", |task| task["KnownStatus"] == "STOPPED").await;
     assert_eq!(container(&task, "stubborn")["ExitCode"], 137);

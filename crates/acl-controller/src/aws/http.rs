@@ -1,4 +1,4 @@
-//! The AWS SDK on the workspace's one HTTP client.
+//! Connects the AWS SDK to the workspace's HTTP client.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use sidecar_kit::env::Env;
 use sidecar_kit::http::{Client, Error, Limits};
 use sidecar_kit::tls::{Authorities, TlsOptions, TlsOptionsError};
 
-/// What one attempt may cost; the largest answer is that of DescribeTasks for 100 tasks.
+/// The limits of one attempt. The largest answer is that of DescribeTasks for 100 tasks.
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 32 << 20 };
 
 /// A client for the SDK's configuration.
@@ -35,7 +35,7 @@ impl HttpConnector for Connector {
         let client = self.0.clone();
         HttpConnectorFuture::new(async move {
             let request = request.try_into_http1x().map_err(|error| ConnectorError::user(error.into()))?;
-            // Nothing that is asked here is a stream.
+            // No request here has a streamed body.
             let whole = |body: SdkBody| Bytes::copy_from_slice(body.bytes().unwrap_or_default());
             let answer = client.send(request.map(|body| whole(body).into()), LIMITS).await.map_err(connector_error)?;
             let mut response = hyper::Response::new(SdkBody::from(answer.body));
@@ -46,7 +46,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// The SDK tries again after the first two kinds.
+/// Converts an error. The SDK tries again after `timeout` and `io` errors.
 fn connector_error(error: Error) -> ConnectorError {
     match error {
         Error::TimedOut { .. } => ConnectorError::timeout(error.into()),

@@ -98,7 +98,7 @@ pub struct Bootstrap<'a> {
     pub admin: (IpAddr, u16),
     /// What the listener for Prometheus serves.
     pub prometheus: &'a Prometheus,
-    /// The address at which Envoy serves `/ready` for others.
+    /// The address at which Envoy serves `/ready` outside of the admin interface.
     pub ready_bind: Option<(IpAddr, u16)>,
     /// Where Envoy logs requests to its admin interface, unless `access_log` is given.
     pub admin_access_log_path: &'a str,

@@ -7,8 +7,8 @@ use sidecar_kit::env::Env;
 
 use super::{BootstrapError, socket_address};
 
-/// The parts of a cluster's name in Consul, each with its separator, up to the final `consul.`: what Envoy puts into
-/// names of metrics. `S` is one segment; the parts in `(?:…)?` may be missing.
+/// The parts of a cluster's name in Consul, each with its separator, up to the final `consul.`. Envoy uses this name in the names of
+/// metrics. `S` is one segment. The parts in `(?:…)?` may be missing.
 const CLUSTER: [(&str, &str); 8] = [
     ("custom_hash", r"(?:S~)?"),
     ("service_subset", r"(?:S\.)?"),
@@ -78,10 +78,10 @@ pub(super) fn tags(user: &[String], ours: &[(&str, Option<&str>)]) -> Vec<Value>
     tags
 }
 
-/// The tags that take several parts: up to the datacenter, and all.
+/// The tags for several parts of the name: up to the datacenter, and all parts.
 const TARGETS: [(&str, usize); 2] = [("target", ROUTING_TYPE), ("full_target", CLUSTER.len())];
 
-/// Takes out one part of a cluster's name.
+/// The pattern that captures one part of a cluster's name.
 fn cluster(start: &str, captured: usize) -> String {
     let parts = CLUSTER.iter().enumerate().map(|(index, (_, part))| match index {
         _ if index == captured => part.replace('S', "(S)"),
@@ -92,7 +92,7 @@ fn cluster(start: &str, captured: usize) -> String {
     format!(r"^cluster\.{start}({}consul\.)", parts.collect::<String>())
 }
 
-/// Takes out the first `count` parts of a cluster's name as one.
+/// The pattern that captures the first `count` parts of a cluster's name together.
 fn target(start: &str, count: usize) -> String {
     let join = |parts: &[(&str, &str)]| parts.iter().map(|(_, part)| *part).collect::<String>();
     let head = join(&CLUSTER[..count]);
@@ -112,8 +112,8 @@ pub(super) fn dogstatsd(url: &str, env: &Env) -> Result<Value, BootstrapError> {
 
 fn sink(option: &'static str, name: &str, config: &str, url: &str, env: &Env) -> Result<Value, BootstrapError> {
     let expected = "udp://<ip>:<port> or unix:///<path>, or $<variable> that holds one";
-    // What a variable holds, or a URL's user information, may be a secret.
-    let got = if url.starts_with('$') { url } else { "a string that is none" };
+    // The value of a variable, and the user information of a URL, may be secrets.
+    let got = if url.starts_with('$') { url } else { "another string (not shown)" };
     let wrong = || BootstrapError::Option { option, expected, got: got.to_owned() };
     let url = expand(url, env);
     let (scheme, rest) = url.split_once("://").ok_or_else(wrong)?;

@@ -296,7 +296,7 @@ fn sinks_take_urls_sockets_and_variables() {
 }
 
 #[test]
-fn the_telemetry_collector_is_reached_at_the_socket_that_xds_opens() {
+fn the_telemetry_collector_has_the_socket_of_xds() {
     let config = json!({ "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry/" });
     let bootstrap = Case { config, ..Case::default() }.bootstrap().unwrap();
     let cluster = &bootstrap["static_resources"]["clusters"][1];
@@ -310,7 +310,7 @@ fn the_telemetry_collector_is_reached_at_the_socket_that_xds_opens() {
 }
 
 #[test]
-fn a_telemetry_collector_alone_gets_its_metrics_once_a_minute_unless_an_interval_is_given() {
+fn a_telemetry_collector_gets_metrics_once_a_minute() {
     let interval = |more: Value| {
         let mut config = json!({ "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry" });
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
@@ -357,7 +357,7 @@ fn authority() -> CertificatesPem {
 }
 
 #[test]
-fn an_option_that_cannot_be_used_is_named_with_what_would_do() {
+fn an_unusable_option_is_named_with_valid_values() {
     assert_eq!(
         Case::refused(json!({ "envoy_prometheus_bind_addr": "9102" })),
         r#"proxy configuration envoy_prometheus_bind_addr: expected <ip>:<port>, got "9102""#
@@ -405,7 +405,7 @@ fn addresses_of_ip_version_6_stand_in_brackets() {
 }
 
 #[test]
-fn a_template_gets_what_the_other_options_make_and_gives_the_bootstrap() {
+fn a_template_with_the_other_options_makes_the_bootstrap() {
     let template = r#"{
         {{- if (not .AdminAccessLogConfig) }} "log": "{{ .AdminAccessLogPath }}", {{- end }}
         "admin": ["{{ .AdminBindAddress }}", {{ .AdminBindPort }}],
@@ -450,7 +450,7 @@ fn a_template_gets_what_the_other_options_make_and_gives_the_bootstrap() {
 }
 
 #[test]
-fn a_template_that_makes_no_json_object_is_told_without_what_it_makes() {
+fn a_template_s_malformed_output_is_not_shown() {
     let refused = |template: &str| {
         let config = json!({ "envoy_bootstrap_json_tpl": template });
         Case { config, token: Some(Secret::new("t0k3n")), ..Case::default() }.bootstrap().unwrap_err().to_string()

@@ -20,10 +20,10 @@ use super::credentials::Credentials;
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 64 << 10 };
 const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
 const CALLER: &str = "Action=GetCallerIdentity&Version=2011-06-15";
-/// Characters that need no escape in a form.
+/// The characters that are escaped in a form: all except letters, digits and `-._~`.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// The requests cannot be signed.
+/// Why the proof for the AWS IAM method cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum AwsError {
@@ -33,7 +33,9 @@ pub enum AwsError {
     Sts(#[from] http::Error),
     #[error("AWS STS at {server} answered {status} to GetCallerIdentity: {excerpt}")]
     Refused { server: String, status: StatusCode, excerpt: String },
-    #[error("the credentials are those of {0:?}, neither a role nor a user: expected consulLogin.includeEntity false")]
+    #[error(
+        "the credentials are those of {0:?}, neither a role nor a user: expected consulLogin.includeEntity false (in agent-config: --login-include-entity false)"
+    )]
     NoEntity(String),
 }
 
@@ -133,7 +135,7 @@ impl Credentials {
     }
 }
 
-/// `X-Amz-Date`: capitals after each hyphen and nowhere else.
+/// A header's name in Go's form, such as `X-Amz-Date`.
 fn as_go_has_it(name: &str) -> String {
     let part = |part: &str| {
         part.get(..1).unwrap_or_default().to_uppercase() + &part.get(1..).unwrap_or_default().to_lowercase()
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_token_is_signed_before_as_in_post_sts_header_before() {
+    fn a_session_token_is_signed_as_in_aws_s_test_vector() {
         let token = "AQoDYXdzEPT//////////wEXAMPLEtc764bNrC9SAPBSM22wDOk4x4HIZ8j4FZTwdQWLWsKWHGBuFqwAeMicRXmxfpSPfIeoIYRqTflfKD8\
                      YUuwthAx7mSEI/qkPpKPi/kMcGdQrmGdeehM4IC1NtBmUpp2wUE8phUZampKsburEDy0KPkyQDYwT7WZ0wq5VSXDvp75YU9HFvlRd8Tx6q\
                      6fE8YQcHNVXAkiY9q6d+xo0rKwT38xVqr7ZD0u0iPPkUL64lIZbqBAz+scqKmlzm8FDrypNC9Yjc8fPOLn9FX9KSYvKTr4rvx3iSIlTJab\
@@ -258,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entity_is_the_role_or_user_whose_credentials_these_are() {
+    fn the_entity_is_the_credentials_role_or_user() {
         let rows = [
             ("arn:aws:iam::1:role/mesh/web", Some("Action=GetRole&RoleName=web&Version=2010-05-08")),
             ("arn:aws:sts::1:assumed-role/a+b/f1a2", Some("Action=GetRole&RoleName=a%2Bb&Version=2010-05-08")),

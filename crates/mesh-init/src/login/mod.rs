@@ -174,7 +174,7 @@ enum Progress {
     Reported,
 }
 
-/// Which attempts may have made a token without an answer. It is reported once.
+/// Notes whether a login got no answer and so may have created a token. This is logged once.
 #[derive(Debug)]
 struct Attempts(Cell<Progress>);
 
@@ -244,11 +244,11 @@ impl Login {
         &self.file
     }
 
-    /// The token in the file, if the servers still know it, else a new one, which is then in the file. When this returns, all
-    /// servers know the token, and so does the agent if one is given.
+    /// Returns the token in the file if the servers still know it. Otherwise it logs in and writes the new token to the file. Then all
+    /// servers know the token, and the agent too if there is one.
     ///
     /// # Errors
-    /// See [`LoginError`]. After a failure there is no new token: it is logged out.
+    /// See [`LoginError`]. After a failure, a new token is logged out.
     pub async fn token(&self, task: &Task, agent: Option<&Client>) -> Result<LoginToken, LoginError> {
         let what = format!("a login at Consul's servers at {}", self.servers.config().address());
         let attempts = Attempts(Cell::new(Progress::Idle));

@@ -84,7 +84,7 @@ impl From<&str> for Datum {
 /// The fields by name.
 pub(super) type Fields = Vec<(&'static str, Datum)>;
 
-/// A template without errors of syntax, of which every field is known.
+/// A parsed template. All its fields are known.
 pub struct Template(Vec<Node>);
 
 impl Template {
@@ -180,7 +180,7 @@ impl Scope<'_> {
                 let mut values = Vec::new();
                 for argument in arguments {
                     values.push(self.value(at, argument)?);
-                    // As in Go, what decides ends it.
+                    // As in Go, `and` and `or` stop at the value that decides.
                     let decided = values.last().is_some_and(|value| match function {
                         Function::And => !value.is_true(),
                         Function::Or => value.is_true(),
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_conditions_lists_and_comments_are_filled_as_go_does() {
+    fn a_template_is_filled_as_in_go() {
         let cases = [
             ("plain { } text", "plain { } text"),
             ("id {{ .ProxyID }}{{.GRPC.AgentPort}}", "id web-18502"),

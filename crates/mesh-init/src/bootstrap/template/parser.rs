@@ -1,4 +1,4 @@
-//! Makes a tree of nodes of a template.
+//! Parses a template into a tree of nodes.
 
 use std::iter::Peekable;
 use std::vec::IntoIter;

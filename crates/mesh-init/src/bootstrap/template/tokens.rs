@@ -94,7 +94,7 @@ impl Token {
     }
 }
 
-/// The tokens of an action, and what comes after them: white space and its end, with a dash or not.
+/// The tokens of an action, and the rest of the text: white space and `}}` or `-}}`.
 fn tokens_of(action: &str, at: At) -> Result<(Vec<Token>, &str), TemplateError> {
     let mut tokens = Vec::new();
     let mut rest = action;
