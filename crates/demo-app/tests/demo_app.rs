@@ -1,4 +1,4 @@
-//! The program from outside.
+//! Tests of the demo-app binary.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -20,7 +20,7 @@ fn run(arguments: &[&str]) -> Output {
     demo_app(arguments).output().unwrap()
 }
 
-/// A running `serve`; killed with the test.
+/// A running `serve`, which is killed at the end of the test.
 struct Serve {
     child: Child,
     address: String,
@@ -134,7 +134,7 @@ fn a_put_request_changes_the_health() {
     assert_eq!(turn("sick"), "HTTP/1.1 400 Bad Request");
     assert_eq!(turn("healthy"), "HTTP/1.1 200 OK");
     assert_eq!(health(), Some(0));
-    // Unhealthy or not, it serves.
+    // The service also answers while it is unhealthy.
     assert_eq!(app.get("/").0, Some(0));
 }
 
@@ -228,7 +228,7 @@ fn server(received: impl Fn() + Send + Sync + 'static) -> String {
 
 #[test]
 fn load_keeps_its_schedule_while_answers_are_slow() {
-    // Nobody is answered before all have asked: one after the other, all but the last would time out.
+    // The server answers when it has received all requests. If load sent them one by one, all but the last would time out.
     let all = Barrier::new(50);
     let slow = server(move || {
         all.wait();
@@ -242,7 +242,7 @@ fn load_repeats_nothing_and_counts_failures_by_reason() {
     let good = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
     let bad = "HTTP/1.1 503 Service Unavailable\r\nx-envoy-overloaded: true\r\ncontent-length: 4\r\n\r\nbusy";
     let answers = [good, bad, ""].map(str::to_owned).to_vec();
-    // With a second try some of the bad ones would be good.
+    // If load repeated requests, some of the failures would be successes.
     let flaky = raw_server(answers);
     let (code, report) = load(&[&flaky, "--rate", "30", "--duration", "1s", "--fresh", "1"]);
     assert_eq!(code, Some(1));
@@ -261,7 +261,7 @@ fn load_repeats_nothing_and_counts_failures_by_reason() {
 
 #[test]
 fn load_counts_a_request_on_a_closed_connection_as_failed() {
-    // The second request on a connection is read and not answered.
+    // The server reads the second request on a connection, but does not answer it.
     let server = Server::start(|request| if request.number == 0 { Answer::ok("") } else { Answer::raw("") });
     let (_, report) = load(&[&server.address, "--rate", "20", "--duration", "1s", "--connections", "1"]);
     let (succeeded, failed) = (report["succeeded"].as_u64().unwrap(), report["failed"].as_u64().unwrap());

@@ -1,4 +1,4 @@
-//! What sidecars make of answers that are not as AWS documents them.
+//! Answers that are not as AWS documents them.
 
 use ecs_meta::{Container, ContainerType, HealthStatus, Status, Task};
 use serde_json::{Value, json};

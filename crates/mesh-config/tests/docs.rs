@@ -1,4 +1,4 @@
-//! The schema and the reference page in `docs/` are what the code makes of itself.
+//! The schema and the reference page in `docs/` are up to date with the code.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The document as teams write it: what is read, and what is said about what cannot be.
+//! Parsing and checking of documents as teams write them.
 
 use mesh_config::{CheckStatus, Config, ConfigError, DestinationType, GatewayKind, LogLevel, MeshGatewayMode, rules};
 use serde_json::{Value, json};
@@ -61,7 +61,7 @@ fn all_errors_are_reported_with_path_value_and_expectation() {
     }
     assert_eq!(line.lines().count(), 1);
     assert_eq!(line.split("; ").count(), 14, "{line}");
-    // What would only warn is not lost.
+    // The warnings are reported too.
     let warnings = Config::parse(&text.replace(r#""port": "80""#, r#""port": "80", "adress": 1"#));
     let warnings = warnings.unwrap_err().warnings().to_vec();
     assert!(warnings.len() == 1 && warnings[0].starts_with("service.adress: "), "{warnings:?}");
@@ -126,7 +126,7 @@ fn every_field_is_read() {
     assert_eq!(config.proxy.expose.unwrap().paths[0].path.as_deref(), Some("/p"));
 }
 
-/// The names of the rules that a change breaks in a document that is right, in the order of the rules.
+/// Changes a valid document, and returns the names of the broken rules, in the order of the rules.
 fn broken(change: impl FnOnce(&mut Value)) -> Vec<&'static str> {
     let mut document = json!({
         "bootstrapDir": "/consul",
@@ -238,7 +238,7 @@ fn each_rule_is_held_by_its_name() {
     assert_eq!(broken(|d| d["service"]["checks"][0]["failuresBeforeCritical"] = json!(65536)), ["check-count"]);
 }
 
-/// The rules that a document breaks whose app is on port 9090 and whose proxy is this.
+/// The broken rules of a document with an app on port 9090 and this proxy.
 fn broken_by(proxy: Value) -> Vec<&'static str> {
     let document = json!({ "bootstrapDir": "/consul", "service": { "port": 9090 }, "proxy": proxy });
     rules::broken(&document).into_iter().map(|(rule, _)| rule.name).collect()

@@ -1,11 +1,11 @@
-//! Every field of the document, one by one, as the document's own description has them.
+//! Tests every field of the document, one by one. The fields come from the document's shape.
 
 use ecs_meta::Task;
 use mesh_config::shape::{Kind, Shape};
 use mesh_config::{CheckTtl, Config, Role};
 use serde_json::{Value, json};
 
-/// What mesh-init itself needs; none of it is registered.
+/// The fields for mesh-init only. They are not part of the registration.
 const OWN: [&str; 5] = ["/bootstrapDir", "/logLevel", "/consulHTTPAddr", "/consulCACertFile", "/consulLogin"];
 
 /// Every field that holds no other field, as a JSON pointer, with two values that the rules allow in it.
@@ -24,7 +24,7 @@ fn leaves(shape: &Shape, path: &str, all: &mut Vec<(String, Kind, [Value; 2])>) 
             Kind::Text | Kind::FilledText => [json!("/a"), json!("/b")],
             Kind::Name => [json!("a"), json!("b")],
             Kind::Boolean => [json!(true), json!(false)],
-            // A number of its own: no port stands twice.
+            // Every field has a different number, because no port may occur twice.
             Kind::Integer => [json!(1 + all.len()), json!(1001 + all.len())],
             Kind::Choice(words) => [json!(words[0]), json!(words[1])],
             Kind::Texts { .. } => [json!(["a"]), json!(["b"])],
@@ -42,7 +42,7 @@ fn all_leaves() -> Vec<(String, Kind, [Value; 2])> {
     all
 }
 
-/// Puts a value where the pointer says, with all that leads there.
+/// Sets the value at this pointer, and creates the objects above it.
 fn set(document: &mut Value, pointer: &str, value: &Value) {
     let at = pointer.split('/').skip(1).fold(document, |inner, step| match step {
         "0" => {
@@ -56,7 +56,7 @@ fn set(document: &mut Value, pointer: &str, value: &Value) {
     *at = value.clone();
 }
 
-/// The document that has every field that `with` wants.
+/// The document with every field for which `with` is true.
 fn filled(with: impl Fn(&str) -> bool) -> Value {
     let mut document = json!({});
     for (path, _, [value, _]) in all_leaves().iter().filter(|(path, ..)| with(path)) {
@@ -73,7 +73,7 @@ fn registered(document: &Value) -> Value {
     serde_json::to_value(role.registrations(&config, &role.names(&task), &task, CheckTtl::default())).unwrap()
 }
 
-/// That another value at the pointer makes another registration.
+/// Checks that another value at the pointer changes the registration.
 fn assert_shows(document: &Value, pointer: &str, values: &[Value; 2]) {
     let [one, other] = values.each_ref().map(|value| {
         let mut document = document.clone();
@@ -91,7 +91,7 @@ fn every_field_of_a_service_shows_in_the_registration() {
         if own(&path) || path.starts_with("/gateway") {
             continue;
         }
-        // The two exclude each other.
+        // These two fields exclude each other.
         let others = if path == "/healthSyncContainers" { "/service/checks" } else { "/healthSyncContainers" };
         assert_shows(&filled(|path| !path.starts_with(others) && !path.starts_with("/gateway")), &path, &values);
         seen += 1;

@@ -1,4 +1,4 @@
-//! Documents in `golden/` and what Consul gets for each. `UPDATE_GOLDEN=1 cargo test -p mesh-config` writes the registrations anew.
+//! The documents in `golden/`, each with its registrations. `UPDATE_GOLDEN=1 cargo test -p mesh-config` writes the registrations again.
 
 use std::path::Path;
 

@@ -90,7 +90,7 @@ impl AddressError {
 /// CA certificate, Envoy uses TLS on the socket too.
 ///
 /// # Errors
-/// When it is no address, its host has none, or its CA certificates cannot be read.
+/// If it is not an address, its host cannot be resolved, or its CA certificates cannot be read.
 pub fn given(
     address: &str,
     ca_file: Option<&str>,
@@ -147,7 +147,7 @@ pub fn loopback(agent_self: Option<&AgentSelf>, task: &Task) -> IpAddr {
 /// Resolves `host:port`, because Envoy resolves no names in these places. As in Consul, an IPv4 address is preferred.
 ///
 /// # Errors
-/// When it is something else, or its host has no address.
+/// If it is not `host:port`, or its host cannot be resolved.
 pub fn resolve(name: &'static str, value: &str) -> Result<(IpAddr, u16), AddressError> {
     let invalid = || AddressError::invalid(name, value, "<host>:<port>");
     let (host, port) = value.rsplit_once(':').ok_or_else(invalid)?;
@@ -178,12 +178,12 @@ fn authorities(ca_file: Option<&str>, ca_path: Option<&str>, env: &Env) -> Resul
     pem.ok_or(AddressError::NoAuthority)?
 }
 
-/// What goes into the bootstrap: certificates and nothing else.
+/// The certificates for the bootstrap. A text with anything else is refused.
 fn checked(variable: &'static str, what: &str, pem: &str) -> Result<CertificatesPem, AddressError> {
     CertificatesPem::new(pem).map_err(|source| AddressError::Pem { variable, what: what.to_owned(), source })
 }
 
-/// A file goes before a directory, whose files are read in Consul's order.
+/// A file wins over a directory. The files of a directory are read in the order of their names.
 fn read_authorities(
     (file_variable, directory_variable): (&'static str, &'static str),
     file: Option<&str>,
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(plain, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), 18502));
         let neither = asked(json!({ "Plaintext": -1, "TLS": -1 })).unwrap_err();
         assert!(matches!(neither, AddressError::NoGrpc), "{neither}");
-        // An agent before Consul 1.14 doesn't say it there.
+        // An agent before Consul 1.14 does not report it there.
         let older = asked(Value::Null).unwrap();
         assert_eq!(older, Endpoint::Tcp(Ipv4Addr::LOCALHOST.into(), DEFAULT_PORT));
     }

@@ -1,4 +1,4 @@
-//! What mesh-init asks Consul's agent for the bootstrap.
+//! The data for the bootstrap that mesh-init reads from Consul's agent.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ const DATACENTER_BOUND: Duration = Duration::from_secs(10);
 /// How long to wait for proxy-defaults. Without it, Envoy's admin interface has no access log.
 const PROXY_DEFAULTS_BOUND: Duration = Duration::from_secs(10);
 
-/// The agent's `/v1/agent/self`. It is none if the token lacks the permission, as a token with a service identity does.
+/// The agent's `/v1/agent/self`. None if the agent does not answer it, for example because a token with only a service identity may not
+/// read it.
 pub async fn agent_self(consul: &Client) -> Option<AgentSelf> {
     match consul.agent_self().await {
         Ok(agent_self) => Some(agent_self),

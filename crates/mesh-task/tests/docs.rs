@@ -1,4 +1,4 @@
-//! The schema in `docs/` is that of the types, and the README's example is what comes out.
+//! The schema in `docs/` and the README's example are up to date with the code.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What is refused, every problem at once.
+//! Refused settings and tasks. All problems are reported at once.
 
 use mesh_task::{Document, Problems, render};
 use serde_json::{Value, json};
@@ -81,7 +81,7 @@ fn names_and_volumes_of_sidecars() {
     let from =
         of_task(|task| task["containerDefinitions"][0]["volumesFrom"] = json!([{ "sourceContainer": "mesh-init" }]));
     assert_eq!(from, one("containerDefinitions[0].volumesFrom[0].sourceContainer", "volume-of-a-sidecar"));
-    // Neither does an app of a rendered task get to the tokens.
+    // An app in a rendered task cannot reach the tokens either.
     let mut rendered = render(&settings(), &task()).unwrap().definition;
     rendered["containerDefinitions"][0]["mountPoints"] = json!([{ "sourceVolume": "mesh", "containerPath": "/m" }]);
     assert_eq!(
@@ -138,11 +138,11 @@ fn circles_of_depends_on() {
     assert_eq!(unknown, [("containerDefinitions[1].dependsOn[0].containerName".to_owned(), None)]);
     let sidecar = of_task(|task| task["containerDefinitions"][1]["dependsOn"] = on("consul-client"));
     assert_eq!(sidecar, []);
-    // health-sync is healthy when the proxy passes, which it does when the app does.
+    // health-sync becomes healthy after the proxy, and the proxy after the app.
     let health = json!([{ "containerName": "health-sync", "condition": "HEALTHY" }]);
     let health = of_task(|task| task["containerDefinitions"][1]["dependsOn"] = health);
     assert_eq!(health, one("containerDefinitions[1].dependsOn[0]", "depends-on-circle"));
-    // The sidecars wait for the log router, which waits for the app.
+    // The sidecars wait for the log router, and the log router waits for the app.
     let mut settings = settings();
     settings["logConfiguration"] = json!({ "logDriver": "awsfirelens" });
     let mut task = task();
@@ -189,7 +189,7 @@ fn stop_timeouts_and_delays() {
     named["shutdownDelay"] = json!("10s");
     named["shutdownDelayContainers"] = json!(["app", "nobody"]);
     assert_eq!(problems(&named, &task()), [("shutdownDelayContainers[1]".to_owned(), None)]);
-    // One that is under an app-entrypoint already keeps it.
+    // A container that already runs under an app-entrypoint does not change.
     assert_eq!(entry_point(json!(["/app-entrypoint", "/shop"]), Value::Null), []);
 }
 

@@ -1,4 +1,4 @@
-//! What becomes of a task definition.
+//! Rendered task definitions.
 
 use mesh_task::{LABEL, Rendered, differences, policy, render};
 use serde_json::{Value, json};
@@ -43,7 +43,7 @@ fn rendered(settings: &Value, task: &Value) -> Value {
     rendered_with_notes(settings, task).definition
 }
 
-/// Rendered, and rendered again: the second time changes nothing.
+/// Renders a task twice, and checks that the second time changes nothing.
 fn rendered_with_notes(settings: &Value, task: &Value) -> Rendered {
     let once = render(settings, task).unwrap_or_else(|problems| panic!("{problems}"));
     let twice = render(settings, &once.definition).unwrap_or_else(|problems| panic!("a second time: {problems}"));
@@ -163,7 +163,7 @@ fn secrets_reach_only_the_containers_that_need_them() {
     }
     assert_eq!(variable(container(&definition, "consul-config"), "CONSUL_DATACENTER"), Some("eu"));
 
-    // A key that is given is kept, and a parameter holds the token itself.
+    // A key in the ARN does not change, and a parameter of Parameter Store holds the token itself.
     let keyed = format!("{}:mine::", arn("serviceToken"));
     let parameter = "arn:aws:ssm:eu-west-1:111122223333:parameter/token";
     settings["secrets"]["serviceToken"] = json!(keyed);
@@ -199,7 +199,7 @@ fn a_login_takes_the_place_of_the_tokens() {
     let statement = json!([{ "Effect": "Allow", "Action": ["iam:GetRole"], "Resource": [task["taskRoleArn"]] }]);
     assert_eq!(policy["taskRole"]["Statement"], statement);
 
-    // A role without its ARN, a group of logs that is made, servers that are looked up, another partition.
+    // A role's name in place of its ARN, a log group that awslogs creates, cloud auto-join, and another partition.
     task["taskRoleArn"] = json!("shop");
     task["executionRoleArn"] = json!("arn:aws-cn:iam::111122223333:role/shop-execution");
     settings["retryJoin"] = json!(["provider=aws tag_key=consul tag_value=server"]);
@@ -235,13 +235,13 @@ fn an_app_with_a_delay_runs_under_app_entrypoint() {
     let mount = json!([{ "sourceVolume": "app-entrypoint", "containerPath": "/ecs-mesh", "readOnly": true }]);
     assert_eq!(app["mountPoints"], mount);
     assert_eq!(container(&definition, "agent")["entryPoint"], wrapped(&[]));
-    // One that others wait for the end of has no delay.
+    // A container has no delay if others wait for its end.
     assert_eq!(container(&definition, "migrate")["entryPoint"], Value::Null);
     assert_eq!(on(container(&definition, "migrate")), [("sidecar-proxy", "HEALTHY")]);
     let installer = container(&definition, "app-entrypoint");
     assert_eq!((&installer["command"], &installer["essential"]), (&json!(["install", "/shared"]), &json!(false)));
 
-    // Without the delay the rendered task is what it would have been without it from the start.
+    // If the delay is removed, the result is the same as if there had never been a delay.
     let without = self::settings();
     assert_eq!(rendered(&without, &definition), rendered(&without, &task));
 
