@@ -18,7 +18,7 @@ use crate::{Progress, mesh_dir, workspace};
 /// The label by which `down` finds the images of the local mesh.
 pub(crate) const LABEL: &str = "ecs-mesh.built-by=xtask";
 
-/// The label of moto's image with a hash of its sources.
+/// A label of moto's image: a hash of its Dockerfile and of its root file system's modification time.
 const MADE_OF: &str = "ecs-mesh.made-of";
 
 /// The programs of production. Each has an image of the same name.
@@ -27,7 +27,7 @@ const SHIPPED: [&str; 5] = ["mesh-init", "envoy-entrypoint", "health-sync", "app
 /// The programs that only the local mesh has.
 const LOCAL: [&str; 4] = ["ecs-local", "demo-app", "mesh-setup", "mesh-probe"];
 
-/// The binaries in an image, and its tag.
+/// Which binaries an image gets, and which tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Profile {
     /// The binaries of the tests. The tag is `dev`.
@@ -66,9 +66,17 @@ pub enum ImagesError {
     Version(#[from] VersionError),
     /// The Envoy that this would fetch does not accept the listeners of this Consul.
     #[error(
-        "Consul {0} and Envoy 1.40 do not work together: set ENVOY to the path of an older Envoy, or CONSUL to Consul 1.16 or later"
+        "Consul {version} and Envoy 1.40 do not work together: set ENVOY to the path of an older Envoy, or {variable} to Consul 1.16 or later"
     )]
-    OldConsul(Version),
+    OldConsul {
+        /// Consul's version.
+        version: Version,
+        /// The variable that names this Consul.
+        variable: &'static str,
+    },
+    /// Consul in the vendor's image needs the bridge, and a vendor's image has no bridge.
+    #[error("CONSUL_IMAGE has Consul {0}: set it to an image of Consul 1.10 or later")]
+    OldImage(Version),
     /// Two variables contradict each other.
     #[error("{binary} and {image} are both set: set only one of them")]
     Both {
@@ -122,10 +130,20 @@ async fn consul() -> Result<(Consul, Version), ImagesError> {
         }
     };
     let current_envoy = given("ENVOY").is_none() && vendors("ENVOY_IMAGE").is_none();
-    if current_envoy && !version.suits_current_envoy() {
-        return Err(ImagesError::OldConsul(version));
-    }
+    check_version(version, matches!(consul, Consul::Image), current_envoy)?;
     Ok((consul, version))
+}
+
+/// Checks that Envoys get listeners from this Consul, and accept them. `image`: Consul is a vendor's image.
+fn check_version(version: Version, image: bool, current_envoy: bool) -> Result<(), ImagesError> {
+    if image && !version.serves_xds_v3() {
+        return Err(ImagesError::OldImage(version));
+    }
+    if current_envoy && !version.suits_current_envoy() {
+        let variable = if image { "CONSUL_IMAGE" } else { "CONSUL" };
+        return Err(ImagesError::OldConsul { version, variable });
+    }
+    Ok(())
 }
 
 /// How many steps [`build`] reports.
@@ -243,15 +261,15 @@ async fn sidecar_proxy(envoy_image: &str, profile: Profile, progress: &dyn Progr
     docker_build("sidecar-proxy", profile, &context, &["--build-arg", &format!("ENVOY_IMAGE={envoy_image}")]).await
 }
 
-/// Builds moto's image. If an image of the same sources exists, this does nothing: Docker needs seconds to read the context of
-/// 130 MB.
+/// Builds moto's image. If the image was already built from this Dockerfile and this root file system, this does nothing: Docker needs
+/// seconds to read 130 MB.
 async fn moto() -> Result<(), ImagesError> {
     let root = parts::moto_root().await?;
     let made_of =
         made_of(&dockerfile("moto"), &root).map_err(|source| ImagesError::Context { path: root.clone(), source })?;
     let mut inspect = Command::new("docker");
     let label = format!("{{{{index .Config.Labels {MADE_OF:?}}}}}");
-    // Without such an image, the command fails.
+    // This fails if there is no such image yet. The image is then built.
     let present = run(inspect.args(["image", "inspect", "--format", &label, &Profile::Dev.tag("moto")])).await;
     if present.is_ok_and(|label| label.trim() == made_of) {
         return Ok(());
@@ -259,7 +277,7 @@ async fn moto() -> Result<(), ImagesError> {
     docker_build("moto", Profile::Dev, &Context(root), &["--label", &format!("{MADE_OF}={made_of}")]).await
 }
 
-/// A hash of the Dockerfile and of the time when the context was made.
+/// A hash of the Dockerfile and of the directory's modification time.
 fn made_of(dockerfile: &Path, context: &Path) -> io::Result<String> {
     let mut hasher = DefaultHasher::new();
     fs::read_to_string(dockerfile)?.hash(&mut hasher);
@@ -362,4 +380,27 @@ fn binary(name: &str) -> PathBuf {
         dir.pop();
     }
     dir.join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_of_consul_before_1_10_is_refused() {
+        let error = |version: &str, image, current_envoy| {
+            let version = Version::parse(version).unwrap();
+            check_version(version, image, current_envoy).map_err(|error| error.to_string()).err()
+        };
+        let old_image = "CONSUL_IMAGE has Consul 1.9.17: set it to an image of Consul 1.10 or later";
+        assert_eq!(error("Consul v1.9.17", true, true).as_deref(), Some(old_image));
+        assert_eq!(error("Consul v1.9.17", true, false).as_deref(), Some(old_image));
+        assert_eq!(error("Consul v1.8.7", false, true), None, "a binary runs behind the bridge");
+        assert_eq!(error("Consul v1.21.4", true, true), None);
+        assert_eq!(error("Consul v1.10.0", true, false), None, "an older Envoy is set");
+        for (image, variable) in [(true, "CONSUL_IMAGE"), (false, "CONSUL")] {
+            let error = error("Consul v1.15.0", image, true).unwrap();
+            assert!(error.ends_with(&format!("or {variable} to Consul 1.16 or later")), "{error}");
+        }
+    }
 }
