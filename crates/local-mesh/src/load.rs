@@ -1,11 +1,11 @@
-//! Load from within a task. For ECS, the container of the load is one of the task's own: it gets TERM with the others, and
+//! Load from within a task. To ecs-local, the load's container is one of the task's containers: it gets TERM with the others, and
 //! envoy-entrypoint waits for its end.
 
 use std::process::Stdio;
 use std::time::Duration;
 
 use bollard::Docker;
-use bollard::query_parameters::KillContainerOptionsBuilder;
+use bollard::query_parameters::{KillContainerOptionsBuilder, RemoveContainerOptionsBuilder};
 pub use demo_app::Report;
 use ecs_local::labels::{CONTAINER_NAME, DEPENDS_ON, ESSENTIAL, TYPE};
 use sidecar_kit::backoff::Backoff;
@@ -79,7 +79,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Starts a load in a running task and waits for its first request.
+    /// Starts a load in a running task and waits for its first request. If no request comes in time, the load is ended.
     pub async fn start(docker: &Docker, task: &str, options: Options<'_>) -> Result<Self, LoadError> {
         let holder = task::running(docker, task).await?.holder;
         let probe = Probe::start(&holder).await?;
@@ -105,7 +105,8 @@ impl Load {
         command.args(["--duration", "15m", "--rate", &options.rate.to_string(), "--fresh", options.fresh]);
         command.args(["--connections", &options.connections.to_string()]);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|source| CommandError::Start { program: "docker".to_owned(), source })?;
+        let mut child =
+            command.spawn().map_err(|source| CommandError::Start { program: "docker".to_owned(), source })?;
         let backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(50));
         let what = format!("the first request of {container}");
         let begun = until(&what, START_BOUND, backoff, async || {
@@ -113,7 +114,13 @@ impl Load {
         })
         .await;
         probe.end().await;
-        begun.map_err(|error| LoadError::NotStarted(error.into()))?;
+        if let Err(error) = begun {
+            // docker's client ends first, so that it cannot start the container later.
+            let _ = child.kill().await;
+            let force = RemoveContainerOptionsBuilder::default().force(true).build();
+            let _ = docker.remove_container(&container, Some(force)).await;
+            return Err(LoadError::NotStarted(error.into()));
+        }
         Ok(Self { docker: docker.clone(), container, child })
     }
 
