@@ -17,7 +17,8 @@ use crate::workspace;
 /// How long Docker's engine may take from its start to its first answer.
 const ENGINE_BOUND: Duration = Duration::from_secs(60);
 
-/// How long to wait for another engine after the started one has exited. The package's own script may have started it.
+/// How long to wait for another engine after the started one has exited. The package's own script may have
+/// started that other engine.
 const OTHER_ENGINE_BOUND: Duration = Duration::from_secs(10);
 
 /// How long apt-get waits for another apt-get, which often runs on a machine that has just booted.
@@ -55,10 +56,10 @@ pub enum MachineError {
     #[error("you may not use Docker's engine: run `sudo usermod --append --groups docker $USER` and log in again")]
     NotAllowed,
     /// The engine was started but does not answer.
-    #[error("Docker's engine does not start, its log is {}", log.display())]
+    #[error("Docker's engine does not start: see {log}")]
     NotStarted {
-        /// The engine's log.
-        log: PathBuf,
+        /// The path of the engine's log, or the command that prints it.
+        log: String,
         /// The cause.
         source: WaitError<Unanswered>,
     },
@@ -244,7 +245,12 @@ async fn engine() -> Result<(), MachineError> {
     } else {
         Some(dockerd(&log).await?)
     };
-    answers(daemon, &log).await
+    answers(daemon, &log).await.map_err(|source| MachineError::NotStarted { log: log_hint(systemd, &log), source })
+}
+
+/// Where to find the engine's log. Under systemd, the journal has it.
+fn log_hint(systemd: bool, log: &Path) -> String {
+    if systemd { "`journalctl --unit docker`".to_owned() } else { log.display().to_string() }
 }
 
 /// Starts an engine that keeps running when this program ends or gets Ctrl-C.
@@ -259,10 +265,11 @@ async fn dockerd(log: &Path) -> Result<Child, MachineError> {
     Ok(command.spawn().map_err(start)?)
 }
 
-async fn answers(mut daemon: Option<Child>, log: &Path) -> Result<(), MachineError> {
+/// Waits for the engine's first answer.
+async fn answers(mut daemon: Option<Child>, log: &Path) -> Result<(), WaitError<Unanswered>> {
     let mut ended = None;
     let backoff = Backoff::new(Duration::from_millis(200), Duration::from_millis(500));
-    let answered = until("Docker's engine", ENGINE_BOUND, backoff, async || {
+    until("Docker's engine", ENGINE_BOUND, backoff, async || {
         if is_up().await {
             return Attempt::Done(());
         }
@@ -278,6 +285,6 @@ async fn answers(mut daemon: Option<Child>, log: &Path) -> Result<(), MachineErr
             Some((at, error)) if at.elapsed() < OTHER_ENGINE_BOUND => Attempt::Again(error.clone()),
             Some((_, error)) => Attempt::Final(error.clone()),
         }
-    });
-    answered.await.map_err(|source| MachineError::NotStarted { log: log.to_owned(), source })
+    })
+    .await
 }
