@@ -1,5 +1,7 @@
 //! Consul's config entries.
 
+use std::collections::BTreeMap;
+
 use consul_api::{Client, Error};
 use serde_json::{Value, json};
 
@@ -22,12 +24,20 @@ impl Ingress {
         read().ok_or("expected GATEWAY:PORT:SERVICE".to_owned())
     }
 
-    /// The `ingress-gateway` entry with this listener.
-    pub(crate) fn entry(&self) -> Value {
+    fn listener(&self) -> Value {
         let services = json!([{ "Name": self.service, "Hosts": ["*"] }]);
-        let listeners = json!([{ "Port": self.port, "Protocol": "http", "Services": services }]);
-        json!({ "Kind": "ingress-gateway", "Name": self.gateway, "Listeners": listeners })
+        json!({ "Port": self.port, "Protocol": "http", "Services": services })
     }
+}
+
+/// One `ingress-gateway` entry for each gateway, with all its listeners.
+pub(crate) fn of_ingress_gateways(ingress: &[Ingress]) -> Vec<Value> {
+    let mut gateways = BTreeMap::<&str, Vec<Value>>::new();
+    for ingress in ingress {
+        gateways.entry(&ingress.gateway).or_default().push(ingress.listener());
+    }
+    let entry = |(gateway, listeners)| json!({ "Kind": "ingress-gateway", "Name": gateway, "Listeners": listeners });
+    gateways.into_iter().map(entry).collect()
 }
 
 /// Writes a config entry, unless Consul has an equal one. Writing an equal entry would raise its index and wake all its watchers.
@@ -58,5 +68,23 @@ fn contains(written: &Value, wanted: &Value) -> bool {
                 && written.iter().zip(wanted).all(|(written, wanted)| contains(written, wanted))
         }
         _ => written == wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ingress_gateway_gets_all_its_listeners_in_one_entry() {
+        let ingress = ["a:8081:web", "b:8082:api", "a:8083:api"].map(|text| Ingress::parse(text).unwrap());
+        let entries = of_ingress_gateways(&ingress);
+        let ports = |entry: &Value| {
+            let ports =
+                entry["Listeners"].as_array().unwrap().iter().map(|listener| listener["Port"].as_u64().unwrap());
+            (entry["Name"].as_str().unwrap().to_owned(), ports.collect::<Vec<_>>())
+        };
+        let entries = entries.iter().map(ports).collect::<Vec<_>>();
+        assert_eq!(entries, [("a".to_owned(), vec![8081, 8083]), ("b".to_owned(), vec![8082])]);
     }
 }

@@ -43,7 +43,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Consul's servers may refuse a request while they elect a leader.
+    /// Whether a retry may help: Consul's servers may refuse a request while they elect a leader.
     fn may_pass_at_start(&self) -> bool {
         match self {
             Self::Consul(error) | Self::Acl(AclError::Consul(error)) => error.may_pass_at_start(),
@@ -77,8 +77,8 @@ pub async fn run(env: &Env, options: Options) -> Result<(), Error> {
                 .await?;
         }
         // Consul accepts an HTTP listener only for a service whose protocol is HTTP.
-        for ingress in &options.ingress {
-            entries::write(&consul, &ingress.entry()).await?;
+        for entry in entries::of_ingress_gateways(&options.ingress) {
+            entries::write(&consul, &entry).await?;
         }
         intentions::allow(&consul, &options.allow).await?;
         Ok(())
