@@ -16,7 +16,7 @@ use crate::version::{self, Version};
 use crate::{Progress, workspace};
 
 /// The task that is stopped and started, of service `api`.
-const STOPPED: &str = "api-1";
+const TASK: &str = "api-1";
 
 /// The length of one case.
 #[derive(Debug, Clone, Copy)]
@@ -113,8 +113,8 @@ fn read(path: &Path) -> Result<Value, DemoError> {
 pub struct Outcome {
     /// The report of the load.
     pub report: Report,
-    /// The requests that Envoy did not retry although their route asks for it. Envoy retries at most three requests of a cluster
-    /// at a time, which is its default and which Consul leaves, and each request as many times as the route says.
+    /// The requests that failed although their route asks for retries. Envoy had one of two reasons: three retries to the cluster were
+    /// already running (Envoy's default, which Consul does not change), or the request had used up all retries of its route.
     pub retries_refused: u64,
 }
 
@@ -160,15 +160,15 @@ impl Demo {
             progress.detail("starting api-1 with the case's settings");
             start_anew(&self.docker, case.settings).await?;
         }
-        task::in_rotation(&self.docker, STOPPED).await?;
+        task::in_rotation(&self.docker, TASK).await?;
         let load = Load::start(&self.docker, "web", LOAD).await?;
         let least = Instant::now() + least;
         let stopped = async {
             for number in 1..=stops {
                 progress.detail(&format!("load on; stopping and starting api-1, {number} of {stops}"));
-                task::stop(&self.docker, STOPPED, case.order).await?;
-                task::start(&self.docker, STOPPED, case.settings).await?;
-                task::in_rotation(&self.docker, STOPPED).await?;
+                task::stop(&self.docker, TASK, case.order).await?;
+                task::start(&self.docker, TASK, case.settings).await?;
+                task::in_rotation(&self.docker, TASK).await?;
             }
             sleep_until(least).await;
             Ok::<_, DemoError>(())
@@ -191,20 +191,22 @@ impl Demo {
 
 /// Starts the task with these settings. If it runs, it is stopped first.
 async fn start_anew(docker: &Docker, settings: &[(&str, &str)]) -> Result<(), TaskError> {
-    if task::running(docker, STOPPED).await.is_ok() {
-        task::stop(docker, STOPPED, StopOrder::AllAtOnce).await?;
+    if task::running(docker, TASK).await.is_ok() {
+        task::stop(docker, TASK, StopOrder::AllAtOnce).await?;
     }
-    task::start(docker, STOPPED, settings).await
+    task::start(docker, TASK, settings).await
 }
 
-/// The sum of the counters `upstream_rq_retry_overflow` and `upstream_rq_retry_limit_exceeded` of web's Envoy.
+/// The sum of two counters of web's Envoy. `upstream_rq_retry_overflow` counts requests that needed a retry while the cluster's limit
+/// of retries was reached. `upstream_rq_retry_limit_exceeded` counts requests that failed after all retries of their route.
+/// (<https://www.envoyproxy.io/docs/envoy/latest/configuration/upstream/cluster_manager/cluster_stats>)
 async fn retries_refused() -> Result<u64, RequestError> {
     let stats = "http://127.0.0.1:19000/stats?filter=upstream_rq_retry_(overflow|limit_exceeded)";
     let stats = fetch("web", &stats.replace('|', "%7C")).await?;
     Ok(stats.lines().filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum())
 }
 
-/// A row of the table. Further lines show each reason of failure, and the requests that were not retried.
+/// A row of the table. Further lines show each reason of failure, and the requests that Envoy did not retry or did not retry again.
 #[derive(Debug)]
 pub struct Row<'a> {
     /// The name of the case.
@@ -224,7 +226,10 @@ impl fmt::Display for Row<'_> {
             write!(f, "\n{count:>64}  {reason}")?;
         }
         if *retries_refused > 0 {
-            write!(f, "\n{retries_refused:>64}  of them not retried: Envoy retries three at a time")?;
+            write!(
+                f,
+                "\n{retries_refused:>64}  of them not retried (again): 3 retries were running, or the request had used up its own"
+            )?;
         }
         Ok(())
     }
