@@ -73,12 +73,11 @@ impl Probe {
 
 /// The time of the last removal of an endpoint after `since`; `None` if the samples show none.
 pub(crate) fn removed(samples: &[Sample], endpoint: &str, since: i64) -> Option<i64> {
-    let has = |sample: &Sample| sample.seen.as_ref().is_some_and(|seen| seen.endpoints.contains(endpoint));
-    let pairs = samples.iter().zip(samples.iter().skip(1));
-    pairs
-        .filter(|(before, after)| after.at > since && has(before) && !has(after) && after.seen.is_some())
-        .map(|(_, after)| after.at)
-        .next_back()
+    let answers =
+        samples.iter().filter_map(|sample| Some((sample.at, sample.seen.as_ref()?.endpoints.contains(endpoint))));
+    let answers = answers.collect::<Vec<_>>();
+    let pairs = answers.iter().zip(answers.iter().skip(1));
+    pairs.filter(|((_, before), (at, after))| *at > since && *before && !after).map(|(_, (at, _))| *at).next_back()
 }
 
 /// The last time after `since` at which a count rose.
@@ -107,6 +106,8 @@ mod tests {
         assert_eq!(removed(&samples[..2], "10.0.0.1:20000", 0), None);
         let no_answer = [at(1, true, 5), Sample { at: 2, seen: None }];
         assert_eq!(removed(&no_answer, "10.0.0.1:20000", 0), None, "an Envoy that has ended removes no endpoint");
+        let across = [at(1, true, 5), Sample { at: 2, seen: None }, at(3, false, 5)];
+        assert_eq!(removed(&across, "10.0.0.1:20000", 0), Some(3), "Envoy did not answer meanwhile");
     }
 
     #[test]

@@ -147,8 +147,9 @@ fn startup_moment(event: &Event) -> (Option<&'static str>, String) {
     }
 }
 
-/// The shutdown of a task. T0: the first TERM. T1: health-sync has exited. T2: no Envoy sends to the task any more. T3: all containers
-/// have exited. T4: KILL, if a container needed it. `None` if no container got TERM.
+/// The shutdown of a task. T0: the first TERM. T1: health-sync has exited. T2: every other Envoy has removed
+/// the task's endpoint; if none had it, the task's node has left the catalog. T3: all containers have exited. T4: KILL, if a container
+/// needed it. `None` if no container got TERM.
 #[must_use]
 pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timeline> {
     let events = stopped.events.iter().collect::<Vec<_>>();
@@ -158,7 +159,7 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
     let exited = |container: &str| first(&events, container, |what| matches!(what, What::Exited(_)));
     let last_exit = names.iter().filter_map(|name| exited(name)).max();
     let out_of_rotation = if stopped.removed.is_empty() {
-        // No Envoy sends to the task, so T2 is when its node leaves the catalog.
+        // No other Envoy had the endpoint, so T2 is when the node leaves the catalog.
         stopped.left
     } else if stopped.removed.values().all(Option::is_some) {
         stopped.removed.values().max().copied().flatten()
@@ -196,6 +197,13 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
             What::Signalled(KILL) => add(Some(event.at), Some("T4"), "KILL", &format!("to {}", event.container)),
             _ => {}
         }
+    }
+    // The exit of health-sync has the mark T1. If health-sync exits last, T3 gets a line of its own.
+    if let Some(at) = last_exit
+        && !moments.iter().any(|moment| moment.mark == Some("T3"))
+    {
+        let (who, what) = ("(task)".to_owned(), "all containers have exited".to_owned());
+        moments.push(Moment { at: at - zero, mark: Some("T3"), who, what });
     }
     moments.sort_by_key(|moment| moment.at);
 
@@ -335,6 +343,16 @@ mod tests {
         let text = timeline.to_string();
         assert!(text.contains("T0       0 ms  TERM           to consul-client, health-sync, app"), "{text}");
         assert!(text.contains("5000 ms  TERM           to app\n"), "{text}");
+    }
+
+    #[test]
+    fn t3_has_its_own_line_if_health_sync_exits_last() {
+        let mut stopped = stopped();
+        stopped.events.push(event(32_000, "health-sync", What::Exited(0)));
+        stopped.events.retain(|event| event.at != 1_100_000_000);
+        let text = shutdown("web", StopOrder::AllAtOnce, &stopped).unwrap().to_string();
+        assert!(text.contains("  T1   31000 ms  health-sync    exited 0\n  T3   31000 ms  (task) "), "{text}");
+        assert_eq!(text.matches("T3").count(), 1, "{text}");
     }
 
     #[test]
