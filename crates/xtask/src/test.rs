@@ -1,4 +1,4 @@
-//! Runs the tests: format, clippy and three suites.
+//! Runs the tests: format, clippy, documentation, linters and three suites.
 
 use std::time::Instant;
 
@@ -50,7 +50,7 @@ pub enum TestError {
     Version(#[from] VersionError),
 }
 
-/// Runs format, clippy and all suites, or only the named suites.
+/// Checks the format, runs clippy, builds the documentation, and runs the linters and all suites; or runs only the named suites.
 pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
     let all = suites.is_empty();
     let wanted = |suite| all || suites.contains(&suite);
@@ -71,7 +71,7 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         // xds-bridge's own tests give converted resources to Envoy.
         parts::envoy().await?;
         let mut unit = vec!["test", "--workspace", "--exclude", "mesh-tests", "--quiet"];
-        // The tests that need the reference data are ignored otherwise; no other test is.
+        // Only the tests that need the reference data are marked as ignored.
         if std::env::var_os("REFERENCE_DIR").is_some() {
             unit.extend(["--", "--include-ignored"]);
         } else {
@@ -88,7 +88,7 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         parts::terraform().await?;
         parts::cfn_lint().await?;
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
-        // The tests wait more than they compute, so more of them run at a time than the machine has cores.
+        // The tests wait more than they compute, so four run at a time, even on two cores.
         let version = version::of_program(&parts::consul().await?).await?;
         run_with_consul("process", version, 4).await?;
     }
@@ -101,8 +101,12 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
                 Err(error) => println!("── cannot read the containers' logs: {}", one_line(&error)),
             }
         }
-        mesh::down().await?;
+        let removed = mesh::down().await;
+        if let (Err(_), Err(error)) = (&tested, &removed) {
+            println!("── cannot remove the mesh: {}", one_line(error));
+        }
         tested?;
+        removed?;
     }
     Ok(())
 }
@@ -111,7 +115,7 @@ async fn mesh_suite() -> Result<(), TestError> {
     let begun = Instant::now();
     let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
     println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
-    // One test at a time has the mesh. A second one runs while the first waits for a minute to pass.
+    // Two threads: while the test that uses the mesh waits for some time to pass, another test may use it.
     run_with_consul("mesh", version::of_mesh().unwrap_or(Version::DEBIAN_11), 2).await
 }
 
