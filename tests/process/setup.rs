@@ -27,7 +27,7 @@ async fn deleted_controller_token_is_replaced_in_its_secret() {
     let directory = tempfile::tempdir().unwrap();
     let config = json!({ "encrypt": "pUqJrVyVRj5jsiYEkM/tFQ==" });
     std::fs::write(directory.path().join(keys::CONFIG), config.to_string()).unwrap();
-    std::fs::write(directory.path().join(keys::AUTHORITY), "a certificate").unwrap();
+    std::fs::write(directory.path().join(keys::CA_FILE), "a certificate").unwrap();
     let variables = [
         ("AWS_ENDPOINT_URL_SECRETS_MANAGER", moto.url.as_str()),
         ("AWS_REGION", "eu-north-1"),

@@ -17,7 +17,7 @@ pub enum CommandError {
     Missing {
         /// The program.
         program: String,
-        /// The line that installs it.
+        /// How to install it, or which variable to set instead.
         install: &'static str,
     },
     /// The program could not be started.
@@ -84,7 +84,7 @@ pub fn cargo() -> Command {
     command
 }
 
-/// The command line, as typed in a shell.
+/// The command line for messages. Nothing in it is quoted.
 #[must_use]
 pub fn shown(command: &Command) -> String {
     let command = command.as_std();

@@ -57,8 +57,8 @@ impl Compose<'_> {
         if let Some(over) = self.over {
             command.arg("--file").arg(over);
         }
-        // A plain `up` leaves the gateways out of the project unless one runs. Otherwise Compose would take a running gateway for an
-        // orphan. All other commands include the gateways.
+        // Every command except a plain `up` includes the gateways. `up` includes them only if one runs: if they were left out,
+        // Compose would remove the running gateway as an orphan.
         let mut gateways = arguments.iter().filter(|argument| !argument.starts_with('-')).ne(&["up"]);
         for (name, task) in docker::tasks(&docker::connect().await?).await? {
             gateways |= task.running && name.ends_with("-gateway");

@@ -100,8 +100,9 @@ enum Failure {
     Unhealthy,
 }
 
-/// The reason why Compose did not start the containers: of those that exited with an error since `begun` or are unhealthy, and
-/// of the others of their tasks. `begun` is a time as Docker prints it: RFC 3339, UTC. `None` if no log shows a reason.
+/// Why the mesh did not start, or does not answer. The reason comes from the logs of the containers, see [`explain`]. `None` if no log
+/// shows a reason. A container counts as failed if it is unhealthy, or if it exited with an error after `begun`: a time as Docker prints
+/// it, RFC 3339 in UTC.
 pub(crate) async fn of_containers(docker: &Docker, begun: &str) -> Result<Option<Diagnosis>, DockerError> {
     let (mut failed, mut logs) = (Vec::new(), Vec::new());
     for container in containers(docker, &[PROJECT_LABEL]).await? {
@@ -119,7 +120,7 @@ pub(crate) async fn of_containers(docker: &Docker, begun: &str) -> Result<Option
             None => logs.push(log),
         }
     }
-    // A container that exited later may have been stopped because of the first.
+    // The earliest failure comes first. The later ones may be its consequence.
     failed.sort_by(|(one, ..), (other, ..)| one.cmp(other));
     Ok(explain(&failed.into_iter().map(|(_, log, failure)| (log, failure)).collect::<Vec<_>>(), &logs))
 }

@@ -94,7 +94,7 @@ pub async fn task(docker: &Docker, name: &str) -> Result<HashMap<String, Contain
     Ok(task)
 }
 
-/// A task of the local mesh. The container that holds its network namespace carries this in its labels.
+/// A task of the local mesh, as the container shows it that holds the task's network namespace: the holder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// The ECS task ID.

@@ -15,7 +15,7 @@ const RIGHT: f64 = 190.0;
 const TOP: f64 = 96.0;
 const ROW: f64 = 30.0;
 const BOTTOM: f64 = 56.0;
-/// The shortest distance between two labels at the top, so that they do not overlap.
+/// The width of a label at the top, such as `T0`.
 const LABEL: f64 = 26.0;
 
 const STYLE: &str = "text{font:13px system-ui,'DejaVu Sans',sans-serif;fill:#1f2933}.title{font-size:17px;font-weight:600}\

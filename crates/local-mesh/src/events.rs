@@ -91,7 +91,7 @@ impl Drop for Recorder {
     }
 }
 
-/// Reads one of Docker's events; `None` if it is not of a task or of another kind.
+/// Reads one of Docker's events. `None` for another kind of event, and for a container of no task.
 fn event(message: &EventMessage) -> Option<Event> {
     let attributes = message.actor.as_ref()?.attributes.as_ref()?;
     let what = match message.action.as_deref()? {

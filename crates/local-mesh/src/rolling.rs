@@ -27,8 +27,9 @@ pub enum RollingError {
 /// How many times the task is replaced in a row of the demo.
 pub const REPLACEMENTS: usize = 10;
 
-/// health-sync without its two measures, and with each measure alone. The longer interval makes a measure necessary: Consul's checks
-/// then pass up to one interval after ECS reports HEALTHY. The hold waits for at most 2.5 s; the gate has no limit.
+/// health-sync without its two measures, and with each measure alone. Consul's checks pass up to one interval after ECS reports HEALTHY.
+/// So with a long interval, requests fail unless a measure prevents it: the interval is 10 s. For the hold it is 1 s, because the hold
+/// waits for at most 2.5 s.
 const NEITHER: Settings =
     &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "10s")];
 const HOLD: Settings = &[("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "1s")];
@@ -103,7 +104,8 @@ pub async fn end(docker: &Docker) -> Result<(), TaskError> {
     start_all(docker).await
 }
 
-/// Starts one of the tasks with these settings while the other one stops. Returns the one that runs first.
+/// Starts one of the tasks with these settings while the other one stops. Returns the task that now runs, then the
+/// other one.
 async fn start_one(docker: &Docker, settings: Settings) -> Result<[&'static str; 2], TaskError> {
     let [first, second] = TASKS;
     if task::running(docker, first).await.is_ok() && task::running(docker, second).await.is_err() {

@@ -73,9 +73,9 @@ pub struct Stopped {
     pub left: Option<i64>,
     /// When each Envoy that sent to the task removed its endpoint, by task; `None` if that Envoy still has the endpoint.
     pub removed: BTreeMap<String, Option<i64>>,
-    /// The last request that came in through its public listener.
+    /// The time of the last request that came in through its public listener.
     pub last_inbound: Option<i64>,
-    /// The last request that its app sent to an upstream.
+    /// The time of the last request that its app sent to an upstream.
     pub last_outbound: Option<i64>,
     /// The samples of its own Envoy.
     pub samples: Vec<Sample>,

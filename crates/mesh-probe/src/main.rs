@@ -10,7 +10,7 @@ use sidecar_kit::exit;
 use sidecar_kit::http::Client;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// What the local mesh's drivers do from within a task's namespaces.
+/// Watches or disturbs a task from within its namespaces, for local-mesh and the tests.
 ///
 /// Exit codes: 0 done, 1 failed, 2 wrong command line.
 #[derive(Debug, Parser)]
@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 }
 
 fn signal(signal: Signal) -> Result<ExitCode, Error> {
-    // kill(2) with pid -1 signals all processes except PID 1 and this one. rustix writes it as process group 1.
+    // kill(2) with PID -1 signals all processes except PID 1 and this one. For rustix, that is the process group of PID 1.
     let sent = kill_process_group(Pid::INIT, signal);
     sent.map(|()| ExitCode::SUCCESS).map_err(|error| Error::Signal(error.into()))
 }

@@ -1,6 +1,6 @@
-//! The files that `cargo xtask images` makes for Consul's servers, as far as others read them.
+//! The names of files that `cargo xtask images` makes for Consul's servers and that other crates read.
 
 /// The CA certificate.
-pub const AUTHORITY: &str = "ca.pem";
+pub const CA_FILE: &str = "ca.pem";
 /// The servers' configuration, which has the gossip key.
 pub const CONFIG: &str = "servers.json";

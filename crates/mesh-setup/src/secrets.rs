@@ -11,14 +11,14 @@ use crate::keys;
 
 /// The prefix of the secrets that acl-controller fills.
 pub const PREFIX: &str = "ecs-mesh";
-/// The management token. Of the mesh only `mesh-setup` uses it; `xtask` and the tests read Consul with it.
+/// The management token. In the mesh, only `mesh-setup` uses it. `xtask` and the tests use it from outside.
 pub const BOOTSTRAP_TOKEN: &str = "consul-bootstrap-token";
 /// The token of acl-controller.
 pub const ACL_CONTROLLER_TOKEN: &str = "consul-acl-controller-token";
 /// The gossip key.
 pub const GOSSIP_KEY: &str = "consul-gossip-key";
 /// The CA certificate of Consul's servers.
-pub const AUTHORITY: &str = "consul-ca";
+pub const CA_SECRET: &str = "consul-ca";
 
 /// Why the secrets could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ pub(crate) async fn make(secrets: &SecretsManager, keys: &Path, services: &[Stri
     let no_key = || SecretsError::NoGossipKey(keys.join(keys::CONFIG));
     let gossip_key = config["encrypt"].as_str().ok_or_else(no_key)?;
     secrets.create(GOSSIP_KEY, &Secret::new(gossip_key)).await?;
-    secrets.create(AUTHORITY, &Secret::new(read(keys::AUTHORITY)?)).await?;
+    secrets.create(CA_SECRET, &Secret::new(read(keys::CA_FILE)?)).await?;
     let empty = Secret::new("{}");
     for name in services.iter().map(String::as_str).chain(["consul-client-token"]) {
         if secrets.create(&format!("{PREFIX}-{name}"), &empty).await? {

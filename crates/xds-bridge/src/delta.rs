@@ -11,19 +11,19 @@ const WILDCARD: &str = "*";
 
 /// The state of one ADS stream of one Envoy.
 ///
-/// A response waits until Envoy has answered the last response of its kind. Listeners and routes also wait for the answers to
-/// clusters and endpoints, and removals wait for all answers. Endpoints do not wait for clusters: Envoy acknowledges clusters only
+/// A response waits until Envoy has answered the last response of its kind. Listeners also wait for the answers to clusters and
+/// endpoints. Routes and removals wait for all answers. Endpoints do not wait for clusters: Envoy acknowledges clusters only
 /// when all have their endpoints (`ClusterManagerImpl::updateClusterCounts` in Envoy's `cluster_manager_impl.cc`). A refused
 /// resource counts as sent, so it is not sent again until Consul changes it.
 #[derive(Debug, Default)]
 pub(crate) struct Delta {
-    sides: [Side; 4],
+    states: [KindState; 4],
     responses: u64,
 }
 
 /// The state of one kind.
 #[derive(Debug, Default)]
-struct Side {
+struct KindState {
     /// Whether Envoy has asked for the kind on this stream.
     asked: bool,
     /// Whether Envoy wants all resources.
@@ -35,7 +35,7 @@ struct Side {
     /// The resources that must be sent again, even if Envoy has the same version.
     owed: BTreeSet<String>,
     /// Whether Envoy has nothing yet and waits for a response, even an empty one.
-    waiting: bool,
+    first_answer_due: bool,
     /// The nonce of the response that Envoy has not answered yet.
     under_way: Option<String>,
     /// All resources that Consul has; `None` before its first response.
@@ -59,7 +59,7 @@ pub(crate) enum Outcome {
     Refused(Kind, String),
 }
 
-impl Side {
+impl KindState {
     fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
     }
@@ -82,39 +82,39 @@ impl Side {
 impl Delta {
     /// Handles a request of Envoy about `kind`.
     pub(crate) fn envoy(&mut self, kind: Kind, request: DeltaRequest) -> Outcome {
-        let side = &mut self.sides[kind as usize];
-        let first = !side.asked;
+        let state = &mut self.states[kind as usize];
+        let first = !state.asked;
         if first {
-            side.asked = true;
+            state.asked = true;
             // A first request without names asks for all resources, as older clients do.
-            side.wildcard = kind.is_wildcard() && request.subscribe.is_empty();
-            side.waiting = kind.is_wildcard() && request.initial_versions.is_empty();
-            side.sent = request.initial_versions;
+            state.wildcard = kind.is_wildcard() && request.subscribe.is_empty();
+            state.first_answer_due = kind.is_wildcard() && request.initial_versions.is_empty();
+            state.sent = request.initial_versions;
         }
         for name in request.subscribe {
             if name == WILDCARD {
-                side.wildcard = true;
+                state.wildcard = true;
             } else {
                 // A second request for a resource of this stream asks for it again.
-                if !first && side.sent.contains_key(&name) {
-                    side.owed.insert(name.clone());
+                if !first && state.sent.contains_key(&name) {
+                    state.owed.insert(name.clone());
                 }
-                side.names.insert(name);
+                state.names.insert(name);
             }
         }
         for name in request.unsubscribe {
             if name == WILDCARD {
-                side.wildcard = false;
+                state.wildcard = false;
             }
-            side.names.remove(&name);
-            if !side.wildcard {
-                side.sent.remove(&name);
-                side.owed.remove(&name);
+            state.names.remove(&name);
+            if !state.wildcard {
+                state.sent.remove(&name);
+                state.owed.remove(&name);
             }
         }
-        let answered = side.under_way.as_ref().is_some_and(|nonce| *nonce == request.nonce);
+        let answered = state.under_way.as_ref().is_some_and(|nonce| *nonce == request.nonce);
         if answered {
-            side.under_way = None;
+            state.under_way = None;
         }
         match request.error {
             Some(reason) if answered => Outcome::Refused(kind, reason),
@@ -130,70 +130,71 @@ impl Delta {
             // Consul 1.8.7 sends a cluster once for each upstream that uses it. Envoy uses the first.
             by_name.entry(resource.name.clone()).or_insert(resource);
         }
-        self.sides[kind as usize].consul = Some(Snapshot { version, resources: by_name });
+        self.states[kind as usize].consul = Some(Snapshot { version, resources: by_name });
     }
 
     /// The next response to Envoy, if one can be sent now. It counts as sent.
     pub(crate) fn respond(&mut self) -> Option<DeltaResponse> {
         for kind in Kind::ALL {
-            if self.waits(kind) {
+            if self.is_blocked(kind) {
                 continue;
             }
-            let side = &mut self.sides[kind as usize];
-            let changed = side.changed();
-            let empty_answer = side.waiting && side.consul.is_some();
+            let state = &mut self.states[kind as usize];
+            let changed = state.changed();
+            let empty_answer = state.first_answer_due && state.consul.is_some();
             if changed.is_empty() && !empty_answer {
                 continue;
             }
-            side.waiting = false;
+            state.first_answer_due = false;
             for resource in &changed {
-                side.owed.remove(&resource.name);
-                side.sent.insert(resource.name.clone(), resource.version.clone());
+                state.owed.remove(&resource.name);
+                state.sent.insert(resource.name.clone(), resource.version.clone());
             }
-            // Envoy warms the new cluster or listener until it gets these, but does not ask for resources that it has.
+            // The needed resources are sent again: Envoy warms the new cluster or listener until it gets them, but does not ask for
+            // resources that it already has.
             if let Some(needed) = kind.needs() {
                 let names = changed.iter().flat_map(|resource| resource.needs.iter().cloned());
-                self.sides[needed as usize].owed.extend(names);
+                self.states[needed as usize].owed.extend(names);
             }
             return Some(self.send(kind, changed, Vec::new()));
         }
-        if !self.is_whole() || self.sides.iter().any(|side| side.under_way.is_some()) {
+        if !self.is_whole() || self.states.iter().any(|state| state.under_way.is_some()) {
             return None;
         }
         // Only clusters and listeners are removed. Envoy drops endpoints and routes with the cluster or listener that named
         // them, and ignores their removal. Consul also leaves out endpoints that it does not know yet.
         for kind in [Kind::Listener, Kind::Cluster] {
-            let side = &mut self.sides[kind as usize];
-            let gone = side.gone();
+            let state = &mut self.states[kind as usize];
+            let gone = state.gone();
             if !gone.is_empty() {
-                side.sent.retain(|name, _| !gone.contains(name));
+                state.sent.retain(|name, _| !gone.contains(name));
                 return Some(self.send(kind, Vec::new(), gone));
             }
         }
         None
     }
 
-    fn waits(&self, kind: Kind) -> bool {
+    fn is_blocked(&self, kind: Kind) -> bool {
         let for_these: &[Kind] = match kind {
             Kind::Cluster => &[Kind::Cluster],
             Kind::Endpoint => &[Kind::Endpoint],
             Kind::Listener => &[Kind::Cluster, Kind::Endpoint, Kind::Listener],
             Kind::Route => &Kind::ALL,
         };
-        for_these.iter().any(|kind| self.sides[*kind as usize].under_way.is_some())
+        for_these.iter().any(|kind| self.states[*kind as usize].under_way.is_some())
     }
 
     /// Whether clusters and listeners are of the same configuration. Consul 1.8.7 sends clusters first and listeners last
     /// (`agent/xds/server.go`). Between the two, a listener may still use a removed cluster.
     fn is_whole(&self) -> bool {
-        let version = |kind: Kind| self.sides[kind as usize].consul.as_ref().map(|snapshot| &snapshot.version);
+        let version = |kind: Kind| self.states[kind as usize].consul.as_ref().map(|snapshot| &snapshot.version);
         version(Kind::Cluster).is_some() && version(Kind::Cluster) == version(Kind::Listener)
     }
 
     fn send(&mut self, kind: Kind, resources: Vec<Resource>, removed: Vec<String>) -> DeltaResponse {
         self.responses += 1;
         let nonce = self.responses.to_string();
-        self.sides[kind as usize].under_way = Some(nonce.clone());
+        self.states[kind as usize].under_way = Some(nonce.clone());
         DeltaResponse { kind, nonce, resources, removed }
     }
 }
@@ -245,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn named_resources_are_sent_before_those_that_name_them() {
+    fn kinds_are_sent_in_the_order_that_envoy_needs() {
         let mut delta = Delta::default();
         assert_eq!(delta.envoy(Kind::Cluster, subscribe(&[])), Outcome::Subscribed(Kind::Cluster));
         assert_eq!(delta.envoy(Kind::Listener, subscribe(&[])), Outcome::Subscribed(Kind::Listener));

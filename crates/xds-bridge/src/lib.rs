@@ -92,8 +92,8 @@ impl Error {
     }
 }
 
-/// Runs Consul and serves Envoys until Consul ends, and returns how Consul ended. After TERM too, Envoys are served until then: this
-/// Consul authorises their inbound connections until it has left the cluster.
+/// Runs Consul and serves Envoys until Consul ends, and returns how Consul ended. TERM does not stop the serving: after TERM, Consul
+/// still authorises Envoys' inbound connections until it has left the cluster.
 pub async fn run(held: HeldSignals, arguments: Arguments) -> Result<Ended, Error> {
     let Arguments { listen, socket, mut command } = arguments;
     if command.get(1).is_none_or(|subcommand| subcommand != "agent") {

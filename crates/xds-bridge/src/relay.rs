@@ -60,7 +60,7 @@ async fn relay(
         let outcome = tokio::select! {
             Some(message) = consul_responses.recv() => session.consul(&message),
             status = &mut upstream => {
-                info!(node = session.id, code = ?status.code(), reason = token.redact(status.message()), "Consul ended the stream");
+                info!(node = session.id, code = ?status.code(), reason = token.redact(status.message()), "the stream to Consul ended");
                 return status;
             }
             request = requests.message() => match request {
@@ -152,7 +152,8 @@ impl Session<'_> {
         }
         match self.delta.envoy(kind, request) {
             Outcome::Nothing => {}
-            // Only when Envoy asks: Consul ends the stream of a mesh gateway that asks for routes (`agent/xds/routes.go`).
+            // Consul is asked for a kind only when Envoy asks for it. The reason: Consul ends the stream of a mesh gateway that asks
+            // for routes (`agent/xds/routes.go`).
             Outcome::Subscribed(kind) => self.to_consul(messages::request(kind, &self.node, "", "")),
             Outcome::Refused(kind, reason) => {
                 let reason = self.token.redact(&reason).chars().take(REASON).collect::<String>();

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 
-/// A kind of xDS resource. The order is that in which Envoy must get them, so that no resource names one that Envoy does not have yet.
+/// A kind of xDS resource. The order of the kinds is the order in which Envoy's documentation asks servers to send them.
 /// (<https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#eventual-consistency-considerations>)
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -55,7 +55,7 @@ impl Kind {
         matches!(self, Kind::Cluster | Kind::Listener)
     }
 
-    /// The kind of the resources that resources of this kind name.
+    /// The kind that resources of this kind need: clusters need endpoints, and listeners need routes.
     #[must_use]
     pub fn needs(self) -> Option<Kind> {
         match self {

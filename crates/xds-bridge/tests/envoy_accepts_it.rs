@@ -104,7 +104,7 @@ impl Envoy {
         serde_json::from_slice(&response.body).ok()
     }
 
-    /// Names by the kind of the `/config_dump`'s entry (`dynamic_active_clusters`, …).
+    /// The names in one list of Envoy's `/config_dump`, such as `dynamic_active_clusters`.
     async fn names(&self, entries: &str) -> Vec<String> {
         let dump = self.get("/config_dump?include_eds").await.unwrap_or_default();
         let configs = dump["configs"].as_array().cloned().unwrap_or_default();

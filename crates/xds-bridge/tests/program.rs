@@ -58,7 +58,7 @@ fn the_exit_code_is_consuls() {
 }
 
 #[test]
-fn a_taken_address_is_one_line_and_starts_no_consul() {
+fn a_taken_address_is_reported_on_one_line_and_starts_no_consul() {
     let directory = tempfile::tempdir().unwrap();
     let consul = consul(&directory);
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -88,7 +88,7 @@ fn a_missing_consul_is_127_and_a_wrong_command_line_2() {
 }
 
 #[test]
-fn help_names_every_variable_and_exit_code() {
+fn help_names_every_variable() {
     let output = bridge(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();

@@ -86,13 +86,13 @@ enum Command {
         /// The secret's name, such as consul-bootstrap-token or ecs-mesh-web.
         name: String,
     },
-    /// Run the tests: format, clippy and all suites, or only the named suites. Installs what the machine lacks, as `up` does. With
+    /// Run the tests: format, clippy, documentation, linters and all suites, or only the named suites. Installs what the machine lacks, as `up` does. With
     /// CONSUL, the tests that cannot run with that Consul are left out, counted, and listed with the reason.
     Test {
         /// The suites to run.
         suites: Vec<Suite>,
     },
-    /// Measure the release binaries against their budgets. The exit code is 1 if one exceeds its budget.
+    /// Measure the release binaries against their budgets. The exit code is 1 if a measurement exceeds its budget.
     Bench,
 }
 

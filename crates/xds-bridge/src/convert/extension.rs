@@ -8,7 +8,7 @@ const TYPED_STRUCT: &str = "type.googleapis.com/xds.type.v3.TypedStruct";
 const HTTP_CONNECTION_MANAGER: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 
-/// The place of an extension. It decides between two filters with the name `envoy.ext_authz`.
+/// The place of an extension. In v2, two filters have the name `envoy.ext_authz`: the place shows which one is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// A filter of a filter chain.
@@ -37,7 +37,7 @@ impl Place {
 /// The name in v2, the name in v3, and the type in v3.
 type Row = (&'static str, &'static str, &'static str);
 
-/// The extensions that Consul 1.8 sends, and those that its documentation shows for users' own JSON.
+/// The extensions that Consul 1.8 sends, and those that its documentation shows for escape-hatch JSON.
 /// (<https://www.envoyproxy.io/docs/envoy/v1.14.1/intro/deprecated> lists the renamed extensions.)
 fn rows(place: Place) -> &'static [Row] {
     match place {
@@ -86,7 +86,7 @@ fn rows(place: Place) -> &'static [Row] {
     }
 }
 
-/// The types in an `Any` of a user's own JSON: in v2, and in v3.
+/// The types in an `Any` of escape-hatch JSON: in v2, and in v3.
 const TYPES: &[(&str, &str)] = &[
     ("envoy.config.filter.network.http_connection_manager.v2.HttpConnectionManager", HTTP_CONNECTION_MANAGER),
     ("envoy.config.filter.network.tcp_proxy.v2.TcpProxy", "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"),
@@ -106,7 +106,7 @@ fn row(place: Place, name: &str) -> Option<&'static Row> {
 
 /// Converts an encoded extension. Envoy 1.40 finds an extension only by the type of its `typed_config`, so an extension without
 /// configuration gets an empty one. Also returns the names of its RouteConfigurations.
-pub(super) fn on_the_wire(place: Place, message: &[u8]) -> Result<(Vec<u8>, Vec<String>), Malformed> {
+pub(super) fn convert_encoded(place: Place, message: &[u8]) -> Result<(Vec<u8>, Vec<String>), Malformed> {
     let (untyped, typed) = place.numbers();
     let mut name = "";
     let mut config = None;
@@ -161,7 +161,7 @@ fn typed_struct_message(v3: &str, object: &Object) -> Vec<u8> {
     message
 }
 
-/// Converts an Any of a user's own JSON.
+/// Converts an Any of escape-hatch JSON.
 fn any(message: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
     let (mut url, mut value) = ("", &[][..]);
     for field in wire::fields(message) {
@@ -218,9 +218,9 @@ fn typed_struct(v3: &str, object: &mut Object, routes: &mut Vec<String>) {
     }
     if v3 == HTTP_CONNECTION_MANAGER {
         if let Some(Value::List(filters)) = structs::entry(object, "http_filters") {
-            filters.iter_mut().for_each(|filter| in_a_struct(Place::Http, filter));
+            filters.iter_mut().for_each(|filter| convert_in_struct(Place::Http, filter));
         }
-        // In v3 the listener's direction replaces it.
+        // In v3 the listener's direction replaces `operation_name`.
         if let Some(Value::Object(tracing)) = structs::entry(object, "tracing") {
             structs::take(tracing, "operation_name");
         }
@@ -234,12 +234,12 @@ fn typed_struct(v3: &str, object: &mut Object, routes: &mut Vec<String>) {
         }
     }
     if let Some(Value::List(logs)) = structs::entry(object, "access_log") {
-        logs.iter_mut().for_each(|log| in_a_struct(Place::AccessLog, log));
+        logs.iter_mut().for_each(|log| convert_in_struct(Place::AccessLog, log));
     }
 }
 
 /// Converts an extension within the Struct of another.
-fn in_a_struct(place: Place, extension: &mut Value) {
+fn convert_in_struct(place: Place, extension: &mut Value) {
     let Some(object) = extension.object_mut() else { return };
     let Some(Value::Text(name)) = structs::entry(object, "name") else { return };
     let row = row(place, name);

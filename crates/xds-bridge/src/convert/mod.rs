@@ -1,4 +1,11 @@
-//! Converts a resource from xDS v2 to v3, as a pure function. Most field numbers are the same in both; this has the others.
+//! Converts a resource from xDS v2 to v3, as a pure function.
+//!
+//! Most fields have the same number in both versions and are copied. This module names only the fields that differ, and those that
+//! contain them. In its comments, "`match` (1)" is the field `match` with the number 1.
+//!
+//! Consul's users can replace a listener or a cluster by JSON of their own (`envoy_public_listener_json` and others). Consul's
+//! documentation calls this an escape hatch, so "escape-hatch JSON" here. It may have fields and extensions that Consul itself does not
+//! send.
 //!
 //! The numbers are those of Envoy's own `.proto` files, v2 as of Envoy 1.14 and v3 as of 1.40
 //! (<https://github.com/envoyproxy/envoy/tree/main/api>).
@@ -47,10 +54,10 @@ fn cluster(v2: &[u8], needs: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
                 out.extend_from_slice(field.raw);
             }
             3 => put_bytes(out, 3, &eds_cluster_config(field.bytes()?)?),
-            // `hosts`, only in a user's own JSON.
+            // `hosts`, only in escape-hatch JSON.
             7 => hosts.push(field.bytes()?.to_vec()),
             11 => put_bytes(out, 24, &transport_socket(UPSTREAM_TLS, field.bytes()?)),
-            24 => put_bytes(out, 24, &extension::on_the_wire(Place::Transport, field.bytes()?)?.0),
+            24 => put_bytes(out, 24, &extension::convert_encoded(Place::Transport, field.bytes()?)?.0),
             _ => out.extend_from_slice(field.raw),
         }
         Ok(())
@@ -70,7 +77,7 @@ fn cluster(v2: &[u8], needs: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
     Ok(out)
 }
 
-/// `eds_config` 1.
+/// Converts an EdsClusterConfig: its `eds_config` (1).
 fn eds_cluster_config(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
@@ -81,14 +88,14 @@ fn eds_cluster_config(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// `resource_api_version` is 6. The last value of a field counts, so this appends it.
+/// Sets `resource_api_version` (6) of a ConfigSource. The last value of a field counts, so this appends it.
 fn config_source(v2: &[u8]) -> Vec<u8> {
     let mut out = v2.to_vec();
     put_varint(&mut out, 6, API_V3);
     out
 }
 
-/// A ClusterLoadAssignment: `endpoints` 2, its `lb_endpoints` 2, `endpoint` 1, `address` 1.
+/// Makes a ClusterLoadAssignment: `endpoints` (2), in it `lb_endpoints` (2), in it `endpoint` (1), in it `address` (1).
 fn load_assignment(cluster: &str, hosts: &[Vec<u8>]) -> Vec<u8> {
     let mut locality = Vec::new();
     for address in hosts {
@@ -103,7 +110,7 @@ fn load_assignment(cluster: &str, hosts: &[Vec<u8>]) -> Vec<u8> {
     out
 }
 
-/// A TransportSocket: `name` 1, `typed_config` 3.
+/// Makes a TransportSocket: `name` (1) and `typed_config` (3).
 fn transport_socket(type_url: &str, context: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     put_bytes(&mut out, 1, b"tls");
@@ -117,7 +124,7 @@ fn listener(v2: &[u8], needs: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
     let mut out = wire::rewrite(v2, |field, out| {
         match field.number {
             3 => chains.push(filter_chain(field.bytes()?, needs)?),
-            9 => put_bytes(out, 9, &extension::on_the_wire(Place::Listener, field.bytes()?)?.0),
+            9 => put_bytes(out, 9, &extension::convert_encoded(Place::Listener, field.bytes()?)?.0),
             22 => put_bytes(out, 22, &access_log(field.bytes()?)?),
             _ => {
                 directed |= field.number == 16;
@@ -144,23 +151,23 @@ fn filter_chain(v2: &[u8], needs: &mut Vec<String>) -> Result<Vec<u8>, Malformed
         match field.number {
             2 => put_bytes(out, 6, &transport_socket(DOWNSTREAM_TLS, field.bytes()?)),
             3 => {
-                let (filter, routes) = extension::on_the_wire(Place::Network, field.bytes()?)?;
+                let (filter, routes) = extension::convert_encoded(Place::Network, field.bytes()?)?;
                 put_bytes(out, 3, &filter);
                 needs.extend(routes);
             }
-            6 => put_bytes(out, 6, &extension::on_the_wire(Place::Transport, field.bytes()?)?.0),
+            6 => put_bytes(out, 6, &extension::convert_encoded(Place::Transport, field.bytes()?)?.0),
             _ => out.extend_from_slice(field.raw),
         }
         Ok(())
     })
 }
 
-/// An AccessLog: its `typed_config` is 4.
+/// Converts an AccessLog, which is an extension.
 fn access_log(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
-    Ok(extension::on_the_wire(Place::AccessLog, v2)?.0)
+    Ok(extension::convert_encoded(Place::AccessLog, v2)?.0)
 }
 
-/// Converts an HttpConnectionManager of a user's own JSON, and adds the names of its RouteConfigurations to `routes`.
+/// Converts an HttpConnectionManager of escape-hatch JSON, and adds the names of its RouteConfigurations to `routes`.
 fn http_connection_manager(v2: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
@@ -176,8 +183,8 @@ fn http_connection_manager(v2: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8
                 put_bytes(out, 3, &rds);
             }
             4 => put_bytes(out, 4, &route_configuration(field.bytes()?)?),
-            5 => put_bytes(out, 5, &extension::on_the_wire(Place::Http, field.bytes()?)?.0),
-            // `tracing.operation_name` is 1. In v3 the listener's direction replaces it.
+            5 => put_bytes(out, 5, &extension::convert_encoded(Place::Http, field.bytes()?)?.0),
+            // Without `operation_name` (1) of `tracing`: in v3 the listener's direction replaces it.
             7 => put_bytes(out, 7, &without(field.bytes()?, 1)?),
             13 => put_bytes(out, 13, &access_log(field.bytes()?)?),
             _ => out.extend_from_slice(field.raw),
@@ -186,7 +193,7 @@ fn http_connection_manager(v2: &[u8], routes: &mut Vec<String>) -> Result<Vec<u8
     })
 }
 
-/// Converts a TcpProxy of a user's own JSON.
+/// Converts a TcpProxy of escape-hatch JSON: its `access_log` (5).
 fn tcp_proxy(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
@@ -197,7 +204,7 @@ fn tcp_proxy(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// `virtual_hosts` 2, their `routes` 3.
+/// Converts a RouteConfiguration: its `virtual_hosts` (2), in them `routes` (3).
 fn route_configuration(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
@@ -217,7 +224,7 @@ fn route_configuration(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// `match` 1.
+/// Converts a Route: its `match` (1).
 fn route(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
@@ -228,7 +235,7 @@ fn route(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// The old `regex` 3 is `safe_regex` 10.
+/// Converts a RouteMatch. The old `regex` (3) becomes `safe_regex` (10).
 fn route_match(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
@@ -241,7 +248,7 @@ fn route_match(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// The old `regex_match` 5 is `safe_regex_match` 11.
+/// Converts a HeaderMatcher. The old `regex_match` (5) becomes `safe_regex_match` (11).
 fn header_matcher(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
@@ -252,7 +259,8 @@ fn header_matcher(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// The old `value` 3 and `regex` 4 (a BoolValue) are `string_match` 5, of `exact` 1 or `safe_regex` 5.
+/// Converts a QueryParameterMatcher. The old `value` (3) becomes `string_match` (5). The old `regex` (4), a BoolValue, decides whether
+/// `string_match` has `safe_regex` (5) or `exact` (1).
 fn query_parameter_matcher(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     let is_regex = match message(v2, 4)? {
         Some(bool) => wire::fields(bool).any(|field| field.is_ok_and(|field| field.value == Value::Varint(1))),
@@ -275,7 +283,7 @@ fn query_parameter_matcher(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     })
 }
 
-/// A RegexMatcher: `regex` 2.
+/// Makes a RegexMatcher: `regex` (2).
 fn regex(pattern: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     put_bytes(&mut out, 2, pattern);

@@ -43,7 +43,8 @@ impl Value {
     }
 }
 
-/// The entry of a field, by its name in snake case or by its JSON name. Consul writes snake case; a user's own JSON may have either.
+/// The entry of a field, by its name in snake case or by its JSON name. Consul writes snake case. Escape-hatch JSON
+/// may have either.
 pub fn entry<'a>(object: &'a mut Object, snake: &str) -> Option<&'a mut Value> {
     if object.contains_key(snake) {
         return object.get_mut(snake);
