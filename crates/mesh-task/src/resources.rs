@@ -22,9 +22,10 @@ pub(crate) fn share(sidecar: &str) -> Share {
     Share { cpu, memory }
 }
 
-/// The sizes of Fargate: CPU, the least memory, the most memory, and the step between two sizes.
-const FARGATE: [(u64, u64, u64, u64); 7] = [
-    (256, 512, 2048, 512),
+/// The sizes of Fargate: CPU, the least memory, the most, and the step between.
+const FARGATE: [(u64, u64, u64, u64); 8] = [
+    (256, 512, 1024, 512),
+    (256, 2048, 2048, 1024),
     (512, 1024, 4096, 1024),
     (1024, 2048, 8192, 1024),
     (2048, 4096, 16384, 1024),
@@ -108,5 +109,9 @@ mod tests {
         let memory = json!([{ "memory": 2100 }]);
         let size = json!({ "cpu": "256", "memory": "2048" });
         assert_eq!(fitted(size, &memory, true), (json!({ "cpu": "512", "memory": "3072" }), 2));
+        // Fargate has no 1536 MiB with a quarter of a CPU.
+        let memory = json!([{ "memory": 1100 }]);
+        let size = json!({ "cpu": "256", "memory": "1024" });
+        assert_eq!(fitted(size, &memory, true), (json!({ "cpu": "256", "memory": "2048" }), 1));
     }
 }
