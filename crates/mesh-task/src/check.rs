@@ -132,8 +132,7 @@ fn compare(path: &str, deployed: &Value, rendered: &Value, lines: &mut Vec<Strin
 }
 
 fn line(path: &str, deployed: &Value, rendered: &Value) -> String {
-    // A list with an entry that has no name is compared as a whole, with the path of the list.
-    let secret = path.contains(".environment[") || path.ends_with(".environment");
+    let secret = path.split(['.', '[']).any(|part| part == "environment");
     match (deployed, rendered) {
         (Value::Null, _) => format!("{path}: not deployed"),
         (_, Value::Null) => format!("{path}: deployed, but not rendered"),
@@ -145,6 +144,7 @@ fn line(path: &str, deployed: &Value, rendered: &Value) -> String {
 fn shown(value: &Value) -> String {
     match value {
         Value::Object(_) => "an object".to_owned(),
+        Value::Array(values) if values.iter().any(Value::is_object) => "a list of objects".to_owned(),
         other => other.to_string(),
     }
 }

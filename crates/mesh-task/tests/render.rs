@@ -366,6 +366,25 @@ fn the_check_finds_what_differs_and_not_what_ecs_fills_in() {
         "tags[consul.hashicorp.com/service-name].value: deployed \"till\", rendered \"shop\"",
     ];
     assert_eq!(lines, expected);
+
+    // Without names, entries and containers are not compared one by one.
+    let nameless = json!([{ "value": "5ec3e7" }]);
+    let container = json!({ "name": "app", "environment": nameless });
+    assert_eq!(
+        differences(
+            &json!({ "containerDefinitions": [container] }),
+            &json!({ "containerDefinitions": [{ "name": "app",
+            "environment": [{ "name": "A", "value": "5ec3e7" }] }] })
+        ),
+        ["containerDefinitions[app].environment: deployed with another value"]
+    );
+    assert_eq!(
+        differences(
+            &json!({ "containerDefinitions": [{ "environment": nameless }] }),
+            &json!({ "containerDefinitions": [container] })
+        ),
+        ["containerDefinitions: deployed a list of objects, rendered a list of objects"]
+    );
 }
 
 #[test]
