@@ -263,8 +263,12 @@ fn listeners(document: &Value) -> Vec<Listener> {
     });
     let exposed = exposed(document)
         .map(|(path, exposed)| Listener::at(format!("{path}.listenerPort"), Host::All, &exposed["listenerPort"]));
-    let options = ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"].map(|option| {
-        let (host, port) = proxy["config"][option].as_str()?.rsplit_once(':')?;
+    // The options' names are valid in any case.
+    let options = proxy["config"].as_object().into_iter().flatten().filter(|(option, _)| {
+        ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"].iter().any(|name| option.eq_ignore_ascii_case(name))
+    });
+    let options = options.map(|(option, address)| {
+        let (host, port) = address.as_str()?.rsplit_once(':')?;
         let host = Host::of(host.trim_start_matches('[').trim_end_matches(']'));
         Listener::at(format!("proxy.config.{option}"), host, &port.parse::<i64>().ok()?.into())
     });

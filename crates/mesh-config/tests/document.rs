@@ -280,6 +280,9 @@ fn listeners_are_told_apart_by_address_and_port() {
     assert_eq!(scraped("127.0.0.2:5432"), ["port-once"]);
     assert_eq!(scraped("[::]:5432"), ["port-once"]);
     assert_eq!(scraped("127.0.0.3:5432"), none);
+    // Envoy's options are known in any case.
+    let upper = json!({ "ENVOY_Stats_Bind_Addr": "127.0.0.2:5432" });
+    assert_eq!(broken_by(json!({ "upstreams": upstream, "config": upper })), ["port-once"]);
 }
 
 #[test]

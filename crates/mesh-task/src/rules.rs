@@ -201,8 +201,10 @@ fn taken(settings: &Settings, role: Role<'_>) -> BTreeMap<u64, &'static str> {
                 ports.insert(port.into(), "Envoy's listener of an exposed path");
             }
             for option in ["envoy_prometheus_bind_addr", "envoy_stats_bind_addr"] {
-                let address = proxy.config.get(option).and_then(Value::as_str);
-                let port = address.and_then(|address| address.rsplit(':').next()?.parse().ok());
+                // The options' names are valid in any case.
+                let mut options = proxy.config.iter();
+                let address = options.find(|(name, _)| name.eq_ignore_ascii_case(option)).map(|(_, value)| value);
+                let port = address.and_then(Value::as_str).and_then(|address| address.rsplit(':').next()?.parse().ok());
                 ports.extend(port.map(|port| (port, "Envoy's listener for metrics")));
             }
         }

@@ -140,21 +140,21 @@ impl Settings {
                 });
             }
         }
-        let images = own.images(&mut found);
         if own.tls == Some(true) && own.secrets.ca.is_none() {
             found.missing("secrets.ca", "the ARN of the servers' CA certificate, since `tls` is true", None);
         }
         if let (Some(false), Some(ca)) = (own.tls, &own.secrets.ca) {
             found.wrong("secrets.ca", &json!(ca), "nothing, since `tls` is false", None);
         }
-        let shutdown_delay = own.shutdown_delay.and_then(|text| match parse_delay(&text) {
+        let shutdown_delay = own.shutdown_delay.as_ref().and_then(|text| match parse_delay(text) {
             Ok(delay) if delay.is_zero() => None,
-            Ok(delay) => Some((text, delay)),
+            Ok(delay) => Some((text.clone(), delay)),
             Err(expected) => {
                 found.wrong("shutdownDelay", &json!(text), expected, None);
                 None
             }
         });
+        let images = own.images(shutdown_delay.is_some() && config.gateway.is_none(), &mut found);
         let log_configuration = (!own.log_configuration.is_empty()).then_some(Value::Object(own.log_configuration));
         let settings = Self {
             mode: Mode::Agent(Agent { retry_join: own.retry_join, datacenter: own.datacenter }),
@@ -258,14 +258,14 @@ impl Own {
         }
     }
 
-    fn images(&self, found: &mut Collected) -> Images {
+    /// The images. Only a task with a delayed app needs the one of app-entrypoint.
+    fn images(&self, delayed: bool, found: &mut Collected) -> Images {
         let version = env!("CARGO_PKG_VERSION");
         let [mesh_init, consul, sidecar_proxy, health_sync, app_entrypoint] = &self.images;
-        // app-entrypoint's image is required only with a shutdown delay.
         let mut image = |given: &Option<String>, field: &str, name: &str| {
             let from_registry = || self.registry.as_ref().map(|registry| format!("{registry}/{name}:{version}"));
             given.clone().or_else(from_registry).unwrap_or_else(|| {
-                if name != "app-entrypoint" || self.shutdown_delay.is_some() {
+                if name != "app-entrypoint" || delayed {
                     found.missing(format!("images.{field}"), "an image, or `registry`, where our images are", None);
                 }
                 String::new()

@@ -115,12 +115,13 @@ fn ports_of_the_mesh() {
     moved["proxy"] =
         json!({ "publicListenerPort": 21000, "upstreams": [{ "destinationName": "a", "localBindPort": 7000 }] });
     let mut task = task();
-    moved["proxy"]["config"] = json!({ "envoy_prometheus_bind_addr": "0.0.0.0:9102" });
-    let ports = [20000, 21000, 7000, 9102].map(|port| json!({ "containerPort": port }));
+    moved["proxy"]["config"] =
+        json!({ "envoy_prometheus_bind_addr": "0.0.0.0:9102", "Envoy_Stats_Bind_Addr": "0.0.0.0:9103" });
+    let ports = [20000, 21000, 7000, 9102, 9103].map(|port| json!({ "containerPort": port }));
     let mappings = json!(ports);
     task["containerDefinitions"][0]["portMappings"] = mappings;
     let paths: Vec<_> = problems(&moved, &task).into_iter().map(|(path, _)| path).collect();
-    let expected = [1, 2, 3].map(|index| format!("containerDefinitions[0].portMappings[{index}].containerPort"));
+    let expected = [1, 2, 3, 4].map(|index| format!("containerDefinitions[0].portMappings[{index}].containerPort"));
     assert_eq!(paths, expected);
 }
 
@@ -202,6 +203,21 @@ fn settings_that_say_too_little_or_two_things() {
         paths(|settings| settings["registry"] = Value::Null),
         ["images.meshInit", "images.sidecarProxy", "images.healthSync"]
     );
+    // Only a service with a delay needs app-entrypoint.
+    let image = "registry.example/image:1";
+    let mut without_entrypoint = settings();
+    without_entrypoint["registry"] = Value::Null;
+    without_entrypoint["images"] = json!({ "meshInit": image, "sidecarProxy": image, "healthSync": image });
+    for (delay, missing) in [("10s", &["images.appEntrypoint"][..]), ("0s", &[])] {
+        without_entrypoint["shutdownDelay"] = json!(delay);
+        let found = problems(&without_entrypoint, &task());
+        assert_eq!(found.iter().map(|(path, _)| path).collect::<Vec<_>>(), missing, "{delay}");
+    }
+    without_entrypoint["shutdownDelay"] = json!("10s");
+    without_entrypoint.as_object_mut().unwrap().remove("service");
+    without_entrypoint["gateway"] = json!({ "kind": "mesh-gateway" });
+    let gateway = json!({ "family": "gateway", "networkMode": "awsvpc", "containerDefinitions": [] });
+    assert_eq!(problems(&without_entrypoint, &gateway), []);
     assert_eq!(paths(|settings| settings["bootstrapDir"] = json!("/consul")), ["bootstrapDir"]);
     assert_eq!(paths(|settings| settings["tls"] = json!(true)), ["secrets.ca"]);
     assert_eq!(paths(|settings| settings["shutdownDelay"] = json!("10")), ["shutdownDelay"]);
