@@ -186,25 +186,28 @@ impl Client {
     /// Sends a call. A Consul without Enterprise refuses any namespace and partition: `default` is then left out, because the
     /// names mean the same.
     async fn send_to(&self, server: usize, call: Call) -> Result<Response, Error> {
-        match self.send_once(server, call.clone()).await {
+        let places = !self.without_places.load(Ordering::Relaxed);
+        match self.send_once(server, call.clone(), places).await {
             Err(Error::Refused { status, body, .. })
                 if status == StatusCode::BAD_REQUEST
                     && body.contains("Invalid query parameter: \"")
                     && self.config.is_in_default_place()
-                    && !self.without_places.swap(true, Ordering::Relaxed) =>
+                    && places =>
             {
-                self.send_once(server, call).await
+                self.without_places.store(true, Ordering::Relaxed);
+                self.send_once(server, call, false).await
             }
             outcome => outcome,
         }
     }
 
-    async fn send_once(&self, server: usize, call: Call) -> Result<Response, Error> {
+    /// Sends a call, with the namespace and the partition if `places` says so.
+    async fn send_once(&self, server: usize, call: Call, places: bool) -> Result<Response, Error> {
         let named = call.named();
         let limits = Limits { time: call.time.min(self.most), ..LIMITS };
         let token = self.token_of(&call)?;
         let secrets = [token.clone(), call.proof.clone(), self.config.authorization.clone()];
-        let request = self.request(server, call, token.as_ref())?;
+        let request = self.request(server, call, token.as_ref(), places)?;
         let response = self.http[server].send(request, limits).await;
         let response = response.map_err(|source| Error::from_http(named.clone(), source))?;
         if response.status.is_success() {
@@ -222,10 +225,9 @@ impl Client {
         }
     }
 
-    fn request(&self, server: usize, call: Call, token: Option<&Secret>) -> Result<http::Request, Error> {
+    fn request(&self, server: usize, call: Call, token: Option<&Secret>, places: bool) -> Result<http::Request, Error> {
         let named = call.named();
         let Config { namespace, partition, datacenter, .. } = &self.config;
-        let places = !self.without_places.load(Ordering::Relaxed);
         let scope = [("ns", namespace, places), ("partition", partition, places), ("dc", datacenter, true)];
         let scope = scope.into_iter().filter(|(.., sent)| *sent);
         let scope = scope.filter_map(|(name, value, _)| Some((name, value.clone()?)));

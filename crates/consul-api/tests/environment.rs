@@ -286,3 +286,23 @@ fn neither_configuration_nor_client_prints_a_token() {
     let shown = format!("{client:?} {:?}", client.config());
     assert!(!shown.contains("s3cr3t") && !shown.contains("dXNlcj"), "{shown}");
 }
+
+#[test]
+fn both_of_two_calls_at_once_leave_the_default_partition_out() {
+    // The server answers a request with a partition only once both calls have sent one.
+    let both = std::sync::Barrier::new(2);
+    let server = Server::start(move |request| {
+        if request.target.contains("partition=") {
+            both.wait();
+            let body = "Invalid query parameter: \"partition\" - Partitions are a Consul Enterprise feature";
+            return Answer::new("400 Bad Request", body);
+        }
+        Answer::ok("\"10.0.0.1:8300\"")
+    });
+    let env = Env::from_iter([("CONSUL_HTTP_ADDR", server.address.as_str()), ("CONSUL_PARTITION", "default")]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (one, other) = runtime.block_on(async { tokio::join!(client.leader(), client.leader()) });
+    let leader = Some("10.0.0.1:8300".to_owned());
+    assert_eq!((one.unwrap(), other.unwrap()), (leader.clone(), leader));
+}
