@@ -21,7 +21,7 @@ pub const USAGE: u8 = 2;
 #[must_use]
 pub fn parse_arguments<A: Parser>() -> A {
     let command = with_variables(A::command());
-    let arguments = with_two_dashes(&command, std::env::args_os());
+    let arguments = with_two_dashes(&command, std::env::args_os().collect::<Vec<_>>().into_iter());
     let parsed = command.try_get_matches_from(arguments.iter()).and_then(|matches| A::from_arg_matches(&matches));
     parsed.unwrap_or_else(|error| {
         if !error.use_stderr() {
@@ -78,9 +78,10 @@ fn with_variables(command: Command) -> Command {
         .mut_subcommands(with_variables)
 }
 
-/// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one dash. This
-/// function stops at the first argument that is not a flag, because the rest may belong to another program.
-fn with_two_dashes(command: &Command, mut arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+/// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one. After a
+/// subcommand, the flags are the subcommand's. It stops at any other argument that is no flag, because the rest may belong to another
+/// program.
+fn with_two_dashes(command: &Command, mut arguments: std::vec::IntoIter<OsString>) -> Vec<OsString> {
     let mut dashed = Vec::from_iter(arguments.next());
     while let Some(argument) = arguments.next() {
         let text = argument.to_str().unwrap_or_default();
@@ -88,6 +89,11 @@ fn with_two_dashes(command: &Command, mut arguments: impl Iterator<Item = OsStri
         let (name, value) = name.split_once('=').map_or((name, None), |(name, value)| (name, Some(value)));
         let flag = command.get_arguments().find(|flag| flag.get_long() == Some(name));
         let Some(flag) = flag.filter(|_| text.starts_with('-')) else {
+            if let Some(subcommand) = command.find_subcommand(&argument) {
+                let rest = std::iter::once(argument).chain(arguments).collect::<Vec<_>>();
+                dashed.extend(with_two_dashes(subcommand, rest.into_iter()));
+                return dashed;
+            }
             dashed.push(argument);
             break;
         };
@@ -195,17 +201,23 @@ mod tests {
     fn a_flag_may_have_one_dash_up_to_another_program() {
         let flag = |name: &'static str| clap::Arg::new(name).long(name);
         let command = Command::new("x").args([flag("delay"), flag("drain").action(ArgAction::SetTrue)]);
-        let rows: [(&[&str], &[&str]); 6] = [
+        let command = command.subcommand(Command::new("dial").arg(flag("timeout")));
+        let rows: [(&[&str], &[&str]); 8] = [
             (&["-delay", "1s", "-drain", "app", "-delay"], &["--delay", "1s", "--drain", "app", "-delay"]),
             (&["-delay=1s", "app"], &["--delay=1s", "app"]),
             (&["--delay", "-drain", "-drain"], &["--delay", "-drain", "--drain"]),
             (&["--", "-delay"], &["--", "-delay"]),
             (&["-other", "-delay"], &["-other", "-delay"]),
             (&["run", "app", "-delay", "2"], &["run", "app", "-delay", "2"]),
+            (&["-drain", "dial", "-timeout", "1s", "a:1"], &["--drain", "dial", "--timeout", "1s", "a:1"]),
+            (&["dial", "-delay"], &["dial", "-delay"]),
         ];
         for (given, expected) in rows {
-            let given = std::iter::once("x").chain(given.iter().copied()).map(OsString::from);
-            assert_eq!(with_two_dashes(&command, given)[1..], expected.iter().map(OsString::from).collect::<Vec<_>>());
+            let given = std::iter::once("x").chain(given.iter().copied()).map(OsString::from).collect::<Vec<_>>();
+            assert_eq!(
+                with_two_dashes(&command, given.into_iter())[1..],
+                expected.iter().map(OsString::from).collect::<Vec<_>>()
+            );
         }
     }
 
