@@ -16,10 +16,10 @@ const DEREGISTER_BOUND: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum RegisterError {
-    #[error("cannot register {id}")]
-    Consul { id: ServiceId, source: Box<WaitError<consul_api::Error>> },
-    #[error("cannot register {id}: expected a token with the service identity {service}")]
-    Denied { id: ServiceId, service: String, source: Box<WaitError<consul_api::Error>> },
+    #[error("cannot {step}")]
+    Consul { step: String, source: Box<WaitError<consul_api::Error>> },
+    #[error("cannot {step}: expected a token with the service identity {service}")]
+    Denied { step: String, service: String, source: Box<WaitError<consul_api::Error>> },
     #[error("cannot register {id}: the agent's Consul does not know the field {field}: {cure}")]
     UnknownField { id: ServiceId, field: String, cure: &'static str },
     #[error("the agent answered without the proxy's configuration for {0}: another program has registered that ID")]
@@ -58,14 +58,18 @@ impl<'a> Registrar<'a> {
     /// See [`RegisterError`]. The agent may have accepted some of the registrations.
     pub async fn register(&mut self, names: &Names, bound: Duration) -> Result<Registered, RegisterError> {
         let what = format!("Consul's agent at {}", self.consul.config().address());
+        // What fails if the agent does not answer.
+        let mut step = String::new();
         let registered = at_start(&what, bound, async || {
             for (index, registration) in self.registrations.iter().enumerate() {
+                step = format!("register {}", registration.id);
                 self.consul.register_service(registration).await?;
                 self.accepted = self.accepted.max(index + 1);
             }
+            step = format!("read {} from the agent", names.proxy_id);
             self.consul.agent_service(&names.proxy_id).await
         });
-        let registered = registered.await.map_err(|source| failure(source, names))?;
+        let registered = registered.await.map_err(|source| failure(step, source, names))?;
         if let Some(field) = compat::dropped(self.consul.config(), &self.registrations, &registered) {
             return Err(unknown_field(field.to_owned(), names));
         }
@@ -97,18 +101,18 @@ impl<'a> Registrar<'a> {
     }
 }
 
-fn failure(source: WaitError<consul_api::Error>, names: &Names) -> RegisterError {
+fn failure(step: String, source: WaitError<consul_api::Error>, names: &Names) -> RegisterError {
     if let WaitError::Final(error) = &source
         && let Some(field) = compat::refused(error)
     {
         return unknown_field(field, names);
     }
     let denied = matches!(source, WaitError::TimedOut { last: Some(consul_api::Error::PermissionDenied { .. }), .. });
-    let (id, source) = (names.service_id.clone(), Box::new(source));
+    let source = Box::new(source);
     if denied {
-        RegisterError::Denied { id, service: names.service.clone(), source }
+        RegisterError::Denied { step, service: names.service.clone(), source }
     } else {
-        RegisterError::Consul { id, source }
+        RegisterError::Consul { step, source }
     }
 }
 
