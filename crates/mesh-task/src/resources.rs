@@ -22,7 +22,7 @@ pub(crate) fn share(sidecar: &str) -> Share {
     Share { cpu, memory }
 }
 
-/// The sizes of Fargate: CPU, the least memory, the most, and the step between.
+/// The sizes of Fargate: CPU, the least memory, the most memory, and the step between two sizes.
 const FARGATE: [(u64, u64, u64, u64); 8] = [
     (256, 512, 1024, 512),
     (256, 2048, 2048, 1024),
