@@ -128,7 +128,11 @@ async fn variables_work_like_flags_also_with_one_dash() {
         let mut command = entrypoint(&[flags, &["sh", "-c", "exit 42"]].concat());
         let finished = run(command.envs(variables.iter().copied()), BOUND).await;
         assert_eq!(finished.code, 42);
-        assert!(finished.stderr.contains("the shutdown delay of 30s reaches"), "{}", finished.stderr);
+        assert!(
+            finished.stderr.contains("the shutdown delay of 30s is not shorter than the stop timeout"),
+            "{}",
+            finished.stderr
+        );
     }
     // If the switch is on, TERM goes to the whole group, and the app's child ends too.
     for (value, code) in [("1", 143), ("Yes", 143), ("TRUE", 143), ("0", 5), ("no", 5), ("False", 5)] {

@@ -358,6 +358,8 @@ async fn moto_accepts_every_call_with_the_readme_policy() {
     for subject in ["client token", "service web"] {
         controller.says(&format!("{subject}: token"), BOUND).await;
     }
+    // The controller stores a token after it has logged its accessor ID.
+    cycles(&listens(&command), 2.0).await;
     // The next controller reads what the first one stored, so both calls are well-formed.
     drop(controller);
     let tokens = agent.call("GET", "/v1/acl/tokens", &Value::Null).await.as_array().unwrap().len();
