@@ -324,7 +324,7 @@ impl Aws {
     /// the next one.
     ///
     /// ECS keeps a task in the list with desired status STOPPED for an hour after the task has stopped. So this list is read only
-    /// if the last listing is older than [`FRESH`]. Otherwise only the tasks that have left the RUNNING list are described.
+    /// if the last listing is older than `FRESH`. Otherwise only the tasks that have left the RUNNING list are described.
     pub async fn tasks(&self, followed: &mut Followed) -> Result<Tasks, Error> {
         let began = Instant::now();
         let running = self.described(self.pages(DesiredStatus::Running)).await?;
