@@ -245,7 +245,7 @@ async fn stopped_task_is_not_stopped_again() {
     assert_eq!(stopped, r#"there is no running task "api-2": there are api-1, web"#);
     let unknown = task::start(&docker, "api-9", &[]).await.unwrap_err().to_string();
     let known = "api-1, api-2, ingress-gateway, mesh-gateway, web";
-    assert_eq!(unknown, format!(r#"there is no task "api-9" in docker-compose.yml: there are {known}"#));
+    assert_eq!(unknown, format!(r#"there is no task "api-9" in docker-compose.yml: expected one of {known}"#));
     task::start(&docker, "api-2", &[]).await.unwrap();
     eventually("both answer again", BOUND, async || {
         crate::answered_by(&docker, &["api-1", "api-2"]).await;
