@@ -22,8 +22,8 @@ const TOKEN_TTL: Duration = Duration::from_secs(31);
 /// A controller takes over within twice the session's TTL and the lock-delay; then comes a cycle.
 const TAKEOVER: Duration = Duration::from_secs(21 + 10);
 
-/// docker-compose.yml's default, in which a task's last containers end, and some cycles.
-const GRACE: Duration = Duration::from_secs(40 + 20);
+/// The grace in docker-compose.yml, or the 120 s for which a new leader deletes no token, and some cycles.
+const GRACE: Duration = Duration::from_secs(120 + 40);
 
 /// What a service's secret holds; an error while that is no token.
 async fn secret_of(service: &str) -> Result<(String, Secret), String> {
