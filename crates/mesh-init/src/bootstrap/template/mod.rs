@@ -1,7 +1,7 @@
 //! `envoy_bootstrap_json_tpl`: the part of Go's text/template in which Consul's own bootstrap template is written.
 //!
 //! This parser is written by hand because no library for Rust has Go's template language without functions that Consul does
-//! not have, and because the subset is small: text, comments, trim markers, `{{ .Field }}`, `if`/`else if`/`else`/`end`,
+//! not have. The subset is also small: text, comments, trim markers, `{{ .Field }}`, `if`/`else if`/`else`/`end`,
 //! `range` over a list, `not`, `and`, `or`, `eq`, `ne`, strings, integers, `true`, `false` and parentheses. Like Go's, it
 //! escapes nothing. Everything else is an error with its line and column.
 
