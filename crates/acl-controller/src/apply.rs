@@ -16,7 +16,7 @@ use crate::rotation::{is_superseded, superseded};
 use crate::term::Term;
 
 impl Controller {
-    /// Applies one action, and updates what is `known` of the secret.
+    /// Applies one action of the plan, and updates `known`, what the controller knows of the secret.
     pub(crate) async fn apply(
         &self,
         term: &Term,
@@ -57,7 +57,7 @@ impl Controller {
                 let secret_id = Secret::new(value.token);
                 let token = self.consul.create_token_as(term, grants, &accessor, &secret_id).await?;
                 known.agrees_with(&token.entry);
-                tracing::info!("{owner}: token {accessor} created again, as the secret {name} holds it");
+                tracing::info!("{owner}: token {accessor} created again with the IDs that the secret {name} holds");
                 self.metrics.changed(Change::Created);
             }
             Action::Store(accessor) => {

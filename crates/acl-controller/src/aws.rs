@@ -110,7 +110,7 @@ impl Error {
     }
 }
 
-/// The parts of ARNs in messages.
+/// The parts of the ARNs that a message shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     /// The partition, `aws` if unknown.
@@ -130,7 +130,7 @@ impl Place {
         Self { partition, region, account }
     }
 
-    /// A region with an unknown account.
+    /// The parts in this region, without an account.
     #[must_use]
     pub fn in_region(region: &str) -> Self {
         let partition = match region.split('-').next() {
@@ -201,7 +201,7 @@ impl Aws {
     /// variables.
     ///
     /// # Errors
-    /// When the public authorities cannot be read.
+    /// When the public CA certificates cannot be read.
     pub async fn new(
         place: Place,
         cluster: String,
@@ -230,7 +230,7 @@ impl Aws {
         })
     }
 
-    /// Sets the cluster of all calls, when its account is known.
+    /// Sets the cluster of all further calls, once its ARN is known.
     pub fn set_cluster(&mut self, cluster: &ClusterArn) {
         self.place = Place::of(cluster);
         self.cluster = cluster.to_string();
@@ -384,7 +384,7 @@ impl Aws {
                 } else {
                     let (arn, reason) = (failure.arn().unwrap_or_default(), failure.reason().unwrap_or_default());
                     tracing::warn!(
-                        "ecs:DescribeTasks: {arn}: {reason}: tokens that a task may have are kept in this cycle"
+                        "ecs:DescribeTasks: {arn}: {reason}; this cycle deletes no token that the task may use"
                     );
                     found.complete = false;
                 }

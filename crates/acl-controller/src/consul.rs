@@ -148,7 +148,8 @@ impl Consul {
     pub async fn token(&self, accessor_id: &AccessorId) -> Result<Option<Token>, Error> {
         let read = async {
             match self.acls().token(accessor_id).await {
-                // Consul hides secret IDs from a token with acl:read. Stored, this text would replace every good token.
+                // Consul hides secret IDs from a token with acl:read. If the controller stored the text `<hidden>`, it would replace good
+                // tokens.
                 Ok(token) if token.secret_id.expose() == HIDDEN => Err(consul_api::Error::PermissionDenied {
                     request: format!("GET /v1/acl/token/{accessor_id}"),
                     body: "the secret ID is hidden".to_owned(),

@@ -1,4 +1,4 @@
-//! The controller: its clients, its names and its rules. The other modules add what it does.
+//! The controller: its clients, its names and its rules. The other modules add its methods.
 
 use std::sync::Arc;
 use std::time::Duration;

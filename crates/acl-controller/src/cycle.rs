@@ -195,8 +195,8 @@ impl Controller {
         let colliding = others.filter(|other| self.names.collides(other)).map(str::to_owned).collect::<BTreeSet<_>>();
         for other in colliding.difference(reported) {
             tracing::warn!(
-                "another controller's secrets have the prefix {other:?}, and this one's {:?}: one begins with the other, so that \
-                 both may write the same secret; give one of the clusters another prefix",
+                "the secrets of another controller have the prefix {other:?}, those of this one {:?}: both may write the \
+                 same secret, because one prefix begins with the other; give one of the clusters another prefix",
                 self.names.prefix
             );
         }
@@ -265,8 +265,8 @@ impl Controller {
             Some(known) if known.covers(listed, &tokens) => known,
             _ => match self.read(&name, lists, &tokens).await {
                 Ok(known) => known,
-                // The tokens' rights are still repaired. If the owner is gone, its tokens are deleted only if reading the secret will
-                // fail again.
+                // Without the secret, the controller still repairs the tokens' rights. But if the owner is gone and a later attempt may
+                // read the secret, this attempt fails, so that no token is deleted yet.
                 Err(error @ (Error::Aws(_) | Error::NotOurs { .. }))
                     if !error.is_not_leader() && (error.is_lasting() || demand != Demand::Gone) =>
                 {
@@ -313,14 +313,17 @@ impl Controller {
                 continue;
             }
             match self.apply(term, (&owner, &grants), lists, action, &tokens, &mut known).await {
-                // A secret that cannot be written any more does not keep its tokens alive.
+                // The controller cannot clear the secret, and never will. It still deletes the tokens.
                 Err(error) if clears && demand == Demand::Gone && error.is_lasting() => unusable = Some(error),
                 applied => applied?,
             }
         }
         match unusable {
             Some(error) if demand == Demand::Gone => {
-                tracing::warn!("{owner}: its tokens are gone; {}", one_line(&error));
+                tracing::warn!(
+                    "{owner}: its tokens are deleted, but the secret cannot be cleared; {}",
+                    one_line(&error)
+                );
                 Ok(Outcome::GoneButStored)
             }
             Some(error) => Err(error),

@@ -12,8 +12,8 @@ use crate::record::Record;
 use crate::rotation::Running;
 use crate::tasks::Desired;
 
-/// The demand of each owner: each service that has tasks, had some or has a token, and the consul-clients. Records when an owner lost its
-/// last task, and removes the records of services that no longer exist.
+/// The demand of each owner: of the consul-clients, and of each service that has or had tasks or has a token. Records when an owner lost
+/// its last task, and removes the records of services that no longer exist.
 pub(crate) fn demands(
     rules: &Rules,
     names: &Names,

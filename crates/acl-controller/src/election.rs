@@ -31,7 +31,7 @@ pub struct Election {
     consul: Arc<Consul>,
     metrics: Arc<Metrics>,
     key: String,
-    /// The name of this controller in the lock, for people.
+    /// The name of this controller in the lock. An operator can read there who holds it.
     name: String,
     session: Mutex<Option<SessionId>>,
 }

@@ -27,8 +27,8 @@ pub enum Error {
     },
     /// Only the secret of consul-ecs 0.4 with Consul Enterprise exists.
     #[error(
-        "the secret {name} does not exist, and acl-controller does not use {found}, the name that consul-ecs 0.4 gives with \
-         -partitions-enabled: create {name}, with the value {{}}, and use it in the task definition"
+        "the secret {name} does not exist. acl-controller does not use {found}, the name that consul-ecs 0.4 gives with \
+         -partitions-enabled. Create {name} with the value {{}}, and use it in the task definition"
     )]
     OldSecret {
         /// Its name.
@@ -47,8 +47,9 @@ pub enum Error {
     },
     /// The secret holds a token that Consul does not list and no controller of this cluster has recorded.
     #[error(
-        "the secret {name} holds the token {accessor}, which this Consul does not have and this controller did not make, such as a \
-         token of another Consul. acl-controller does not change it; set it to {{}} to get a token"
+        "the secret {name} holds the token {accessor}, which this Consul does not list \
+         and this controller did not make: it may be a token of another Consul. acl-controller does not change the secret; \
+         set it to {{}} to get a token"
     )]
     UnknownToken {
         /// The secret's name.
@@ -59,8 +60,8 @@ pub enum Error {
     /// The secret holds a live token that somebody else made for another purpose.
     #[error(
         "the secret {name} holds the token {accessor}, which another controller or person made ({description:?}). acl-controller does \
-         not change it. Check whether another cluster uses a prefix of which this one is the start, or the other way round. If not, set \
-         the secret to {{}} to get a token"
+         not change it. Check whether the prefix of another \
+         cluster begins with the prefix of this one, or the other way round. If not, set the secret to {{}} to get a token"
     )]
     AnothersToken {
         /// The secret's name.

@@ -34,8 +34,8 @@ pub fn links(entries: &[Value], reported: &mut Unlinked) -> Links {
     }
     for (gateway, service) in unlinked.difference(reported) {
         tracing::warn!(
-            "service {gateway}: its terminating gateway links {service:?}, which no service identity can name: link each \
-             service by its name in lower case and in the gateway's own namespace, or create the gateway's token yourself"
+            "service {gateway}: its terminating gateway links {service:?}, which no service identity can name. Link \
+             services of the gateway's own namespace by their names in lower case, or create the gateway's token yourself"
         );
     }
     *reported = unlinked;

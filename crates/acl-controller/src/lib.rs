@@ -115,7 +115,7 @@ pub enum RunError {
     Signals(#[from] SignalsError),
     #[error("cannot find out cluster and region: outside of ECS, set --cluster and AWS_REGION")]
     NoMetadata(#[source] ecs_meta::Error),
-    #[error("cannot find out cluster and region: no task metadata")]
+    #[error("cannot find out cluster and region")]
     Metadata(#[from] WaitError<ecs_meta::Error>),
     #[error("cannot make the cluster's ARN from the task metadata, --cluster and AWS_REGION")]
     MetadataCluster(#[from] ArnError),
@@ -126,7 +126,7 @@ pub enum RunError {
          AWS_SECRET_ACCESS_KEY"
     )]
     NoCredentials,
-    #[error("cannot make a client of AWS")]
+    #[error("cannot make a client for AWS")]
     Tls(#[from] sidecar_kit::tls::TlsOptionsError),
     #[error("cannot use the address of Consul")]
     Consul(#[from] consul_api::ConfigError),
@@ -248,8 +248,8 @@ async fn find_cluster(aws: &Aws, place: Whereabouts, poll_interval: Duration, me
             None => {
                 if !told {
                     tracing::info!(
-                        "waiting for a task of the cluster {name} or a secret, because its ARN has the account; --cluster may \
-                         also be an ARN"
+                        "waiting for the ARN of a task of the cluster {name} or of a secret, to find out the account; or set \
+                         --cluster to the cluster's ARN"
                     );
                     told = true;
                 }

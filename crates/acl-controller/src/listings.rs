@@ -9,14 +9,15 @@ use crate::aws::FRESH;
 /// The listings of tasks in one term.
 #[derive(Debug)]
 pub(crate) struct Listings {
-    /// The longest time between two complete listings that do not count as a gap. In a gap a task may start and lose its tags unseen. With
-    /// a poll interval of more than [`FRESH`] this may also happen without a gap.
+    /// If two complete listings are this far apart or farther, there was a gap. In a gap, a task may start and lose its tags before the
+    /// controller sees it. With a poll interval of more than [`FRESH`], this may happen even without a gap.
     gap: Duration,
-    /// The first complete listing, or the first after a gap.
+    /// The first complete listing of the term, or the first one after the last gap.
     since: Option<Instant>,
     /// The last complete listing.
     last: Option<Instant>,
-    /// The last complete listing before the incomplete ones; otherwise the first incomplete one.
+    /// When the listings became incomplete: the last complete listing before that, or the first incomplete one if none came before. None
+    /// while the listings are complete.
     incomplete_since: Option<Instant>,
     /// How long the listings were incomplete since the last [`Listings::take_incomplete`].
     incomplete_for: Duration,

@@ -18,11 +18,11 @@ use sidecar_kit::exit;
 /// and the token of all consul-clients in PREFIX-consul-client-token. The secrets must exist, with the value {} or none. Several
 /// controllers may run: one works, the others wait.
 ///
-/// The controller reads Consul's own variables (CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT, CONSUL_CACERT_PEM and so
-/// on) and the AWS SDK's: AWS_REGION (otherwise the region of the task's ARN; the region of a cluster's ARN wins), AWS_ENDPOINT_URL,
-/// AWS_ENDPOINT_URL_ECS, AWS_ENDPOINT_URL_SECRETS_MANAGER. The AWS credentials come from AWS_ACCESS_KEY_ID and
-/// AWS_SECRET_ACCESS_KEY, otherwise from the task role. ECS sets ECS_CONTAINER_METADATA_URI_V4. LOG_LEVEL and LOG_FORMAT (text, json) configure the log. An empty
-/// variable counts as not set.
+/// The controller reads Consul's own variables: CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT, CONSUL_CACERT_PEM and so on. It
+/// also reads variables of the AWS SDK: AWS_ENDPOINT_URL, AWS_ENDPOINT_URL_ECS, AWS_ENDPOINT_URL_SECRETS_MANAGER. The region is that of the
+/// cluster's ARN, otherwise AWS_REGION, otherwise that of the task's ARN. The AWS credentials come from AWS_ACCESS_KEY_ID and
+/// AWS_SECRET_ACCESS_KEY, otherwise from the task role. ECS sets ECS_CONTAINER_METADATA_URI_V4. LOG_LEVEL and LOG_FORMAT (text, json)
+/// configure the log. An empty variable counts as not set.
 #[derive(Debug, Parser)]
 #[command(
     name = "acl-controller",

@@ -48,7 +48,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// For a controller that has just taken the lock. A cycle begins at this interval.
+    /// The memory of a controller that has just taken the lock, and that begins a cycle at this interval.
     #[must_use]
     pub fn of_new_term(poll_interval: Duration) -> Self {
         Self {
@@ -112,7 +112,7 @@ impl Known {
     pub(crate) fn covers(&self, listed: Option<&String>, tokens: &[&TokenEntry]) -> bool {
         let Stored::Token { accessor, .. } = &self.stored else { return self.is_version(listed) };
         let index = tokens.iter().find(|token| token.accessor_id == *accessor).map(|token| token.modify_index);
-        // A deleted token needs no read.
+        // No index: the token was deleted. The controller knows the secret's content without reading it again.
         self.is_version(listed) && (index.is_none() || index == self.index)
     }
 

@@ -77,7 +77,7 @@ pub struct Metrics {
 struct Health {
     /// When the controller's loop last reported, and within which time it reports again.
     alive: (Instant, Duration),
-    /// Whether the last cycle could list everything, or standing by works.
+    /// Whether the controller works: as leader, its last cycle could list everything; as standby, it could read the lock.
     ready: bool,
 }
 
@@ -162,7 +162,7 @@ impl Metrics {
         self.nodes.inc();
     }
 
-    /// Sets how many services have tasks, and how many of all fail.
+    /// Sets how many services have tasks, and for how many owners the last attempt failed.
     pub fn services(&self, services: usize, failing: usize) {
         self.services.set(services.try_into().unwrap_or(i64::MAX));
         self.failing.set(failing.try_into().unwrap_or(i64::MAX));
@@ -172,12 +172,12 @@ impl Metrics {
     pub fn leading(&self, leader: bool) {
         self.leader.set(leader.into());
         if !leader {
-            // The leader reports them.
+            // Only the leader reports these two.
             self.services(0, 0);
         }
     }
 
-    /// Sets whether standing by works.
+    /// Sets whether this standby controller could read the lock.
     pub fn standing_by(&self, ready: bool) {
         self.health().ready = ready;
     }

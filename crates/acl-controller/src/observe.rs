@@ -1,4 +1,4 @@
-//! Observation: the lists, and the secrets that have changed.
+//! Reads the lists of a cycle, and the secrets that have changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

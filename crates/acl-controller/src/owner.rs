@@ -119,8 +119,8 @@ impl Names {
         if lines(token, CLUSTER).any(|of| of == cluster) { service(token).map(TokenOwner::Service) } else { None }
     }
 
-    /// The possible owner of a token of consul-ecs 0.2 to 0.4. It wrote only the cluster's name for tasks on EC2, and no cluster for the
-    /// consul-clients. The controller takes the token over only if this owner's secret holds it.
+    /// The possible owner of a token of consul-ecs 0.2 to 0.4. For tasks on EC2, consul-ecs wrote only the cluster's name into the token,
+    /// and for the consul-clients no cluster. So acl-controller takes the token over only if this owner's secret holds it.
     #[must_use]
     pub fn former_owner(&self, token: &TokenGrants) -> Option<TokenOwner> {
         let is_clients = token.description.trim() == CLIENT_TOKEN
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn consul_ecs_0_4_claims_service_tokens_and_no_client_token() {
+    fn consul_ecs_0_4_claims_only_the_tokens_of_services() {
         let grants = |owner: &TokenOwner| names().grants(owner, &BTreeSet::new());
         assert_eq!(claimed_by_consul_ecs(&grants(&web()).description, BLUE), Some("web"));
         assert_eq!(claimed_by_consul_ecs(&grants(&web()).description, "blue"), None);
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_maker_comes_from_the_list_or_else_from_the_record() {
+    fn the_maker_is_known_from_the_list_or_the_record() {
         let names = names();
         let maker = |token: Option<&TokenGrants>, recorded| names.maker(&web(), token, recorded);
         let green = Names { cluster: BLUE.replace("blue", "green").parse().unwrap(), ..names.clone() };
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_consul_ecs_s_by_its_whole_description() {
+    fn only_an_exact_description_marks_a_consul_ecs_policy() {
         let policy = |name: &str, description: &str| {
             let (name, description) = (name.to_owned(), description.to_owned());
             Policy { id: "1".into(), name, description, rules: String::new(), datacenters: Vec::new(), modify_index: 1 }

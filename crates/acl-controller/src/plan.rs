@@ -12,7 +12,8 @@ use crate::rotation::{Running, age_order, is_kept, is_superseded, made};
 pub enum Demand {
     /// The owner has tasks.
     Needed(Running),
-    /// The owner has no known tasks, but may have or soon get some. Its token and secret are repaired, and nothing is created.
+    /// The controller knows no task of the owner, but there may be one, or one may start soon. Its token and secret are repaired, and
+    /// nothing is created.
     Idle,
     /// The owner has had no tasks for the whole grace.
     Gone,
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn of_duplicates_the_one_in_the_secret_or_the_newest_stays() {
+    fn the_duplicate_in_the_secret_stays_or_else_the_newest() {
         let tokens = [token("a", 1), token("b", 2), token("c", 3)];
         assert_eq!(planned(4, &stored("a", 1), &tokens, 5), [delete("b"), delete("c")]);
         assert_eq!(planned(4, &stored("c", 1), &tokens, 5), [delete("a"), delete("b")]);

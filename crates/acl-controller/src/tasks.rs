@@ -26,7 +26,7 @@ pub struct Task {
     pub mesh: Option<Mesh>,
     /// Whether ECS is stopping it. ECS deletes the tags of a task when StopTask stops it, while its containers still run.
     pub stopping: bool,
-    /// When it read its secrets. If ECS reports no creation time, the start time counts, and if there is none, the epoch.
+    /// When it read its secrets. If ECS reports no creation time, this takes the start time, and without a start time the epoch.
     pub start: Start,
 }
 
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_scope_is_that_of_the_tags_or_the_default() {
+    fn the_scope_comes_from_the_tags_or_is_the_default() {
         let scope = |tags| task(tags, "RUNNING").unwrap().mesh.unwrap().scope;
         assert_eq!(scope(&[(MESH, "true")]), "default-default");
         assert_eq!(scope(&[(MESH, "true"), (NAMESPACE, "shop"), (PARTITION, "eu")]), "shop-eu");

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_write_begins_only_within_half_a_ttl_of_a_good_renewal() {
+    async fn a_write_begins_at_most_half_a_ttl_after_a_renewal() {
         let term = Term::new(Instant::now());
         assert_eq!(term.hold(async { 1 }).await, Ok(1));
         advance(WRITES_FOR).await;
@@ -94,7 +94,7 @@ mod tests {
         assert_eq!(term.hold(async { 1 }).await, Ok(1), "it is held again");
         term.end();
         term.renewed(Instant::now());
-        assert_eq!(term.hold(async { 1 }).await, Err(NotLeader), "what is lost is lost");
+        assert_eq!(term.hold(async { 1 }).await, Err(NotLeader), "a lost term cannot be renewed");
     }
 
     #[tokio::test(start_paused = true)]

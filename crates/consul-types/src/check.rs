@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CheckId, ServiceId};
 
-/// The status of a check.
+/// The status of a check, and what it means for the service instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckStatus {
@@ -22,7 +22,7 @@ pub enum CheckStatus {
 }
 
 impl CheckStatus {
-    /// Consul's word for it.
+    /// The status as Consul writes it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -19,7 +19,7 @@ macro_rules! id {
                 &self.0
             }
 
-            /// Whether there is no ID.
+            /// Whether the ID is the empty text.
             #[must_use]
             pub fn is_empty(&self) -> bool {
                 self.0.is_empty()
@@ -44,7 +44,7 @@ macro_rules! id {
             }
         }
 
-        /// A map with these IDs as keys can be asked with a text.
+        /// Lets a caller look up a plain text in a map whose keys are IDs.
         impl Borrow<str> for $name {
             fn borrow(&self) -> &str {
                 &self.0

@@ -25,7 +25,8 @@ pub enum ServiceKind {
     Other,
 }
 
-/// A service registration. Fields that are not set are not sent, because an agent refuses fields that it does not know.
+/// A service registration, as the agent's `/v1/agent/service/register` takes it. Fields that are not set are not sent, because an agent
+/// refuses fields that it does not know.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ServiceRegistration {
@@ -35,9 +36,9 @@ pub struct ServiceRegistration {
     /// The ID, unique on the agent.
     #[serde(rename = "ID")]
     pub id: ServiceId,
-    /// The name.
+    /// The service's name, which all of its instances share.
     pub name: String,
-    /// Tags.
+    /// Labels by which a DNS or catalog query can select instances.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// The port; none if nobody connects to the service.
@@ -49,16 +50,16 @@ pub struct ServiceRegistration {
     /// Other addresses, by their tag (`lan`, `wan`).
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tagged_addresses: BTreeMap<String, ServiceAddress>,
-    /// Metadata.
+    /// The service's meta: texts by key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub meta: BTreeMap<String, String>,
-    /// Whether the catalog may change the tags.
+    /// Whether tags that somebody changes in the catalog stay. Otherwise the agent restores its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable_tag_override: Option<bool>,
     /// Weights in DNS answers and for proxies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
-    /// The checks.
+    /// The checks that decide whether the instance gets traffic.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<CheckDefinition>,
     /// A proxy's service, upstreams and configuration.
@@ -76,19 +77,19 @@ pub struct ServiceRegistration {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ServiceAddress {
-    /// The address.
+    /// An IP address or a host name.
     pub address: String,
-    /// The port.
+    /// The port at this address.
     pub port: u16,
 }
 
-/// Weights of a service by its health.
+/// The weights of an instance: its share of DNS answers and of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Weights {
-    /// While its checks pass.
+    /// The weight while all checks pass.
     pub passing: i64,
-    /// While one warns.
+    /// The weight while a check is in the warning status.
     pub warning: i64,
 }
 
@@ -96,10 +97,10 @@ pub struct Weights {
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Proxy {
-    /// The service's name.
+    /// The name of the service that the proxy serves.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub destination_service_name: String,
-    /// The service instance's ID.
+    /// The ID of the service instance that the proxy serves.
     #[serde(default, rename = "DestinationServiceID", skip_serializing_if = "Option::is_none")]
     pub destination_service_id: Option<ServiceId>,
     /// The address on which the app listens; 127.0.0.1 if not set.
@@ -108,17 +109,17 @@ pub struct Proxy {
     /// The app's port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_service_port: Option<u16>,
-    /// Opaque configuration. An agent with central configuration merges `proxy-defaults` into it. A `null` in it is not sent, because
-    /// Consul 1.8 closes the connection when it receives one.
+    /// Settings that Consul passes to Envoy unchanged. An agent with central configuration merges `proxy-defaults` into them. A `null` in
+    /// it is not sent, because Consul 1.8 closes the connection when it receives one.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub config: Option<Map<String, Value>>,
-    /// What the app reaches through the proxy.
+    /// The services that the app reaches through the proxy.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub upstreams: Vec<Upstream>,
-    /// How services in other datacenters are reached.
+    /// How connections to other datacenters use mesh gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh_gateway: Option<MeshGatewayConfig>,
-    /// Paths that are served without mutual TLS.
+    /// HTTP paths that the proxy serves without mutual TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expose: Option<ExposeConfig>,
 }
@@ -130,15 +131,15 @@ pub struct Upstream {
     /// `service` or `prepared_query`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_type: Option<String>,
-    /// Its namespace (Consul Enterprise).
+    /// The upstream's namespace (Consul Enterprise).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_namespace: Option<String>,
-    /// Its admin partition (Consul Enterprise).
+    /// The upstream's admin partition (Consul Enterprise).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_partition: Option<String>,
-    /// Its name.
+    /// The name of the upstream service or prepared query.
     pub destination_name: String,
-    /// Its datacenter, if it is another one.
+    /// The upstream's datacenter, if it is not the proxy's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<String>,
     /// The address on which the proxy listens for it; 127.0.0.1 if not set.
@@ -147,19 +148,19 @@ pub struct Upstream {
     /// The port on which the proxy listens for it.
     #[serde(default)]
     pub local_bind_port: u16,
-    /// Opaque configuration. As in [`Proxy::config`], a `null` is not sent.
+    /// Settings that Consul passes to Envoy unchanged. As in [`Proxy::config`], a `null` is not sent.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "without_nulls")]
     pub config: Option<Map<String, Value>>,
-    /// How it is reached in another datacenter.
+    /// How connections to this upstream in another datacenter use mesh gateways.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh_gateway: Option<MeshGatewayConfig>,
 }
 
-/// How services in other datacenters are reached.
+/// How connections to another datacenter use mesh gateways.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct MeshGatewayConfig {
-    /// `none`, `local` or `remote`.
+    /// `none`; `local`: through a gateway in the own datacenter; `remote`: through one in the other datacenter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<String>,
 }
@@ -168,10 +169,10 @@ pub struct MeshGatewayConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ExposeConfig {
-    /// Also the paths of all HTTP and gRPC checks.
+    /// Whether the paths of all HTTP and gRPC checks are exposed too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checks: Option<bool>,
-    /// The paths.
+    /// The exposed paths, one by one.
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "null_as_empty")]
     pub paths: Vec<ExposePath>,
 }
@@ -180,13 +181,13 @@ pub struct ExposeConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ExposePath {
-    /// The proxy's port.
+    /// The port on which the proxy listens for the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub listener_port: Option<u16>,
     /// The path, with its leading slash.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// The app's port.
+    /// The app's port, to which the proxy forwards requests for the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local_path_port: Option<u16>,
     /// `http` or `http2`.

@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn listeners_have_come_once_envoy_has_taken_or_refused_an_update() {
+    fn one_taken_or_refused_update_shows_that_listeners_came() {
         let stats = |rejected: u8, success: u8| {
             format!(
                 "listener_manager.lds.update_attempt: 7\nlistener_manager.lds.update_duration: No recorded values\n\

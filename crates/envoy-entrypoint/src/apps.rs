@@ -91,8 +91,8 @@ pub(crate) async fn warn_of_log_router(metadata: &MetadataClient, ignored: &[Str
     }
 }
 
-/// Whether this container logs through a log router, and no ignored container can be that router. The metadata does not say which
-/// container is the router. A container that logs through a router is not the router.
+/// Whether this container logs through a log router that `--ignore-container` does not name. The metadata does not say which container is
+/// the router. But a container that itself logs through a router cannot be one.
 async fn waits_for_log_router(metadata: &MetadataClient, ignored: &[String]) -> Result<bool, ecs_meta::Error> {
     let own = metadata.container().await?;
     let task = metadata.whole_task(Some(&own.docker_id)).await?;
@@ -120,7 +120,7 @@ pub(crate) async fn warn_of_unknown_names(metadata: &MetadataClient, ignored: &[
 /// Returns when every app container has stopped.
 pub(crate) async fn all_stopped(metadata: &MetadataClient, ignored: &[String]) {
     let mut poll = Poll::every(STOPPING_PERIOD, metadata);
-    // The task definition may give this container any name. It is no app.
+    // This container is not an app, whatever its name in the task definition.
     let own = poll.next(MetadataClient::own_id).await;
     let mut logged = Vec::new();
     loop {
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_app_runs_until_it_has_stopped_or_never_will_start() {
+    fn an_app_counts_until_it_has_stopped_or_cannot_start() {
         let rows = [
             ("RUNNING", "RUNNING", true),
             ("RUNNING", "STOPPED", true),

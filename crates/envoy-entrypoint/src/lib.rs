@@ -1,7 +1,7 @@
 //! Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.
 //!
-//! Three verbs: run Envoy as a container's first process, copy this binary into a volume for a task that keeps a stock Envoy image,
-//! and connect to an address as a health check in an image without a shell.
+//! There are three verbs. `run` runs Envoy as a container's first process. `install` copies this binary into a volume, for a task that
+//! keeps a stock Envoy image. `dial` connects to an address: a health check for an image without a shell.
 
 mod admin;
 mod apps;

@@ -29,7 +29,7 @@ pub(crate) struct Options {
     /// A container that Envoy need not wait for, beside the sidecars; may be repeated, or separated by commas.
     #[arg(long, env = "ENVOY_ENTRYPOINT_IGNORE_CONTAINERS", value_name = "NAME", value_delimiter = ',', value_parser = trimmed)]
     ignore_container: Vec<String>,
-    /// How long Envoy runs on after TERM at most.
+    /// The longest time that Envoy runs on after TERM.
     #[arg(long, env = "ENVOY_ENTRYPOINT_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
     grace: Duration,
     /// Drain Envoy's inbound listeners when the task stops: each answer closes its connection, and Envoy accepts new connections

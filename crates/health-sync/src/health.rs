@@ -1,4 +1,5 @@
-//! From ECS health to check statuses: what the agent has, what the metadata shows, and so what to write.
+//! Turns the ECS health of containers into statuses of Consul's checks. Compares the metadata with what the agent has, and decides what to
+//! write.
 
 use consul_api::{CheckId, CheckStatus};
 use ecs_meta::{HealthStatus, Status, Task};

@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep, timeout};
 /// How long the servers may take to answer whether the task is in the mesh: the container's health check waits for the answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long the agent may take to answer whether the gate (of `--in-mesh`) was open before. The first write waits for the answer.
+/// How long the agent may take to answer whether an earlier run of health-sync has seen the task in the mesh. The first write waits for the
+/// answer.
 const GATE_BOUND: Duration = Duration::from_secs(1);
 
 /// How long the servers may take for the first answer about other instances. Servers that are out of reach don't see a critical
@@ -79,9 +80,9 @@ impl Instance {
         Ok(())
     }
 
-    /// Looks for signs at the agent that an earlier run in this task saw the instance in the mesh: one of the task's checks `own` is
-    /// passing, and only health-sync sets that. In a task without such checks, the instance itself is passing. Call this before the
-    /// first write.
+    /// Asks the agent whether an earlier run of health-sync in this task saw the instance in the mesh. If one of the task's checks `own` is
+    /// passing, it did, because only health-sync sets them. In a task without such checks, the sign is that all checks of the instance are
+    /// passing. Call this before the first write.
     pub async fn recall(&self, consul: &Client, own: &[CheckId], services: &[&ServiceId]) {
         let Ok(Ok(checks)) = timeout(GATE_BOUND, consul.agent_checks(services)).await else { return };
         let was_in_mesh = if own.is_empty() {

@@ -44,7 +44,7 @@ pub async fn leave_mesh(
     loop {
         sleep(LOOK).await;
         let left = deadline.saturating_duration_since(Instant::now());
-        // An agent that gives no answer is leaving, or hangs. All writes were made.
+        // If the agent gives no answer, it is leaving the cluster or hangs. It has accepted all writes before that.
         let Ok(Ok(agent)) = timeout(left, consul.agent_checks(services)).await else { return Ok(()) };
         let critical = |id: &CheckId| agent.get(id).is_none_or(|check| check.status == CheckStatus::Critical);
         let undone = checks.iter().copied().filter(|id| !critical(id)).collect::<Vec<_>>();

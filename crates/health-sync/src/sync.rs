@@ -204,8 +204,8 @@ impl Syncer {
         })
     }
 
-    /// Writes each check's status again before its time to live is over, also without metadata, but not while the thread that asks
-    /// for the metadata hangs.
+    /// Writes each check's status again before its time to live is over. It does so even while there is no metadata. It stops while the
+    /// thread that asks for the metadata hangs: the checks then turn critical.
     async fn heartbeats(&self) {
         // At least once a day, even with a time to live of 100000h.
         let interval = (self.options.check_ttl.duration() / 3).min(Duration::from_secs(24 * 60 * 60));
@@ -240,7 +240,7 @@ impl Syncer {
                 continue;
             }
             backoff.reset();
-            // A write that fails again and again must not lead to more read-backs than one a second.
+            // At most one read-back a second, even if a write fails again and again.
             sleep(AGAIN).await;
             tokio::select! {
                 () = sleep(READ_BACK) => {}
@@ -272,7 +272,7 @@ impl Syncer {
         let lost = self.checks.borrow_mut().compare(&written, |id| checks.get(id).map(|check| check.status));
         // Somebody deregistered a check by hand. Registering the service restores the check, as critical.
         let registered = if lost { self.register(&self.registrations[0]).await } else { Ok(()) };
-        // Only now has the agent every check that is written next.
+        // The agent now has all checks, so their statuses can be written.
         self.stale.notify_one();
         registered
     }

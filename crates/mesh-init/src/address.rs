@@ -13,7 +13,7 @@ use sidecar_kit::tls::{CertificatesPem, PemError};
 
 use crate::bootstrap::{Endpoint, XdsAddress};
 
-/// The variables that name a CA certificate's file and a directory of them.
+/// The variables that name the file of a CA certificate, and a directory with such files.
 const GRPC: (&str, &str) = ("CONSUL_GRPC_CACERT", "CONSUL_GRPC_CAPATH");
 const HTTP: (&str, &str) = ("CONSUL_CACERT", "CONSUL_CAPATH");
 
@@ -55,8 +55,10 @@ pub enum AddressError {
          agent-config writes it, or another agent in CONSUL_GRPC_ADDR"
     )]
     NoGrpc,
-    /// TLS without authorities.
-    #[error("CONSUL_GRPC_ADDR is https, but there is no CA certificate: set CONSUL_GRPC_CACERT to its file")]
+    /// `CONSUL_GRPC_ADDR` asks for TLS, but no CA certificate is given.
+    #[error(
+        "CONSUL_GRPC_ADDR begins with https://, but there is no CA certificate: set CONSUL_GRPC_CACERT to its file"
+    )]
     NoAuthority,
     /// A CA certificate cannot be read.
     #[error("{variable}: cannot read the CA certificate in {file}")]
@@ -118,7 +120,7 @@ pub fn given(
     Ok(XdsAddress { endpoint: Endpoint::Tcp(ip, port), authorities })
 }
 
-/// xDS at the port that the agent reports, in plain text. If the agent reports no port, the default port counts.
+/// xDS at the port that the agent reports, in plain text. If the agent reports no port, this uses [`DEFAULT_PORT`].
 ///
 /// # Errors
 /// [`AddressError::OnlyTls`] and [`AddressError::NoGrpc`].
@@ -178,7 +180,7 @@ fn authorities(ca_file: Option<&str>, ca_path: Option<&str>, env: &Env) -> Resul
     pem.ok_or(AddressError::NoAuthority)?
 }
 
-/// The certificates for the bootstrap. A text with anything else is refused.
+/// The certificates for the bootstrap. This refuses a text that holds anything else.
 fn checked(variable: &'static str, what: &str, pem: &str) -> Result<CertificatesPem, AddressError> {
     CertificatesPem::new(pem).map_err(|source| AddressError::Pem { variable, what: what.to_owned(), source })
 }
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_named_with_what_would_do() {
+    fn an_invalid_address_is_reported_with_what_is_expected() {
         assert_eq!(endpoint("8502"), Err(r#"CONSUL_GRPC_ADDR is "8502": expected <host>:<port>"#.to_owned()));
         assert!(endpoint("ftp://localhost:1").unwrap_err().contains("unix://<path>"));
         assert!(endpoint("unix://").unwrap_err().contains("the socket's full path"));
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_takes_the_grpc_authority_else_the_http_one() {
+    fn grpc_with_tls_uses_the_grpc_ca_or_else_the_http_ca() {
         let (http, grpc) = (authority(), authority());
         let env = Env::from_iter([("CONSUL_CACERT_PEM", http.as_str())]);
         let authorities = |file: Option<&str>| {
@@ -266,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_s_authorities_are_read_in_go_s_order() {
+    fn ca_files_in_a_directory_are_read_in_go_s_order() {
         let directory = tempfile::tempdir().unwrap();
         std::fs::create_dir(directory.path().join("b")).unwrap();
         // As paths, `b.pem` would come before `b/b.pem`.
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_authority_is_named_with_its_variable() {
+    fn an_unreadable_ca_file_is_reported_with_its_variable() {
         let error = |file, path, env: &Env| given("https://127.0.0.1:1", file, path, env).unwrap_err().to_string();
         let env = Env::from_iter([("CONSUL_CACERT", "/nowhere")]);
         let text = "cannot read the CA certificate in /nowhere";

@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn each_secret_turns_its_own_part_on() {
+    fn each_secret_enables_its_own_feature() {
         let secrets = Secrets {
             client_token: Some(Secret::new("t0k3n")),
             gossip_key: Some(Secret::new("k3y")),
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_but_the_default_one_is_the_agent_s_too() {
+    fn the_agent_gets_every_partition_except_default() {
         let partition = |name| made_in(Some(name), "10.1.2.3", &Secrets::default()).get("partition").cloned();
         assert_eq!(partition("team"), Some(json!("team")));
         assert_eq!(partition("Default"), None);

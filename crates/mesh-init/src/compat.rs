@@ -5,11 +5,11 @@ use consul_api::{AgentService, Config, Error, ServiceRegistration};
 const NAMESPACE: &str = "Namespace";
 const PARTITION: &str = "Partition";
 
-/// The field that the agent refuses, if that is the error.
+/// The field that the agent refused. None if the error has another reason.
 pub(crate) fn refused(error: &Error) -> Option<String> {
     match error {
         Error::UnknownField { field, .. } => Some(field.clone()),
-        // Without the Enterprise edition the query parameter is refused.
+        // Consul without Enterprise refuses this query parameter.
         Error::Refused { status, body, .. } if status.as_u16() == 400 => {
             let parameter = body.split_once("Invalid query parameter: \"")?.1.split_once('"')?.0;
             [("ns", NAMESPACE), ("partition", PARTITION)]
@@ -21,9 +21,9 @@ pub(crate) fn refused(error: &Error) -> Option<String> {
     }
 }
 
-/// The field that the agent has dropped silently. A Consul without namespaces answers without a namespace. It would connect an
-/// upstream in another namespace to the service of the same name in the task's own namespace. Consul 1.11 and later do the same with
-/// partitions. Before Consul 1.11, an agent ignores the query parameter `partition`.
+/// A field that the agent has ignored silently, so that its answer lacks the namespace or the partition. A Consul without namespaces would
+/// connect an upstream of another namespace to the service of the same name in the task's own namespace. Consul 1.11 and later without
+/// partitions would do the same with an upstream of another partition. An agent before Consul 1.11 ignores the query parameter `partition`.
 pub(crate) fn dropped(
     asked: &Config,
     registrations: &[ServiceRegistration],

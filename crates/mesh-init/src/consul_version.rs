@@ -15,9 +15,9 @@ pub struct ConsulVersion {
 pub struct ConsulVersionError;
 
 impl ConsulVersion {
-    /// The stanza `tls`. Later Consuls warn about the keys that it replaces.
+    /// The first version with the stanza `tls`. From then on, Consul warns about the keys that the stanza replaces.
     pub(crate) const TLS_STANZA: Self = Self { major: 1, minor: 12 };
-    /// The key `advertise_reconnect_timeout`.
+    /// The first version with the key `advertise_reconnect_timeout`.
     pub(crate) const RECONNECT_TIMEOUT: Self = Self { major: 1, minor: 10 };
 }
 

@@ -18,11 +18,11 @@ use sidecar_kit::signals::end_on_signals;
 /// Registers the task's service and its sidecar proxy with the Consul agent beside it and writes Envoy's bootstrap to
 /// <bootstrapDir>/envoy-bootstrap.json.
 ///
-/// CONSUL_ECS_CONFIG_JSON says what to register, and ECS_CONTAINER_METADATA_URI_V4 where the task's metadata are. Consul's own
-/// variables give the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. If the
+/// CONSUL_ECS_CONFIG_JSON says what to register. ECS_CONTAINER_METADATA_URI_V4, which ECS sets, is the URL of the task metadata. Consul's
+/// own variables say how to reach the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. If the
 /// document enables consulLogin, mesh-init logs in for the token. For a method other than AWS IAM, the proof is in
-/// CONSUL_LOGIN_BEARER_TOKEN or CONSUL_LOGIN_BEARER_TOKEN_FILE. LOG_LEVEL and LOG_FORMAT (text, json) set the logging. An empty
-/// variable is the same as an unset one.
+/// CONSUL_LOGIN_BEARER_TOKEN or CONSUL_LOGIN_BEARER_TOKEN_FILE. LOG_LEVEL and LOG_FORMAT (text, json) set the logging. An empty variable is
+/// the same as an unset one.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-init", version)]
 struct Arguments {
@@ -129,7 +129,8 @@ struct AgentConfigArguments {
     /// The auth method.
     #[arg(long, value_name = "NAME", env = "CONSUL_LOGIN_METHOD", default_value = "iam-ecs-client-token")]
     login_method: String,
-    /// The file for the login's token. health-sync logs out only of `client-token` in the bootstrap directory.
+    /// The file for the login's token. At the task's end, health-sync destroys this token only if the file is `client-token` in the
+    /// bootstrap directory.
     #[arg(long, value_name = "FILE", env = "CONSUL_LOGIN_TOKEN_SINK", default_value = "/consul/client-token")]
     login_token_sink: PathBuf,
     /// Give the AWS IAM auth method the role's path and tags. The task role needs the permission iam:GetRole.

@@ -46,7 +46,7 @@ pub struct Registrar<'a> {
 }
 
 impl<'a> Registrar<'a> {
-    /// For these registrations, in this order. Nothing is registered yet.
+    /// Creates a registrar for these registrations, in this order. It registers nothing yet.
     #[must_use]
     pub fn new(consul: &'a Client, registrations: Vec<ServiceRegistration>) -> Self {
         Self { consul, registrations, accepted: 0 }
@@ -58,7 +58,7 @@ impl<'a> Registrar<'a> {
     /// See [`RegisterError`]. The agent may have accepted some of the registrations.
     pub async fn register(&mut self, names: &Names, bound: Duration) -> Result<Registered, RegisterError> {
         let what = format!("Consul's agent at {}", self.consul.config().address());
-        // What fails if the agent does not answer.
+        // The current step, for the error.
         let mut step = String::new();
         let registered = at_start(&what, bound, async || {
             for (index, registration) in self.registrations.iter().enumerate() {
@@ -83,8 +83,7 @@ impl<'a> Registrar<'a> {
         Ok(Registered { proxy, namespace, partition, datacenter })
     }
 
-    /// Deregisters what the agent has accepted, the last first: a proxy never remains without its service. A failure is only
-    /// logged.
+    /// Deregisters what the agent has accepted, in reverse order, so that no proxy remains without its service. A failure is only logged.
     pub async fn deregister(self) {
         let all = async {
             for ServiceRegistration { id, .. } in self.registrations[..self.accepted].iter().rev() {

@@ -1,5 +1,6 @@
-//! A task's start in the mesh, in the order of events: read the configuration, check the addresses and the bootstrap
-//! directory, ask for the metadata, get the token, register, complete the bootstrap with what the agent reports, write it.
+//! A task's start in the mesh, in the order of events. mesh-init reads the configuration, and checks the addresses and the bootstrap
+//! directory. It fetches the metadata and gets the token. Then it registers service and proxy, and writes the bootstrap with what the agent
+//! reports.
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -27,13 +28,14 @@ const ADMIN_PORT: u16 = 19000;
 /// The values of the flags.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// How long to wait for the metadata, and then again for the agent.
+    /// How long to wait for the metadata, and after that how long to wait for the agent.
     pub timeout: Duration,
     /// The time to live of the checks that health-sync updates.
     pub check_ttl: CheckTtl,
     /// The address of Envoy's admin interface, `<host>:<port>`; else the loopback address and 19000.
     pub admin_bind: Option<String>,
-    /// The agent's gRPC address in Consul's form; else the agent is asked, else it is the loopback address and 8502.
+    /// The agent's gRPC address, in the form of `CONSUL_GRPC_ADDR`. If there is none, mesh-init asks the agent for its port, and takes 8502
+    /// if the agent reports none.
     pub grpc_addr: Option<String>,
     /// The file with the CA certificate of the agent's gRPC.
     pub grpc_ca_file: Option<String>,
@@ -88,7 +90,7 @@ struct Given {
     ready_bind: Option<(IpAddr, u16)>,
 }
 
-/// What the task is, once its metadata are known.
+/// The task's part in the mesh. It is known once the metadata have come.
 struct Identity<'a> {
     role: Role<'a>,
     task: Task,
@@ -151,7 +153,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
 }
 
 /// Registers, completes the bootstrap with what the agent reports, and writes it.
-#[expect(clippy::too_many_arguments, reason = "each is one thing that the bootstrap is made of")]
+#[expect(clippy::too_many_arguments, reason = "the bootstrap needs each of them")]
 async fn join(
     registrar: &mut Registrar<'_>,
     consul: &Client,

@@ -25,13 +25,13 @@ pub enum Verb {
     },
 }
 
-/// Starts logging. The program that is run may read `LOG_LEVEL` and `LOG_FORMAT` too, and may accept values that are unknown here.
-/// For such a value there is a warning, and the default is used.
+/// Starts logging. The command may read `LOG_LEVEL` and `LOG_FORMAT` too, and may accept values that are unknown here. Such a value gives a
+/// warning, and the entry point uses its default.
 pub fn start_logging(env: &Env) {
     let mut env = env.clone();
     let mut refused = Vec::new();
     while let Err(error) = log::init(&env, None) {
-        // An empty value is never refused.
+        // An empty value counts as not set, so this loop ends.
         env = env.with(error.variable, "");
         refused.push(error);
     }

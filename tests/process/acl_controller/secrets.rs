@@ -73,7 +73,12 @@ async fn token_of_a_read_only_secret_ends_after_the_grace() {
         Some(token) => Err(token.to_string()),
     })
     .await;
-    controller.says("service web: its tokens are gone; secretsmanager:PutSecretValue", BOUND).await;
+    controller
+        .says(
+            "service web: its tokens are deleted, but the secret cannot be cleared; secretsmanager:PutSecretValue",
+            BOUND,
+        )
+        .await;
 }
 
 #[tokio::test]
@@ -137,7 +142,7 @@ async fn colliding_prefixes_overwrite_no_secrets() {
     let before = secrets.each_ref().map(|(secret, _)| world.aws.secret(secret));
     let controller = world.start();
     world.settles("db").await;
-    controller.says("another controller's secrets have the prefix \"p-b\", and this one's \"p\"", BOUND).await;
+    controller.says("the secrets of another controller have the prefix \"p-b\", those of this one \"p\"", BOUND).await;
     controller.says("service b-web: the secret p-b-web holds the token", BOUND).await;
     controller.says("service b-consul-client-token: ", BOUND).await;
     assert_eq!(secrets.each_ref().map(|(secret, _)| world.aws.secret(secret)), before);
@@ -154,9 +159,8 @@ async fn enterprise_secret_name_of_0_4_is_refused() {
     world.aws.put_task("2", "api", &tags, SystemTime::now());
     let controller = world.start();
     for (service, found) in [("web", "p-web-default-default"), ("api", "p-api-shop-eu")] {
-        let text = format!(
-            "service {service}: the secret p-{service} does not exist, and acl-controller does not use {found}"
-        );
+        let text =
+            format!("service {service}: the secret p-{service} does not exist. acl-controller does not use {found}");
         controller.says(&text, BOUND).await;
         assert_eq!(world.aws.secret(found), json!({}));
     }

@@ -243,7 +243,9 @@ async fn token_of_an_unusable_secret_ends_after_the_grace() {
     }
     // The failure ends too, because no service needs the secret any more.
     for service in ["garbage", "forbidden"] {
-        controller.says(&format!("service {service}: its tokens are gone; "), BOUND).await;
+        controller
+            .says(&format!("service {service}: its tokens are deleted, but the secret cannot be cleared; "), BOUND)
+            .await;
     }
     assert!(world.aws.texts().contains(&"no token".to_owned()), "what is not ours stays");
     assert_eq!(world.aws.secret("p-forbidden"), json!({}));
@@ -341,7 +343,7 @@ async fn undescribed_task_keeps_a_replaced_token() {
     let mut command = world.command("key");
     let address = listens(&command);
     let controller = Process::spawn(&mut command);
-    controller.says("tokens that a task may have are kept in this cycle", TAKEOVER + BOUND).await;
+    controller.says("this cycle deletes no token that the task may use", TAKEOVER + BOUND).await;
     cycles(&address, 3.0).await;
     assert!(lives().await, "the task that is not told of may have it");
     // No grace begins, but the controller still repairs tokens and secrets.

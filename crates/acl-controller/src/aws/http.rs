@@ -20,7 +20,7 @@ const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 32 << 20 }
 /// A client for the SDK's configuration.
 ///
 /// # Errors
-/// When the public authorities cannot be read.
+/// When the public CA certificates cannot be read.
 pub fn client(env: &Env) -> Result<SharedHttpClient, TlsOptionsError> {
     let options = TlsOptions { authorities: Authorities::public(env)?, ..TlsOptions::default() };
     let connector = SharedHttpConnector::new(Connector(Arc::new(Client::with_tls(&options)?)));

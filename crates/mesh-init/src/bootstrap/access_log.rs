@@ -5,7 +5,7 @@ use sidecar_kit::json;
 
 use super::BootstrapError;
 
-/// Envoy's access logger for `AccessLogs` of the config entry `proxy-defaults`. It is none if the entry does not enable it.
+/// Envoy's access logger for `AccessLogs` of the config entry `proxy-defaults`. None if the entry does not enable access logs.
 ///
 /// # Errors
 /// [`BootstrapError::AccessLogs`].
@@ -22,7 +22,7 @@ struct AccessLogs {
     text_format: String,
 }
 
-/// The fields of a log line if the entry has no format: key and Envoy's command operator.
+/// The fields of a JSON log line if the entry has no format of its own: each key, and the Envoy command operator for its value.
 const FIELDS: [(&str, &str); 24] = [
     ("authority", "REQ(:AUTHORITY)"),
     ("bytes_received", "BYTES_RECEIVED"),

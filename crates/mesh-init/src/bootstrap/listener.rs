@@ -15,7 +15,7 @@ const CONNECTION_MANAGER: &str =
 /// The listener for Prometheus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prometheus {
-    /// The port on the admin interface's address that is scraped instead of the admin interface itself.
+    /// The port to which the listener forwards, on the admin interface's address. None: the admin interface's own port.
     pub backend_port: Option<u16>,
     /// The path to scrape.
     pub scrape_path: String,
@@ -26,7 +26,7 @@ pub struct Prometheus {
 /// Files in Envoy's container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrometheusTls {
-    /// The CA of the client certificates.
+    /// The CA certificates that verify Prometheus's client certificate.
     pub authority: PrometheusAuthority,
     /// The certificate.
     pub cert_file: String,

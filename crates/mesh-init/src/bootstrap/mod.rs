@@ -132,7 +132,7 @@ impl Bootstrap<'_> {
         let mut sinks = options.stats_sinks.clone();
         let mut flush_interval = options.stats_flush_interval.clone();
         if let Some(directory) = &options.telemetry_collector_dir {
-            // Envoy's own default of five seconds is for sinks that cost less.
+            // Envoy's default of five seconds would be too often for the collector.
             if sinks.is_empty() {
                 flush_interval = flush_interval.or_else(|| Some(TELEMETRY_FLUSH_INTERVAL.to_owned()));
             }
@@ -186,7 +186,7 @@ impl Bootstrap<'_> {
         Ok(bootstrap.into())
     }
 
-    /// The fields for a template, except those that the options make.
+    /// The template's fields, except those that [`ProxyOptions`] give.
     fn fields(&self) -> Fields {
         let text = |text: &str| Datum::Text(text.to_owned());
         let (address, port, socket) = match &self.xds.endpoint {
@@ -211,7 +211,7 @@ impl Bootstrap<'_> {
             ("ProxyCluster", text(&self.names.service)),
             ("ProxyID", text(self.names.proxy_id.as_str())),
             ("ProxySourceService", text(&self.names.service)),
-            // Consul has a value only for a proxy without an agent beside it.
+            // Consul sets this field only for a proxy that has no agent on its host.
             ("NodeName", text("")),
             ("AdminAccessLogConfig", Datum::List(self.access_log.iter().map(ToString::to_string).collect())),
             ("AdminAccessLogPath", text(self.admin_access_log_path)),
@@ -264,8 +264,8 @@ impl Bootstrap<'_> {
         cluster
     }
 
-    /// The loopback listener of Consul's telemetry collector. xDS uses the same path. Its name is a hash, because the path of a socket
-    /// is limited to about a hundred characters.
+    /// The cluster for the loopback listener of the telemetry collector. Consul gives Envoy that listener by xDS, at the same path. The
+    /// file's name is a hash, because the path of a socket is limited to about a hundred characters.
     fn telemetry_cluster(&self, directory: &str) -> Value {
         let id = format!("{}_{}", or_default(self.namespace), self.names.proxy_id);
         let hash = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, id.as_bytes());
@@ -337,7 +337,7 @@ fn socket_address((address, port): (IpAddr, u16)) -> Value {
     json!({ "socket_address": { "address": address.to_string(), "port_value": port } })
 }
 
-/// JSON values, joined for the brackets of a list in a template.
+/// JSON values, separated by commas. The template writes the brackets around them.
 fn joined(values: &[Value]) -> Datum {
     Datum::Text(values.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
 }

@@ -7,8 +7,8 @@ use sidecar_kit::env::Env;
 
 use super::{BootstrapError, socket_address};
 
-/// The parts of a cluster's name in Consul, each with its separator, up to the final `consul.`. Envoy uses this name in the names of
-/// metrics. `S` is one segment. The parts in `(?:…)?` may be missing.
+/// The parts of the name that Consul gives a cluster, each with its separator. After them the name ends with `consul`. Envoy puts the
+/// cluster's name into the names of its metrics. `S` stands for one segment, and a part in `(?:…)?` may be missing.
 const CLUSTER: [(&str, &str); 8] = [
     ("custom_hash", r"(?:S~)?"),
     ("service_subset", r"(?:S\.)?"),
@@ -61,7 +61,7 @@ pub(super) fn tags(user: &[String], ours: &[(&str, Option<&str>)]) -> Vec<Value>
     for (name, regex) in UPSTREAM {
         pattern(format!("consul.upstream.{name}"), regex);
     }
-    // The names from before Consul 1.9, which Consul still writes; partitions came later.
+    // The tag names from before Consul 1.9. Consul still writes them. There is none for the partition, which is newer.
     for (index, (name, _)) in CLUSTER.iter().enumerate().filter(|(_, (name, _))| *name != "partition") {
         pattern(format!("consul.{name}"), &cluster("", index));
     }
@@ -78,7 +78,7 @@ pub(super) fn tags(user: &[String], ours: &[(&str, Option<&str>)]) -> Vec<Value>
     tags
 }
 
-/// The tags for several parts of the name: up to the datacenter, and all parts.
+/// The tags that hold several parts of a cluster's name: `target` the parts up to the datacenter, `full_target` all of them.
 const TARGETS: [(&str, usize); 2] = [("target", ROUTING_TYPE), ("full_target", CLUSTER.len())];
 
 /// The pattern that captures one part of a cluster's name.

@@ -5,7 +5,7 @@ use sidecar_kit::env::Env;
 
 use super::*;
 
-/// What a test varies; the rest is the reference's `test-proxy` of `test` in `dc1`.
+/// The values that a test can change. By default they are those of the reference: `test-proxy` of service `test` in `dc1`.
 struct Case {
     config: Value,
     token: Option<Secret>,
@@ -62,7 +62,7 @@ impl Case {
     }
 }
 
-/// Where two documents first differ, for a message that can be read.
+/// The first difference between two documents, for a readable message.
 fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
     match (ours, theirs) {
         (Value::Object(a), Value::Object(b)) => {
@@ -194,7 +194,7 @@ fn bootstraps_equal_those_of_consul() {
 }
 
 #[test]
-fn namespace_partition_and_service_stand_in_node_and_tags() {
+fn node_and_tags_have_namespace_partition_and_service() {
     let names = Names::new(None, "Shop", &"f1a2".into());
     let xds = XdsAddress { endpoint: Endpoint::Unix("/run/consul.sock".to_owned()), authorities: None };
     let bootstrap = Bootstrap {
@@ -296,7 +296,7 @@ fn sinks_take_urls_sockets_and_variables() {
 }
 
 #[test]
-fn the_telemetry_collector_has_the_socket_of_xds() {
+fn the_telemetry_cluster_has_the_socket_that_consul_uses() {
     let config = json!({ "envoy_telemetry_collector_bind_socket_dir": "/run/telemetry/" });
     let bootstrap = Case { config, ..Case::default() }.bootstrap().unwrap();
     let cluster = &bootstrap["static_resources"]["clusters"][1];
@@ -357,7 +357,7 @@ fn authority() -> CertificatesPem {
 }
 
 #[test]
-fn an_unusable_option_is_named_with_valid_values() {
+fn an_invalid_option_is_reported_with_what_is_expected() {
     assert_eq!(
         Case::refused(json!({ "envoy_prometheus_bind_addr": "9102" })),
         r#"proxy configuration envoy_prometheus_bind_addr: expected <ip>:<port>, got "9102""#
@@ -377,7 +377,7 @@ fn an_unusable_option_is_named_with_valid_values() {
     }
     let line = Case::refused(json!({ "envoy_statsd_url": "udp://user:passw0rd@10.0.0.1:8125" }));
     assert!(!line.contains("passw0rd"), "{line}");
-    // The variable holds an address, and no URL.
+    // The variable holds an address, which is not a URL.
     let line = Case::refused(json!({ "envoy_statsd_url": "$HOST_IP" }));
     assert!(line.ends_with("got $HOST_IP"), "{line}");
     let line = Case::refused(json!({ "envoy_stats_bind_addr": "localhost:9102" }));
@@ -385,7 +385,7 @@ fn an_unusable_option_is_named_with_valid_values() {
 }
 
 #[test]
-fn addresses_of_ip_version_6_stand_in_brackets() {
+fn ipv6_addresses_are_written_in_brackets() {
     let config = json!({
         "envoy_statsd_url": "udp://[${HOST_IP}]:8125", "envoy_dogstatsd_url": "UDP://[$HOST_IP]:8126/",
         "envoy_stats_bind_addr": "[::]:9103",
@@ -405,7 +405,7 @@ fn addresses_of_ip_version_6_stand_in_brackets() {
 }
 
 #[test]
-fn a_template_with_the_other_options_makes_the_bootstrap() {
+fn a_template_gets_the_values_of_the_other_options() {
     let template = r#"{
         {{- if (not .AdminAccessLogConfig) }} "log": "{{ .AdminAccessLogPath }}", {{- end }}
         "admin": ["{{ .AdminBindAddress }}", {{ .AdminBindPort }}],

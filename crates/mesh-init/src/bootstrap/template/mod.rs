@@ -1,9 +1,8 @@
 //! `envoy_bootstrap_json_tpl`: the part of Go's text/template in which Consul's own bootstrap template is written.
 //!
-//! This parser is written by hand because no library for Rust has Go's template language without functions that Consul does
-//! not have. The subset is also small: text, comments, trim markers, `{{ .Field }}`, `if`/`else if`/`else`/`end`,
-//! `range` over a list, `not`, `and`, `or`, `eq`, `ne`, strings, integers, `true`, `false` and parentheses. Like Go's, it
-//! escapes nothing. Everything else is an error with its line and column.
+//! This parser is written by hand, because every Rust library for Go's templates adds functions that Consul does not have. The subset is
+//! small: text, comments, trim markers, `{{ .Field }}`, `if`/`else if`/`else`/`end`, `range` over a list, `not`, `and`, `or`, `eq`, `ne`,
+//! strings, integers, `true`, `false` and parentheses. Like Go's, it escapes nothing. Everything else is an error with its line and column.
 
 mod parser;
 mod tokens;
@@ -107,7 +106,7 @@ impl Template {
 /// The state while a template is filled.
 struct Scope<'a> {
     fields: &'a Fields,
-    /// Inside of a range the element.
+    /// The current element inside a `range`; none outside.
     dot: Option<Datum>,
     variables: Vec<(String, Datum)>,
     out: String,
@@ -258,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_taken_is_one_line_with_its_position() {
+    fn an_invalid_template_gives_one_line_with_the_position() {
         assert_eq!(
             refused("{\n  \"a\": {{ .Nothing }}"),
             "line 2, column 8: there is no field .Nothing: expected one of Consul's BootstrapTplArgs"
@@ -290,7 +289,7 @@ mod tests {
             let line = refused(template);
             assert!(line.contains(problem) && line.lines().count() == 1, "{template}: {line}");
         }
-        assert!(refused(&"{{ if true }}".repeat(1000)).contains("more than 64 blocks"));
+        assert!(refused(&"{{ if true }}".repeat(1000)).contains("blocks are nested more than 64 deep"));
         assert!(refused(&format!("{{{{ {} }}}}", "(".repeat(1000))).contains("( is not supported"));
     }
 }

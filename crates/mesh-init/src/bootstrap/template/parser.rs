@@ -121,7 +121,7 @@ impl Parser {
     fn block(&mut self, at: At) -> Result<(Vec<Node>, End), TemplateError> {
         self.depth += 1;
         if self.depth > DEPTH {
-            return Err(at.wrong(format!("more than {DEPTH} blocks in one another")));
+            return Err(at.wrong(format!("blocks are nested more than {DEPTH} deep")));
         }
         let (nodes, end) = self.nodes()?;
         self.depth -= 1;
@@ -183,7 +183,7 @@ fn otherwise(at: At, tokens: &mut Tokens) -> Result<Option<Expression>, Template
     }
 }
 
-/// The expression that all the tokens make.
+/// The expression that consists of all these tokens.
 fn whole(at: At, tokens: &mut Tokens) -> Result<Expression, TemplateError> {
     let expression = expression(at, tokens, 0)?;
     no_more(at, tokens)?;
@@ -224,7 +224,7 @@ fn expression(at: At, tokens: &mut Tokens, depth: usize) -> Result<Expression, T
     if fits {
         Ok(Expression::Call(function, arguments))
     } else {
-        Err(at.wrong("expected not with one value, and or or with at least one, eq with at least two, ne with two"))
+        Err(at.wrong("wrong number of values: not takes one, and and or at least one, eq at least two, ne two"))
     }
 }
 
