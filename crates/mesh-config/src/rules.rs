@@ -56,7 +56,7 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "port-once",
-        about: "Each of these has an address and port that no other has: the app (127.0.0.1 and `service.port`), the public \
+        about: "No two of these listen on the same address and port: the app (127.0.0.1 and `service.port`), the public \
                 listener, each upstream, each exposed path, and `envoy_prometheus_bind_addr` and `envoy_stats_bind_addr` in \
                 `proxy.config`. The public listener and exposed paths listen on all addresses, like `0.0.0.0` and `::`. The \
                 rule does not apply to a gateway.",
