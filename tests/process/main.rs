@@ -17,6 +17,7 @@ mod login;
 mod machine;
 mod mesh_init;
 mod mesh_task;
+mod names_with_capitals;
 mod setup;
 mod supervise;
 mod xds_bridge;
