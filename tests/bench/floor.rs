@@ -7,7 +7,7 @@ use mesh_tests::aws::CLUSTER;
 use serde_json::{Value, json};
 use sidecar_kit::http::{Client, Limits};
 
-use crate::{PREFIX, World, secrets};
+use crate::acl_controller::{PREFIX, World};
 
 /// acl-controller's default.
 const CONCURRENCY: usize = 32;
@@ -27,7 +27,8 @@ pub async fn measure(world: &World) -> Duration {
         plain.consul("GET", "/v1/acl/policies", &Value::Null),
         plain.consul("GET", "/v1/config/terminating-gateway", &Value::Null),
     );
-    let filled = stream::iter(secrets()).map(async |name| plain.fill(&name).await).buffer_unordered(CONCURRENCY);
+    let filled =
+        stream::iter(world.size.secrets()).map(async |name| plain.fill(&name).await).buffer_unordered(CONCURRENCY);
     filled.collect::<()>().await;
     began.elapsed()
 }

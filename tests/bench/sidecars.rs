@@ -1,24 +1,23 @@
 //! The containers of a task: how soon they react, what they hold in memory, and how long mesh-init takes.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, stream};
-use http_fixture::{Pass, Relay};
 use mesh_tests::consul::Agent;
 use mesh_tests::eventually;
 use mesh_tests::metadata::Metadata;
 use mesh_tests::process::Process;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sidecar_kit::http::{Client, Limits, Request};
+use sidecar_kit::http::Client;
 use tokio::time::{sleep, timeout};
 
+use crate::requests::{self, Recorder};
 use crate::table::{Row, Unit};
-use crate::{BOUND, release_binary, resident};
+use crate::usage::{Usage, resident};
+use crate::{BOUND, release_binary};
 
 /// How often each reaction is measured.
 const SAMPLES: u64 = 100;
@@ -161,18 +160,14 @@ async fn health_sync_idle(agent: &Agent) -> [Row; 2] {
     const REQUESTS: f64 = 6.0 + 2.0;
     let metadata = Metadata::start("shop", app("RUNNING", "HEALTHY"));
     let volume = tempfile::tempdir().expect("a temporary directory can be made");
-    let (way, sent) = recorded(&agent.http);
-    let sync = Process::spawn(&mut of_task("health-sync", &way, &metadata, volume.path()));
+    let recorder = Recorder::start(&agent.http);
+    let sync = Process::spawn(&mut of_task("health-sync", &recorder.address, &metadata, volume.path()));
     sync.says("check passing", BOUND).await;
     sleep(Duration::from_secs(5)).await;
-    let requests = || {
-        let sent = sent.lock().expect("no other thread panics");
-        sent.values().map(|connection| parse(connection).len()).sum::<usize>()
-    };
-    let before = (cpu(sync.id()), requests());
+    let before = (Usage::of(sync.id()), recorder.requests().len());
     sleep(Duration::from_secs(60)).await;
-    let milliseconds = (cpu(sync.id()) - before.0).as_secs_f64() * 1e3;
-    let requests = requests() - before.1;
+    let milliseconds = (Usage::of(sync.id()) - before.0).milliseconds();
+    let requests = recorder.requests().len() - before.1;
     [
         Row::new("health-sync: CPU of an idle minute".to_owned(), Unit::Milliseconds, milliseconds, BUDGET),
         Row::new(
@@ -182,17 +177,6 @@ async fn health_sync_idle(agent: &Agent) -> [Row; 2] {
             REQUESTS,
         ),
     ]
-}
-
-/// The CPU time of all threads of a process.
-fn cpu(process: u32) -> Duration {
-    let threads = std::fs::read_dir(format!("/proc/{process}/task")).expect("it still runs");
-    let times = threads.map(|thread| {
-        let path = thread.expect("a thread has an entry").path().join("schedstat");
-        let text = std::fs::read_to_string(path).expect("Linux counts each thread's time");
-        text.split(' ').next().and_then(|time| time.parse::<u64>().ok()).expect("it begins with nanoseconds")
-    });
-    Duration::from_nanos(times.sum::<u64>())
 }
 
 /// From start to exit, the median of some runs, beside the median of its requests alone.
@@ -207,72 +191,20 @@ async fn mesh_init(agent: &Agent) -> Row {
     };
     // The first run registers. All others find the registration.
     runs(&agent.http);
-    let (address, sent) = recorded(&agent.http);
-    runs(&address);
-    let requests =
-        sent.lock().expect("no other thread panics").values().flat_map(|bytes| parse(bytes)).collect::<Vec<_>>();
+    let recorder = Recorder::start(&agent.http);
+    runs(&recorder.address);
+    let requests = recorder.requests();
     assert!(requests.len() > 2, "mesh-init asks for more than {}", requests.len());
 
     let client = Client::plain();
-    let limits = Limits { time: Duration::from_secs(30), bytes: 16 << 20 };
     let (mut took, mut alone) = (Vec::new(), Vec::new());
     for _ in 0..RUNS {
         took.push(runs(&agent.http));
-        let began = Instant::now();
-        let task = hyper::Request::get(format!("{}/task", metadata.uri)).body(Default::default());
-        client.send(task.expect("it is a URL"), limits).await.expect("the metadata answers");
-        for (method, path, headers, body) in &requests {
-            let mut request: Request = hyper::Request::new(body.clone().into());
-            *request.method_mut() = method.parse().expect("a method was recorded");
-            *request.uri_mut() = agent.url(path).parse().expect("a path was recorded");
-            for (name, value) in headers {
-                let name = name.parse::<hyper::header::HeaderName>().expect("a name was recorded");
-                request.headers_mut().insert(name, value.parse().expect("a value was recorded"));
-            }
-            client.send(request, limits).await.expect("the agent answers");
-        }
-        alone.push(began.elapsed());
+        alone.push(requests::time_alone(&client, &metadata.uri, agent, &requests).await);
     }
     let [took, alone] = [took, alone].map(|mut times| {
         times.sort();
         times[RUNS / 2].as_secs_f64()
     });
     Row::new(format!("mesh-init: start to exit, median of {RUNS}"), Unit::Seconds, took, 1.5 * alone).with_floor(alone)
-}
-
-/// The bytes that were sent, by the number of the connection.
-type Bytes = Arc<Mutex<BTreeMap<usize, Vec<u8>>>>;
-
-/// A relay to the agent, and what is sent over it.
-fn recorded(to: &str) -> (String, Bytes) {
-    let sent = Bytes::default();
-    let record = sent.clone();
-    let keep = move |connection, bytes: &[u8]| {
-        record.lock().expect("no other thread panics").entry(connection).or_default().extend_from_slice(bytes);
-        Pass::On
-    };
-    (Relay::start(to, keep, |_, _| {}).address, sent)
-}
-
-/// Method, path, header fields and body.
-type Sent = (String, String, Vec<(String, String)>, Vec<u8>);
-
-/// The requests of one connection. Bodies have a length.
-fn parse(mut bytes: &[u8]) -> Vec<Sent> {
-    let mut requests = Vec::new();
-    while let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
-        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let mut lines = head.split("\r\n");
-        let mut words = lines.next().unwrap_or_default().split(' ').map(str::to_owned);
-        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        let fields =
-            lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-        let (own, fields): (Vec<_>, Vec<_>) = fields.partition(|(name, _)| name == "content-length" || name == "host");
-        let length =
-            own.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, length)| length.parse().unwrap_or(0));
-        let body = &bytes[end + 4..][..length];
-        requests.push((method, path, fields, body.to_vec()));
-        bytes = &bytes[end + 4 + length..];
-    }
-    requests
 }

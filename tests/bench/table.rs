@@ -37,7 +37,13 @@ impl Row {
     }
 
     fn shown(&self, value: f64) -> String {
-        match self.unit {
+        self.unit.shown(value)
+    }
+}
+
+impl Unit {
+    pub fn shown(self, value: f64) -> String {
+        match self {
             Unit::Seconds => format!("{value:.3} s"),
             Unit::Milliseconds => format!("{value:.1} ms"),
             Unit::Megabytes => format!("{value:.2} MB"),

@@ -2,6 +2,7 @@
 
 mod bench;
 mod needs;
+mod peers;
 mod progress;
 mod test;
 
@@ -93,7 +94,7 @@ enum Command {
         suites: Vec<Suite>,
     },
     /// Measure the release binaries against their budgets. The exit code is 1 if a measurement exceeds its budget.
-    Bench,
+    Bench(bench::Measurement),
 }
 
 #[derive(Debug, Subcommand)]
@@ -199,7 +200,7 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             println!("{}", secrets::manager()?.get(&Version::current(&name)).await?.expose());
         }
         Command::Test { suites } => test::run(&suites).await?,
-        Command::Bench => bench::run().await?,
+        Command::Bench(measurement) => bench::run(&measurement).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

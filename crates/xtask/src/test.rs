@@ -14,6 +14,7 @@ use sidecar_kit::exit::one_line;
 use tokio::process::Command;
 
 use crate::needs::{self, NeedsError};
+use crate::peers::PeersError;
 use crate::progress::Reporter;
 
 /// A suite of tests.
@@ -46,6 +47,8 @@ pub enum TestError {
     Needs(#[from] NeedsError),
     #[error(transparent)]
     Parts(#[from] PartsError),
+    #[error(transparent)]
+    Peers(#[from] PeersError),
     #[error(transparent)]
     Version(#[from] VersionError),
 }

@@ -1,0 +1,130 @@
+//! The programs of other projects that `bench --peer` measures beside ecs-mesh.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sidecar_kit::exit::one_line;
+
+/// The files that the folder may have, and the command by which each says its version.
+const PEERS: [(&str, &str); 3] =
+    [("consul-ecs-0.6", "version"), ("consul-ecs-0.10", "version"), ("consul-dataplane", "-version")];
+
+/// What consul-ecs 0.6's mesh-init runs.
+const CONSUL: &str = "consul";
+
+/// Why the folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PeersError {
+    #[error("--peer {}: expected a folder with consul-ecs-0.6 (and consul), consul-ecs-0.10 or consul-dataplane", .0.display())]
+    NoPeer(PathBuf),
+    #[error("--peer {}: consul-ecs-0.6 needs `consul` in the same folder, because its mesh-init runs `consul connect envoy`", .0.display())]
+    NoConsul(PathBuf),
+    #[error("--peer: `{} {argument}` failed: {reason}; expected a program for this machine", program.display())]
+    Broken { program: PathBuf, argument: &'static str, reason: String },
+}
+
+/// A folder with at least one peer, of which each can be run.
+#[derive(Debug)]
+pub struct Peers {
+    /// Its full path.
+    pub folder: PathBuf,
+    /// What it lacks.
+    pub missing: Vec<&'static str>,
+}
+
+impl Peers {
+    /// Looks at the folder and runs each program once.
+    pub fn find(folder: &Path) -> Result<Self, PeersError> {
+        let no_peer = || PeersError::NoPeer(folder.to_owned());
+        let full = folder.canonicalize().map_err(|_| no_peer())?;
+        let (found, missing): (Vec<_>, Vec<_>) = PEERS.into_iter().partition(|(name, _)| full.join(name).exists());
+        if found.is_empty() {
+            return Err(no_peer());
+        }
+        for (name, argument) in &found {
+            check(full.join(name), argument)?;
+            if *name == "consul-ecs-0.6" {
+                if !full.join(CONSUL).exists() {
+                    return Err(PeersError::NoConsul(folder.to_owned()));
+                }
+                check(full.join(CONSUL), "version")?;
+            }
+        }
+        Ok(Self { folder: full, missing: missing.into_iter().map(|(name, _)| name).collect() })
+    }
+}
+
+/// Runs the program once.
+fn check(program: PathBuf, argument: &'static str) -> Result<(), PeersError> {
+    let reason = match Command::new(&program).arg(argument).output() {
+        Ok(output) if output.status.success() => return Ok(()),
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed no reason").trim();
+            format!("{}, {last}", output.status)
+        }
+        Err(error) => one_line(&error),
+    };
+    Err(PeersError::Broken { program, argument, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A folder with these scripts.
+    fn folder(scripts: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, body) in scripts {
+            let path = folder.path().join(name);
+            fs::write(&path, body).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        folder
+    }
+
+    const GOOD: &str = "#!/bin/sh\necho v1\n";
+
+    fn error(folder: &Path) -> String {
+        one_line(&Peers::find(folder).unwrap_err())
+    }
+
+    #[test]
+    fn what_a_folder_lacks_is_known() {
+        let all = folder(&[("consul-ecs-0.6", GOOD), ("consul", GOOD)]);
+        assert_eq!(Peers::find(all.path()).unwrap().missing, ["consul-ecs-0.10", "consul-dataplane"]);
+        let one = folder(&[("consul-dataplane", GOOD)]);
+        assert_eq!(Peers::find(one.path()).unwrap().missing, ["consul-ecs-0.6", "consul-ecs-0.10"]);
+    }
+
+    #[test]
+    fn a_folder_without_peers_is_refused() {
+        let empty = folder(&[("consul", GOOD)]);
+        let line = error(empty.path());
+        assert!(
+            line.ends_with(": expected a folder with consul-ecs-0.6 (and consul), consul-ecs-0.10 or consul-dataplane"),
+            "{line}"
+        );
+        assert!(error(&empty.path().join("none")).contains("/none: expected a folder"));
+    }
+
+    #[test]
+    fn consul_ecs_0_6_needs_consul_beside_it() {
+        let line = error(folder(&[("consul-ecs-0.6", GOOD)]).path());
+        assert!(line.contains("consul-ecs-0.6 needs `consul` in the same folder"), "{line}");
+    }
+
+    #[test]
+    fn a_program_that_does_not_run_is_named_with_the_reason() {
+        let line = error(folder(&[("consul-ecs-0.10", "#!/bin/sh\necho >&2 'no such thing'\nexit 3\n")]).path());
+        assert!(line.contains("/consul-ecs-0.10 version` failed: exit status: 3, no such thing; expected"), "{line}");
+        let line = error(folder(&[("consul-dataplane", "\x7fELF")]).path());
+        assert!(line.contains("/consul-dataplane -version` failed: "), "{line}");
+        let broken = folder(&[("consul-ecs-0.6", GOOD), ("consul", "#!/bin/sh\nexit 1\n")]);
+        let line = error(broken.path());
+        assert!(line.contains("/consul version` failed: exit status: 1, it printed no reason"), "{line}");
+    }
+}

@@ -1,0 +1,130 @@
+//! What each program uses while nothing happens. All sides are idle at the same time.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::consul::Agent;
+use mesh_tests::process::Process;
+use mesh_tests::{eventually, free_port, http, part};
+use tokio::time::sleep;
+
+use super::Who;
+use super::react::synced;
+use super::report::Figure;
+use super::task::{Side, Task};
+use crate::BOUND;
+use crate::table::Unit;
+use crate::usage::{Usage, resident, share};
+
+/// How many copies of health-sync are idle together.
+pub const COPIES: usize = 50;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// After its start a program may still clean up.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// An idle program of one side.
+pub struct Idle {
+    program: &'static str,
+    who: Who,
+    process: Process,
+}
+
+/// One copy of each program, for a minute.
+pub async fn one(agent: &Agent, sides: &[Side], in_mesh: &[Side], dataplane: Option<Idle>) -> Vec<Figure> {
+    let (tasks, syncs) = synced(agent, in_mesh, "idle").await;
+    let syncs = tasks.iter().zip(syncs).map(|(task, process)| (task.side.who, process));
+    let mut all = syncs.map(|(who, process)| Idle { program: "health-sync", who, process }).collect::<Vec<_>>();
+    let entry_tasks = sides.iter().map(|side| Task::start(side, "entry")).collect::<Vec<_>>();
+    for program in ["envoy-entrypoint", "app-entrypoint"] {
+        for task in &entry_tasks {
+            let mut command = task.side.command(program);
+            command.env("ECS_CONTAINER_METADATA_URI_V4", &task.metadata.uri);
+            let process = Process::spawn(command.args(["sh", "-c", "echo ready; exec sleep 600"]));
+            process.says("ready", BOUND).await;
+            all.push(Idle { program, who: task.side.who, process });
+        }
+    }
+    all.extend(dataplane);
+    sleep(SETTLED).await;
+    let before = all.iter().map(|idle| Usage::of(idle.process.id())).collect::<Vec<_>>();
+    sleep(MINUTE).await;
+    let mut programs = Vec::<(&str, [BTreeMap<Who, f64>; 3])>::new();
+    for (idle, before) in all.iter().zip(before) {
+        let used = Usage::of(idle.process.id()) - before;
+        let at = programs.iter().position(|(program, _)| *program == idle.program).unwrap_or_else(|| {
+            programs.push((idle.program, Default::default()));
+            programs.len() - 1
+        });
+        let values = [resident(idle.process.id()), used.milliseconds(), used.wakeups as f64];
+        for (map, value) in programs[at].1.iter_mut().zip(values) {
+            map.insert(idle.who, value);
+        }
+    }
+    for task in &tasks {
+        task.deregister(agent).await;
+    }
+    let figures = programs.into_iter().flat_map(|(program, [memory, cpu, wakeups])| {
+        [
+            (format!("{program}: resident, idle"), Unit::Megabytes, memory),
+            (format!("{program}: CPU of an idle minute"), Unit::Milliseconds, cpu),
+            (format!("{program}: wake-ups in an idle minute"), Unit::Calls, wakeups),
+        ]
+    });
+    figures.map(|(work, unit, values)| Figure { work, unit, floor: None, values }).collect()
+}
+
+/// Many copies of health-sync, for a minute. They belong to one task of each side.
+pub async fn many(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
+    let (tasks, first) = synced(agent, sides, "copies").await;
+    let mut copies = tasks.iter().zip(first).map(|(task, sync)| (task.side.who, vec![sync])).collect::<Vec<_>>();
+    for (task, (_, processes)) in tasks.iter().zip(&mut copies) {
+        for _ in 1..COPIES {
+            processes.push(Process::spawn(&mut task.command("health-sync", agent, &agent.http)));
+        }
+    }
+    sleep(SETTLED).await;
+    let used = |processes: &[Process]| {
+        processes.iter().map(|process| Usage::of(process.id())).fold(Usage::default(), |sum, used| sum + used)
+    };
+    let before = copies.iter().map(|(_, processes)| used(processes)).collect::<Vec<_>>();
+    sleep(MINUTE).await;
+    let (mut memory, mut cpu) = (BTreeMap::new(), BTreeMap::new());
+    for ((who, processes), before) in copies.iter().zip(before) {
+        cpu.insert(*who, (used(processes) - before).milliseconds());
+        memory.insert(*who, processes.iter().map(|process| share(process.id())).sum());
+    }
+    drop(copies);
+    for task in &tasks {
+        task.deregister(agent).await;
+    }
+    let name = |what| format!("{COPIES} copies of health-sync: {what}");
+    vec![
+        Figure { work: name("memory, shared pages once"), unit: Unit::Megabytes, floor: None, values: memory },
+        Figure { work: name("CPU of an idle minute"), unit: Unit::Milliseconds, floor: None, values: cpu },
+    ]
+}
+
+/// consul-dataplane with an Envoy that has its listeners. The Envoy is a process of its own, which is not measured.
+pub async fn dataplane(agent: &Agent, folder: &Path) -> Idle {
+    let task = Task::start(&Side::new(Who::Ours, folder), "dataplane");
+    task.register(agent, &agent.http);
+    let (ready, admin) = (free_port(), free_port());
+    let mut command = Command::new(folder.join(Who::Dataplane.file()));
+    command.env_clear().args(["-addresses", "127.0.0.1", "-tls-disabled"]);
+    command.args([format!("-grpc-port={}", agent.grpc_port), format!("-proxy-id={}", task.proxy())]);
+    command.args(["-proxy-node-name=test", "-envoy-ready-bind-address=127.0.0.1"]);
+    command.args([format!("-envoy-ready-bind-port={ready}"), format!("-envoy-admin-bind-port={admin}")]);
+    command.arg(format!("-envoy-executable-path={}", part("envoy").display()));
+    let process = Process::spawn(&mut command);
+    eventually("consul-dataplane's Envoy is ready", BOUND, async || {
+        http::get(&format!("http://127.0.0.1:{ready}/ready"))
+            .await
+            .map_err(|error| format!("{error}: {}", process.output()))
+    })
+    .await;
+    Idle { program: "consul-dataplane", who: Who::Dataplane, process }
+}

@@ -1,0 +1,95 @@
+//! The figures, as tables in Markdown.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use mesh_tests::consul::version;
+
+use super::Who;
+use crate::table::Unit;
+
+/// One work, and the figure of each side that did it.
+#[derive(Debug)]
+pub struct Figure {
+    pub work: String,
+    pub unit: Unit,
+    /// The least value that is possible: what the same calls or the same program take alone.
+    pub floor: Option<f64>,
+    pub values: BTreeMap<Who, f64>,
+}
+
+/// The middle one of some durations.
+pub fn median(durations: &[Duration]) -> Duration {
+    rank(durations, 50)
+}
+
+/// The duration that this many of 100 do not exceed.
+pub fn rank(durations: &[Duration], percent: usize) -> Duration {
+    let mut sorted = durations.to_vec();
+    sorted.sort();
+    sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
+}
+
+/// The machine's load: processes that ran or waited to run, on average in the last minute.
+pub fn load() -> String {
+    let text = std::fs::read_to_string("/proc/loadavg").expect("Linux says its load");
+    text.split(' ').next().unwrap_or_default().to_owned()
+}
+
+/// All of the report. `load` is the load before the measurements.
+pub fn draw(figures: &[Figure], found: &[Who], folder: &Path, load: &str, notes: &[String]) -> String {
+    let mut text = format!(
+        "{}. Consul {} runs on the same machine. Load {load} at the start, {} at the end.\n",
+        machine(),
+        version(),
+        self::load()
+    );
+    for who in found {
+        writeln!(text, "{} is {}.", who.file(), described(&folder.join(who.file()))).expect("a string takes all");
+    }
+    if found.contains(&Who::ConsulEcs06) {
+        text.push_str("\n| work | floor | consul-ecs-0.6 | ecs-mesh | ratio |\n|---|--:|--:|--:|--:|\n");
+        for Figure { work, unit, floor, values } in figures {
+            let (Some(peer), Some(ours)) = (values.get(&Who::ConsulEcs06), values.get(&Who::Ours)) else { continue };
+            let floor = floor.map_or_else(|| "–".to_owned(), |floor| unit.shown(floor));
+            let ratio = if *peer > 0.0 { format!("{:.3}", ours / peer) } else { "–".to_owned() };
+            let (peer, ours) = (unit.shown(*peer), unit.shown(*ours));
+            writeln!(text, "| {work} | {floor} | {peer} | {ours} | {ratio} |").expect("a string takes all");
+        }
+    }
+    let alone = [Who::ConsulEcs010, Who::Dataplane].into_iter().filter(|who| found.contains(who)).collect::<Vec<_>>();
+    if !alone.is_empty() {
+        let names = alone.iter().map(|who| who.file()).collect::<Vec<_>>().join(" | ");
+        write!(text, "\n| work | {names} |\n|---|{}\n", "--:|".repeat(alone.len())).expect("a string takes all");
+        for Figure { work, unit, values, .. } in figures {
+            if alone.iter().all(|who| !values.contains_key(who)) {
+                continue;
+            }
+            let shown = alone.iter().map(|who| values.get(who).map_or("–".to_owned(), |value| unit.shown(*value)));
+            writeln!(text, "| {work} | {} |", shown.collect::<Vec<_>>().join(" | ")).expect("a string takes all");
+        }
+    }
+    for note in notes {
+        write!(text, "\n{note}\n").expect("a string takes all");
+    }
+    text
+}
+
+/// The processors.
+pub fn machine() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let models = info.lines().filter_map(|line| line.strip_prefix("model name")).collect::<Vec<_>>();
+    let model = models.first().and_then(|model| model.split_once(": ")).map_or("unknown", |(_, name)| name.trim());
+    format!("{} processors ({model})", models.len().max(1))
+}
+
+/// What a program says of its version.
+fn described(program: &Path) -> String {
+    let argument = if program.ends_with(Who::Dataplane.file()) { "-version" } else { "version" };
+    let output = Command::new(program).arg(argument).output();
+    let text = output.map(|output| String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned());
+    text.unwrap_or_default().lines().next().unwrap_or("unknown").trim().to_owned()
+}
