@@ -190,7 +190,8 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(A
     if !credentials.iter().any(|variable| env.get(variable).is_some()) {
         return Err(RunError::NoCredentials);
     }
-    let config = consul_api::Config::builder(env).address(Some(&options.consul_http_addr));
+    let config = consul_api::Config::builder(env)
+        .address("--consul-http-addr (CONSUL_HTTP_ADDR)", Some(&options.consul_http_addr));
     let consul = Consul::new(consul_api::Client::new(config.build()?)?, metrics.clone());
     let place = match (given, &task) {
         (Some(Cluster::Arn(arn)), _) => Whereabouts::Known(arn.clone()),

@@ -34,8 +34,8 @@ pub struct Client {
     current: AtomicUsize,
     /// The longest time for any answer.
     most: Duration,
-    /// Whether a server has answered that it has neither namespaces nor partitions.
-    without_places: AtomicBool,
+    /// Whether a server has answered that it has neither namespaces nor partitions, as Consul without Enterprise does.
+    without_scope: AtomicBool,
 }
 
 /// A request to be sent: method, path with its segments encoded, query and body.
@@ -132,7 +132,7 @@ impl Client {
             http,
             current: AtomicUsize::new(0),
             most: Duration::MAX,
-            without_places: AtomicBool::new(false),
+            without_scope: AtomicBool::new(false),
         })
     }
 
@@ -142,7 +142,7 @@ impl Client {
         Self { most, ..self }
     }
 
-    /// Its configuration.
+    /// The client's configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
@@ -160,8 +160,8 @@ impl Client {
         decode(request, &response)
     }
 
-    /// Sends a call. Any status other than success is an error. If there are several servers and one of them is unreachable, too
-    /// slow, without a leader, limits the rate or fails in TLS, the client moves on to the next. It repeats the call there if the call only reads or did not arrive.
+    /// Sends a call. Any status other than success is an error. If the server in use fails ([`Error::is_of_the_server`]), the client
+    /// uses the next one from then on. It repeats the call there if the call only reads, or has not arrived at the first server.
     pub(crate) async fn send(&self, call: Call) -> Result<Response, Error> {
         let servers = self.config.bases.len();
         let mut tried = 1;
@@ -183,31 +183,31 @@ impl Client {
         }
     }
 
-    /// Sends a call. A Consul without Enterprise refuses any namespace and partition: `default` is then left out, because the
-    /// names mean the same.
+    /// Sends a call. If Consul without Enterprise refuses its namespace or partition, and all of them are `default`, this sends the
+    /// call again without them. The meaning is the same.
     async fn send_to(&self, server: usize, call: Call) -> Result<Response, Error> {
-        let places = !self.without_places.load(Ordering::Relaxed);
-        match self.send_once(server, call.clone(), places).await {
+        let scoped = !self.without_scope.load(Ordering::Relaxed);
+        match self.send_once(server, call.clone(), scoped).await {
             Err(Error::Refused { status, body, .. })
                 if status == StatusCode::BAD_REQUEST
                     && body.contains("Invalid query parameter: \"")
-                    && self.config.is_in_default_place()
-                    && places =>
+                    && self.config.is_in_default_scope()
+                    && scoped =>
             {
-                self.without_places.store(true, Ordering::Relaxed);
+                self.without_scope.store(true, Ordering::Relaxed);
                 self.send_once(server, call, false).await
             }
             outcome => outcome,
         }
     }
 
-    /// Sends a call, with the namespace and the partition if `places` says so.
-    async fn send_once(&self, server: usize, call: Call, places: bool) -> Result<Response, Error> {
+    /// Sends a call once. `scoped`: with the namespace and the partition.
+    async fn send_once(&self, server: usize, call: Call, scoped: bool) -> Result<Response, Error> {
         let named = call.named();
         let limits = Limits { time: call.time.min(self.most), ..LIMITS };
         let token = self.token_of(&call)?;
         let secrets = [token.clone(), call.proof.clone(), self.config.authorization.clone()];
-        let request = self.request(server, call, token.as_ref(), places)?;
+        let request = self.request(server, call, token.as_ref(), scoped)?;
         let response = self.http[server].send(request, limits).await;
         let response = response.map_err(|source| Error::from_http(named.clone(), source))?;
         if response.status.is_success() {
@@ -225,10 +225,10 @@ impl Client {
         }
     }
 
-    fn request(&self, server: usize, call: Call, token: Option<&Secret>, places: bool) -> Result<http::Request, Error> {
+    fn request(&self, server: usize, call: Call, token: Option<&Secret>, scoped: bool) -> Result<http::Request, Error> {
         let named = call.named();
         let Config { namespace, partition, datacenter, .. } = &self.config;
-        let scope = [("ns", namespace, places), ("partition", partition, places), ("dc", datacenter, true)];
+        let scope = [("ns", namespace, scoped), ("partition", partition, scoped), ("dc", datacenter, true)];
         let scope = scope.into_iter().filter(|(.., sent)| *sent);
         let scope = scope.filter_map(|(name, value, _)| Some((name, value.clone()?)));
         let query = call.query.into_iter().chain(scope);
@@ -257,7 +257,7 @@ impl Client {
 fn sensitive(request: &str, secret: &Secret) -> Result<HeaderValue, Error> {
     let mut value = HeaderValue::from_str(secret.expose()).map_err(|_| Error::PermissionDenied {
         request: request.to_owned(),
-        body: "the token has characters that are not valid in a token".to_owned(),
+        body: "the token has characters that a header field cannot have".to_owned(),
     })?;
     value.set_sensitive(true);
     Ok(value)

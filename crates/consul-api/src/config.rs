@@ -1,4 +1,4 @@
-//! Where Consul is and how to get in: Consul's own environment variables.
+//! How to reach Consul, from Consul's own environment variables or from the caller's values.
 
 use std::path::Path;
 
@@ -12,7 +12,8 @@ use sidecar_kit::tls::{Authorities, Identity, IdentityError, PemError, PublicAut
 
 const PEM: &str = "CONSUL_CACERT_PEM";
 
-/// How to reach an agent. The variables' meaning is Consul's own ("Consul Commands (CLI)", environment variables).
+/// How to reach an agent or server. The variables mean what they mean for Consul's own commands ("Consul Commands (CLI)",
+/// environment variables).
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     /// One or more base URLs without a slash at the end. Each has `http://` or `https://`, host, port, and a path if a proxy needs
@@ -26,33 +27,33 @@ pub struct Config {
     pub(crate) tls: TlsOptions,
 }
 
-/// A variable that cannot be used.
+/// A variable, or a value that the caller gave, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Its value is not valid.
+    /// The value is not valid.
     #[error("{variable} is {value}: expected {expected}")]
     Invalid {
-        /// Its name.
+        /// The variable, or the name of the caller's value.
         variable: &'static str,
         /// The value in quotes, unless it may be a password or a key.
         value: String,
         /// What would be valid.
         expected: &'static str,
     },
-    /// It names a file that cannot be read.
+    /// The value names a file that cannot be read.
     #[error("{variable}: cannot read {file}")]
     File {
-        /// Its name.
+        /// The variable, or the name of the caller's value.
         variable: &'static str,
         /// The file's name, unless the variable holds the file's text.
         file: String,
         /// The cause.
         source: std::io::Error,
     },
-    /// The variable or its file holds a certificate or a key that cannot be used.
+    /// The value or its file holds a certificate or a key that cannot be used.
     #[error("{variable}: {what} cannot be used")]
     Pem {
-        /// Its name.
+        /// The variable, or the name of the caller's value.
         variable: &'static str,
         /// The file's name, or "its text".
         what: String,
@@ -67,8 +68,8 @@ pub enum ConfigError {
         /// The one that is not.
         missing: &'static str,
     },
-    /// No certificate is given for https, and the public authorities cannot be read.
-    #[error("cannot read the public CA certificates, which are needed for https without CONSUL_CACERT")]
+    /// No CA certificate is given for https, and the public ones cannot be read.
+    #[error("no CA certificate is given for https, and the public CA certificates cannot be read")]
     PublicAuthorities(#[from] PublicAuthoritiesError),
     /// `CONSUL_HTTP_AUTH_FILE` names a file that cannot be read.
     #[error("CONSUL_HTTP_AUTH_FILE")]
@@ -98,7 +99,7 @@ impl Config {
     /// | `CONSUL_HTTP_AUTH_FILE`, `CONSUL_HTTP_AUTH` | `user:password` for basic authentication. The file wins over the value | none |
     /// | `CONSUL_HTTP_SSL` | `true`: use `https`, even if the address has `http` | `false` |
     /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: accept any server certificate | `true` |
-    /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted authorities: the PEM text, a file, a directory | for https [`Authorities::public`] |
+    /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted CA certificates: the PEM text, a file, a directory | for https [`Authorities::public`] |
     /// | `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` | files: the certificate and key for mutual TLS | none |
     /// | `CONSUL_TLS_SERVER_NAME` | the name in the server's certificate | the address's host |
     /// | `CONSUL_NAMESPACE`, `CONSUL_PARTITION` | the namespace and the admin partition (Consul Enterprise) | none |
@@ -148,8 +149,8 @@ impl Config {
         self.partition.as_deref()
     }
 
-    /// Whether a namespace or a partition is given, and all that are given have the name `default`.
-    pub(crate) fn is_in_default_place(&self) -> bool {
+    /// Whether the namespace or the partition or both are given, and each given name is `default`.
+    pub(crate) fn is_in_default_scope(&self) -> bool {
         let mut given = [&self.namespace, &self.partition].into_iter().flatten().peekable();
         given.peek().is_some() && given.all(|name| name.eq_ignore_ascii_case("default"))
     }
@@ -177,16 +178,23 @@ impl Config {
 #[must_use]
 pub struct Builder<'a> {
     env: &'a Env,
-    address: Option<&'a str>,
+    address: Option<Given<&'a str>>,
     authority: Option<Authority<'a>>,
     token: Token,
     namespace: bool,
 }
 
+/// A value that the caller gave in place of a variable, and its name for errors.
+#[derive(Debug)]
+struct Given<T> {
+    name: &'static str,
+    value: T,
+}
+
 #[derive(Debug)]
 enum Authority<'a> {
-    File(&'a Path),
-    Pem(&'a str),
+    File(Given<&'a Path>),
+    Pem(Given<&'a str>),
 }
 
 #[derive(Debug)]
@@ -197,27 +205,30 @@ enum Token {
 }
 
 impl<'a> Builder<'a> {
-    /// This address in place of `CONSUL_HTTP_ADDR`, if it is given.
-    pub fn address(self, address: Option<&'a str>) -> Self {
-        Self { address: address.filter(|address| !address.is_empty()).or(self.address), ..self }
+    /// Uses this address, if it is given, and not `CONSUL_HTTP_ADDR`. Errors call it `name`: the flag, field or variable that had it.
+    pub fn address(self, name: &'static str, address: Option<&'a str>) -> Self {
+        let given = address.filter(|address| !address.is_empty()).map(|value| Given { name, value });
+        Self { address: given.or(self.address), ..self }
     }
 
-    /// The authorities in this file in place of the environment's, if it is given.
-    pub fn ca_file(self, file: Option<&'a Path>) -> Self {
-        Self { authority: file.map(Authority::File).or(self.authority), ..self }
+    /// Trusts the CA certificates in this file, if it is given, and not those of the environment. Errors call it `name`.
+    pub fn ca_file(self, name: &'static str, file: Option<&'a Path>) -> Self {
+        let given = file.map(|value| Authority::File(Given { name, value }));
+        Self { authority: given.or(self.authority), ..self }
     }
 
-    /// The authorities in this PEM text in place of the environment's, if it is given.
-    pub fn ca_pem(self, pem: Option<&'a str>) -> Self {
-        Self { authority: pem.map(Authority::Pem).or(self.authority), ..self }
+    /// Trusts the CA certificates in this PEM text, if it is given, and not those of the environment. Errors call it `name`.
+    pub fn ca_pem(self, name: &'static str, pem: Option<&'a str>) -> Self {
+        let given = pem.map(|value| Authority::Pem(Given { name, value }));
+        Self { authority: given.or(self.authority), ..self }
     }
 
-    /// This token in place of the environment's.
+    /// Uses this token, and not that of the environment.
     pub fn token(self, token: SecretSource) -> Self {
         Self { token: Token::From(token), ..self }
     }
 
-    /// Neither a token nor a namespace: for a login, which takes place in the partition's default namespace.
+    /// Uses neither a token nor a namespace, for a login: auth methods are in the partition's default namespace.
     pub fn for_login(self) -> Self {
         Self { token: Token::None, namespace: false, ..self }
     }
@@ -225,14 +236,14 @@ impl<'a> Builder<'a> {
     /// The configuration.
     ///
     /// # Errors
-    /// If a variable or a given value cannot be used. The error names the variable, even if the value was given by the caller.
+    /// If a variable or a value of the caller cannot be used. The error names it.
     pub fn build(self) -> Result<Config, ConfigError> {
         let Self { env, address, authority, token, namespace } = self;
         let bases = bases(env, address)?;
         let insecure = !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?;
         let authorities = match authority {
-            Some(Authority::Pem(pem)) => Some(in_text(pem)?),
-            Some(Authority::File(file)) => Some(in_file("CONSUL_CACERT", file)?),
+            Some(Authority::Pem(Given { name, value })) => Some(in_text(name, value)?),
+            Some(Authority::File(Given { name, value })) => Some(in_file(name, value)?),
             None => authorities(env)?,
         };
         let authorities = match authorities {
@@ -262,17 +273,17 @@ impl<'a> Builder<'a> {
 }
 
 /// All addresses, in their order.
-fn bases(env: &Env, given: Option<&str>) -> Result<Vec<String>, ConfigError> {
-    let all = given.or(env.get("CONSUL_HTTP_ADDR")).unwrap_or("127.0.0.1:8500");
-    all.split(',').map(|address| base(env, all, address.trim())).collect()
+fn bases(env: &Env, given: Option<Given<&str>>) -> Result<Vec<String>, ConfigError> {
+    let Given { name, value: all } = given
+        .unwrap_or(Given { name: "CONSUL_HTTP_ADDR", value: env.get("CONSUL_HTTP_ADDR").unwrap_or("127.0.0.1:8500") });
+    all.split(',').map(|address| base(env, name, all, address.trim())).collect()
 }
 
-fn base(env: &Env, all: &str, value: &str) -> Result<String, ConfigError> {
+fn base(env: &Env, name: &'static str, all: &str, value: &str) -> Result<String, ConfigError> {
     const EXPECTED: &str = "host:port, http://…, https://… or unix:///path/of/a/socket";
-    let variable = "CONSUL_HTTP_ADDR";
-    // A password may contain a comma. Then the part before the comma has no `@`, but it must not be shown either.
+    // A password may contain a comma. If any part has an `@`, the whole text goes to `invalid`, which then does not show it.
     let shown = if all.contains('@') { all } else { value };
-    let invalid = |expected| ConfigError::invalid(variable, shown, expected);
+    let invalid = |expected| ConfigError::invalid(name, shown, expected);
     let ssl = flag(env, "CONSUL_HTTP_SSL", false)?;
     let url = match value.split_once("://") {
         // A relative path would depend on the working directory.
@@ -306,7 +317,7 @@ fn authorization(env: &Env) -> Result<Option<Secret>, ConfigError> {
 
 fn authorities(env: &Env) -> Result<Option<Authorities>, ConfigError> {
     if let Some(pem) = env.get(PEM) {
-        return in_text(pem).map(Some);
+        return in_text(PEM, pem).map(Some);
     }
     if let Some(path) = env.get("CONSUL_CACERT") {
         return in_file("CONSUL_CACERT", Path::new(path)).map(Some);
@@ -325,8 +336,8 @@ fn authorities(env: &Env) -> Result<Option<Authorities>, ConfigError> {
     Ok(Some(all))
 }
 
-fn in_text(pem: &str) -> Result<Authorities, ConfigError> {
-    let pem_error = |source| ConfigError::Pem { variable: PEM, what: "its text".to_owned(), source };
+fn in_text(variable: &'static str, pem: &str) -> Result<Authorities, ConfigError> {
+    let pem_error = |source| ConfigError::Pem { variable, what: "its text".to_owned(), source };
     Authorities::from_pem(pem.as_bytes()).map_err(pem_error)
 }
 
@@ -364,5 +375,33 @@ fn flag(env: &Env, variable: &'static str, default: bool) -> Result<bool, Config
         Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
         Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
         Some(value) => Err(ConfigError::invalid(variable, value, "true or false")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use sidecar_kit::env::Env;
+    use sidecar_kit::exit::one_line;
+
+    use super::{Builder, Config};
+
+    #[test]
+    fn an_error_names_the_flag_or_variable_with_the_value() {
+        let env = [("CONSUL_HTTP_ADDR", "localhost:8500")].into_iter().collect::<Env>();
+        let line = |with: fn(Builder<'_>) -> Builder<'_>| one_line(&with(Config::builder(&env)).build().unwrap_err());
+        assert_eq!(
+            line(|builder| builder.address("--some-addr", Some("ftp://a"))),
+            "--some-addr is \"ftp://a\": expected host:port, http://…, https://… or unix:///path/of/a/socket"
+        );
+        assert!(
+            line(|builder| builder.ca_file("CONSUL_LOGIN_CACERT", Some(Path::new("/nowhere/ca.pem"))))
+                .starts_with("CONSUL_LOGIN_CACERT: cannot read /nowhere/ca.pem: ")
+        );
+        assert!(
+            line(|builder| builder.ca_pem("CONSUL_LOGIN_CACERT_PEM", Some("no PEM")))
+                .starts_with("CONSUL_LOGIN_CACERT_PEM: its text cannot be used: it holds no certificate")
+        );
     }
 }

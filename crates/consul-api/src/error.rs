@@ -24,7 +24,10 @@ pub enum Error {
         source: http::Error,
     },
     /// The TLS handshake failed: check the CA certificates, the server name, and the client's certificate for mutual TLS.
-    #[error("{request}: check CONSUL_CACERT, CONSUL_TLS_SERVER_NAME and, for mutual TLS, CONSUL_CLIENT_CERT")]
+    #[error(
+        "{request}: no TLS connection (check the CA certificate, such as CONSUL_CACERT, and CONSUL_TLS_SERVER_NAME; for mutual TLS, \
+         CONSUL_CLIENT_CERT)"
+    )]
     Tls {
         /// Method and path.
         request: String,
@@ -113,7 +116,8 @@ impl Error {
         matches!(self, Self::PermissionDenied { body, .. } if body.to_lowercase().contains("acl not found"))
     }
 
-    /// Whether there is no token with the accessor ID that the request names. `ACL not found` may also mean the request's own token.
+    /// Whether there is no token with the accessor ID that the request names. `ACL not found` is ambiguous: the unknown token may also be
+    /// the one that the request carries.
     #[must_use]
     pub fn is_missing_token(&self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! Each of Consul's variables changes a real request: a row a variable.
+//! Each of Consul's variables changes a real request. The table has a row for each variable.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -13,8 +13,7 @@ use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
 
-/// Two servers that answer every request like an agent and tell what they were asked: `plain` or `tls(<server name>)`,
-/// then the request's head.
+/// Two servers that answer every request like an agent and record it: `plain` or `tls(<server name>)`, then the request's head.
 struct Servers {
     plain: String,
     tls: String,
@@ -43,7 +42,7 @@ impl Servers {
         Self { plain, tls, authority: made.cert.pem(), asked }
     }
 
-    /// What the servers saw of a request made with these variables, or why there was none.
+    /// The servers' record of a request made with these variables, or the reason why there was no request.
     fn outcome(&self, variables: &[(&str, &str)]) -> String {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let client = match Config::from_env(&variables.iter().copied().collect::<Env>()).and_then(Client::new) {
@@ -52,7 +51,7 @@ impl Servers {
         };
         match runtime.block_on(client.leader()) {
             Ok(leader) if leader.as_deref() == Some("10.0.0.1:8300") => self.asked.recv().unwrap(),
-            // Without an address there may be an agent on this machine.
+            // Without an address, the client asks 127.0.0.1:8500. On this machine an agent may answer there.
             Ok(leader) => format!("another server with leader {leader:?}"),
             Err(error) => one_line(&error),
         }
@@ -79,7 +78,7 @@ fn serve<S: Read + Write>(
     server.address
 }
 
-/// The variable, its value, the other variables, and what of the request's outcome it alone brings about.
+/// The variable, its value, the other variables, and a text that the record contains only if the variable is set.
 type Row<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
 
 #[test]
@@ -153,7 +152,7 @@ fn a_rotated_token_file_is_read_for_the_next_request() {
 }
 
 #[test]
-fn a_value_that_cannot_be_used_is_named_with_what_would_do() {
+fn an_invalid_value_is_reported_with_what_is_expected() {
     let rows = [
         ("CONSUL_HTTP_ADDR", "ftp://consul", r#"CONSUL_HTTP_ADDR is "ftp://consul": expected host:port, http://"#),
         ("CONSUL_HTTP_ADDR", "unix://consul.sock", "expected host:port, http://…, https://… or unix:///path"),
@@ -187,7 +186,7 @@ fn a_value_that_cannot_be_used_is_named_with_what_would_do() {
 }
 
 #[test]
-fn what_is_no_pem_is_named_with_its_variable_and_not_shown() {
+fn a_text_that_is_not_pem_is_named_and_not_shown() {
     let made = rcgen::generate_simple_self_signed(["consul.test".to_owned()]).unwrap();
     let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
     let directory = tempfile::tempdir().unwrap();
@@ -233,7 +232,7 @@ fn what_is_no_pem_is_named_with_its_variable_and_not_shown() {
 }
 
 #[test]
-fn https_without_an_authority_trusts_the_public_ones() {
+fn https_without_a_given_ca_trusts_the_public_cas() {
     let servers = Servers::start();
     let https = format!("https://{}", servers.tls);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -246,20 +245,21 @@ fn https_without_an_authority_trusts_the_public_ones() {
         unknown.contains("TLS with https://127.0.0.1") && unknown.contains("invalid peer certificate"),
         "{unknown}"
     );
-    // What is given for Consul stands alone.
+    // A CA certificate that is given for Consul replaces the public ones.
     let other = rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap().cert.pem();
     let given = servers.outcome(&[address, ("SSL_CERT_FILE", path), ("CONSUL_CACERT_PEM", &other)]);
     assert!(given.contains("invalid peer certificate"), "{given}");
     let gone = servers.outcome(&[address, ("SSL_CERT_FILE", "/gone")]);
     assert_eq!(
         gone,
-        "cannot read the public CA certificates, which are needed for https without CONSUL_CACERT: SSL_CERT_FILE: cannot read /gone: No such file or directory (os error 2)"
+        "no CA certificate is given for https, and the public CA certificates cannot be read: SSL_CERT_FILE: cannot read /gone: No \
+         such file or directory (os error 2)"
     );
     assert!(servers.outcome(&[("CONSUL_HTTP_ADDR", &servers.plain), ("SSL_CERT_FILE", "/gone")]).contains("plain GET"));
 }
 
 #[test]
-fn a_server_that_repeats_what_it_was_sent_does_not_bring_it_into_the_log() {
+fn secrets_that_a_server_repeats_are_not_in_the_error() {
     let server = Server::start(|request| {
         let fields = request.head.split_once("\r\n").unwrap().1;
         Answer::new("404 Not Found", format!("{fields}\r\n{}", request.body))
@@ -280,7 +280,7 @@ fn a_server_that_repeats_what_it_was_sent_does_not_bring_it_into_the_log() {
 }
 
 #[test]
-fn neither_configuration_nor_client_prints_a_token() {
+fn debug_of_configuration_and_client_shows_no_token() {
     let env = Env::from_iter([("CONSUL_HTTP_TOKEN", "s3cr3t"), ("CONSUL_HTTP_AUTH", "user:s3cr3t")]);
     let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
     let shown = format!("{client:?} {:?}", client.config());
@@ -288,7 +288,7 @@ fn neither_configuration_nor_client_prints_a_token() {
 }
 
 #[test]
-fn both_of_two_calls_at_once_leave_the_default_partition_out() {
+fn two_calls_at_once_both_omit_the_default_partition() {
     // The server answers a request with a partition only once both calls have sent one.
     let both = std::sync::Barrier::new(2);
     let server = Server::start(move |request| {

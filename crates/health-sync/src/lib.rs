@@ -1,10 +1,10 @@
 //! Copies the ECS health of a task's containers to Consul's checks, and takes the task out of the mesh on TERM.
 //!
-//! Three loops run at the same time: the statuses follow the metadata, the heartbeat refreshes the checks before their time to live is
-//! over, and the read-back restores what the agent lost. No loop waits for another, so a changed status is written at once. TERM ends
+//! Three loops run at the same time. One writes a status when the metadata changes. The heartbeat refreshes the checks before their time to
+//! live is over. The read-back restores what the agent lost. No loop waits for another, so a changed status is written at once. TERM ends
 //! all three. health-sync waits for a write that is under way, but not for long. Then it writes the critical statuses, for at most a
-//! second. A write that was cut off may still arrive. So health-sync reads the agent's checks for the rest of this second, and sets
-//! again what such a write undid.
+//! second. A write that was cut off may still arrive. So health-sync reads the agent's checks for the rest of this second, and sets again
+//! what such a write undid.
 
 mod health;
 mod logout;
@@ -91,7 +91,7 @@ pub enum RunError {
     NothingWritten,
     #[error("cannot use the address of Consul's agent")]
     Consul(#[from] consul_api::ConfigError),
-    #[error("{VARIABLE}: consulHTTPAddr or consulCACertFile: cannot use the address of Consul's servers")]
+    #[error("cannot use the address of Consul's servers")]
     Servers(#[source] consul_api::ConfigError),
     #[error(transparent)]
     NotSet(#[from] NotSet),
@@ -160,7 +160,10 @@ async fn sync_until_term(
     let consul = Client::new(config_of().build()?.within(namespace, partition))?;
     let (address, ca_file) = (config.consul_http_addr.as_deref(), config.consul_ca_cert_file.as_deref());
     let servers = || {
-        let servers = config_of().address(address).ca_file(ca_file).build();
+        let servers = config_of()
+            .address("consulHTTPAddr (CONSUL_ECS_CONFIG_JSON)", address)
+            .ca_file("consulCACertFile (CONSUL_ECS_CONFIG_JSON)", ca_file)
+            .build();
         let client = servers.and_then(|servers| Client::new(servers.within(namespace, partition)));
         client.map(|client| client.no_longer_than(logout::PATIENCE)).map_err(RunError::Servers)
     };

@@ -174,7 +174,9 @@ fn prepare(
         return Err(AgentConfigError::NoAddress);
     }
     let ca_file = env.get("CONSUL_LOGIN_CACERT").map(Path::new);
-    let config = consul_api::Config::builder(env).ca_file(ca_file).ca_pem(env.get("CONSUL_LOGIN_CACERT_PEM"));
+    let config = consul_api::Config::builder(env)
+        .ca_file("CONSUL_LOGIN_CACERT", ca_file)
+        .ca_pem("CONSUL_LOGIN_CACERT_PEM", env.get("CONSUL_LOGIN_CACERT_PEM"));
     let servers = login::servers(config, None);
     Ok(Login::new(settings.clone(), servers.map_err(LoginError::from)?, file.clone(), bound, env)?)
 }
@@ -351,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_task_s_agent_listens_on_both_loopback_addresses() {
+    fn the_agent_of_an_ipv6_task_listens_on_both_loopbacks() {
         let config = made_at("2001:db8::7", &Secrets::default());
         assert_eq!(config["advertise_addr"], "2001:db8::7");
         assert_eq!((&config["bind_addr"], &config["client_addr"]), (&json!("::"), &json!("127.0.0.1 ::1")));
@@ -408,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn only_certificates_are_copied_and_no_error_shows_the_text() {
+    fn only_certificates_are_copied_and_errors_show_no_text() {
         let made = rcgen::generate_simple_self_signed(["ca".to_owned()]).unwrap();
         let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
         let file = tempfile::NamedTempFile::new().unwrap();

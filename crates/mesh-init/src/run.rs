@@ -228,8 +228,8 @@ impl Given {
 fn login(config: &Config, role: Role<'_>, bound: Duration, env: &Env) -> Result<Option<Login>, LoginError> {
     let Some(settings) = config.consul_login.as_ref().filter(|login| login.enabled) else { return Ok(None) };
     let servers = consul_api::Config::builder(env)
-        .address(config.consul_http_addr.as_deref())
-        .ca_file(config.consul_ca_cert_file.as_deref());
+        .address("consulHTTPAddr", config.consul_http_addr.as_deref())
+        .ca_file("consulCACertFile", config.consul_ca_cert_file.as_deref());
     let (_, partition) = role.place();
     let servers = login::servers(servers, partition)?;
     Login::new(settings.into(), servers, config.bootstrap_dir.join(SERVICE_TOKEN_FILE), bound, env).map(Some)

@@ -56,7 +56,7 @@ impl Error {
 pub async fn run(env: &Env, options: Options) -> Result<(), Error> {
     let secrets = SecretsManager::from_env(env)?;
     let client = |server: &str, token: Option<&Secret>| {
-        let config = Config::builder(env).address(Some(server));
+        let config = Config::builder(env).address("--server", Some(server));
         let config = match token {
             Some(token) => config.token(SecretSource::Value(token.clone())),
             None => config,

@@ -420,7 +420,7 @@ async fn bad_input_ends_in_one_line() {
             &["--secret-name-prefix", "p", "--cluster", "c", "--consul-http-addr", "ftp://a"],
             &[("AWS_REGION", "r"), ("AWS_ACCESS_KEY_ID", "a")],
             1,
-            "CONSUL_HTTP_ADDR is \"ftp://a\"",
+            "--consul-http-addr (CONSUL_HTTP_ADDR) is \"ftp://a\"",
         ),
         (
             &["--secret-name-prefix", "p", "--cluster", "c", "--listen", "192.0.2.1:1"],

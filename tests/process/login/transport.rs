@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// That both programs do their work over this way into the agent.
+/// Checks that mesh-init and health-sync do their work when these variables say how to reach the agent.
 async fn serves_both(agent: &Agent, variables: &[(&str, &str)]) {
     let task = Task::new();
     task.starts(variables).await;
@@ -57,7 +57,7 @@ async fn https_works_with_a_private_authority_and_mutual_tls() {
     let foreign = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let foreign = file("foreign.pem", &foreign.cert.pem());
     let untrusted = [variables[0], ("CONSUL_CACERT", foreign.as_str()), variables[2], variables[3]];
-    task.fails_with(&untrusted, &["check CONSUL_CACERT"]).await;
+    task.fails_with(&untrusted, &["such as CONSUL_CACERT"]).await;
     let swapped = [variables[0], variables[1], variables[2], ("CONSUL_CLIENT_KEY", server.1.as_str())];
     task.fails_with(&swapped, &["CONSUL_CLIENT_CERT and CONSUL_CLIENT_KEY, cannot be used"]).await;
     let missing = [variables[0], variables[1], ("CONSUL_CLIENT_CERT", "/no/cert.pem"), variables[3]];

@@ -66,9 +66,7 @@ impl From<&ConsulLogin> for Settings {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum LoginError {
-    #[error(
-        "cannot use the address of Consul's servers or their authority (consulHTTPAddr, consulCACertFile, or the variable)"
-    )]
+    #[error("cannot use the address of Consul's servers")]
     Servers(#[from] ConfigError),
     #[error(transparent)]
     Credentials(#[from] CredentialsError),
@@ -244,8 +242,8 @@ impl Login {
         &self.file
     }
 
-    /// Returns the token in the file if the servers still know it. Otherwise it logs in and writes the new token to the file. Then all
-    /// servers know the token, and the agent too if there is one.
+    /// Returns the token in the file if the servers still know it. Otherwise this logs in and writes the new token to the file. It returns
+    /// only when all servers know the token, and the agent too, if there is one.
     ///
     /// # Errors
     /// See [`LoginError`]. After a failure, a new token is logged out.
@@ -353,7 +351,7 @@ impl Login {
                     Err(error) if error.is_unknown_token() => Attempt::Again(error),
                     // A server that fails now took no part in the login, and the agent will choose another.
                     Err(error) => {
-                        tracing::debug!("not asked for the token: {}", one_line(&error));
+                        tracing::debug!("a server was not asked whether it knows the token: {}", one_line(&error));
                         Attempt::Done(())
                     }
                 }
