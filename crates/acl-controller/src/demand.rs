@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_secret_keeps_only_a_token_that_the_controller_deletes() {
+    async fn a_secret_keeps_only_tokens_the_controller_deletes() {
         let mut case = Case::new(Rules { keep_secrets: true, stop_timeout: Duration::ZERO, ..RULES });
         let kept = |case: &Case| case.record.of(&web()).unwrap().kept.clone();
         case.without_tasks_for(2 * RULES.grace);

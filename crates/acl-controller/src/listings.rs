@@ -71,7 +71,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn the_time_restarts_after_a_gap_without_complete_listings() {
+    async fn a_gap_in_complete_listings_restarts_the_time() {
         let mut listings = Listings::each(10 * SECOND);
         advance(100 * SECOND).await;
         listings.listed(false);

@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_rotation_is_completed_with_one_new_token() {
+    fn an_interrupted_rotation_ends_with_one_new_token() {
         // Interrupted before the old token was marked: the new one is deleted, and the rotation starts again.
         let both = [token("a", 1), token("b", 11)];
         assert_eq!(planned(1, &stored("a", 1), &both, 11), [Action::Rotate("a".into()), delete("b")]);

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn the_previous_token_is_kept_until_the_new_one_is_stored() {
+    fn the_old_token_is_kept_until_the_new_one_is_stored() {
         assert_eq!(kept(&chain(), None, &[(45, Some(46))]), "d e*");
         assert_eq!(kept(&chain(), None, &[]), "e*");
     }

@@ -31,11 +31,11 @@ pub struct AclLink {
     pub name: String,
 }
 
-/// The writable part of a token: its description and its rights.
+/// The writable part of a token: its description, its rights, and whether it is local.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct TokenGrants {
-    /// A text for people.
+    /// The description, for operators.
     #[serde(default)]
     pub description: String,
     /// Its policies.
@@ -99,7 +99,7 @@ pub struct Policy {
     pub id: String,
     /// Its name.
     pub name: String,
-    /// A text for people.
+    /// The description, for operators.
     #[serde(default)]
     pub description: String,
     /// The rules, in HCL or JSON.
@@ -130,7 +130,7 @@ pub struct Role {
 pub struct NewPolicy<'a> {
     /// Its name.
     pub name: &'a str,
-    /// A text for people.
+    /// The description, for operators.
     pub description: &'a str,
     /// The rules, in HCL.
     pub rules: &'a str,
@@ -141,7 +141,7 @@ fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Secret, D
 }
 
 impl Client {
-    /// Creates the first token, which may do everything ("Bootstrap ACLs"). It is none if somebody did that before.
+    /// Creates the first token, which may do everything ("Bootstrap ACLs"). Returns none if the ACLs are bootstrapped already.
     ///
     /// # Errors
     /// In a new cluster, Consul answers 500 for some seconds.
@@ -153,8 +153,8 @@ impl Client {
         }
     }
 
-    /// Sets the agent's own token, with which it updates its node in the catalog ("Update ACL Tokens"). The agent keeps the
-    /// token across restarts if token persistence is enabled.
+    /// Sets the token with which the agent updates its own node in the catalog ("Update ACL Tokens"). The agent keeps the token across
+    /// restarts if token persistence is enabled.
     pub async fn set_agent_token(&self, token: &Secret) -> Result<(), Error> {
         #[derive(Serialize)]
         #[serde(rename_all = "PascalCase")]
@@ -164,7 +164,7 @@ impl Client {
         self.execute(Call::new(Method::PUT, "/v1/agent/token/agent").json(&Body { token: token.expose() })).await
     }
 
-    /// All tokens. The leader first confirms with its peers that it is the leader (`?consistent`). With an old list, a caller would
+    /// All tokens. The leader first confirms with its peers that it is the leader (`?consistent`): with an outdated list, a caller would
     /// create a token that exists already.
     pub async fn tokens(&self) -> Result<Vec<TokenEntry>, Error> {
         self.fetch(Call::new(Method::GET, "/v1/acl/tokens").query("consistent", "")).await

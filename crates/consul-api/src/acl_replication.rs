@@ -14,7 +14,7 @@ struct Replication {
 }
 
 impl Client {
-    /// The primary datacenter, from which this datacenter replicates its ACLs. It is none in the primary itself.
+    /// The primary datacenter, from which this datacenter replicates its ACLs. None if this datacenter is the primary one.
     pub async fn acl_source_datacenter(&self) -> Result<Option<String>, Error> {
         let replication: Replication = self.fetch(Call::new(Method::GET, "/v1/acl/replication")).await?;
         Ok(Some(replication.source_datacenter).filter(|datacenter| !datacenter.is_empty()))

@@ -18,7 +18,7 @@ use crate::error::Error;
 pub struct AgentSelf {
     /// The agent's identity.
     pub config: AgentSelfConfig,
-    /// The configuration in effect. Consul does not document its form as stable.
+    /// The configuration in effect. Consul may change its form in any version.
     #[serde(default)]
     pub debug_config: Map<String, Value>,
     /// Where proxies connect. It has `Ports` since Consul 1.14.
@@ -38,7 +38,7 @@ pub struct AgentSelfConfig {
     pub version: String,
 }
 
-/// Where an agent reports that it serves xDS.
+/// Where the agent serves xDS, according to its own report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XdsPort {
     /// On this port in plain text. It may also have a port with TLS.
@@ -123,7 +123,7 @@ pub struct AgentCheck {
     /// The output of the last run or update.
     #[serde(default)]
     pub output: String,
-    /// A text for people. In a maintenance check, it is the reason.
+    /// The description, for operators. In a maintenance check, it is the reason.
     #[serde(default)]
     pub notes: String,
     /// The service's ID; empty for a check of the node.
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_says_where_it_serves_xds_or_that_it_does_not() {
+    fn the_xds_port_is_read_from_every_version_s_report() {
         let port = |debug_config: Value, xds: Value| {
             let config = json!({ "Datacenter": "dc1", "NodeName": "n", "Version": "1" });
             let answer = json!({ "Config": config, "DebugConfig": debug_config, "xDS": xds });

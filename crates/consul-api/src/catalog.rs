@@ -19,8 +19,7 @@ pub struct Index(u64);
 /// An answer with its version.
 #[derive(Debug, Clone)]
 pub struct Indexed<T> {
-    /// The version for the next query. It is none if Consul's index went backwards, as after a restore: the next query must
-    /// not block then.
+    /// The version for the next query. None if Consul's index went backwards, as after a restore. The next query then must not block.
     pub index: Option<Index>,
     /// The answer.
     pub value: T,

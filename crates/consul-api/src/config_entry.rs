@@ -1,4 +1,4 @@
-//! Config entries: `service-defaults`, `proxy-defaults`, `service-router` and their kind ("Config HTTP API").
+//! Config entries, such as `service-defaults`, `proxy-defaults` and `service-router` ("Config HTTP API").
 
 use hyper::Method;
 use serde_json::Value;
@@ -15,7 +15,7 @@ impl Client {
     /// Reads an entry.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::NotFound`] where there is none.
+    /// See [`Error`]; [`Error::NotFound`] if there is no such entry.
     pub async fn config_entry(&self, kind: &str, name: &str) -> Result<Value, Error> {
         self.fetch(Call::new(Method::GET, "/v1/config").segment(kind).segment(name)).await
     }
@@ -25,7 +25,7 @@ impl Client {
         self.fetch(Call::new(Method::GET, "/v1/config").segment(kind)).await
     }
 
-    /// Removes an entry; one that isn't there is no error.
+    /// Removes an entry. If there is no such entry, this succeeds too.
     pub async fn delete_config_entry(&self, kind: &str, name: &str) -> Result<(), Error> {
         self.execute(Call::new(Method::DELETE, "/v1/config").segment(kind).segment(name)).await
     }

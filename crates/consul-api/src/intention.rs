@@ -11,9 +11,9 @@ use crate::error::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IntentionAction {
-    /// The source may connect.
+    /// The source may connect to the destination.
     Allow,
-    /// It may not.
+    /// The source may not connect to the destination.
     Deny,
 }
 
@@ -26,9 +26,9 @@ pub struct Intention {
     pub id: String,
     /// The connecting service, or `*`.
     pub source_name: String,
-    /// The service it connects to, or `*`.
+    /// The service to which it connects, or `*`.
     pub destination_name: String,
-    /// Allow or deny; none for an intention by path (Consul 1.9), which we don't write.
+    /// Allow or deny. None for an intention with rules for paths (Consul 1.9), which this client does not write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<IntentionAction>,
 }
@@ -49,10 +49,10 @@ impl Client {
         Ok(intentions)
     }
 
-    /// Creates an intention and gives its ID.
+    /// Creates an intention and returns its ID.
     ///
     /// # Errors
-    /// See [`Error`]; a second one for the same pair is refused.
+    /// See [`Error`]. Consul refuses a second intention for the same pair.
     pub async fn create_intention(
         &self,
         source: &str,

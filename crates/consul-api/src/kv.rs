@@ -8,13 +8,13 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use crate::client::{Call, Client};
 use crate::error::Error;
 
-/// A key and what it holds.
+/// A key with its value.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct KeyValue {
     /// The whole key.
     pub key: String,
-    /// Its value. What is not UTF-8 in it is replaced.
+    /// Its value as text. Bytes that are not UTF-8 are replaced.
     #[serde(default, deserialize_with = "base64_text")]
     pub value: String,
 }

@@ -15,21 +15,21 @@ use crate::kv::key_call;
 pub struct SessionId(String);
 
 impl SessionId {
-    /// As Consul writes it.
+    /// The ID as Consul writes it.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A new session. It depends on no check: with a check of the node, it would end when the agent that created it dies.
+/// The settings of a new session. It depends on no check. With a check of the node, it would end when the agent that created it dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewSession<'a> {
-    /// A text for people.
+    /// The description, for operators.
     pub name: &'a str,
-    /// The least time that it lives without renewal, 10 s to 24 h. Consul may end it only after twice this time.
+    /// The TTL, 10 s to 24 h. Without a renewal, the session lives at least this long, and at most twice as long.
     pub ttl: Duration,
-    /// How long nobody can take its locks after its end; at most 60 s.
+    /// The lock-delay: for this long after the session's end, nobody can acquire its locks. At most 60 s.
     pub lock_delay: Duration,
 }
 
@@ -72,7 +72,7 @@ impl Client {
         self.fetch::<Id>(call).await.map(|Id { id }| id)
     }
 
-    /// Renews a session for its whole TTL. It is false if the session has ended.
+    /// Renews a session for its whole TTL. Returns false if the session has ended.
     pub async fn renew_session(&self, id: &SessionId, within: Duration) -> Result<bool, Error> {
         let call = Call::new(Method::PUT, "/v1/session/renew").segment(id.as_str()).within(within);
         match self.execute(call).await {
@@ -87,13 +87,13 @@ impl Client {
         self.execute(Call::new(Method::PUT, "/v1/session/destroy").segment(id.as_str()).within(within)).await
     }
 
-    /// Takes the lock on a key for a session. It is false if another session holds the lock, or held it less than a lock delay ago.
+    /// Acquires the lock on a key for a session. Returns false if another session holds the lock, or held it less than a lock-delay ago.
     pub async fn acquire(&self, key: &str, id: &SessionId, value: &str, within: Duration) -> Result<bool, Error> {
         let call = key_call(Method::PUT, key).query("acquire", id.as_str()).text(value);
         self.fetch(call.within(within)).await
     }
 
-    /// Releases a lock. It is false if the session does not hold it.
+    /// Releases a lock. Returns false if the session does not hold it.
     pub async fn release(&self, key: &str, id: &SessionId, within: Duration) -> Result<bool, Error> {
         self.fetch(key_call(Method::PUT, key).query("release", id.as_str()).within(within)).await
     }

@@ -214,7 +214,7 @@ fn load_follows_its_schedule_and_counts_the_tasks() {
     assert_eq!((&report["sent"], &report["succeeded"], &report["failed"]), (&json!(100), &json!(100), &json!(0)));
     assert_eq!(report["tasks"], json!({"web -": 100, "api -": 100}));
     let connections = report["connections"].as_u64().unwrap();
-    assert!((21..=100).contains(&connections), "20 of their own, and those that are kept: {report}");
+    assert!((21..=100).contains(&connections), "20 connections for single requests, and the reused ones: {report}");
 }
 
 /// A server that answers each request once `received` has returned.
@@ -260,7 +260,7 @@ fn load_repeats_nothing_and_counts_failures_by_reason() {
 }
 
 #[test]
-fn load_counts_a_request_on_a_closed_connection_as_failed() {
+fn a_request_on_a_closed_connection_counts_as_failed() {
     // The server reads the second request on a connection, but does not answer it.
     let server = Server::start(|request| if request.number == 0 { Answer::ok("") } else { Answer::raw("") });
     let (_, report) = load(&[&server.address, "--rate", "20", "--duration", "1s", "--connections", "1"]);
@@ -271,7 +271,7 @@ fn load_counts_a_request_on_a_closed_connection_as_failed() {
 }
 
 #[test]
-fn load_ended_early_reports_what_it_did() {
+fn load_that_is_ended_early_still_reports() {
     let (sender, requests) = mpsc::channel();
     let app = server(move || {
         let _ = sender.send(());

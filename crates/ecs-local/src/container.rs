@@ -360,7 +360,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn health_is_unknown_from_the_start_until_checks_decide_it() {
+    fn health_is_unknown_until_checks_decide_it() {
         let health = container("web", &[], with_health("starting", json!([]))).health.unwrap();
         assert_eq!(health.status, HealthStatus::Unknown);
         assert_eq!(health.status_since.as_deref(), Some("2031-01-02T03:04:06Z"));

@@ -94,10 +94,10 @@ pub struct Container {
     /// The image's SHA-256 digest; empty for a pause container.
     #[serde(rename = "ImageID", default)]
     pub image_id: String,
-    /// Exposed ports.
+    /// The ports that the container exposes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<Port>,
-    /// Labels.
+    /// The container's labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     /// The status that ECS wants the container to have.
@@ -153,14 +153,14 @@ pub struct Container {
     pub clock_drift: Option<ClockDrift>,
 }
 
-/// Resource limits.
+/// The CPU and memory limits of a task or a container.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Limits {
-    /// vCPUs for a task, CPU units (1,024 a vCPU) for a container.
+    /// CPU: in vCPUs for a task, in CPU units (1,024 a vCPU) for a container.
     #[serde(rename = "CPU", default, skip_serializing_if = "Option::is_none", serialize_with = "shortest")]
     pub cpu: Option<f64>,
-    /// MiB.
+    /// Memory in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<i64>,
 }
@@ -286,9 +286,9 @@ pub struct ClockDrift {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct EphemeralStorage {
-    /// In use.
+    /// The storage in use.
     pub utilized: i64,
-    /// Reserved.
+    /// The size of the storage that ECS reserves for the task.
     pub reserved: i64,
 }
 

@@ -38,7 +38,7 @@ pub enum TaskSecretError {
     #[error("expected NAME=SECRET[:json-key[:version-stage[:version-id]]]")]
     NoName,
     /// The name is not valid for a variable.
-    #[error("{0:?} is no variable's name: expected letters, digits and _, not beginning with a digit")]
+    #[error("{0:?} is not a name for a variable: expected letters, digits and _, not beginning with a digit")]
     Name(String),
     /// The text after `=` is neither a secret's ARN nor a secret's name.
     #[error(
@@ -144,7 +144,7 @@ pub enum ValueError {
     #[error("the secret has no key {0} yet")]
     NoKey(String),
     /// A key is asked for, but the secret has no keys. The error does not show the secret's value.
-    #[error("the secret is no JSON object, so it has no key {0}")]
+    #[error("the secret is not a JSON object, so it has no key {0}")]
     NotJson(String),
 }
 
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_with_what_it_held() {
+    fn an_invalid_secret_is_refused_and_shown_in_the_error() {
         let value_from = |text: &str| TaskSecretError::ValueFrom(text.to_owned());
         let name = |text: &str| TaskSecretError::Name(text.to_owned());
         let rows = [
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_secret_may_pass_and_a_malformed_one_may_not() {
+    fn an_empty_secret_is_waited_for_but_not_a_malformed_one() {
         let error = |text: &str, key: Option<&str>| value(&Secret::new(text), key).unwrap_err();
         for (text, key) in [
             ("{}", Some("token")),

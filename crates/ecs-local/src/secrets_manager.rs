@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_s_endpoint_wins_and_an_endpoint_is_required() {
+    fn an_endpoint_is_required_and_the_service_s_own_wins() {
         let both = [("AWS_ENDPOINT_URL", "http://all:1"), ("AWS_ENDPOINT_URL_SECRETS_MANAGER", "http://own:2")];
         assert_eq!(from_env(&both).unwrap().endpoint, "http://own:2");
         assert_eq!(from_env(&both[..1]).unwrap().endpoint, "http://all:1");

@@ -29,7 +29,7 @@ pub(crate) async fn serve<F>(
 /// Answers a request to the metadata endpoint.
 pub(crate) async fn metadata(monitor: Arc<TaskMonitor>, request: Request<Incoming>) -> Response {
     if request.method() != Method::GET {
-        let mut response = json(StatusCode::METHOD_NOT_ALLOWED, &"the metadata endpoint answers GET alone");
+        let mut response = json(StatusCode::METHOD_NOT_ALLOWED, &"the metadata endpoint answers only GET");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return response;
     }

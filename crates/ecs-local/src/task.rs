@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restart_policy_restarts_a_container_that_ran_long_enough() {
+    fn only_a_container_that_ran_long_enough_is_restarted() {
         let policy = [("ecs-mesh.restart-attempt-period", "60")];
         let ran_until = |end: &str| {
             let state = json!({"State": {
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pause_container_the_longest_run_marks_the_start() {
+    fn without_a_pause_container_the_longest_run_counts() {
         let web = || container("web", &[], exited("2031-01-02T03:02:00Z"));
         assert_eq!(essential_exit(&task([web()])), Some("web"));
         let other = container("other", &[], started("2031-01-02T03:01:00Z"));

@@ -1,8 +1,8 @@
 //! ecs-local's types preserve every field that AWS documents, for EC2 and for Fargate.
 //!
-//! The key names and types come from the AWS pages "Amazon ECS task metadata v4 examples" and "Amazon ECS task metadata v4 examples for
-//! tasks on Fargate", and from the two pages on the JSON response. For fields that are not in the examples, they come from the
-//! agent's types. The values are invented.
+//! The key names and types come from four AWS pages: "Amazon ECS task metadata v4 examples", "Amazon ECS task metadata v4 examples for
+//! tasks on Fargate", and the two pages on the JSON response. For fields that are not in the examples, they come from the agent's types.
+//! The values are invented.
 
 use ecs_local::documented::{Container, Task};
 use ecs_meta::{ContainerType, HealthStatus, Status};
@@ -105,7 +105,7 @@ fn what_sidecars_ask_for_is_found() {
 }
 
 #[test]
-fn unknown_fields_are_ignored_and_unknown_words_preserved() {
+fn unknown_fields_are_ignored_and_unknown_words_kept() {
     let task: Task = serde_json::from_value(json!({
         "Cluster": "blue", "TaskARN": "arn:aws:ecs:eu-north-1:210987654321:task/0a1b", "Family": "f", "Later": {"a": 1},
         "Containers": [

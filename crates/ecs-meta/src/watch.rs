@@ -57,7 +57,7 @@ impl Watch {
     /// The next answer that differs from the one before.
     pub async fn changed(&mut self) -> Answer {
         loop {
-            // The thread ends only after the watch.
+            // The thread cannot end before the watch is dropped.
             if self.answers.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }

@@ -69,7 +69,7 @@ fn a_wrong_value_in_an_unused_field_is_ignored() {
 }
 
 #[test]
-fn null_is_what_an_omitted_field_is() {
+fn null_is_the_same_as_an_omitted_field() {
     let app = json!({
         "Name": "app", "DockerId": null, "DesiredStatus": null, "KnownStatus": null, "Type": null, "Networks": null,
         "LogDriver": null, "Health": null,
@@ -102,7 +102,7 @@ fn an_empty_address_hides_no_later_one() {
 }
 
 #[test]
-fn a_cluster_that_is_another_arn_is_refused() {
+fn an_arn_that_is_not_a_cluster_s_is_refused() {
     let mut answer = task(json!([]));
     answer["Cluster"] = json!("arn:aws:ecs:eu-north-1:210987654321:service/blue/x");
     let task: Task = serde_json::from_value(answer).unwrap();

@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_healthy_container_that_has_not_stopped_is_passing() {
+    fn only_a_healthy_running_container_is_passing() {
         let health = |status: &str| json!([{ "Name": "app", "Health": { "status": status } }]);
         let stopped = json!([{ "Name": "app", "KnownStatus": "STOPPED", "Health": { "status": "HEALTHY" } }]);
         let rows = [
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_the_agent_lost_or_changed_is_written_again() {
+    fn a_lost_or_changed_check_is_written_again() {
         let mut checks = checks();
         write(&mut checks, &app("HEALTHY"));
         let written = checks.written();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_repeats_the_last_write_and_yields_to_a_change() {
+    fn a_change_during_a_heartbeat_is_written_again() {
         let mut checks = checks();
         assert_eq!(checks.written(), [], "nothing was written yet");
         write(&mut checks, &app("HEALTHY"));

@@ -34,8 +34,8 @@ struct Arguments {
 enum Command {
     /// The container's health check: asks the health-sync that runs in this container.
     ///
-    /// Exit codes: 0 if healthy; 1 and one line that says why if not: health-sync does not run, it hangs or, with --in-mesh, the task
-    /// has not been in the mesh yet; 2 for a wrong command line.
+    /// It is not healthy if health-sync does not run or hangs or, with --in-mesh, if the task has not been in the mesh yet. Exit codes: 0
+    /// if healthy; 1 if not, with one line that says why; 2 for a wrong command line.
     Healthy(HealthyArguments),
 }
 

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hold_needs_another_instance_that_can_still_become_passing() {
+    fn the_hold_needs_an_instance_that_can_become_passing() {
         let own = instance("shop-f1a2-sidecar-proxy", &[("service:listener", "p", "passing")]);
         let new = instance("b", &[("serfHealth", "", "passing"), ("service:listener", "b", "critical")]);
         let passing = instance("c", &[("service:listener", "c", "passing")]);

@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_that_is_closed_without_an_answer_gives_a_reason() {
+    fn a_closed_connection_without_an_answer_gives_a_reason() {
         for reads_the_question in [true, false] {
             let env =
                 Env::from_iter([(ecs_meta::VARIABLE, format!("test {} {reads_the_question}", std::process::id()))]);

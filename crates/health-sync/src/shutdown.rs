@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_write_is_retried_until_it_succeeds_or_the_deadline_has_come() {
+    async fn a_write_is_retried_until_success_or_the_deadline() {
         let within = |time| (Instant::now() + time, Duration::from_millis(10));
         let mut attempts = 0;
         let (deadline, each) = within(Duration::from_secs(60));

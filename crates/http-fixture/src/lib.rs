@@ -8,18 +8,18 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 
-/// A request as it came.
+/// A request that the server got.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The address of the server that got it.
     pub to: String,
-    /// Its number among the requests of its connection, from 0.
+    /// Its number on its connection, counted from 0.
     pub number: usize,
-    /// Such as `GET`.
+    /// The method, such as `GET`.
     pub method: String,
     /// The path with its query.
     pub target: String,
-    /// The header fields. Their names are in lower case; of two with the same name the last one counts.
+    /// The header fields, by their names in lower case. If two have the same name, this has the last one.
     pub headers: BTreeMap<String, String>,
     /// The request line and the header fields, as they came.
     pub head: String,
@@ -34,7 +34,7 @@ impl Request {
         self.target.split('?').next().unwrap_or_default()
     }
 
-    /// A header field; empty where the request has none of that name.
+    /// A header field; empty if the request has none of that name.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map(String::as_str).unwrap_or_default()
@@ -269,17 +269,17 @@ fn serve(stream: impl Read + Write, address: &str, answer: &impl Fn(&Request) ->
     }
 }
 
-/// What happens with bytes that a client sends through a relay.
+/// What a relay does with the bytes that a client sends.
 pub enum Pass {
-    /// They go on to the server.
+    /// It passes them on to the server.
     On,
-    /// The relay answers with these bytes in the server's place.
+    /// It answers with these bytes itself, and the server gets nothing.
     Answer(Vec<u8>),
-    /// The connection is closed.
+    /// It closes the connection.
     Cut,
 }
 
-/// A way to a server over which a test sees, delays, answers or cuts what a client sends.
+/// A relay to a server. A test can record, delay, answer or cut what a client sends through it.
 pub struct Relay {
     /// `127.0.0.1:port`.
     pub address: String,
@@ -287,7 +287,7 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Opens a way to the server at `to`. `look` gets each piece that a client sends, with the number of its connection; a piece
+    /// Starts a relay to the server at `to`. `look` gets each piece that a client sends, with the number of its connection, and the piece
     /// waits until `look` returns. `answers` gets each piece of the server's answers.
     ///
     /// # Panics
@@ -330,7 +330,7 @@ impl Relay {
         Self { address, streams }
     }
 
-    /// How many connections went over it.
+    /// How many connections clients have opened to the relay.
     #[must_use]
     pub fn connections(&self) -> usize {
         self.streams().len() / 2
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_carries_several_requests_and_each_is_recorded() {
+    fn each_request_on_a_connection_is_answered_and_recorded() {
         let server = Server::start(|request| Answer::ok(&request.body).with_header("x-path", request.path()));
         let two = "PUT /a?b HTTP/1.1\r\nX-A: 1\r\ncontent-length: 3\r\n\r\nabcGET /c HTTP/1.1\r\n\r\n";
         let answers = exchange(&server.address, two);
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn a_relay_shows_what_passes_and_answers_in_the_server_s_place() {
+    fn a_relay_records_passes_on_and_answers_itself() {
         let server = Server::start(|_| Answer::ok("from the server"));
         let seen = Arc::new(Mutex::new(String::new()));
         let record = seen.clone();

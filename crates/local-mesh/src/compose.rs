@@ -103,7 +103,7 @@ pub async fn services(task: &str) -> Result<Vec<String>, ComposeError> {
         service.strip_prefix(task).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
     };
     let of = |task: &str| {
-        // The services of a task `web-2` also begin with `web-`, but belong to the longer name.
+        // The services of a task `web-2` also begin with `web-`. They belong to `web-2` and not to `web`.
         let longer =
             |service: &str| all.iter().any(|other| other.len() > task.len() && is_task(other) && is_of(service, other));
         let of_task = all.iter().filter(|service| is_of(service, task) && !longer(service));

@@ -113,8 +113,8 @@ fn read(path: &Path) -> Result<Value, DemoError> {
 pub struct Outcome {
     /// The report of the load.
     pub report: Report,
-    /// The requests that failed although their route asks for retries. Envoy had one of two reasons: three retries to the cluster were
-    /// already running (Envoy's default, which Consul does not change), or the request had used up all retries of its route.
+    /// The requests that failed although their route asks for retries. There are two possible reasons. Three retries to the cluster were
+    /// already running, which is Envoy's default limit, and Consul does not change it. Or the request had used up all retries of its route.
     pub retries_refused: u64,
 }
 
@@ -228,7 +228,7 @@ impl fmt::Display for Row<'_> {
         if *retries_refused > 0 {
             write!(
                 f,
-                "\n{retries_refused:>64}  of them not retried (again): 3 retries were running, or the request had used up its own"
+                "\n{retries_refused:>64}  of them were not retried (again), because 3 retries were running or the request had used up its retries"
             )?;
         }
         Ok(())

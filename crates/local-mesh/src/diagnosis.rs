@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unhealthy_proxy_shows_why_envoy_refused_the_listener() {
+    fn an_unhealthy_proxy_shows_envoy_s_reason() {
         let envoy = log(
             "web",
             "sidecar-proxy",
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_without_a_certificate_shows_the_servers_answer() {
+    fn an_agent_without_a_certificate_shows_the_answer() {
         for (line, reason) in [
             (
                 "2026-11-30T02:00:00.000Z [ERROR] agent.auto_config: AutoEncrypt.Sign RPC failed: addr=10.0.0.2:8300 error=\"refused\"",
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_without_known_reason_shows_the_first_container_s_last_line() {
+    fn unknown_failure_shows_the_last_line_of_the_first() {
         let failed =
             [(log("", "setup", &["a", "b", ""]), Failure::Exited(2)), (log("web", "app", &["c"]), Failure::Exited(1))];
         assert_eq!(explain(&failed, &[]).unwrap().to_string(), "setup exited with 2; its last line: b");

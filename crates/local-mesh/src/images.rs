@@ -64,7 +64,7 @@ pub enum ImagesError {
     /// Consul's version is not known.
     #[error(transparent)]
     Version(#[from] VersionError),
-    /// The Envoy that this would fetch does not accept the listeners of this Consul.
+    /// Envoy 1.40, which is fetched by default, does not accept the listeners of this Consul.
     #[error(
         "Consul {version} and Envoy 1.40 do not work together: set ENVOY to the path of an older Envoy, or {variable} to Consul 1.16 or later"
     )]

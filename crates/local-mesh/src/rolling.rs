@@ -27,9 +27,9 @@ pub enum RollingError {
 /// How many times the task is replaced in a row of the demo.
 pub const REPLACEMENTS: usize = 10;
 
-/// health-sync without its two measures, and with each measure alone. Consul's checks pass up to one interval after ECS reports HEALTHY.
-/// So with a long interval, requests fail unless a measure prevents it: the interval is 10 s. For the hold it is 1 s, because the hold
-/// waits for at most 2.5 s.
+/// The settings of health-sync: without the hold and the gate, with the hold alone, and with the gate alone. Consul's checks pass up to one
+/// interval after ECS reports HEALTHY. An interval of 10 s makes requests fail, unless the gate prevents it. With the hold, the interval is
+/// 1 s, because the hold waits for at most 2.5 s.
 const NEITHER: Settings =
     &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "10s")];
 const HOLD: Settings = &[("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "1s")];

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_is_critical_if_each_service_is_and_gone_without_its_node() {
+    fn a_task_is_critical_or_gone_as_the_catalog_says() {
         let check = |service: &str, status| HealthCheck {
             check_id: Default::default(),
             name: String::new(),

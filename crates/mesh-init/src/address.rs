@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_not_a_certificate_is_refused_and_not_shown() {
+    fn a_text_without_a_certificate_is_refused_not_shown() {
         let made = rcgen::generate_simple_self_signed(["authority".to_owned()]).unwrap();
         let (certificate, key) = (made.cert.pem(), made.signing_key.serialize_pem());
         let file = tempfile::NamedTempFile::new().unwrap();

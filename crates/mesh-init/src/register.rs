@@ -18,7 +18,7 @@ const DEREGISTER_BOUND: Duration = Duration::from_secs(5);
 pub enum RegisterError {
     #[error("cannot {step}")]
     Consul { step: String, source: Box<WaitError<consul_api::Error>> },
-    #[error("cannot {step}: expected a token with the service identity {service}")]
+    #[error("cannot {step} (expected a token with the service identity {service})")]
     Denied { step: String, service: String, source: Box<WaitError<consul_api::Error>> },
     #[error("cannot register {id}: the agent's Consul does not know the field {field}: {cure}")]
     UnknownField { id: ServiceId, field: String, cure: &'static str },

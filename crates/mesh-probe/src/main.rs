@@ -22,8 +22,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the state of an Envoy as a line of JSON each time it changes: the endpoints of upstreams, the requests that came
-    /// in and went out, the connections of the public listener. Ends when standard input ends
+    /// Print the state of an Envoy as a line of JSON each time it changes. The state is the endpoints of upstreams, the numbers of inbound
+    /// and outbound requests, and the number of connections of the public listener. Ends when standard input ends
     Watch {
         /// The address of Envoy's admin page.
         #[arg(long, env = "ENVOY_ADMIN", value_name = "ADDRESS:PORT", default_value = "127.0.0.1:19000")]

@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_ingress_gateway_gets_all_its_listeners_in_one_entry() {
+    fn an_ingress_gateway_has_all_listeners_in_one_entry() {
         let ingress = ["a:8081:web", "b:8082:api", "a:8083:api"].map(|text| Ingress::parse(text).unwrap());
         let entries = of_ingress_gateways(&ingress);
         let ports = |entry: &Value| {

@@ -52,7 +52,7 @@ fn of_the_task(task: &Task, found: &mut Collected) {
         None => found.missing("networkMode", "awsvpc: the containers share a network interface", Some("awsvpc")),
     }
     if let Some(proxy) = definition.get("proxyConfiguration") {
-        let expected = "nothing: it is App Mesh's, which would take the traffic of our proxy";
+        let expected = "no proxyConfiguration: with it, App Mesh's proxy would take the task's traffic";
         found.wrong("proxyConfiguration", proxy, expected, Some("app-mesh"));
     }
     let family = definition.get("runtimePlatform").and_then(|platform| platform.get("operatingSystemFamily"));
@@ -87,7 +87,7 @@ fn volumes(task: &Task, found: &mut Collected) {
             let volume = mount.get("sourceVolume").and_then(Value::as_str);
             if let Some(volume) = volume.filter(|volume| VOLUMES.contains(volume)) {
                 let path = format!("{}.mountPoints[{index}].sourceVolume", container.path);
-                let expected = "another volume: this one has tokens that are not the app's";
+                let expected = "another volume: only sidecars may mount this one, because it holds their tokens";
                 found.wrong(path, &json!(volume), expected, Some("volume-of-a-sidecar"));
             }
         }
@@ -95,7 +95,7 @@ fn volumes(task: &Task, found: &mut Collected) {
             let source = from.get("sourceContainer").and_then(Value::as_str);
             if let Some(source) = source.filter(|source| is_sidecar(source)) {
                 let path = format!("{}.volumesFrom[{index}].sourceContainer", container.path);
-                let expected = "another container: a sidecar's volumes have tokens that are not the app's";
+                let expected = "another container: the volumes of a sidecar hold tokens that the app must not have";
                 found.wrong(path, &json!(source), expected, Some("volume-of-a-sidecar"));
             }
         }
@@ -138,7 +138,8 @@ fn stop_timeouts(settings: &Settings, task: &Task, found: &mut Collected) {
     for container in delayed(settings, task) {
         if delay.as_secs_f64() >= f64::from(u32::try_from(container.stop_timeout()).unwrap_or(u32::MAX)) {
             let path = format!("{}.stopTimeout", container.path);
-            let expected = format!("more seconds than the shutdown delay, {text}: ECS kills the container before");
+            let expected =
+                format!("more seconds than the shutdown delay of {text}, or ECS kills the container during the delay");
             match container.fields.get("stopTimeout") {
                 Some(seconds) => found.wrong(path, seconds, expected, Some("stop-timeout")),
                 None => {
@@ -165,15 +166,15 @@ fn delays(settings: &Settings, task: &Task, of_settings: &mut Collected, found: 
                 found.wrong(format!("{}.entryPoint", container.path), words, "an array of strings", None);
             }
             _ => {
-                let expected = "the entry point of the container's image, [\"\"] if it has none, since app-entrypoint takes its \
-                                place (`docker inspect` shows it); or `shutdownDelayContainers` without this container";
+                let expected = "the entry point of the container's image, which `docker inspect` shows ([\"\"] if it has none): app-entrypoint \
+                replaces it and needs it; or list other containers in `shutdownDelayContainers`";
                 found.missing(format!("{}.entryPoint", container.path), expected, Some("entry-point"));
             }
         }
     }
     for (index, name) in settings.shutdown_delay_containers.iter().enumerate() {
         if !task.containers.iter().any(|container| container.name == *name && !container.is_log_router()) {
-            let expected = "a container of the task definition that is no log router";
+            let expected = "a container of the task definition that is not a log router";
             of_settings.wrong(format!("shutdownDelayContainers[{index}]"), &json!(name), expected, None);
         }
     }
@@ -265,7 +266,7 @@ fn health_sync_containers(settings: &Settings, task: &Task, of_settings: &mut Co
         let container = task.containers.iter().find(|container| container.name == *name);
         if container.is_none_or(|container| !container.fields.contains_key("healthCheck")) {
             let expected =
-                "a container of the task definition that has a `healthCheck`, since ECS knows no health of another";
+                "a container of the task definition with a `healthCheck`: without one, ECS reports no health";
             of_settings.wrong(format!("healthSyncContainers[{index}]"), &json!(name), expected, Some("health-check"));
         }
     }
@@ -300,7 +301,8 @@ fn depends_on(settings: &Settings, task: &Task, found: &mut Collected) {
             };
             match name {
                 Some("health-sync") if entry.get("condition").is_some_and(|condition| condition == "HEALTHY") => {
-                    let expected = "no wait for health-sync's health: it is healthy when the app is";
+                    let expected =
+                        "no dependency on the health of health-sync, which becomes healthy only after the app";
                     found.wrong(path, &json!("health-sync HEALTHY"), expected, Some("depends-on-circle"));
                 }
                 Some(name) if known(name) => on.push(name),

@@ -41,7 +41,7 @@ pub struct Settings {
     pub images: Images,
     /// The secrets.
     pub secrets: Secrets,
-    /// How long an app still runs after TERM: the text and its value.
+    /// How long an app still runs after TERM: as written in the settings, and as a duration.
     pub shutdown_delay: Option<(String, Duration)>,
     /// The containers that have this delay. If the list is empty, `rules::delayed` chooses them.
     pub shutdown_delay_containers: Vec<String>,
@@ -111,7 +111,8 @@ impl Settings {
         let (config, own, findings) = Config::read_beside(value, BOOTSTRAP_DIR, Own::read);
         findings.errors.into_iter().for_each(|error| found.add(error));
         let mut warnings = findings.warnings;
-        // A port conflict is only a warning if a person wrote the task. A program should not write such a task: here it is an error.
+        // For a hand-written document, a conflict with a sidecar's port is only a warning. Here it is an error, because mesh-task must not
+        // render such a task.
         let refused = |rule: &rules::Rule| !rule.warns || rule.name == "port-of-a-sidecar";
         for (rule, error) in rules::broken(value).into_iter().filter(|_| value.is_object()) {
             if refused(rule) {
@@ -133,18 +134,18 @@ impl Settings {
                     path: format!("retryJoin[{index}]"),
                     got: Some("a string with a key in it".to_owned()),
                     expected:
-                        "no key, since a task definition shows it to everyone who may read it: give the task role the \
-                               permission to look the servers up"
+                        "no key, because everyone who may read the task definition sees it: give the task role the \
+                         permission to look up the servers"
                             .to_owned(),
                     rule: None,
                 });
             }
         }
         if own.tls == Some(true) && own.secrets.ca.is_none() {
-            found.missing("secrets.ca", "the ARN of the servers' CA certificate, since `tls` is true", None);
+            found.missing("secrets.ca", "the ARN of the servers' CA certificate, because `tls` is true", None);
         }
         if let (Some(false), Some(ca)) = (own.tls, &own.secrets.ca) {
-            found.wrong("secrets.ca", &json!(ca), "nothing, since `tls` is false", None);
+            found.wrong("secrets.ca", &json!(ca), "nothing, because `tls` is false", None);
         }
         let shutdown_delay = own.shutdown_delay.as_ref().and_then(|text| match parse_delay(text) {
             Ok(delay) if delay.is_zero() => None,
@@ -186,12 +187,17 @@ impl Settings {
             return;
         }
         if let Some(token) = &self.secrets.service_token {
-            found.wrong("secrets.serviceToken", &json!(token), "nothing, since `consulLogin` gives that token", None);
+            found.wrong(
+                "secrets.serviceToken",
+                &json!(token),
+                "nothing, because the login of `consulLogin` gives that token",
+                None,
+            );
         }
         if self.secrets.client_token.is_none() && self.config.consul_http_addr.is_none() {
             found.missing(
                 "consulHTTPAddr",
-                "the URL of Consul's servers, where the agent logs in; or `secrets.clientToken`",
+                "the URL of Consul's servers, at which the agent logs in; or set `secrets.clientToken`",
                 None,
             );
         }
@@ -214,16 +220,16 @@ impl Own {
                 .required()
                 .texts(),
             registry: root
-                .field("registry", "Where our images are: `<registry>/<image>:<version>`.")
+                .field("registry", "The registry with the images of ecs-mesh, which are named `<registry>/<image>:<version>`.")
                 .text()
                 .map(|text| text.trim_end_matches('/').to_owned()),
             images: root
-                .field("images", "Images one by one; each wins over `registry`.")
+                .field("images", "Single images. Each takes precedence over `registry`.")
                 .object(Unknown::Refused, |images| {
                     [
                         images.field("meshInit", "The image of `consul-config` and `mesh-init`.").text(),
                         images
-                            .field("consul", "The image of `consul-client`; default Consul's own.")
+                            .field("consul", "The image of `consul-client`; default HashiCorp's image of Consul.")
                             .text(),
                         images.field("sidecarProxy", "The image of `sidecar-proxy`: Envoy with envoy-entrypoint.").text(),
                         images.field("healthSync", "The image of `health-sync`.").text(),
@@ -232,25 +238,25 @@ impl Own {
                 })
                 .unwrap_or_default(),
             secrets: root
-                .field("secrets", "ARNs in Secrets Manager or the Parameter Store; a part after the name is kept.")
+                .field("secrets", "The ARNs of secrets in Secrets Manager or of parameters in the Parameter Store. As in `valueFrom`, an ARN may name a JSON key and a version.")
                 .object(Unknown::Refused, |secrets| Secrets {
                     client_token: secrets
-                        .field("clientToken", "The agents' token: a secret of acl-controller, or one with a key given.")
+                        .field("clientToken", "The token of all agents: the secret that acl-controller fills, or an ARN with the JSON key that holds the token.")
                         .text(),
                     service_token: secrets
-                        .field("serviceToken", "The service's token: a secret of acl-controller, or one with a key given.")
+                        .field("serviceToken", "The token of this service: the secret that acl-controller fills, or an ARN with the JSON key that holds the token.")
                         .text(),
-                    gossip_key: secrets.field("gossipKey", "The gossip key; gossip is not encrypted without it.").text(),
-                    ca: secrets.field("ca", "The certificate of the servers' authority; no TLS without it.").text(),
+                    gossip_key: secrets.field("gossipKey", "The gossip key. Without it, gossip is not encrypted.").text(),
+                    ca: secrets.field("ca", "The CA certificate of the servers. Without it, the agent uses no TLS.").text(),
                 })
                 .unwrap_or_default(),
             datacenter: root.field("datacenter", "The datacenter of the agent; default Consul's, `dc1`.").text(),
-            tls: root.field("tls", "Whether the agent speaks TLS to the servers; default whether `secrets.ca` is there.").boolean(),
+            tls: root.field("tls", "Whether the agent speaks TLS to the servers; by default it does if `secrets.ca` is set.").boolean(),
             shutdown_delay: root
-                .field("shutdownDelay", "How long the app runs on after TERM, such as `10s`; for a gateway, its Envoy.")
+                .field("shutdownDelay", "How long the app runs on after TERM, such as `10s`. In the task of a gateway, Envoy runs on for this long.")
                 .text(),
             shutdown_delay_containers: root
-                .field("shutdownDelayContainers", "The containers with that delay; default all but log routers and those that others wait for the end of.")
+                .field("shutdownDelayContainers", "The containers with that delay. By default all containers have it, except log routers and containers that must end before another one starts.")
                 .texts(),
             log_configuration: root
                 .field("logConfiguration", "The sidecars' `logConfiguration`, as a container definition has it.")
@@ -266,7 +272,11 @@ impl Own {
             let from_registry = || self.registry.as_ref().map(|registry| format!("{registry}/{name}:{version}"));
             given.clone().or_else(from_registry).unwrap_or_else(|| {
                 if name != "app-entrypoint" || delayed {
-                    found.missing(format!("images.{field}"), "an image, or `registry`, where our images are", None);
+                    found.missing(
+                        format!("images.{field}"),
+                        "an image; or set `registry`, the registry with the images of ecs-mesh",
+                        None,
+                    );
                 }
                 String::new()
             })

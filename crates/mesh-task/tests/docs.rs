@@ -20,7 +20,7 @@ fn the_schema_is_that_of_the_types() {
 }
 
 #[test]
-fn the_example_of_the_readme_is_what_comes_out() {
+fn the_readme_s_example_is_what_render_prints() {
     let blocks = json_blocks(include_str!("../README.md"));
     let [settings, task, app, proxy] = &blocks[..] else { panic!("{} blocks of JSON", blocks.len()) };
     let rendered = render(settings, task).unwrap();

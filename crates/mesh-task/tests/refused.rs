@@ -195,7 +195,7 @@ fn stop_timeouts_and_delays() {
 }
 
 #[test]
-fn settings_that_say_too_little_or_two_things() {
+fn incomplete_or_contradictory_settings() {
     let paths =
         |change: fn(&mut Value)| -> Vec<String> { of_settings(change).into_iter().map(|(path, _)| path).collect() };
     assert_eq!(paths(|settings| settings["retryJoin"] = json!([])), ["retryJoin"]);
@@ -244,7 +244,7 @@ fn settings_that_say_too_little_or_two_things() {
 }
 
 #[test]
-fn every_problem_of_both_documents_is_told_at_once() {
+fn all_problems_of_both_documents_are_reported_at_once() {
     let settings = json!({ "service": { "port": "80" }, "unknown": 1, "registry": "registry.example" });
     let task = json!({
         "networkMode": "host",

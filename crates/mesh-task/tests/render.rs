@@ -108,7 +108,7 @@ fn the_least_settings_make_a_mesh_task() {
 }
 
 #[test]
-fn what_describe_gives_becomes_what_register_takes() {
+fn a_described_definition_becomes_one_to_register() {
     let mut described = task();
     described["revision"] = json!(7);
     for read_only in [
@@ -288,7 +288,7 @@ fn a_gateway_is_a_task_without_an_app() {
 }
 
 #[test]
-fn a_task_that_becomes_too_small_grows_once_and_it_is_said() {
+fn a_task_that_is_too_small_grows_once_with_a_note() {
     let mut task = task();
     task["containerDefinitions"][0]["cpu"] = json!(512);
     task["containerDefinitions"][0]["memory"] = json!(1024);
@@ -312,7 +312,7 @@ fn a_rendered_task_can_be_rendered_with_other_settings() {
 }
 
 #[test]
-fn the_check_finds_what_differs_and_not_what_ecs_fills_in() {
+fn the_check_ignores_values_that_ecs_fills_in() {
     let definition = rendered(&settings(), &task());
     let mut deployed = definition.clone();
     deployed["taskDefinitionArn"] = json!("arn:aws:ecs:eu-west-1:111122223333:task-definition/shop:7");
@@ -388,7 +388,7 @@ fn the_check_finds_what_differs_and_not_what_ecs_fills_in() {
 }
 
 #[test]
-fn rendered_twice_is_rendered_once_whatever_is_asked_for() {
+fn a_second_rendering_never_changes_the_result() {
     type Change = fn(&mut Value, &mut Value);
     let changes: [Change; 10] = [
         |settings, _| settings["secrets"] = secrets(),

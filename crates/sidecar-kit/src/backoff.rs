@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn delays_double_up_to_the_ceiling_and_stay_within_the_jitter() {
+    fn delays_double_up_to_the_ceiling_within_the_jitter() {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
         for step in [100, 200, 400, 500, 500] {
             let delay = backoff.delay().as_millis();

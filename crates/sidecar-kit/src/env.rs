@@ -32,8 +32,8 @@ impl Env {
         self
     }
 
-    /// Where the secret `NAME` comes from: the file in `NAME_FILE` if that is set, else the value of `NAME`. That the
-    /// file wins is Consul's own order for `CONSUL_HTTP_TOKEN_FILE` and `CONSUL_HTTP_TOKEN`.
+    /// Where the secret `NAME` comes from: the file in `NAME_FILE` if that is set, else the value of `NAME`. Consul uses the same order for
+    /// `CONSUL_HTTP_TOKEN_FILE` and `CONSUL_HTTP_TOKEN`.
     #[must_use]
     pub fn secret(&self, name: &str) -> Option<SecretSource> {
         if let Some(path) = self.get(&format!("{name}_FILE")) {

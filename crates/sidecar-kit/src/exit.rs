@@ -78,9 +78,8 @@ fn with_variables(command: Command) -> Command {
         .mut_subcommands(with_variables)
 }
 
-/// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one. After a
-/// subcommand, the flags are the subcommand's. It stops at any other argument that is no flag, because the rest may belong to another
-/// program.
+/// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one. After a subcommand, the
+/// flags are the subcommand's. The first other argument ends this: it and the rest may be another program's command line.
 fn with_two_dashes(command: &Command, mut arguments: std::vec::IntoIter<OsString>) -> Vec<OsString> {
     let mut dashed = Vec::from_iter(arguments.next());
     while let Some(argument) = arguments.next() {

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replaces_the_file_with_the_mode_and_leaves_nothing_beside_it() {
+    fn a_file_is_replaced_with_its_mode_and_no_leftovers() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         write_atomically(&path, b"old", 0o640).unwrap();

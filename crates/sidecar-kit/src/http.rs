@@ -44,12 +44,12 @@ impl Response {
         self.excerpt_without(&[])
     }
 
-    /// The same without these secrets of the request, which a server may repeat.
+    /// The same excerpt, but with `…` in place of these secrets of the request: a server may repeat them in its answer.
     #[must_use]
     pub fn excerpt_without(&self, secrets: &[&Secret]) -> String {
         let mut text = String::from_utf8_lossy(&self.body[..self.body.len().min(64 << 10)]).into_owned();
         for secret in secrets.iter().map(|secret| secret.expose()).filter(|secret| !secret.is_empty()) {
-            // As a header field, and as a JSON body has it.
+            // The secret as it is in a header field, and as it is in a JSON body.
             let quoted = serde_json::Value::from(secret).to_string();
             text = text.replace(secret, "…").replace(quoted.trim_matches('"'), "…");
         }

@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_where_and_what_was_expected_and_nothing_of_the_text() {
+    fn an_error_shows_position_and_expectation_but_no_text() {
         let cases = [
             (r#""5ec3e7""#, "JSON of another form: expected struct Token (line 1, column 8)"),
             (r#"{"secret":5737,"kind":"A"}"#, "JSON of another form: expected a string (line 1, column 14)"),

@@ -1,9 +1,10 @@
-//! What every ecs-mesh container needs: [`wait`] and [`backoff`] to try again, [`log`] and [`stderr`], exit codes and one-line
-//! errors in [`exit`], [`secret`], [`json`] that may hold secrets, [`mod@env`], and atomic writes in [`mod@file`].
+//! What every ecs-mesh container needs. [`wait`] and [`backoff`] try again. [`exit`] has the exit codes and one-line errors, [`log`] and
+//! [`stderr`] write the log. [`secret`] and [`json`] keep secrets out of messages. [`mod@env`] has the variables, and [`mod@file`] writes
+//! files completely or not at all.
 //!
-//! Four features add the rest: `http` a client for `http://` and unix sockets, `tls` the same for `https://`, `server` an HTTP server,
-//! and `signals` TERM and INT. A program without `http` does not build hyper, and one without `tls` does not build rustls. This is
-//! the lowest layer: nothing here knows Consul or ECS.
+//! Four features add more: `http` is a client for `http://` and unix sockets, `tls` extends it to `https://`, `server` is an HTTP server,
+//! and `signals` is for TERM and INT. A program without `http` does not build hyper, and one without `tls` does not build rustls. This
+//! is the lowest layer: nothing here knows Consul or ECS.
 
 pub mod backoff;
 pub mod env;

@@ -10,7 +10,7 @@ use crate::env::Env;
 use crate::secret::shown;
 use crate::stderr::Lines;
 
-/// Libraries with traces of their own.
+/// Libraries that log through `tracing`. Their lines below `info` are left out.
 const LIBRARIES: [&str; 7] = ["bollard", "h2", "hyper", "hyper_util", "rustls", "tonic", "tower"];
 
 /// `LOG_LEVEL` or `LOG_FORMAT` has a wrong value.
@@ -37,7 +37,7 @@ pub fn init(env: &Env, default_level: Option<Level>) -> Result<(), LogError> {
             expected: "trace, debug, info, warn or error",
         })?,
     };
-    // Debug lines of libraries are too many, and show header fields.
+    // The debug lines of libraries are too many, and they show header fields, which may hold tokens.
     let ours = move |metadata: &Metadata<'_>| {
         *metadata.level() <= Level::INFO
             || !(LIBRARIES.iter().any(|library| metadata.target().split("::").next() == Some(library))

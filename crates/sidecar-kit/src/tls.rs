@@ -98,7 +98,7 @@ pub enum PublicAuthoritiesError {
     },
 }
 
-/// Certificates of authorities. `Debug` shows how many there are.
+/// The CA certificates that a client trusts. `Debug` shows only their number.
 #[derive(Clone, Default)]
 pub struct Authorities {
     certificates: Vec<CertificateDer<'static>>,
@@ -113,7 +113,7 @@ impl fmt::Debug for Authorities {
     }
 }
 
-/// Go's variables: a file instead of the system's bundle, and directories instead of the system's.
+/// The variables of Go's TLS client. The file replaces the system's bundle, and the directories replace the system's directories.
 const CERT_FILE: &str = "SSL_CERT_FILE";
 const CERT_DIR: &str = "SSL_CERT_DIR";
 /// The bundles of the distributions. The first one that exists is used.
@@ -141,8 +141,9 @@ impl Authorities {
         Ok(Self { certificates, built_in: false })
     }
 
-    /// The authorities that Go's client trusts by default: `SSL_CERT_FILE`, otherwise the system's bundle; and the files in the
-    /// directories of `SSL_CERT_DIR`, otherwise of the system's. If there are none, as in a scratch image, those built into the program.
+    /// The CA certificates that Go's client trusts by default. They are in the file of `SSL_CERT_FILE`, otherwise in the system's bundle;
+    /// and in the directories of `SSL_CERT_DIR`, otherwise in the system's directories. If none of these has a certificate, as in a scratch
+    /// image, this trusts the certificates that are built into the program.
     ///
     /// # Errors
     /// When one of the variables names a file or directory that cannot be used.
@@ -187,7 +188,7 @@ impl Authorities {
         self.certificates.len()
     }
 
-    /// Whether no authority is trusted.
+    /// Whether the client trusts no CA certificate.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.certificates.is_empty() && !self.built_in
@@ -464,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn the_public_authorities_are_those_of_go_s_variables_else_the_system_s_else_those_built_in() {
+    fn the_public_cas_are_those_of_go_or_else_built_in() {
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
         let (one, two) = (made("one").0, made("two").0);
@@ -493,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn the_authorities_of_aws_s_own_certificates_are_built_in() {
+    fn the_cas_of_aws_s_own_certificates_are_built_in() {
         let store = Authorities { certificates: Vec::new(), built_in: true }.store();
         let subjects = store.roots.iter().map(|anchor| String::from_utf8_lossy(&anchor.subject).into_owned());
         let subjects = subjects.collect::<Vec<_>>();

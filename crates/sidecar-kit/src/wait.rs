@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn gives_up_at_the_bound_and_says_for_what_it_waited() {
+    async fn at_the_bound_the_error_names_what_was_waited_for() {
         let start = Instant::now();
         let bound = Duration::from_secs(30);
         // The first delay alone is longer than the bound.

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn only_endpoints_are_sent_before_clusters_are_acknowledged() {
+    fn until_clusters_are_acknowledged_only_endpoints_follow() {
         let mut delta = settled();
         delta.consul(Kind::Cluster, "2".into(), vec![resource("a", "a2", &["a"])]);
         delta.consul(Kind::Listener, "2".into(), vec![resource("l", "l2", &["r"])]);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resent_cluster_or_listener_brings_its_endpoints_or_routes() {
+    fn a_resent_resource_brings_its_endpoints_or_routes() {
         let mut delta = settled();
         delta.consul(Kind::Cluster, "2".into(), vec![resource("a", "a1", &["a"]), resource("b", "b2", &["b"])]);
         assert_eq!(drain(&mut delta), ["cluster +b", "endpoint +b"]);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn removals_wait_for_the_listeners_of_the_same_configuration() {
+    fn removals_wait_for_listeners_of_their_configuration() {
         let mut delta = settled();
         delta.consul(Kind::Cluster, "2".into(), vec![resource("a", "a2", &["a"])]);
         assert_eq!(drain(&mut delta), ["cluster +a", "endpoint +a"], "Consul has not said which listeners stay");
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unsubscribed_resource_is_sent_only_when_requested_again() {
+    fn an_unsubscribed_resource_is_sent_only_on_request() {
         let mut delta = settled();
         let request = DeltaRequest { unsubscribe: vec!["b".into()], ..Default::default() };
         delta.envoy(Kind::Endpoint, request);
@@ -370,19 +370,19 @@ mod tests {
     }
 
     #[test]
-    fn a_reconnect_sends_changed_clusters_with_their_endpoints() {
+    fn a_reconnect_sends_changed_clusters_and_endpoints() {
         let mut delta = reconnected(&[("a", "a1"), ("b", "b0")], &[("a", "ea1"), ("b", "eb1")]);
         assert_eq!(drain(&mut delta), ["endpoint +b"], "after the cluster");
     }
 
     #[test]
-    fn a_reconnect_removes_resources_that_consul_no_longer_has() {
+    fn a_reconnect_removes_what_consul_no_longer_has() {
         let mut delta = reconnected(&[("a", "a1"), ("b", "b1"), ("c", "c1")], &[("a", "ea1"), ("b", "eb1")]);
         assert_eq!(drain(&mut delta), ["cluster -c"]);
     }
 
     #[test]
-    fn a_refused_version_is_not_repeated_but_a_later_one_is_sent() {
+    fn a_refused_version_is_not_sent_again_a_later_one_is() {
         let mut delta = settled();
         delta.consul(Kind::Listener, "2".into(), vec![resource("l", "bad", &[])]);
         let response = delta.respond().unwrap();

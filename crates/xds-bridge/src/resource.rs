@@ -80,13 +80,13 @@ impl fmt::Display for Kind {
 /// A resource for Envoy. Its body may have private keys and tokens, so `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Resource {
-    /// The name.
+    /// The resource's name, by which Envoy asks for it.
     pub name: String,
     /// A hash of the body. Two Consul processes with the same configuration make the same version.
     pub version: String,
     /// The v3 message.
     pub body: Vec<u8>,
-    /// The names of the resources of the kind [`Kind::needs`] that it needs.
+    /// The names of the resources that this one needs. Their kind is [`Kind::needs`].
     pub needs: Vec<String>,
 }
 

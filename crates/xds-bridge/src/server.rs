@@ -30,7 +30,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 pub async fn serve(listener: TcpListener, consul: Consul) -> Result<(), tonic::transport::Error> {
     let incoming = futures_util::stream::unfold(listener, |listener| async {
         let stream = accept(|| listener.accept()).await;
-        // Each side waits for the small messages of the other.
+        // The messages are small and each side waits for the other's, so they must be sent at once.
         let _ = stream.set_nodelay(true);
         Some((Ok::<_, std::io::Error>(stream), listener))
     });

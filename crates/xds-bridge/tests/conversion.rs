@@ -158,7 +158,7 @@ fn every_extension_gets_its_v3_name_and_type() {
 }
 
 #[test]
-fn inbound_connections_are_authorised_with_v3_and_the_token() {
+fn inbound_is_authorised_with_v3_and_the_token() {
     for scenario in ["tcp", "http", "grpc", "escape-hatches"] {
         let public = named(scenario, Kind::Listener, "public_listener");
         let (url, authz) = &structs(&public)[0];

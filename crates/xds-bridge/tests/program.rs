@@ -58,7 +58,7 @@ fn the_exit_code_is_consuls() {
 }
 
 #[test]
-fn a_taken_address_is_reported_on_one_line_and_starts_no_consul() {
+fn a_taken_address_gives_one_line_and_starts_no_consul() {
     let directory = tempfile::tempdir().unwrap();
     let consul = consul(&directory);
     let held = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -70,7 +70,7 @@ fn a_taken_address_is_reported_on_one_line_and_starts_no_consul() {
 }
 
 #[test]
-fn a_missing_consul_is_127_and_a_wrong_command_line_2() {
+fn a_missing_consul_exits_127_and_a_wrong_command_line_2() {
     let output = bridge(&["--listen", "127.0.0.1:0", "/no/such/consul", "version"]);
     assert_eq!(output.status.code(), Some(127));
     assert_eq!(line(&output), "xds-bridge: cannot run /no/such/consul: no such program\n");

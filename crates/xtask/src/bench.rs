@@ -10,7 +10,7 @@ use crate::peers::Peers;
 use crate::progress::Reporter;
 use crate::test::{TestError, cargo};
 
-/// What is measured.
+/// The kind of measurement.
 #[derive(Debug, Args)]
 pub struct Measurement {
     /// Measure ecs-mesh beside the programs in this folder, in place of the budgets: consul-ecs-0.6 (with consul beside it),

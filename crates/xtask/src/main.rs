@@ -87,8 +87,9 @@ enum Command {
         /// The secret's name, such as consul-bootstrap-token or ecs-mesh-web.
         name: String,
     },
-    /// Run the tests: format, clippy, documentation, linters and all suites, or only the named suites. Installs what the machine lacks, as `up` does. With
-    /// CONSUL, the tests that cannot run with that Consul are left out, counted, and listed with the reason.
+    /// Run the tests: format, clippy, documentation, linters and all suites, or only the named suites. Installs what the machine lacks, as
+    /// `up` does. If CONSUL is set, this leaves out the tests that cannot run with that Consul, counts them, and lists them with the
+    /// reason.
     Test {
         /// The suites to run.
         suites: Vec<Suite>,

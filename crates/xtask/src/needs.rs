@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_that_need_another_consul_are_left_out_with_the_reason() {
+    fn tests_for_another_consul_are_left_out_with_the_reason() {
         let needs = "# comment\n\nprocess bridge::* <1.10 the bridge is for 1.8\nprocess acl::one >=1.14 new field\nmesh x <1.10 y\n";
         let names = ["bridge::a", "bridge::b", "acl::one", "acl::two"];
         let group = |reason: &str, tests: &[&str]| LeftOut {

@@ -23,12 +23,12 @@ pub enum PeersError {
     Broken { program: PathBuf, argument: &'static str, reason: String },
 }
 
-/// A folder with at least one peer, of which each can be run.
+/// A folder with at least one peer. Every program in it can be run.
 #[derive(Debug)]
 pub struct Peers {
     /// Its full path.
     pub folder: PathBuf,
-    /// What it lacks.
+    /// The programs that the folder lacks.
     pub missing: Vec<&'static str>,
 }
 
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_folder_lacks_is_known() {
+    fn missing_programs_of_a_folder_are_listed() {
         let all = folder(&[("consul-ecs-0.6", GOOD), ("consul", GOOD)]);
         assert_eq!(Peers::find(all.path()).unwrap().missing, ["consul-ecs-0.10", "consul-dataplane"]);
         let one = folder(&[("consul-dataplane", GOOD)]);

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_parsed_to_its_task_and_other_text_is_refused() {
+    fn a_page_token_names_its_task_other_text_is_refused() {
         let arn: TaskArn = "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b".parse().unwrap();
         assert_eq!(read_token(&token(&arn)).unwrap(), arn);
         for wrong in ["", "1", "arn:aws:ecs:eu-north-1:210987654321:task/blue/0a1b", "////", "eyJ9"] {

@@ -38,7 +38,7 @@ pub(super) async fn stop_task(monitor: &Arc<TaskMonitor>, input: StopTask, order
     let request = StopRequest { at: OffsetDateTime::now_utc(), reason: input.reason.unwrap_or_default() };
     let reason = request.reason.clone();
     if monitor.begin_requested_stop(task, request, order) {
-        tracing::info!("stopping {}: asked to: {reason}", task.arn);
+        tracing::info!("stopping {} because of a StopTask request: {reason}", task.arn);
     }
     Ok(json!({ "task": shown(monitor, task, false) }))
 }

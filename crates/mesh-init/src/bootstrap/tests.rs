@@ -323,7 +323,7 @@ fn a_telemetry_collector_gets_metrics_once_a_minute() {
 }
 
 #[test]
-fn access_logs_of_proxy_defaults_reach_the_admin_interface() {
+fn admin_interface_logs_as_proxy_defaults_say() {
     let logs = |logs: Value| access_log_of(&json!({ "Kind": "proxy-defaults", "AccessLogs": logs })).unwrap();
     let with = |access_log| Case { access_log, ..Case::default() }.bootstrap().unwrap()["admin"]["access_log"].take();
     let file = with(logs(json!({ "Enabled": true, "Type": "file", "Path": "/log", "TextFormat": "%START_TIME%" })));

@@ -107,7 +107,7 @@ pub(super) async fn bearer_token(
 }
 
 impl Credentials {
-    /// Signature Version 4 with the headers given, `host`, and those that it adds itself.
+    /// Signs the request with Signature Version 4. The signature covers the given header fields, `host`, and the fields that signing adds.
     fn sign(&self, request: Unsigned<'_>, at: SystemTime) -> Result<Signed, AwsError> {
         let Unsigned { method, url, service, region, headers, body } = request;
         let failed =
@@ -151,7 +151,7 @@ fn sts_url(endpoint: Option<&str>, region: &str) -> String {
     }
 }
 
-/// IAM has one endpoint for each of AWS's partitions, and signs for one region there.
+/// The endpoint of IAM, and the region for the signature. Each of AWS's partitions has one of each.
 fn iam(region: &str) -> (&'static str, &'static str) {
     if region.starts_with("cn-") {
         ("https://iam.cn-north-1.amazonaws.com.cn/", "cn-north-1")
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entity_is_the_credentials_role_or_user() {
+    fn the_iam_request_names_the_role_or_the_user() {
         let rows = [
             ("arn:aws:iam::1:role/mesh/web", Some("Action=GetRole&RoleName=web&Version=2010-05-08")),
             ("arn:aws:sts::1:assumed-role/a+b/f1a2", Some("Action=GetRole&RoleName=a%2Bb&Version=2010-05-08")),

@@ -13,14 +13,14 @@ use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
 const RELATIVE: &str = "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI";
 const FULL: &str = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
 const TOKEN: &str = "AWS_CONTAINER_AUTHORIZATION_TOKEN";
-/// Where ECS serves what [`RELATIVE`] names.
+/// The address at which ECS serves the path in [`RELATIVE`].
 const ECS: &str = "http://169.254.170.2";
 /// Hosts besides loopback that may be asked without TLS: ECS's and EKS's own.
 const PLAIN_HOSTS: [&str; 4] = ["localhost", "169.254.170.2", "169.254.170.23", "[fd00:ec2::23]"];
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 64 << 10 };
 
-/// The credentials that sign.
+/// The credentials that sign the requests.
 #[derive(Debug, Clone)]
 pub(super) struct Credentials {
     pub(super) access_key_id: String,
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_come_from_where_aws_says_in_that_order() {
+    fn sources_of_credentials_have_the_order_of_the_aws_sdks() {
         let keys = [("AWS_ACCESS_KEY_ID", "AKID"), ("AWS_SECRET_ACCESS_KEY", "k")];
         let (relative, full) = ((RELATIVE, "/v2/credentials/1"), (FULL, "http://127.0.0.1:1/c"));
         assert_eq!(url(&[keys[0], keys[1], relative, full]).unwrap(), "AKID");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_uri_without_tls_stays_on_the_host() {
+    fn a_full_uri_without_tls_must_name_a_local_host() {
         for usable in ["https://credentials.example/c", "http://[::1]:1/c", "http://169.254.170.23/v1/credentials"] {
             assert_eq!(url(&[(FULL, usable)]).unwrap(), usable);
         }
