@@ -1,4 +1,4 @@
-//! acl-controller beside a real Consul and an AWS of the tests: the first cycle, and the cycles in which nothing is to do.
+//! Measures acl-controller with a real Consul and a simulated AWS: the first cycle, and cycles in which nothing is to do.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::far_consul::FarConsul;
 use crate::usage::resident;
 use crate::{BOUND, release_binary};
 
-/// How far away Consul and AWS are.
+/// The time by which each answer of Consul and AWS is delayed.
 pub const AWAY: Duration = Duration::from_millis(20);
 
 pub const PREFIX: &str = "p";
@@ -26,7 +26,7 @@ pub struct Size {
 }
 
 impl Size {
-    /// The names of all secrets: the consul-clients' and each service's.
+    /// The names of all secrets: that of the consul-clients, and that of each service.
     pub fn secrets(self) -> impl Iterator<Item = String> {
         std::iter::once("consul-client-token".to_owned())
             .chain((0..self.services).map(service))
@@ -38,7 +38,7 @@ fn service(number: usize) -> String {
     format!("service-{number:05}")
 }
 
-/// A Consul without tokens, and an AWS with all tasks and an empty secret for each of their services.
+/// A Consul without tokens of services, and a simulated AWS with all tasks and an empty secret for each service.
 pub struct World {
     pub agent: Agent,
     pub consul: FarConsul,
@@ -63,7 +63,7 @@ impl World {
         Self { agent, consul, aws, size }
     }
 
-    /// The calls since the last time this was asked, but for those that keep the lock, which are no part of a cycle.
+    /// The calls since the last call of this function. The calls for the lock are left out, because they belong to no cycle.
     fn take_calls(&self) -> BTreeMap<String, usize> {
         let aws = self.aws.take_calls().into_iter().map(|call| call.name);
         let consul = self.consul.take_requests().into_iter();
@@ -79,7 +79,7 @@ impl World {
 pub struct Measured {
     /// From the start until every secret is filled.
     pub first: Duration,
-    /// In MB, after the idle cycles.
+    /// The resident memory in MB, after the idle cycles.
     pub resident: f64,
     /// How long the last idle cycle took.
     pub cycle: Duration,
@@ -106,7 +106,7 @@ pub async fn measure(size: Size, cycles: u64) -> Measured {
     .await;
     let first = began.elapsed();
 
-    // The next cycle may look again at what the first one did.
+    // The next cycle may still read what the first one has written.
     let metrics = format!("http://{listen}/metrics");
     let mut ended = cycle_ends(&metrics, 2).await;
     let all = world.take_calls();
@@ -133,7 +133,7 @@ async fn cycle_seconds(metrics: &str) -> f64 {
     sum.and_then(|sum| sum.trim().parse().ok()).expect("the metrics have it")
 }
 
-/// Waits for the end of the controller's cycle of this number, and that is when none is under way: the next begins seconds later.
+/// Waits until the controller has ended this many cycles. Then no cycle is under way, because the next one begins some seconds later.
 async fn cycle_ends(metrics: &str, number: u64) -> u64 {
     let ended = eventually("a cycle ends", BOUND, async || {
         let metrics = http::get(metrics).await?;

@@ -6,20 +6,20 @@ use std::time::Duration;
 
 use http_fixture::{Pass, Relay};
 
-/// The near end of the relay; it is open until the process ends.
+/// A relay to Consul. It runs until the process ends.
 pub struct FarConsul {
-    /// Its HTTP address, `127.0.0.1:port`.
+    /// The relay's address, `127.0.0.1:port`.
     pub address: String,
     requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl FarConsul {
-    /// A relay to this address, over which each answer takes this much longer.
+    /// Starts a relay to this address that delays each answer by this time.
     pub fn new(to: &str, away: Duration) -> Self {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let record = requests.clone();
-        // The clients send a request when the last one has been answered. So the first bytes that come back after bytes went out
-        // begin an answer: only they are delayed, however long the answer is.
+        // A client sends its next request only after the last answer. So the first bytes from Consul after a request begin an answer. Only
+        // these are delayed, however long the answer is.
         let asked = Arc::new(AtomicBool::new(false));
         let asks = asked.clone();
         let request = move |_, bytes: &[u8]| {

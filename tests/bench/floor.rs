@@ -1,4 +1,4 @@
-//! The floor: how long the necessary calls take, sent by a client that does nothing else.
+//! The floor: the time that the necessary calls take with a client that does nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ const CONCURRENCY: usize = 32;
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(30), bytes: 16 << 20 };
 
-/// From the first list to the last secret filled: all lists at once, each page by page, and then for each secret the three
-/// calls that fill it, for as many secrets at a time as acl-controller fills.
+/// The time from the first list to the last filled secret. All lists are read at once, each of them page by page. Then three calls fill
+/// each secret, for as many secrets at the same time as acl-controller processes.
 pub async fn measure(world: &World) -> Duration {
     let plain = &Plain { client: Client::plain(), world };
     let began = Instant::now();
@@ -39,7 +39,7 @@ struct Plain<'a> {
 }
 
 impl Plain<'_> {
-    /// Each page of the list is described while the next is asked for.
+    /// Lists the tasks, and describes each page while it lists the next one.
     async fn tasks(&self, desired: &str) {
         let pages = stream::try_unfold(Some(Value::Null), async |token| {
             let Some(token) = token else { return Ok::<_, std::convert::Infallible>(None) };
@@ -85,7 +85,7 @@ impl Plain<'_> {
         self.aws("secretsmanager", &format!("secretsmanager.{call}"), body).await
     }
 
-    /// The signature is made up, because the server checks only its scope.
+    /// The signature is invented, because the simulated AWS checks only its scope.
     async fn aws(&self, service: &str, target: &str, body: &Value) -> Value {
         let scope = format!("AWS4-HMAC-SHA256 Credential=floor/20260101/eu-north-1/{service}/aws4_request");
         let url = format!("{}/", self.world.aws.url);

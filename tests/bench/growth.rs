@@ -31,7 +31,7 @@ const INTERVAL: f64 = 10.0;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// After this time, a new task's agent has made the requests of its start.
+/// After this time, a new agent has sent the requests that belong to its start.
 const STARTED: Duration = Duration::from_secs(15);
 
 /// Measures everything, and returns the tables in Markdown.
@@ -51,7 +51,7 @@ fn line(text: &mut String, line: &str) {
     writeln!(text, "{line}").expect("a string takes all");
 }
 
-/// What a task with some upstreams costs.
+/// The cost of a task with a certain number of upstreams.
 struct Cost {
     upstreams: usize,
     /// HTTP requests of the sidecars to the task's agent in an idle minute.
@@ -86,7 +86,7 @@ async fn mesh_init(agent: &Agent, metadata: &Metadata, volume: &Path, upstreams:
     let mut times = Vec::new();
     for _ in 0..RUNS {
         for id in ["shop-f1a2", "shop-f1a2-sidecar-proxy"] {
-            // The first time there is none.
+            // At the first run, nothing is registered yet.
             let url = agent.url(&format!("/v1/agent/service/deregister/{id}"));
             http::request("PUT", &url, &[], "").await.expect("the agent answers");
         }
@@ -109,7 +109,7 @@ async fn client_of(serf: u16, number: usize) -> Agent {
     .await
 }
 
-/// How many requests the agent has made of the servers.
+/// How many requests the agent has sent to the servers.
 async fn asked(agent: &Agent) -> f64 {
     let metrics = http::get(&agent.url("/v1/agent/metrics?format=prometheus")).await.expect("the agent answers");
     let count = metrics.lines().find_map(|line| line.strip_prefix("consul_client_rpc "));
@@ -174,7 +174,7 @@ async fn upstreams(text: &mut String) -> Vec<Cost> {
     costs
 }
 
-/// mesh-init beside catalogs of different sizes.
+/// Measures mesh-init with catalogs of different sizes.
 async fn services(text: &mut String) {
     line(text, "\n| services in the catalog | mesh-init, median |\n|--:|--:|");
     let agent = Agent::start().await;
@@ -200,7 +200,7 @@ async fn services(text: &mut String) {
     }
 }
 
-/// acl-controller with different numbers of services and tasks.
+/// Measures acl-controller with different numbers of services and tasks.
 async fn controller(text: &mut String) {
     line(
         text,
@@ -231,7 +231,7 @@ async fn controller(text: &mut String) {
     }
 }
 
-/// The measured costs of a task, times the number of tasks.
+/// The measured cost of one task, multiplied by the number of tasks.
 fn extrapolate(text: &mut String, costs: &[Cost]) {
     line(
         text,

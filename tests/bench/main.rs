@@ -1,8 +1,9 @@
-//! The budgets of what is shipped, measured: `cargo xtask bench`. With `--peer DIR`: the same work done by consul-ecs and by ecs-mesh.
-//! With `--growth`: how the work grows with upstreams, services and tasks.
+//! Measures the release binaries against their budgets: `cargo xtask bench`. With `--peer DIR`, consul-ecs and ecs-mesh do the same work.
+//! With `--growth`, this measures how the work grows with upstreams, services and tasks.
 //!
-//! The release binary works beside a real Consul and an AWS of the tests, both some milliseconds away. What the same calls take
-//! without it, the floor, is measured in the same run: a figure says little about a machine that nobody knows.
+//! The release binaries work with a real Consul and a simulated AWS, whose answers are delayed by some milliseconds. The same run also
+//! measures the floor: the time that the same calls take without the program. A figure without its floor would say little, because machines
+//! differ.
 
 mod acl_controller;
 mod far_consul;
@@ -23,16 +24,16 @@ use crate::table::{Row, Unit};
 
 const SIZE: Size = Size { services: 1_000, tasks: 10_000 };
 
-/// How many idle cycles are watched.
+/// How many idle cycles are measured.
 const CYCLES: u64 = 3;
 
-/// Far over every budget: the end of a measurement that hangs.
+/// A measurement that takes longer than this hangs. Every budget is far below.
 const BOUND: Duration = Duration::from_secs(120);
 
-/// The most that one answer of AWS's lists holds.
+/// The most entries in one page of AWS's lists.
 const PAGE: usize = 100;
 
-/// What each shipped binary may have, in MB.
+/// The largest size of each shipped binary, in MB.
 const SIZES: [(&str, f64); 5] = [
     ("mesh-init", 5.0),
     ("health-sync", 5.0),
@@ -73,7 +74,7 @@ async fn budgets() -> ExitCode {
     ExitCode::from(u8::from(rows.iter().any(Row::is_over)))
 }
 
-/// What `cargo build --release` made, beside the directory this program was built in.
+/// The path of a binary that `cargo build --release` built.
 fn release_binary(name: &str) -> PathBuf {
     let bench = std::env::current_exe().expect("a program has a path");
     let target = bench.parent().and_then(|dir| dir.parent()).expect("cargo builds programs in target/…/debug");
@@ -103,7 +104,7 @@ async fn acl_controller(floor: Duration) -> Vec<Row> {
         .with_floor(floor.as_secs_f64()),
         Row::new(format!("acl-controller: resident, idle, {services} services"), Unit::Megabytes, resident, 15.0),
     ];
-    // The consul-clients' secret is one more than the services'.
+    // There is one secret for each service, and one for the consul-clients.
     for (call, budget) in [
         ("ListTasks", tasks.div_ceil(PAGE)),
         ("DescribeTasks", tasks.div_ceil(PAGE)),

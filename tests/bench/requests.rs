@@ -59,7 +59,7 @@ fn parse(mut bytes: &[u8]) -> Vec<Sent> {
     requests
 }
 
-/// How long the metadata and then these requests take, one after the other, with a client that does nothing else.
+/// The time that one request for the metadata and then these requests take, one after the other, with a client that does nothing else.
 pub async fn time_alone(client: &Client, metadata: &str, agent: &Agent, requests: &[Sent]) -> Duration {
     let began = Instant::now();
     let task = hyper::Request::get(format!("{metadata}/task")).body(Default::default());

@@ -58,7 +58,7 @@ fn p99(what: &str, mut samples: Vec<Duration>, budget: f64) -> Row {
     Row::new(format!("{what}, p99 of {}", samples.len()), Unit::Seconds, sample.as_secs_f64(), budget)
 }
 
-/// From the end of the last app in the metadata to the end of the entry point, which ends with its command.
+/// The time from the end of the last app in the metadata to the end of the entry point. The entry point ends with its command.
 async fn envoy_entrypoint() -> [Row; 2] {
     let (mut samples, mut memory) = (Vec::new(), None);
     for number in 0..SAMPLES {
@@ -70,7 +70,8 @@ async fn envoy_entrypoint() -> [Row; 2] {
         memory.get_or_insert_with(|| idle("envoy-entrypoint", &entrypoint, 2.5));
         entrypoint.signal(Signal::TERM);
         entrypoint.says("waiting for app", BOUND).await;
-        // At different times between two requests, which are a tenth of a second apart.
+        // The pauses differ, so that the changes come at different times between two requests for the metadata, which are a tenth of a
+        // second apart.
         sleep(Duration::from_millis(number)).await;
         let began = Instant::now();
         metadata.set_containers(app("STOPPED", "HEALTHY"));
@@ -89,7 +90,7 @@ async fn app_entrypoint() -> Row {
     idle("app-entrypoint", &entrypoint, 2.5)
 }
 
-/// How many of the stops of an entry point, whose command has children, do not end.
+/// Stops an entry point whose command has children, many times, and counts the stops after which it did not end.
 async fn stops() -> Row {
     const STOPS: usize = 1_000;
     let names = ["app-entrypoint", "envoy-entrypoint"].into_iter().cycle().take(STOPS);
@@ -126,7 +127,7 @@ fn of_task(name: &str, agent: &str, metadata: &Metadata, volume: &Path) -> Comma
     command
 }
 
-/// From a change in the metadata to the change of the agent's check.
+/// The time from a change in the metadata to the change of the agent's check.
 async fn health_sync(agent: &Agent) -> [Row; 2] {
     let metadata = Metadata::start("shop", app("RUNNING", "UNHEALTHY"));
     let volume = tempfile::tempdir().expect("a temporary directory can be made");
@@ -138,7 +139,7 @@ async fn health_sync(agent: &Agent) -> [Row; 2] {
     .await;
     let mut samples = Vec::new();
     for number in 0..SAMPLES {
-        // At different times between two requests for the metadata.
+        // The pauses differ, so that the changes come at different times between two requests for the metadata.
         sleep(Duration::from_millis(number * 370 % 1000)).await;
         let (health, status) = if number % 2 == 0 { ("HEALTHY", "passing") } else { ("UNHEALTHY", "critical") };
         let began = Instant::now();
@@ -152,11 +153,11 @@ async fn health_sync(agent: &Agent) -> [Row; 2] {
     [p99("health-sync: ECS health changed to check changed", samples, 0.55), idle("health-sync", &sync, 4.0)]
 }
 
-/// A minute in which nothing changes.
+/// Measures health-sync during a minute in which nothing changes.
 async fn health_sync_idle(agent: &Agent) -> [Row; 2] {
     // consul-ecs 0.6.2 took 32.5 ms a minute in one run on the machine where ecs-mesh took 39.5 ms. The budget is half of that.
     const BUDGET: f64 = 32.5 / 2.0;
-    // Six heartbeats, and one read-back of services and checks.
+    // The budget of requests: six heartbeats, and one read-back of services and checks.
     const REQUESTS: f64 = 6.0 + 2.0;
     let metadata = Metadata::start("shop", app("RUNNING", "HEALTHY"));
     let volume = tempfile::tempdir().expect("a temporary directory can be made");
@@ -179,7 +180,7 @@ async fn health_sync_idle(agent: &Agent) -> [Row; 2] {
     ]
 }
 
-/// From start to exit, the median of some runs, beside the median of its requests alone.
+/// The median time of mesh-init from start to exit. The floor is the median time of its requests alone.
 async fn mesh_init(agent: &Agent) -> Row {
     let metadata = Metadata::start("shop", app("RUNNING", "HEALTHY"));
     let volume = tempfile::tempdir().expect("a temporary directory can be made");

@@ -7,7 +7,7 @@ use std::fmt::Write;
 pub enum Unit {
     Seconds,
     Milliseconds,
-    /// Of 1,000,000 bytes.
+    /// Megabytes of 1,000,000 bytes.
     Megabytes,
     Calls,
 }
@@ -27,7 +27,7 @@ impl Row {
         Self { what, unit, measured, floor: None, budget }
     }
 
-    /// With the least value that is possible.
+    /// Adds the floor, the least possible value.
     pub fn with_floor(self, floor: f64) -> Self {
         Self { floor: Some(floor), ..self }
     }

@@ -1,4 +1,4 @@
-//! What a process uses: memory, processor time, wake-ups. Linux counts them.
+//! What a process uses, as Linux counts it: memory, processor time, wake-ups.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 pub struct Usage {
     /// The processor time of all threads.
     pub cpu: Duration,
-    /// How often a thread has waited and was woken.
+    /// How often a thread has waited and has been woken.
     pub wakeups: u64,
 }
 

@@ -1,4 +1,4 @@
-//! Default-deny, and every token provisioned, used, repaired and cleaned up by itself.
+//! ACLs in the local mesh: calls are denied by default, and acl-controller creates, repairs and deletes every token.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use sidecar_kit::secret::Secret;
 
 use crate::{BOUND, answering_task, consul_get, restored, whole};
 
-/// A cached token's life at a client agent, Consul's default, and a second.
+/// How long a client agent caches a token: Consul's default of 30 s, and a second more.
 const TOKEN_TTL: Duration = Duration::from_secs(31);
 
-/// A controller takes over within twice the session's TTL and the lock-delay; then comes a cycle.
+/// The longest takeover, which is twice the session's TTL plus the lock-delay, and the cycle after it.
 const TAKEOVER: Duration = Duration::from_secs(21 + 10);
 
-/// The grace in docker-compose.yml, or the 120 s for which a new leader deletes no token, and some cycles.
+/// A new leader deletes no token for 120 s, which is longer than the grace in docker-compose.yml. The rest is for some cycles.
 const GRACE: Duration = Duration::from_secs(120 + 40);
 
-/// What a service's secret holds; an error while that is no token.
+/// The accessor ID and the token in a service's secret. An error if the secret holds no token yet.
 async fn secret_of(service: &str) -> Result<(String, Secret), String> {
     let version = Version::current(&format!("{}-{service}", secrets::PREFIX));
     let value = secrets::manager().unwrap().get(&version).await.map_err(|error| error.to_string())?;
@@ -46,8 +46,8 @@ async fn intention_allows_web_to_call_api_within_two_seconds() {
     let docker = whole().await;
     let consul = consul::client().await.unwrap();
     let intention = consul.intentions().await.unwrap().into_iter().find(|one| one.source_name == "web").unwrap();
-    // Consul authorises a connection only when it is opened. So web is started again. Setup also runs again then and must not
-    // allow web to call api.
+    // Consul authorises a connection only when it is opened, so this test starts web again. The start also runs setup, which must not allow
+    // web to call api again.
     task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
     consul.delete_intention(&intention.id).await.unwrap();
     task::start(&docker, "web", &[("ALLOW", "web:nobody")]).await.unwrap();
@@ -65,7 +65,7 @@ async fn intention_allows_web_to_call_api_within_two_seconds() {
 #[tokio::test]
 async fn each_token_has_minimal_rights() {
     let _mesh = whole().await;
-    // What Consul says of a token.
+    // Reads a token's own entry with the token itself.
     let itself = async |token: &Secret| {
         let token = [("X-Consul-Token", token.expose())];
         let (status, body) =
@@ -91,7 +91,7 @@ async fn each_token_has_minimal_rights() {
         assert_eq!(policies.collect::<Vec<_>>(), [policy], "{token}");
         assert!(token["ServiceIdentities"].is_null(), "{token}");
     }
-    // Consul shows every key as "hidden", also where there is none; gossip itself says whether it is encrypted.
+    // Consul shows every key as "hidden", even if there is none. But the gossip statistics say whether gossip is encrypted.
     let itself = consul_get("/v1/agent/self").await.unwrap();
     assert_eq!(itself["Stats"]["serf_lan"]["encrypted"], "true");
     for setting in ["VerifyIncomingRPC", "VerifyOutgoing", "VerifyServerHostname", "AutoEncryptAllowTLS", "ACLsEnabled"]
@@ -99,7 +99,7 @@ async fn each_token_has_minimal_rights() {
         assert_eq!(itself["DebugConfig"][setting], true, "{setting}");
     }
     let nodes = http::get_json(&format!("{}/v1/catalog/nodes", consul::ADDRESS)).await.unwrap();
-    assert_eq!(nodes, json!([]), "who has no token sees nothing");
+    assert_eq!(nodes, json!([]), "without a token nothing is visible");
 }
 
 #[tokio::test]
@@ -108,7 +108,7 @@ async fn third_service_has_a_token_until_its_last_task_ends() {
     let over = workspace().join("tests/mesh/third.yml");
     let third = Compose { over: Some(&over), ..Compose::default() };
     let services = ["third-mesh-init", "third-consul-client", "third-consul-config", "third-secrets", "third"];
-    // What a platform engineer does for a new service; the rest is the controller's.
+    // A platform engineer does only this for a new service. acl-controller does the rest.
     secrets::manager().unwrap().create("ecs-mesh-third", &Secret::new("{}")).await.unwrap();
     third.run(&["up", "--detach", "third-mesh-init"]).await.unwrap();
     eventually("it joins", BOUND, async || {
@@ -131,21 +131,21 @@ async fn third_service_has_a_token_until_its_last_task_ends() {
     assert_eq!((status, said.contains("Permission denied")), (403, true), "{said}");
     assert_eq!(register("third").await.0, 200);
 
-    // Through another task's agent, which remembers what it has heard of a token.
+    // This asks the agent of another task, which caches tokens.
     let url = format!("http://127.0.0.1:8500/v1/agent/services?token={}", token.expose());
     let taken = async || mesh::fetch("web", &url).await.is_ok();
     assert!(taken().await);
     task::stop(&docker, "third", StopOrder::AllAtOnce).await.unwrap();
     third.run(&[&["rm", "--force", "-v"], &services[..]].concat()).await.unwrap();
     eventually("its token is gone", GRACE, async || match consul_get(&format!("/v1/acl/token/{accessor}")).await {
-        // Asked about again and again, it is remembered by the agent at the end.
-        Ok(_) => Err(format!("it is there, taken: {}", taken().await)),
+        // These requests keep the token in the agent's cache until it is deleted.
+        Ok(_) => Err(format!("it still exists; the agent accepts it: {}", taken().await)),
         Err(_) => Ok(()),
     })
     .await;
     secret_of("third").await.unwrap_err();
-    eventually("a copy of it is refused", TOKEN_TTL, async || match taken().await {
-        true => Err("it is taken".to_owned()),
+    eventually("the agent refuses the deleted token", TOKEN_TTL, async || match taken().await {
+        true => Err("the agent accepts it".to_owned()),
         false => Ok(()),
     })
     .await;
@@ -158,7 +158,7 @@ async fn third_service_has_a_token_until_its_last_task_ends() {
 async fn dead_leaders_lose_no_token() {
     let docker = whole().await;
     let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
-    // A session names the host of who made it, which is the container's ID.
+    // A session's name contains the host name of its controller, which is the container's ID.
     let sessions = consul_get("/v1/session/list").await.unwrap();
     let names = sessions.as_array().unwrap().iter().map(|session| session["Name"].as_str().unwrap_or_default());
     let names = names.collect::<Vec<_>>();
@@ -182,8 +182,9 @@ async fn dead_leaders_lose_no_token() {
     kill(&docker, &controller.expect("one of the controllers holds the lock")).await;
     secrets::manager().unwrap().put("ecs-mesh-web", &Secret::new("{}")).await.unwrap();
     kill(&docker, &server.expect("one of the servers leads")).await;
-    // Its lock's session may have to wait for a new leader of Consul's first.
-    let repaired = eventually("the other one repairs", 2 * TAKEOVER, async || secret_of("web").await).await;
+    // The lock's session may not end before Consul's servers have a new leader.
+    let repaired =
+        eventually("the other controller repairs the secret", 2 * TAKEOVER, async || secret_of("web").await).await;
     mesh::start_all(&docker).await.unwrap();
     assert_eq!((repaired.0, secret_of("api").await.unwrap().0), before, "the same tokens as before");
     restored().await;
@@ -195,10 +196,10 @@ async fn lost_secrets_are_restored_with_the_same_tokens() {
     let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
     let of_moto = "com.docker.compose.service=moto";
     let moto = containers(&docker, &[PROJECT_LABEL, of_moto]).await.unwrap().remove(0);
-    // It keeps everything in its memory.
+    // moto keeps its data in memory, so a restart loses all secrets.
     docker.restart_container(&moto.id.unwrap(), None::<RestartContainerOptions>).await.unwrap();
     mesh::start_all(&docker).await.unwrap();
-    let after = eventually("acl-controller fills them", BOUND, async || {
+    let after = eventually("acl-controller fills the secrets", BOUND, async || {
         Ok::<_, String>((secret_of("web").await?.0, secret_of("api").await?.0))
     })
     .await;

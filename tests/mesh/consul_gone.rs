@@ -13,10 +13,10 @@ use tokio::process::Command;
 
 use crate::{consul_get, restored, whole};
 
-/// consul-client's stop timeout, the longest that matters here, and some for Docker.
+/// A bound for the end of a task: consul-client's stop timeout, the longest one here, and some seconds for Docker.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// What health-sync cannot write without an agent, as its last line names it.
+/// The writes that fail without an agent, as the last line of health-sync's log names them.
 const UNTOLD: [&str; 3] = ["-app-consul-ecs critical", "maintenance of api-", "-sidecar-proxy:"];
 
 async fn log(docker: &Docker, task: &str, container: &str) -> String {
@@ -35,7 +35,7 @@ async fn exit_code(docker: &Docker, task: &str, container: &str) -> i64 {
     containers[container].state.clone().unwrap().exit_code.unwrap()
 }
 
-/// Every container of the task except consul-client, which is what fails here, has ended within its stop timeout.
+/// Checks that every container of the task has ended within its stop timeout. consul-client is exempt, because the test breaks it.
 async fn none_other_was_killed(docker: &Docker, task: &str) {
     for (name, container) in docker::task(docker, task).await.unwrap() {
         let code = container.state.and_then(|state| state.exit_code);
@@ -66,7 +66,7 @@ async fn task_stops_in_time_though_the_servers_hang() {
     assert_eq!(servers.len(), 3);
     assert!(took < BOUND, "{took:?}");
     none_other_was_killed(&docker, "api-2").await;
-    // The agent writes a maintenance to the servers before it answers.
+    // Before the agent answers, it sends the maintenance to the servers, which hang.
     says_what_it_could_not_tell(&docker, "api-2", &["maintenance of api-", "-sidecar-proxy:"]).await;
     restored().await;
 }
@@ -76,7 +76,7 @@ async fn task_stops_in_time_though_its_agent_is_dead_or_frozen() {
     let docker = whole().await;
     let (node, ()) = tokio::join!(its_agent_is_killed(&docker, "api-2"), its_agent_is_frozen(&docker, "api-1"));
     restored().await;
-    // The killed agent could not leave the cluster: acl-controller removes its node.
+    // The killed agent could not leave the cluster, so acl-controller removes its node.
     eventually("its node is gone", BOUND, async || {
         let nodes = consul_get("/v1/catalog/nodes").await?;
         let there = nodes.as_array().is_some_and(|all| all.iter().any(|one| one["Node"] == node.as_str()));
@@ -85,13 +85,13 @@ async fn task_stops_in_time_though_its_agent_is_dead_or_frozen() {
     .await;
 }
 
-/// Returns the name of the agent's node.
+/// Kills the task's agent, and returns the name of the agent's node.
 async fn its_agent_is_killed(docker: &Docker, task: &str) -> String {
     let node = task::running(docker, task).await.unwrap().node();
     let agent = docker::task(docker, task).await.unwrap()["consul-client"].id.clone().unwrap();
     let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
     docker.kill_container(&agent, Some(kill)).await.unwrap();
-    // It is essential: ecs-local stops the rest.
+    // consul-client is essential, so ecs-local stops the rest of the task.
     let begun = Instant::now();
     task::stopped(docker, task).await.unwrap();
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());
@@ -102,7 +102,8 @@ async fn its_agent_is_killed(docker: &Docker, task: &str) -> String {
 
 async fn its_agent_is_frozen(docker: &Docker, task: &str) {
     let agent = docker::task(docker, task).await.unwrap()["consul-client"].id.clone().unwrap();
-    // Every process except PID 1, which is the bridge: TERM would thaw what Docker has paused.
+    // This freezes every process except PID 1, the bridge. Pausing the container would not do, because Docker would continue it to deliver
+    // TERM.
     let mut freeze = Command::new("docker");
     freeze.args(["run", "--rm", "--pull", "never", "--user", "100:10001", "--pid", &format!("container:{agent}")]);
     command::run(freeze.args(["ecs-mesh/mesh-probe:dev", "freeze"])).await.unwrap();

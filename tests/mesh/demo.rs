@@ -1,4 +1,4 @@
-//! `cargo xtask demo shutdown` and `cargo xtask demo rolling`, their numbers.
+//! The results of `cargo xtask demo shutdown` and `cargo xtask demo rolling`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,7 +16,8 @@ async fn stop_with_remedies_fails_no_request() {
     let mut failed = BTreeMap::new();
     println!("{}", demo::head());
     for case in CASES {
-        // One stop shows that none fails, as those in shutdown.rs do; to compare how many fail needs more.
+        // For a case with remedies one stop is enough: no request may fail. The other cases compare numbers of failures, which needs more
+        // stops.
         let stops = if case.settings.is_empty() { 1 } else { 3 };
         let length = Length { stops, least: Duration::ZERO };
         let Outcome { report, retries_refused } = demo.run(case, length, &Quiet).await.unwrap();
@@ -31,8 +32,8 @@ async fn stop_with_remedies_fails_no_request() {
             (false, true) => {
                 let without = failed[CASES[0].name];
                 assert!(report.failed < without, "{} of {without} are left: {:?}", report.failed, report.failures);
-                // Envoy doesn't try again what broke within a request, nor more than three at a time, whatever it is; all else
-                // it does.
+                // Envoy does not retry a request whose connection broke after it was sent, and it runs at most three retries at a time. It
+                // retries all other failures.
                 let broke = |(reason, _): &(&String, _)| reason.ends_with("reset reason: connection termination");
                 let broken = report.failures.iter().filter(broke).map(|(_, count)| count).sum::<usize>();
                 let refused = retries_refused as usize;

@@ -42,8 +42,8 @@ async fn killed_sidecar_is_restarted_or_ends_its_task() {
     let docker = whole().await;
     tokio::join!(
         envoy_killed_under_envoy_entrypoint_ends_the_task(&docker, "api-1"),
-        consul_agent_killed_under_its_main_process_ends_the_task(&docker, "api-2"),
-        health_sync_is_restarted_unless_it_dies_again_too_soon(&docker, "web"),
+        agent_killed_under_its_main_process_ends_the_task(&docker, "api-2"),
+        health_sync_is_restarted_unless_it_dies_too_soon(&docker, "web"),
     );
     restored().await;
 }
@@ -54,13 +54,13 @@ async fn envoy_killed_under_envoy_entrypoint_ends_the_task(docker: &Docker, task
     assert_eq!(exit_code(docker, task, "sidecar-proxy").await, Some(128 + 9));
 }
 
-async fn consul_agent_killed_under_its_main_process_ends_the_task(docker: &Docker, task: &str) {
+async fn agent_killed_under_its_main_process_ends_the_task(docker: &Docker, task: &str) {
     kill_below(docker, task, "consul-client", "100:10001").await;
     task::stopped(docker, task).await.unwrap();
     assert_ne!(exit_code(docker, task, "consul-client").await, Some(0));
 }
 
-async fn health_sync_is_restarted_unless_it_dies_again_too_soon(docker: &Docker, task: &str) {
+async fn health_sync_is_restarted_unless_it_dies_too_soon(docker: &Docker, task: &str) {
     let run_of = async || {
         let containers = docker::task(docker, task).await.unwrap();
         let state = containers["health-sync"].state.clone().unwrap();
@@ -73,7 +73,7 @@ async fn health_sync_is_restarted_unless_it_dies_again_too_soon(docker: &Docker,
         all
     };
     let (before, first) = (others().await, run_of().await.1);
-    // It may have started a moment ago.
+    // Its restart policy works only if it has run for the whole period.
     tokio::time::sleep(PERIOD).await;
     kill(docker, task, "health-sync").await;
     eventually("health-sync runs again", BOUND, async || match run_of().await {
@@ -86,7 +86,7 @@ async fn health_sync_is_restarted_unless_it_dies_again_too_soon(docker: &Docker,
     let after = (others().await, task::running(docker, task).await.unwrap().id);
     assert_eq!(after, (before, id), "nothing else was restarted");
 
-    // At its first health check it has run for about a second. On a machine that took longer it is restarted once more.
+    // Each new health-sync is killed at once, so it has run for less than the period. On a slow machine it may be restarted one more time.
     eventually("a health-sync that runs for less than ten seconds ends the task", BOUND, async || {
         if run_of().await.0 {
             kill(docker, task, "health-sync").await;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{BOUND, consul_get, whole};
 
-/// What the world outside asks the ingress gateway.
+/// The URL of the ingress gateway for clients outside of the mesh.
 const INGRESS: &str = "http://127.0.0.1:8081/";
 
 /// The kinds, ports and check statuses of a gateway's instances, as Consul's servers have them.
@@ -24,7 +24,7 @@ async fn outside_request_enters_through_the_ingress_gateway() {
     let docker = whole().await;
     for gateway in ["ingress-gateway", "mesh-gateway"] {
         task::start(&docker, gateway, &[]).await.unwrap();
-        // The node's own check, and the listener's.
+        // The two checks are the node's own one and the listener's.
         assert_eq!(instances(gateway).await.unwrap(), [json!([gateway, 8443, ["passing", "passing"]])]);
     }
     let entered = async || {

@@ -1,5 +1,4 @@
-//! The local mesh, as `cargo xtask up` brings it up: `cargo xtask test mesh` does that, runs these one by one, and takes it
-//! down after.
+//! Tests of the local mesh. `cargo xtask test mesh` brings the mesh up, runs these tests, and takes the mesh down.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -27,7 +26,7 @@ use serde_json::Value;
 use tokio::process::Command;
 use tokio::sync::{Mutex, MutexGuard};
 
-/// How long the mesh may take to follow a change: a task that comes or goes, and the word of it.
+/// How long the mesh may take to follow a change, for example until all proxies know that a task has started or stopped.
 const BOUND: Duration = Duration::from_secs(90);
 
 /// The task of `api` that answered a request to web's app, sent from the host.
@@ -37,7 +36,7 @@ async fn answering_task() -> Result<String, String> {
     task.map(str::to_owned).ok_or_else(|| answer.to_string())
 }
 
-/// Waits until exactly these tasks answer: in 20 requests in a row each of them does, and no other.
+/// Waits until exactly these tasks answer. In 20 requests in a row, each of them must answer, and no other task.
 async fn answered_by(docker: &Docker, tasks: &[&str]) {
     let known = docker::tasks(docker).await.unwrap();
     let wanted = tasks.iter().map(|task| known[*task].id.clone()).collect::<BTreeSet<_>>();
@@ -51,7 +50,7 @@ async fn answered_by(docker: &Docker, tasks: &[&str]) {
     .await;
 }
 
-/// What runs of the mesh: services of docker-compose.yml, and the hashes of their definitions.
+/// The running services of docker-compose.yml, each with the hash of its definition.
 async fn running(docker: &Docker) -> BTreeMap<String, String> {
     let all = containers(docker, &[PROJECT_LABEL]).await.unwrap();
     let of_compose =
@@ -60,7 +59,7 @@ async fn running(docker: &Docker) -> BTreeMap<String, String> {
     running.map(|container| (of_compose(container, "service"), of_compose(container, "config-hash"))).collect()
 }
 
-/// The mesh, which one test has to itself.
+/// The mesh, while one test uses it alone.
 struct Mesh {
     docker: Docker,
     alone: Option<MutexGuard<'static, ()>>,
@@ -69,7 +68,7 @@ struct Mesh {
 static ALONE: Mutex<()> = Mutex::const_new(());
 
 impl Mesh {
-    /// Lets other tests use the mesh until at least this time has passed, and then takes it back as a whole.
+    /// Lets other tests use the mesh for at least this time. Then takes it back, and brings it back to its first state.
     async fn lend(&mut self, time: Duration) {
         drop(self.alone.take());
         tokio::time::sleep(time).await;
@@ -86,17 +85,17 @@ impl Deref for Mesh {
     }
 }
 
-/// The mesh as it was when `up` brought it up, once no other test uses it.
+/// Waits until no other test uses the mesh, and brings it to the state in which `up` left it.
 async fn whole() -> Mesh {
     let alone = Some(ALONE.lock().await);
     Mesh { docker: restored().await, alone }
 }
 
-/// Brings the mesh back to what it was when `up` brought it up. The caller has the mesh to itself.
+/// Brings the mesh back to the state in which `up` left it. No other test may use the mesh meanwhile.
 async fn restored() -> Docker {
     static WHOLE: OnceLock<BTreeMap<String, String>> = OnceLock::new();
     let docker = docker::connect().await.unwrap();
-    // Compose takes long to find that there is nothing to do.
+    // Compose needs seconds even if there is nothing to do, so it is called only if a container is missing or differs.
     if WHOLE.get() != Some(&running(&docker).await) {
         mesh::start_all(&docker).await.unwrap();
     }
@@ -143,7 +142,7 @@ async fn request_passes_both_envoys_with_mutual_tls() {
     let handshakes_out = "^cluster.api.default.dc1.internal.*ssl.handshake$";
     let handshakes_in = "^listener.0.0.0.0_20000.ssl.handshake$";
     let inbound = async || statistic("api-1", INBOUND).await + statistic("api-2", INBOUND).await;
-    // Envoy counts internal and external requests once more under those names; the filter takes the plain name alone.
+    // Envoy counts each request also under a name with `internal` or `external`. This filter selects only the plain name.
     let upstream = "^cluster.api.default.dc1.internal.[^.]*.consul.upstream_rq_2xx$";
     assert!(statistic("web", UPSTREAM).await > 0);
     let before = (statistic("web", upstream).await, inbound().await);
@@ -157,7 +156,7 @@ async fn request_passes_both_envoys_with_mutual_tls() {
     for task in ["api-1", "api-2"] {
         assert!(statistic(task, handshakes_in).await > 0, "the Envoy of {task} spoke TLS");
     }
-    // The way is Consul's word: web's Envoy has both instances from it.
+    // Consul has told web's Envoy about both instances.
     let clusters = mesh::fetch("web", "http://127.0.0.1:19000/clusters").await.unwrap();
     let endpoints = clusters.lines().filter(|line| line.starts_with("api.default") && line.contains("::cx_active::"));
     assert_eq!(endpoints.count(), 2, "{clusters}");
@@ -173,9 +172,9 @@ async fn public_listener_refuses_plain_text() {
     let errors = statistic("api-1", NO_TLS).await;
     let refused = mesh::fetch("api-1", "http://127.0.0.1:20000/").await;
     assert!(refused.is_err(), "a request without TLS was answered: {refused:?}");
-    assert!(statistic("api-1", CONNECTIONS).await > before.0, "it was connected to");
-    assert!(statistic("api-1", NO_TLS).await > errors, "it was refused for its lack of TLS");
-    assert_eq!(statistic("api-1", REQUESTS).await, before.1, "it got no further");
+    assert!(statistic("api-1", CONNECTIONS).await > before.0, "the listener accepted the connection");
+    assert!(statistic("api-1", NO_TLS).await > errors, "the listener refused it because it was not TLS");
+    assert_eq!(statistic("api-1", REQUESTS).await, before.1, "no request was counted");
 }
 
 #[tokio::test]
@@ -187,7 +186,7 @@ async fn each_container_starts_after_what_it_depends_on() {
     let mut events = recorder.events();
     events.retain(|event| event.task == "api-2" && !event.holder);
     events.sort_by_key(|event| event.at);
-    // Beside the proxy, in either order; the test below is of the order of the others.
+    // health-sync starts at the same time as the proxy, in no fixed order, so it is left out.
     events.retain(|event| event.container != "health-sync");
     let order = events.iter().map(|event| (event.container.as_str(), event.what.clone())).collect::<Vec<_>>();
     let order = &order[..8];
@@ -246,7 +245,7 @@ async fn failing_mesh_init_stops_its_task_and_no_other() {
     let broken = workspace().join("tests/mesh/broken-api-2.yml");
     let broken = Compose { over: Some(&broken), ..Compose::default() };
     let failed = broken.run(&[&["up", "--detach"], services.as_slice()].concat()).await;
-    assert!(failed.is_err(), "compose tells that a task failed");
+    assert!(failed.is_err(), "compose reports that the task failed");
     let containers = docker::task(&docker, "api-2").await.unwrap();
     assert_eq!(containers["mesh-init"].state.clone().unwrap().exit_code, Some(1));
     for later in ["sidecar-proxy", "app"] {

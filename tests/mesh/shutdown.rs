@@ -17,7 +17,7 @@ use crate::{BOUND, consul_get, restored, whole};
 
 const ORDERS: [StopOrder; 2] = [StopOrder::AllAtOnce, StopOrder::DependsOn];
 
-/// What two probes, each asking every 50 ms on a busy machine, may differ by, in nanoseconds.
+/// The times of two probes may differ by this many nanoseconds. Each probe asks every 50 ms, and the machine may be busy.
 const RESOLUTION: i64 = 500_000_000;
 
 const LOAD: Options<'_> =
@@ -51,22 +51,27 @@ async fn stopping_task_gets_no_request_once_others_know() {
         let said =
             format!("{order:?}: critical {checks_critical:?}, {removed:?}, last in {last_inbound:?}, {events:?}");
         assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{said}");
-        let critical = stopped.checks_critical.expect("the servers heard of it");
-        let removed = stopped.removed["web"].expect("web's Envoy heard of it");
+        let critical = stopped.checks_critical.expect("the servers have the critical checks");
+        let removed = stopped.removed["web"].expect("web's Envoy has removed the endpoint");
         let last = stopped.last_inbound.expect("there was load");
-        assert!(last <= removed + RESOLUTION, "{order:?}: a request {} ms after", (last - removed) / 1_000_000);
+        assert!(
+            last <= removed + RESOLUTION,
+            "{order:?}: a request came {} ms after web's Envoy had removed the endpoint",
+            (last - removed) / 1_000_000
+        );
         let app = exited(&stopped, "app");
-        assert!(critical < app && removed < app, "{order:?}: known before the app ends");
+        assert!(critical < app && removed < app, "{order:?}: the servers and web's Envoy know before the app ends");
         assert!(stopped.left.is_some(), "{order:?}: the node left the catalog");
-        // All at once, the node has left by then, and web's Envoy has dropped its connections. While the agent is kept, the
-        // instance is only unhealthy: idle connections stay until Envoy ends, and no request comes over them.
+        // If all containers get TERM at once, the node has left by now, and web's Envoy has closed its connections. With depends-on, the
+        // agent still runs, and the instance is only unhealthy: idle connections stay open until Envoy ends, but no request comes over
+        // them.
         let before = stopped.samples.iter().rev().find(|sample| sample.at < app && sample.seen.is_some()).unwrap();
         if order == StopOrder::AllAtOnce {
             assert_eq!(before.seen.as_ref().unwrap().connections, 0, "{said}");
         }
         assert!(exited(&stopped, "sidecar-proxy") > app, "{order:?}: Envoy outlives the app");
         assert!(exited(&stopped, "health-sync") < app && exited(&stopped, "consul-client") > critical);
-        // sidecar-proxy depends on the agent.
+        // With depends-on, the agent gets TERM only after sidecar-proxy, which depends on it, has ended.
         let agent_held = term(&stopped, "consul-client") > exited(&stopped, "sidecar-proxy");
         assert_eq!(agent_held, order == StopOrder::DependsOn, "{said}");
         task::start(&docker, "api-1", &[]).await.unwrap();
@@ -82,10 +87,10 @@ async fn request_begun_before_term_completes() {
         let id = task::running(&docker, "api-1").await.unwrap().id;
         let inbound = || watch.seen("api-1").map_or(0, |seen| seen.inbound);
         let before = inbound();
-        // Longer than Envoy drains, shorter than the app's delay. Half of them go to api-1, half to api-2.
+        // The delay is longer than Envoy's drain time and shorter than the app's delay. Half of the requests go to api-1, half to api-2.
         let requests = (0..4).map(|_| mesh::fetch("web", "http://127.0.0.1:1234/?delay=4s"));
         let stopped = async {
-            eventually("a request is on its way at api-1", BOUND, async || {
+            eventually("api-1 has got a request", BOUND, async || {
                 if inbound() > before { Ok(()) } else { Err("none".to_owned()) }
             })
             .await;
@@ -105,11 +110,11 @@ async fn slow_app_reaches_others_until_it_exits() {
     let docker = whole().await;
     task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
     for order in ORDERS {
-        // web's own app exits at once; the load is a container of the task that takes five seconds.
+        // web's own app exits at once. The load is another container of the task, and runs for five more seconds.
         task::start(&docker, "web", &[("SHUTDOWN_DELAY", "0s")]).await.unwrap();
         let watch = Watch::start(&docker, "web").await.unwrap();
         let load = Load::start(&docker, "web", Options { shutdown_delay: "5s", ..LOAD }).await.unwrap();
-        assert!(watch.flowing().await, "requests go out of web");
+        assert!(watch.flowing().await, "web sends requests");
         task::stop(&docker, "web", order).await.unwrap();
         let stopped = watch.end().await;
         let report = load.end().await.unwrap();
@@ -133,11 +138,11 @@ async fn slowly_stopping_task_learns_of_other_tasks() {
     let docker = whole().await;
     let watch = Watch::start(&docker, "web").await.unwrap();
     let gone = task::endpoint(&docker, "api-2").await.unwrap();
-    // As long as an app that needs half a minute to finish its work.
+    // The load plays an app that needs nearly half a minute to finish its work.
     let load = Load::start(&docker, "web", Options { shutdown_delay: "25s", ..LOAD }).await.unwrap();
-    assert!(watch.flowing().await, "requests go out of web");
+    assert!(watch.flowing().await, "web sends requests");
     let meanwhile = async {
-        // An agent that got TERM with the app would have closed its connection to Envoy by then.
+        // By then, an agent that had got TERM together with the app would have closed its connection to Envoy.
         eventually("web's app has ended", BOUND, async || {
             let app = docker::task(&docker, "web").await.unwrap()["app"].state.clone().unwrap();
             if app.running == Some(true) { Err("it runs".to_owned()) } else { Ok(()) }
@@ -170,7 +175,7 @@ async fn replaced_tasks_leave_nothing_in_consul() {
         assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{name}");
         assert!(report.sent > 0);
     }
-    // web is where the load is; it ends with the task, as the app does, after its delay.
+    // The load runs in web. Like the app, it ends some seconds after the task gets TERM.
     let load = Load::start(&docker, "web", Options { shutdown_delay: "6s", ..LOAD }).await.unwrap();
     let watch = Watch::start(&docker, "web").await.unwrap();
     assert!(watch.flowing().await);
@@ -180,7 +185,7 @@ async fn replaced_tasks_leave_nothing_in_consul() {
     assert_eq!((report.failed, &report.failures), (0, &Default::default()), "web");
     task::start(&docker, "web", &[]).await.unwrap();
 
-    // The servers compare the catalog with the members every minute. If that brings a node back, it is there afterwards.
+    // Every minute the servers compare the catalog with the cluster's members. The test waits for that, because it might bring a node back.
     docker.lend(Duration::from_secs(60)).await;
     let tasks = docker::tasks(&docker).await.unwrap();
     let running = tasks.values().filter(|task| task.running);

@@ -1,11 +1,11 @@
-//! Every bootstrap option in a real Envoy, and what a real Consul 1.8 does not know.
+//! A real Envoy loads every bootstrap option, and errors name the fields that a real Consul 1.8 does not know.
 
 use mesh_tests::consul::{Agent, certificates};
 use serde_json::{Value, json};
 
 use super::mesh_init::{Task, answering};
 
-/// A bootstrap of the user's own, as one adapts Consul's.
+/// A template that a user has made from Consul's own bootstrap template.
 const TEMPLATE: &str = r#"{
   "admin": {
     {{- if .AdminAccessLogConfig }}
@@ -46,7 +46,7 @@ const TEMPLATE: &str = r#"{
   }
 }"#;
 
-/// The user's own JSON, all at once.
+/// Every option with JSON of the user's own, in one configuration.
 fn own_json() -> Value {
     let cluster = |name: &str| {
         let endpoint = json!({ "address": { "socket_address": { "address": "127.0.0.1", "port_value": 9411 } } });
@@ -87,7 +87,7 @@ async fn envoy_loads_a_bootstrap_with_every_option() {
     }
     let authorities = authorities.path().to_str().unwrap();
     let agent = Agent::start().await;
-    // The real agent's Consul has no access logs yet: this one gives the same answer to everything.
+    // Consul 1.8 has no access logs. So this server plays a newer agent, and gives the same answer to every request.
     let newer = |config: &Value| {
         answering(
             &json!({
@@ -124,7 +124,7 @@ async fn envoy_loads_a_bootstrap_with_every_option() {
         variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
     };
     let address = |address: &'static str| ("CONSUL_GRPC_ADDR", address);
-    // The case's name, the agent, the proxy's configuration, more variables, and a text that the bootstrap then has.
+    // The case's name, the agent, the proxy's configuration, more variables, and a text that the bootstrap must contain.
     let cases = [
         ("own JSON", &agent.http, &own_json(), vec![], r#""collector_cluster":"b""#),
         (
@@ -229,7 +229,7 @@ async fn unknown_field_error_names_the_consul_that_knows_it() {
             check.as_object_mut().unwrap().remove("tcp");
         }
         check[field] = value;
-        // The schema takes either checks or containers to sync.
+        // A document may have either checks or containers to sync, but not both.
         task.document["healthSyncContainers"] = json!([]);
         task.document["service"]["checks"] = json!([check]);
         task
@@ -255,9 +255,9 @@ async fn unknown_field_error_names_the_consul_that_knows_it() {
         (service("namespace"), "Namespace", namespaces),
         (service("partition"), "Partition", enterprise),
         (upstream("destinationPartition"), "DestinationPartition", enterprise),
-        // This Consul takes the field and knows no namespaces.
+        // Consul 1.8 without Enterprise accepts this field, but has no namespaces.
         (upstream("destinationNamespace"), "DestinationNamespace", namespaces),
-        // It refuses the one parameter, and lets the other pass.
+        // Consul 1.8 refuses the query parameter `ns`, and ignores `partition`.
         (variable("CONSUL_NAMESPACE"), "Namespace", namespaces),
         (variable("CONSUL_PARTITION"), "Partition", enterprise),
     ];

@@ -132,7 +132,7 @@ async fn blocking_query_returns_when_the_service_changes() {
 }
 
 #[tokio::test]
-async fn config_entries_and_intentions_are_written_read_and_removed() {
+async fn entries_and_intentions_are_written_read_and_removed() {
     let agent = Agent::start().await;
     let client = client(&agent, "");
     let entry = json!({ "Kind": "service-defaults", "Name": "api", "Protocol": "http" });
@@ -231,7 +231,7 @@ async fn server_that_is_no_agent_gives_a_typed_error() {
 }
 
 #[tokio::test]
-async fn at_start_unknown_token_is_retried_wrong_request_is_not() {
+async fn at_start_only_an_unknown_token_is_retried() {
     let agent = Agent::start_with_acls().await;
     let secret = "22222222-3333-4444-5555-666666666666";
     let task = client(&agent, secret);
@@ -303,7 +303,7 @@ async fn tokens_and_policies_are_created_changed_and_removed() {
 }
 
 #[tokio::test]
-async fn keys_are_written_in_one_transaction_and_read_by_prefix() {
+async fn keys_are_written_at_once_and_read_by_prefix() {
     let agent = Agent::start().await;
     let client = client(&agent, "");
     let write = |key: &str, value: Option<&str>| KeyWrite { key: key.to_owned(), value: value.map(str::to_owned) };

@@ -1,5 +1,5 @@
-//! The configuration document from end to end: every field that Consul 1.8.7 knows shows in a real agent, and what
-//! `mesh-init validate` says. Each field in the request's body is a test of mesh-config.
+//! The configuration document from end to end. A real agent shows every field that Consul 1.8.7 knows, and `mesh-init validate` reports
+//! errors. The tests of mesh-config check each field of the requests.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -110,7 +110,7 @@ async fn every_field_of_a_gateway_shows_in_the_agent() {
     let networks = json!([{ "NetworkMode": "awsvpc", "IPv4Addresses": ["127.0.0.3"] }]);
     let metadata = Metadata::start("family", json!([{ "Name": "sidecar-proxy", "Networks": networks }]));
     let volume = tempfile::tempdir().unwrap();
-    // There, and not at the task's address.
+    // The check must dial the gateway's own address, so only that address has a listener.
     let listener = TcpListener::bind("127.0.0.2:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let gateway = json!({
@@ -162,13 +162,13 @@ async fn validate_prints_each_error_or_the_registration() {
     assert!(told.stderr.contains("error: service.port: expected an integer, got \"80\"\n"));
     assert!(told.stderr.contains(" [port-once]\n"), "{}", told.stderr);
 
-    // mesh-init itself warns in its log, and has the errors in one line.
+    // Without `validate`, mesh-init logs each warning and prints all errors on one line.
     let mut mesh_init = Command::new(binary("mesh-init"));
     let told = run(mesh_init.env_clear().env("CONSUL_ECS_CONFIG_JSON", wrong), BOUND).await;
     assert_eq!((told.code, told.stderr.lines().count()), (1, 2), "{}", told.stderr);
     assert!(told.stderr.contains(" WARN CONSUL_ECS_CONFIG_JSON: service.adress: "), "{}", told.stderr);
 
-    // No volume, no metadata and no agent is there.
+    // `validate` needs no volume, no metadata and no agent.
     let right = r#"{"bootstrapDir": "/nowhere", "service": {"name": "web", "port": 8080, "adress": 1},
         "proxy": {"upstreams": [{"destinationName": "api", "localBindPort": 1}]}}"#;
     let told = validate(&[], Some(right)).await;

@@ -1,5 +1,5 @@
-//! The three kinds of gateway, as mesh-init registers them and writes their bootstraps: behind a real Consul 1.8.7 under
-//! xds-bridge, with the bootstrap in a real Envoy, and with traffic through it.
+//! The three kinds of gateway, as mesh-init registers them and writes their bootstraps. The tests run a real Consul 1.8.7 under xds-bridge
+//! and a real Envoy with the bootstrap, and send traffic through it.
 
 use std::process::Command;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use crate::xds_bridge::{BOUND, Bridge, Envoy, app, ask, callee, caller};
 
-/// A gateway's task after mesh-init.
+/// The task of a gateway, after mesh-init has registered it.
 struct Gateway {
     port: u16,
     document: Value,
@@ -58,9 +58,9 @@ async fn get(bridge: &Bridge, path: &str) -> Value {
     http::get_json(&format!("http://127.0.0.1:{}{path}", bridge.http)).await.unwrap()
 }
 
-/// Waits until the gateway's one check, of its listener, passes.
+/// Waits until the gateway's only check passes, which connects to its listener.
 async fn passes(bridge: &Bridge) {
-    eventually("the gateway's listener is dialled", BOUND, async || {
+    eventually("the check of the gateway's listener passes", BOUND, async || {
         let checks = get(bridge, "/v1/health/checks/edge").await;
         match &checks.as_array().unwrap()[..] {
             [check] if check["Status"] == "passing" => Ok(()),
@@ -87,7 +87,7 @@ async fn each_kind_of_gateway_is_registered_with_its_bootstrap() {
         assert_eq!(bootstrap["static_resources"]["listeners"].is_array(), ready, "{kind}");
         let source = json!({ "tag_name": "consul.source.service", "fixed_value": "edge" });
         assert!(bootstrap["stats_config"]["stats_tags"].as_array().unwrap().contains(&source));
-        // One ID is of one kind.
+        // Consul refuses another kind for the same ID, so this gateway is deregistered first.
         bridge.call("PUT", "/v1/agent/service/deregister/edge-f1a2", &Value::Null).await;
     }
 }
@@ -111,11 +111,11 @@ async fn ingress_gateway_with_config_entry_lets_requests_in() {
     let ready = format!("http://127.0.0.1:{}/ready", gateway.port);
     eventually("Envoy says that it is ready", BOUND, async || http::get(&ready).await).await;
     let (status, _) = http::request("GET", &ready.replace("ready", "stats"), &[], "").await.unwrap();
-    assert_eq!(status, 404, "nothing else of the admin interface is shown");
-    let answer = eventually("a connection enters", BOUND, async || ask(tcp).await).await;
+    assert_eq!(status, 404, "this port serves nothing else of the admin interface");
+    let answer = eventually("a connection through the gateway is answered", BOUND, async || ask(tcp).await).await;
     assert_eq!(answer, "the app");
     let url = format!("http://127.0.0.1:{web}/");
-    let answer = eventually("a request enters", BOUND, async || http::get(&url).await).await;
+    let answer = eventually("a request through the gateway is answered", BOUND, async || http::get(&url).await).await;
     assert_eq!(answer, "over web");
 }
 
@@ -124,7 +124,7 @@ async fn terminating_gateway_reaches_a_linked_service() {
     let bridge = Bridge::start().await;
     let gateway = Gateway::registered(&bridge, "terminating-gateway").await;
     let envoy = gateway.envoy().await;
-    // Also without a link it listens, so that its check passes.
+    // The gateway listens even without a link, so its check passes.
     passes(&bridge).await;
 
     let (port, _app) = app("the legacy app").await;
@@ -138,34 +138,35 @@ async fn terminating_gateway_reaches_a_linked_service() {
     envoy.listener("default").await.unwrap();
 }
 
-/// A ClientHello of TLS 1.2, in which the server's certificate comes in the clear.
+/// A ClientHello of TLS 1.2. In this version, the server sends its certificate unencrypted.
 fn client_hello(sni: &str) -> Vec<u8> {
     let with_length = |bytes: Vec<u8>| [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat();
     let extension = |number: u16, bytes: Vec<u8>| [&number.to_be_bytes()[..], &with_length(bytes)].concat();
     let extensions = [
         extension(0, with_length([&[0][..], &with_length(sni.into())].concat())),
-        // The curve P-256; its points uncompressed; ECDSA with SHA-256.
+        // The three extensions offer the curve P-256, uncompressed points, and ECDSA with SHA-256.
         extension(10, vec![0, 2, 0, 23]),
         extension(11, vec![1, 0]),
         extension(13, vec![0, 2, 4, 3]),
     ]
     .concat();
     let version = [3, 3];
-    // No session; ECDHE-ECDSA-AES128-GCM-SHA256; no compression.
+    // No session ID, one cipher suite (ECDHE-ECDSA-AES128-GCM-SHA256), no compression.
     let body = [&version[..], &[7; 32], &[0], &[0, 2, 0xc0, 0x2b], &[1, 0], &with_length(extensions)].concat();
     let length = u32::try_from(body.len()).unwrap().to_be_bytes();
     let handshake = [&[1][..], &length[1..], &body].concat();
     [&[22][..], &version, &with_length(handshake)].concat()
 }
 
-/// What a gateway answers to a client that asks for a name: the end of the handshake's first flight, or nothing.
+/// A gateway's answer to a client that asks for this server name. It ends with the server's certificate. It is empty if the gateway closes
+/// the connection.
 async fn hello(port: u16, sni: &str) -> Result<Vec<u8>, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
         stream.write_all(&client_hello(sni)).await?;
         let mut answer = vec![0; 16_384];
         let mut length = 0;
-        // The server's certificate names the service.
+        // The certificate contains the service's name, so this is the end.
         while !String::from_utf8_lossy(&answer[..length]).contains("/svc/") {
             match stream.read(&mut answer[length..]).await? {
                 0 => break,
@@ -188,7 +189,7 @@ async fn mesh_gateway_leads_to_the_named_service() {
     envoy.listener("default").await.unwrap();
 
     let (port, _app) = app("the app").await;
-    // The gateway leads to services, not to proxies of none.
+    // A mesh gateway sends requests only to proxies whose service is registered.
     bridge.register(&json!({ "ID": "a-1", "Name": "a", "Port": port })).await;
     let _callee = callee(&bridge, "a", port).await;
     let roots = get(&bridge, "/v1/connect/ca/roots").await;

@@ -1,5 +1,5 @@
-//! A task that has an IPv6 address alone, as in an IPv6-only subnet: loopback has both families, nothing else has IPv4. From the
-//! agent's configuration to the drain, with real Consuls, xds-bridge and a real Envoy, in its own network namespace.
+//! A task with only an IPv6 address, as in an IPv6-only subnet. The test runs in its own network namespace, in which only loopback has
+//! IPv4. It covers everything from the agent's configuration to the drain, with real Consuls, xds-bridge and a real Envoy.
 
 use std::net::{Ipv6Addr, TcpStream};
 use std::process::Command;
@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(60);
-/// Set for the run of the test inside of the namespace.
+/// This variable is set when the test runs again inside the namespace.
 const INSIDE: &str = "MESH_TESTS_IPV6_ONLY";
 const TASK: &str = "fd00::7";
 const NAMESPACE: &str = r#"ip link set lo up && ip -6 address add fd00::7/128 dev lo nodad && exec "$@""#;
@@ -33,7 +33,7 @@ async fn task_with_only_ipv6_joins_the_mesh_and_drains() {
     assert!(inside.stdout.contains("1 passed"), "{}", inside.stdout);
 }
 
-/// Containers of the task; all share its network.
+/// The task's containers, which share its network. `app` is the status of the app.
 fn containers(app: &str) -> Value {
     let networks = json!([{ "NetworkMode": "awsvpc", "IPv6Addresses": [TASK] }]);
     json!([

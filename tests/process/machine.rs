@@ -1,4 +1,4 @@
-//! What `cargo xtask` does on a machine that lacks programs. PATH has only the fakes of this file.
+//! What `cargo xtask` does on a machine that lacks programs. Its PATH has only the fake programs of this file.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,28 +16,28 @@ const BOUND: Duration = Duration::from_secs(60);
 /// A user other than root.
 const NOBODY: u32 = 65_534;
 
-/// Its engine answers while the file `up` is there.
+/// Docker's client. The engine answers it while the file `up` exists.
 const DOCKER: &str =
     "case $1 in version) if [ -e up ]; then echo 20; else echo 'is it running?' >&2; exit 1; fi;; *) exit 1; esac";
 const DOCKERD: &str = "echo up > up; while [ -e up ]; do /bin/sleep 0.1; done";
 const SYSTEMCTL: &str = "echo up > up";
-/// Pip is there with its package.
+/// Python, with pip once its package is installed.
 const PYTHON: &str = "if [ ! -e bin/pip ]; then echo 'No module named pip' >&2; exit 1; fi";
-/// Installs what lies in the package's folder.
+/// Writes its arguments to a log. Installs the files in a package's folder.
 const APT_GET: &str = "echo \"$*\" >> apt.log
     if [ $1 = install ]; then for package; do [ -d packages/$package ] && /bin/cp packages/$package/* bin/; done; fi; exit 0";
-/// Knows the packages that have a folder.
+/// Succeeds for a package that has a folder.
 const APT_CACHE: &str = "[ -d packages/$2 ]";
-/// Ends every command of xtask that comes so far.
+/// Writes its arguments to a log and fails, so xtask ends at its first call of cargo.
 const CARGO: &str = "echo \"$*\" >> cargo.log; exit 1";
 
-/// Held while an engine is started: its log is one of the source tree's.
+/// Held while a test starts an engine, because all engines write to the same log in the source tree.
 static STARTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 struct Machine(TempDir);
 
 impl Machine {
-    /// A machine with these programs, and others in packages, `package/program`. All run in its folder.
+    /// A machine with these programs. A program named `package/program` is only in that package. All programs run in the machine's folder.
     fn new(programs: &[(&str, &str)]) -> Self {
         let machine = Self(tempfile::tempdir().unwrap());
         fs::create_dir(machine.0.path().join("bin")).unwrap();
@@ -65,14 +65,14 @@ impl Machine {
         run(&mut command, BOUND).await
     }
 
-    /// What a program wrote down, line by line.
+    /// The lines in the log of a fake program.
     fn log(&self, name: &str) -> Vec<String> {
         let text = fs::read_to_string(self.0.path().join(name)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
     }
 }
 
-/// What CI begins with: Docker's client and nothing else.
+/// The machine at the start of a CI run: it has Docker's client, but not its engine, docker-compose or pip.
 fn fresh() -> Vec<(&'static str, &'static str)> {
     let there = [("docker", DOCKER), ("python3", PYTHON), ("systemctl", SYSTEMCTL), ("cargo", CARGO)];
     let apt = [("apt-get", APT_GET), ("apt-cache", APT_CACHE)];
@@ -80,7 +80,7 @@ fn fresh() -> Vec<(&'static str, &'static str)> {
     [&there[..], &apt, &packages].concat()
 }
 
-/// The lines that are neither the log's nor progress.
+/// The error lines on standard error, without log lines and progress.
 fn errors(finished: &Finished) -> Vec<&str> {
     finished.stderr.lines().filter(|line| line.starts_with("xtask: ")).collect()
 }

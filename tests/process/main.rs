@@ -1,4 +1,4 @@
-//! Our binaries beside a real Consul agent, a real Envoy, a real Docker engine and moto.
+//! Tests of our binaries with a real Consul agent, a real Envoy, a real Docker engine and moto.
 
 mod acl_controller;
 mod app_entrypoint;

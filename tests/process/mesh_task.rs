@@ -1,4 +1,4 @@
-//! What `mesh-task` prints is what AWS's own client takes, and what it says of documents that are wrong.
+//! AWS's own client accepts what `mesh-task` prints, and `mesh-task` reports every problem of a wrong document.
 
 use std::process::Command;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn mesh_task(arguments: &[&str], directory: &std::path::Path) -> Finished 
     run(Command::new(binary("mesh-task")).env_clear().args(arguments).current_dir(directory), BOUND).await
 }
 
-/// What botocore objects to.
+/// The problems that botocore finds in a task definition.
 async fn objections(definition: &str, directory: &std::path::Path) -> String {
     std::fs::write(directory.join("definition.json"), definition).unwrap();
     let mut command = Command::new("python3");
@@ -54,7 +54,7 @@ async fn botocore_accepts_the_rendered_definitions() {
     let login = json!({ "retryJoin": ["consul.internal"], "registry": "registry.example", "service": { "port": 8080 },
         "consulHTTPAddr": "https://consul.internal:8501", "consulLogin": { "enabled": true } });
     let plain = task.clone();
-    // All that is added at once.
+    // This task gets every addition that mesh-task can make.
     settings["logLevel"] = json!("DEBUG");
     settings["logConfiguration"] = json!({ "logDriver": "awsfirelens", "options": { "Name": "stdout" } });
     let router = json!({ "name": "log-router", "image": "registry.example/fluent-bit:3", "essential": true,
@@ -77,7 +77,7 @@ async fn botocore_accepts_the_rendered_definitions() {
         assert_eq!(checked.code, 1);
         assert!(checked.stdout.contains("containerDefinitions[sidecar-proxy]: not deployed\n"), "{}", checked.stdout);
     }
-    // It does object to what it doesn't know.
+    // botocore does find unknown fields and wrong types.
     let folder = folder(&[]);
     let wrong = json!({ "family": 1, "containerDefinitions": [{ "ofTomorrow": 1 }] }).to_string();
     let objections = objections(&wrong, folder.path()).await;

@@ -18,7 +18,7 @@ const BOUND: Duration = Duration::from_secs(60);
 async fn deleted_controller_token_is_replaced_in_its_secret() {
     let agent = Agent::start_with_acls().await;
     let moto = Moto::start().await;
-    // As an earlier run has left it; the agent was bootstrapped otherwise.
+    // An earlier run of setup would have stored the management token like this. Here the test itself bootstrapped the agent.
     let management = json!({ "accessor_id": "", "token": agent.management }).to_string();
     let create = ["create-secret", "--name", secrets::BOOTSTRAP_TOKEN, "--secret-string", &management];
     assert_eq!(moto.aws(&[&["secretsmanager"], &create[..]].concat()).await.code, 0);
@@ -45,7 +45,7 @@ async fn deleted_controller_token_is_replaced_in_its_secret() {
         assert!(!ended.stderr.contains(value.expose()));
         value
     };
-    // What Consul says of the token in the secret.
+    // Reads the entry of the secret's token, with the token itself.
     let itself = async |value| {
         let token = secrets::token_in(value).unwrap();
         let token = [("X-Consul-Token", token.expose())];

@@ -1,4 +1,5 @@
-//! What holds for any document: schema and named rules alone decide, and nothing that was accepted is lost.
+//! Properties of all documents. A document is accepted exactly if the schema and the rules accept it, and no field of an accepted document
+//! is lost.
 
 mod support;
 
@@ -9,7 +10,7 @@ use mesh_config::{Config, rules, schema};
 use proptest::test_runner::{Config as Cases, TestRunner};
 use serde_json::{Value, json};
 
-/// Holds `property` to many documents, of which at least a tenth each way is accepted and refused.
+/// Runs `property` on many documents. At least a tenth of them must be accepted, and at least a tenth refused.
 fn for_any_document(property: impl Fn(&Value) -> bool) {
     let cases = 3000;
     let accepted = Cell::new(0);
@@ -62,14 +63,14 @@ fn schema_accepts_what_the_consul_ecs_schema_accepts() {
     let path = std::path::Path::new(&reference).join("consul-ecs-config/schema-0.6.json");
     let mut theirs: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     theirs["$schema"] = json!("http://json-schema.org/draft-07/schema#");
-    // The schema has `expose` beside `properties`, where no validator reads it.
+    // consul-ecs's schema has `expose` beside `properties` by mistake, where validators ignore it.
     let expose = theirs["properties"]["proxy"]["expose"].take();
     theirs["properties"]["proxy"]["properties"]["expose"] = expose;
     let theirs = jsonschema::draft7::new(&theirs).unwrap();
     let ours = jsonschema::draft7::new(&schema::schema()).unwrap();
     for_any_document(|document| {
         let mut as_theirs = document.clone();
-        // Ours beyond it: two more kinds of gateway, and null in `expose` as in the rest of `proxy`.
+        // Our schema also accepts two more kinds of gateway, and null within `expose`.
         if let Some(kind @ ("ingress-gateway" | "terminating-gateway")) = document["gateway"]["kind"].as_str() {
             as_theirs["gateway"]["kind"] = kind.replace("ingress", "mesh").replace("terminating", "mesh").into();
         }

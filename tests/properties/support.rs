@@ -1,4 +1,4 @@
-//! Documents of any kind, made by the document's own description, and a document written from what was read.
+//! Makes random documents from the shape of the document, and writes a parsed document back as JSON.
 
 use mesh_config::shape::{Field, Kind, Shape};
 use mesh_config::{
@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Map, Value, json};
 
-/// Documents, about half of them with something that does not belong there.
+/// Random documents. About half of them have a wrong value, a missing field or an unknown field.
 pub fn documents() -> impl Strategy<Value = Value> {
     let changes = prop_oneof![Just(Vec::new()), vec((vec(any::<Index>(), 1..6), change()), 1..3)];
     (object(&Shape::of_document()), changes).prop_map(|(mut document, changes)| {
@@ -59,7 +59,7 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// Goes down the way as far as it leads and makes the change there.
+/// Follows the way into the document as far as possible, and makes the change there.
 fn make(value: &mut Value, way: &[Index], change: &Change) {
     let (step, rest) = way.split_first().expect("not empty");
     match value {
@@ -103,7 +103,8 @@ fn field(field: &Field) -> BoxedStrategy<Option<(String, Value)>> {
         return value.boxed();
     }
     let null = field.nullable.then(|| (field.name.to_owned(), Value::Null));
-    // `service` and `gateway` alone are neither required nor nullable among the objects: without both nothing is accepted.
+    // Only the objects `service` and `gateway` are neither required nor nullable. They are generated more often, because a document without
+    // both is refused.
     let there = if matches!(field.kind, Kind::Object(_) | Kind::Objects(_)) && !field.nullable { 6 } else { 3 };
     prop_oneof![there => value, 3 => Just(None), 1 => Just(null)].boxed()
 }
@@ -149,7 +150,7 @@ fn anything() -> impl Strategy<Value = Value> {
     leaf.prop_recursive(2, 8, 3, |inner| prop_oneof![vec(inner.clone(), 0..3).prop_map(Value::from), map(inner)])
 }
 
-/// Removes nulls from an object and all that is in it.
+/// Removes all nulls from an object, at any depth.
 pub fn drop_nulls(fields: &mut Map<String, Value>) {
     fields.retain(|_, value| !value.is_null());
     for value in fields.values_mut() {
@@ -161,7 +162,7 @@ pub fn drop_nulls(fields: &mut Map<String, Value>) {
     }
 }
 
-/// The document without what says nothing: null, what is empty, defaults, fields that nothing reads.
+/// The document without fields that change nothing: null, empty values, defaults, and unknown fields.
 pub fn plain(document: &Value, shape: &Shape) -> Value {
     let fields = shape.fields.iter().filter_map(|field| {
         let value = match (&field.kind, document.get(field.name)?) {
@@ -185,7 +186,7 @@ pub fn plain(document: &Value, shape: &Shape) -> Value {
     Value::Object(fields.collect())
 }
 
-/// The document that says what was read. Each type is taken apart whole, so that a new field cannot be forgotten.
+/// Writes a parsed document as JSON. Each type is destructured completely, so the compiler reports a new field that is missing here.
 pub fn written(config: &Config) -> Value {
     let Config {
         bootstrap_dir,

@@ -1,4 +1,4 @@
-//! What each program uses while nothing happens. All sides are idle at the same time.
+//! What each program uses while nothing happens. The programs of all sides run at the same time.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,12 +18,12 @@ use crate::BOUND;
 use crate::table::Unit;
 use crate::usage::{Usage, resident, share};
 
-/// How many copies of health-sync are idle together.
+/// How many copies of health-sync run at the same time.
 pub const COPIES: usize = 50;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// After its start a program may still clean up.
+/// The measurement begins this long after the start, because a program may still have work then.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// An idle program of one side.
@@ -33,7 +33,7 @@ pub struct Idle {
     process: Process,
 }
 
-/// One copy of each program, for a minute.
+/// Measures one copy of each program for a minute.
 pub async fn one(agent: &Agent, sides: &[Side], in_mesh: &[Side], dataplane: Option<Idle>) -> Vec<Figure> {
     let (tasks, syncs) = synced(agent, in_mesh, "idle").await;
     let syncs = tasks.iter().zip(syncs).map(|(task, process)| (task.side.who, process));
@@ -77,7 +77,7 @@ pub async fn one(agent: &Agent, sides: &[Side], in_mesh: &[Side], dataplane: Opt
     figures.map(|(work, unit, values)| Figure { work, unit, floor: None, values }).collect()
 }
 
-/// Many copies of health-sync, for a minute. They belong to one task of each side.
+/// Measures many copies of health-sync for a minute. The copies of one side belong to the same task.
 pub async fn many(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     let (tasks, first) = synced(agent, sides, "copies").await;
     let mut copies = tasks.iter().zip(first).map(|(task, sync)| (task.side.who, vec![sync])).collect::<Vec<_>>();

@@ -1,6 +1,6 @@
-//! The same work done by consul-ecs and by ecs-mesh: `cargo xtask bench --peer DIR`.
+//! consul-ecs and ecs-mesh do the same work: `cargo xtask bench --peer DIR`.
 //!
-//! All sides work in the same run: they take turns, or they work at the same time. So the machine's other load is the same for all.
+//! All sides work in the same run, in turns or at the same time. So other load on the machine affects all of them.
 
 mod idle;
 mod react;
@@ -18,7 +18,7 @@ use self::task::Side;
 use crate::table::Unit;
 use crate::{megabytes, release_binary};
 
-/// Who does the work.
+/// The side that does the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
     Ours,
@@ -28,7 +28,7 @@ pub enum Who {
 }
 
 impl Who {
-    /// Its file in the peers' folder.
+    /// The file name of its program in the peers' folder.
     fn file(self) -> &'static str {
         match self {
             Self::Ours => "",

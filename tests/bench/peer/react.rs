@@ -26,12 +26,12 @@ const STOPS: u64 = 40;
 
 type Times = BTreeMap<Who, Vec<Duration>>;
 
-/// From a change in the metadata to the change of the check. The floor is one write of a check.
+/// The time from a change in the metadata to the change of the check. The floor is one write of a check.
 pub async fn to_health(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     let (tasks, syncs) = synced(agent, sides, "health").await;
     let mut times = Times::new();
     for number in 0..CHANGES {
-        // At different times between two requests for the metadata.
+        // The pauses differ, so that the changes come at different times between two requests for the metadata.
         sleep(Duration::from_millis(number * 370 % 1000)).await;
         let (health, status) = if number % 2 == 0 { ("UNHEALTHY", "critical") } else { ("HEALTHY", "passing") };
         let began = Instant::now();
@@ -51,7 +51,7 @@ pub async fn to_health(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     figures
 }
 
-/// From TERM to the critical check.
+/// The time from TERM to the critical check.
 pub async fn to_term(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     let mut times = Times::new();
     let mut floor = Duration::ZERO;
@@ -73,7 +73,7 @@ pub async fn to_term(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     vec![figure("median", 50), figure("slowest", 100)]
 }
 
-/// From the end of the last app in the metadata to the end of an entry point whose command ends with TERM at once.
+/// The time from the end of the last app in the metadata to the end of the entry point. Its command ends at once on TERM.
 pub async fn to_last_app(sides: &[Side]) -> Vec<Figure> {
     let mut times = Times::new();
     for number in 0..STOPS {
@@ -88,7 +88,8 @@ pub async fn to_last_app(sides: &[Side]) -> Vec<Figure> {
             entry_point.says("waiting for app", BOUND).await;
             entry_points.push(entry_point);
         }
-        // At different times between two requests for the metadata, of which consul-ecs makes one a second.
+        // The pauses differ, so that the changes come at different times between two requests for the metadata. consul-ecs sends one
+        // request a second.
         sleep(Duration::from_millis(number * 1000 / STOPS)).await;
         let began = Instant::now();
         tasks.iter().for_each(|task| task.set_app("STOPPED", "HEALTHY"));
@@ -130,7 +131,7 @@ pub async fn synced(agent: &Agent, sides: &[Side], family: &str) -> (Vec<Task>, 
     (tasks, syncs)
 }
 
-/// When the check of each task has this status, as the time since `began`.
+/// The time from `began` until the check of each task has this status.
 async fn reached(agent: &Agent, tasks: &[Task], status: &str, began: Instant) -> BTreeMap<Who, Duration> {
     let mut reached = BTreeMap::new();
     while reached.len() < tasks.len() {
@@ -151,7 +152,7 @@ fn record(times: &mut Times, reached: BTreeMap<Who, Duration>) {
     }
 }
 
-/// One write of the check, as health-sync makes it: the median of some.
+/// The time of one write of a check, as health-sync makes it: the median of some writes.
 async fn write_alone(agent: &Agent, task: &Task) -> Duration {
     let path = format!("/v1/agent/check/update/{}", task.check());
     let mut times = Vec::new();

@@ -11,17 +11,17 @@ use mesh_tests::consul::version;
 use super::Who;
 use crate::table::Unit;
 
-/// One work, and the figure of each side that did it.
+/// One kind of work, with the figure of each side that did it.
 #[derive(Debug)]
 pub struct Figure {
     pub work: String,
     pub unit: Unit,
-    /// The least value that is possible: what the same calls or the same program take alone.
+    /// The least possible value: what the same calls, or the same command, take alone.
     pub floor: Option<f64>,
     pub values: BTreeMap<Who, f64>,
 }
 
-/// The middle one of some durations.
+/// The median of some durations.
 pub fn median(durations: &[Duration]) -> Duration {
     rank(durations, 50)
 }
@@ -39,7 +39,7 @@ pub fn load() -> String {
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
-/// All of the report. `load` is the load before the measurements.
+/// The whole report. `load` is the machine's load before the measurements.
 pub fn draw(figures: &[Figure], found: &[Who], folder: &Path, load: &str, notes: &[String]) -> String {
     let mut text = format!(
         "{}. Consul {} runs on the same machine. Load {load} at the start, {} at the end.\n",
@@ -86,7 +86,7 @@ pub fn machine() -> String {
     format!("{} processors ({model})", models.len().max(1))
 }
 
-/// What a program says of its version.
+/// The version that a program prints.
 fn described(program: &Path) -> String {
     let argument = if program.ends_with(Who::Dataplane.file()) { "-version" } else { "version" };
     let output = Command::new(program).arg(argument).output();

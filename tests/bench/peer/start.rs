@@ -19,7 +19,7 @@ const STARTS: usize = 51;
 /// How often each mesh-init runs.
 const RUNS: usize = 21;
 
-/// From the start of an entry point until its command runs. The floor is the command without an entry point.
+/// The time from the start of an entry point until its command runs. The floor is the command without an entry point.
 pub async fn entry_points(sides: &[Side]) -> Vec<Figure> {
     let tasks = sides.iter().map(|side| Task::start(side, "starts")).collect::<Vec<_>>();
     let mut figures = Vec::new();
@@ -43,7 +43,7 @@ pub async fn entry_points(sides: &[Side]) -> Vec<Figure> {
     figures
 }
 
-/// A figure of times.
+/// A figure for these durations.
 pub fn milliseconds(
     work: String,
     floor: Option<Duration>,
@@ -54,7 +54,7 @@ pub fn milliseconds(
     Figure { work, unit: Unit::Milliseconds, floor: floor.map(shown), values }
 }
 
-/// From the start of the command until `date`, its last argument, says what time it is.
+/// The time from the start of the command until its last argument, `date`, prints the time of day.
 fn until_it_runs(command: &mut Command) -> Duration {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
     let began = now();
@@ -66,7 +66,8 @@ fn until_it_runs(command: &mut Command) -> Duration {
     Duration::from_nanos(nanoseconds).saturating_sub(began)
 }
 
-/// mesh-init from start to exit, and its requests. Each run registers a new task. The floor is the time of ecs-mesh's requests alone.
+/// The time of mesh-init from start to exit, and the number of its requests. Each run registers a new task. The floor is the time that the
+/// requests of ecs-mesh take alone.
 pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     let mut requests = BTreeMap::<Who, Vec<Sent>>::new();
     let recorded = sides.iter().map(|side| Task::start(side, "recorded")).collect::<Vec<_>>();

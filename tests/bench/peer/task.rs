@@ -35,13 +35,13 @@ impl Side {
             }
         };
         command.env_clear().env("PATH", format!("{}:/usr/bin:/bin", self.folder.display()));
-        // The command that stands for Envoy has no admin page, which ecs-mesh would ask for listeners again and again.
+        // The command in Envoy's place has no admin page. Without this setting, ecs-mesh would ask it for listeners again and again.
         command.env("ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", "0s");
         command
     }
 }
 
-/// A task of the family `family`. Its app is running and healthy, until something else is set.
+/// A task of the family `family`. At first, its app is running and healthy.
 pub struct Task {
     pub side: Side,
     pub family: String,
@@ -97,7 +97,7 @@ impl Task {
         );
     }
 
-    /// Takes the registration away, so that the next mesh-init makes it again.
+    /// Removes the registration, so that the next mesh-init registers the task again.
     pub async fn deregister(&self, agent: &Agent) {
         for id in [self.service(), self.proxy()] {
             if self.side.who == Who::ConsulEcs010 {

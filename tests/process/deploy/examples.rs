@@ -99,7 +99,7 @@ fn resolved(value: &Value, known: &Value) -> Value {
 }
 
 #[tokio::test]
-async fn cloudformation_s_web_has_the_containers_that_mesh_task_renders() {
+async fn cloudformation_web_equals_what_mesh_task_renders() {
     let path = workspace().join("deploy/cloudformation/web.yml");
     let template = parsed(&output(with_cfn_lint().args(["-c", AS_JSON]).arg(path)).await);
     let settings = example("web.mesh.json");

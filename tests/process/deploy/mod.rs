@@ -11,7 +11,7 @@ use mesh_tests::binary;
 use mesh_tests::process::run;
 use serde_json::Value;
 
-/// A plan takes some seconds of a core; other tests take the cores too.
+/// A plan needs some seconds of CPU time, and other tests use the CPUs at the same time.
 const BOUND: Duration = Duration::from_secs(300);
 
 /// A program's standard output; it must succeed.

@@ -217,14 +217,14 @@ async fn plan(modules: &Value, outputs: &Value) -> Value {
     parsed(&output(&mut terraform(folder.path(), &["show", "-json", "plan"])).await)
 }
 
-/// All resources of a planned module and of those below it.
+/// All resources of a planned module and of its child modules.
 fn resources(module: &Value) -> Vec<&Value> {
     let own = module["resources"].as_array().into_iter().flatten();
     let below = module["child_modules"].as_array().into_iter().flatten().flat_map(resources);
     own.chain(below).collect()
 }
 
-/// The values of a resource, by the end of its address.
+/// The values of a resource, by its address.
 fn values<'a>(plan: &'a Value, address: &str) -> &'a Value {
     let all = resources(&plan["planned_values"]["root_module"]);
     let found = all.into_iter().find(|resource| resource["address"] == address);
@@ -236,7 +236,7 @@ fn names(list: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn a_terraform_plan_has_the_containers_that_mesh_task_renders() {
+async fn a_terraform_plan_equals_what_mesh_task_renders() {
     let cases = cases();
     let (mut modules, mut outputs) = (Map::new(), Map::new());
     for case in &cases {
@@ -297,7 +297,7 @@ async fn a_terraform_plan_has_the_containers_that_mesh_task_renders() {
 }
 
 #[tokio::test]
-async fn the_modules_plan_services_and_roles_of_least_privilege() {
+async fn the_modules_plan_services_and_least_privileges() {
     let modules = json!({
         "controller": { "source": "./modules/acl-controller", "ecs_cluster_arn": CLUSTER, "name_prefix": "p",
             "consul_server_http_addr": "${module.server.http_addr}", "consul_server_ca_cert_arn": "${module.server.ca_cert_arn}",

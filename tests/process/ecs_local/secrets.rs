@@ -148,12 +148,12 @@ async fn final_error_is_one_line_without_the_secret() {
     create(&moto, "plain", "s3cr3t").await;
     let dir = tempfile::tempdir().unwrap();
     let ended = run(&mut secrets(&moto.url, dir.path(), &["T=plain:token"]), BOUND).await;
-    failed(&ended, 1, &dir, "T from plain: the secret is no JSON object, so it has no key token");
+    failed(&ended, 1, &dir, "T from plain: the secret is not a JSON object, so it has no key token");
     assert!(!ended.stderr.contains("s3cr3t"), "{}", ended.stderr);
     let rows: [(&[&str], i32, &str); 5] = [
         (&["T=plain", "T=other"], 1, "two secrets have the name T"),
         (&["T=arn:aws:ssm:eu-north-1:2:parameter/p"], 2, "is neither the ARN of a secret"),
-        (&["../T=plain"], 2, "is no variable's name"),
+        (&["../T=plain"], 2, "is not a name for a variable"),
         (&["T"], 2, "expected NAME=SECRET"),
         (&[], 2, "required arguments were not provided"),
     ];

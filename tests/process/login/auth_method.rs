@@ -30,10 +30,10 @@ async fn login_gives_a_token_and_the_task_end_removes_it() {
     let bootstrap = std::fs::read_to_string(task.volume.path().join("envoy-bootstrap.json")).unwrap();
     assert!(bootstrap.contains(&token));
 
-    // Run again, it leaves no old token behind; unless the token no longer works.
+    // A second run uses the same token, as long as it works.
     task.starts(&variables).await;
     assert_eq!((task.token(), logins(&agent).await.len()), (token.clone(), 1));
-    // Nor does a run that fails take it from the task that runs on it.
+    // A run that fails does not destroy a token of an earlier run, because the task may still use it.
     let without_agent = [("CONSUL_HTTP_ADDR", "http://127.0.0.1:1"), variables[1], ("MESH_INIT_TIMEOUT", "1s")];
     let failed = run(&mut task.command("mesh-init", &without_agent), BOUND).await;
     assert_eq!(failed.code, 1, "{}", failed.stderr);
@@ -49,13 +49,14 @@ async fn login_gives_a_token_and_the_task_end_removes_it() {
     sync.signal(Signal::TERM);
     assert_eq!(sync.exit_code(BOUND).await, 0);
     assert_eq!(logins(&agent).await, Vec::<Value>::new());
-    // The servers have what the agent handed on with the token, so that came before.
+    // The agent needs the token to send statuses to the servers. The servers have the critical statuses, so the token was destroyed after
+    // that.
     let checks = agent.call("GET", "/v1/health/checks/web", &Value::Null).await;
     let statuses = checks.as_array().unwrap().iter().map(|check| &check["Status"]).collect::<Vec<_>>();
     assert!(!statuses.is_empty() && statuses.iter().all(|status| *status == "critical"), "{checks}");
     assert!(!sync.output().contains(&task.token()));
 
-    // Somebody else may have taken it already.
+    // A token that is already gone is no error.
     let mut again = Process::spawn(&mut task.command("health-sync", &variables[..1]));
     again.says("syncing the health", BOUND).await;
     again.signal(Signal::TERM);
@@ -99,7 +100,7 @@ async fn agent_config_logs_in_and_health_sync_logs_out() {
     let service_token = agent.service_token("web").await;
     let with_token = [variables[1], ("CONSUL_HTTP_TOKEN", service_token.as_str())];
     task.starts(&with_token).await;
-    // The first of the servers takes requests and never answers.
+    // The first server in the list accepts requests and never answers.
     let hangs = TcpListener::bind("127.0.0.1:0").unwrap();
     task.document["consulHTTPAddr"] = format!("{},{}", hangs.local_addr().unwrap(), agent.http).into();
     let mut sync = Process::spawn(&mut task.command("health-sync", &with_token));
@@ -129,7 +130,7 @@ async fn failed_login_gives_one_line_and_leaves_no_token() {
     let mut wrong = Task::that_logs_in(&agent.http);
     wrong.document["consulLogin"]["method"] = "other".into();
     wrong.fails_with(&[agent_at, (bearer, &proof)], &[r#"there is no auth method "other" at http://127"#]).await;
-    // With the default method, which is AWS's and which this Consul can't have.
+    // The default auth method is of type aws-iam, which this Consul does not have.
     let mut aws = Task::that_logs_in(&agent.http);
     aws.document["consulLogin"] = json!({ "enabled": true, "includeEntity": false });
     let key = [agent_at, ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")];
@@ -141,12 +142,13 @@ async fn failed_login_gives_one_line_and_leaves_no_token() {
     authority.document["consulCACertFile"] = "/no/ca.pem".into();
     authority.fails_with(&[agent_at, (bearer, &proof)], &["servers", "cannot read /no/ca.pem"]).await;
 
-    // What fails after the login takes the token back: here the registration, at an agent that isn't there.
+    // If a later step fails, mesh-init destroys the new token. In the first case no agent answers, in the second one the registration is
+    // refused.
     let no_agent = format!("127.0.0.1:{}", free_port());
     task.fails_with(&[("CONSUL_HTTP_ADDR", &no_agent), (bearer, &proof)], &["not all servers know the token"]).await;
     let mut other = Task::that_logs_in(&agent.http);
     other.document["service"]["name"] = "other".into();
-    let denied = "cannot register other-f1a2: expected a token with the service identity other";
+    let denied = "cannot register other-f1a2 (expected a token with the service identity other)";
     other.fails_with(&[agent_at, (bearer, &proof)], &[denied, "Permission denied"]).await;
     assert_eq!(logins(&agent).await, Vec::<Value>::new());
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// ECS's endpoint for credentials and, at another path, a Consul that accepts every login.
+/// A server that plays both ECS's endpoint for credentials and a Consul that accepts every login.
 fn credentials_and_consul(credentials: Value, token: &str) -> Server {
     let login = login_answer(token);
     Server::start(move |request| match request.path() {
@@ -19,7 +19,7 @@ fn request_of(server: &Server, method: &str, path: &str) -> Request {
     found.unwrap_or_else(|| panic!("no {method} {path} in {requests:?}")).clone()
 }
 
-/// A signed request as the auth method finds it in a login.
+/// A signed request, as Consul's auth method reads it from a login.
 #[derive(Debug)]
 struct Signed {
     url: String,
@@ -28,7 +28,7 @@ struct Signed {
 }
 
 impl Signed {
-    /// The request to STS in a login's body.
+    /// The request to STS, from the body of a login.
     fn of_login(body: &str) -> Self {
         let login: Value = serde_json::from_str(body).unwrap();
         let token: Value = serde_json::from_str(login["BearerToken"].as_str().unwrap()).unwrap();
@@ -45,7 +45,7 @@ impl Signed {
         self.headers[name][0].as_str().unwrap_or_else(|| panic!("no {name} in {}", self.headers))
     }
 
-    /// The request to IAM in its header fields.
+    /// The request to IAM, from the header fields of the request to STS.
     fn entity(&self) -> Self {
         let field = |name: &str| self.header(&format!("X-Consul-Iam-Getentity-{name}"));
         assert_eq!(field("Method"), "POST");
@@ -53,7 +53,7 @@ impl Signed {
         Self { url: field("Url").to_owned(), headers, body: field("Body").to_owned() }
     }
 
-    /// Sends it to an endpoint in AWS's place, for the host that it was signed for, as Consul's servers do.
+    /// Sends the request to an endpoint that plays AWS, as Consul's servers do. The header field `Host` is the one that was signed.
     async fn answered_by(&self, endpoint: &str) -> (u16, String) {
         let host = self.url.split('/').nth(2).unwrap();
         let headers = self.headers.as_object().unwrap();
@@ -154,7 +154,7 @@ async fn credentials_come_from_the_endpoint_of_ecs() {
     let endpoint = format!("http://{}/credentials", servers.address);
     let variables = [variables[0], ("AWS_CONTAINER_CREDENTIALS_FULL_URI", &endpoint)];
     let task = Task::that_logs_in(&servers.address);
-    // Without the path, which is what the keys are handed out for.
+    // The error does not show the path, because everyone who knows it can get the keys.
     let line = format!("the AWS credentials from http://{} expired at 2020-01-01T00:00:00Z", servers.address);
     task.fails_with(&variables, &[&line]).await;
 }

@@ -1,5 +1,5 @@
-//! Ways into Consul: mutual TLS, a unix socket, and logins through an auth method, of mesh-init, its agent-config, and
-//! health-sync, which logs out.
+//! How mesh-init, agent-config and health-sync reach Consul: by mutual TLS, by a unix socket, and with a login through an auth method.
+//! health-sync also logs out.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -49,7 +49,7 @@ impl Task {
         Self { metadata: Metadata::start("web", app), volume, document }
     }
 
-    /// The same that logs in with [`METHOD`] at these servers.
+    /// A task that logs in with [`METHOD`] at these servers.
     fn that_logs_in(servers: &str) -> Self {
         let mut task = Self::new();
         task.document["consulHTTPAddr"] = servers.into();
@@ -74,7 +74,7 @@ impl Task {
         std::fs::read_to_string(self.volume.path().join("service-token")).unwrap()
     }
 
-    /// That mesh-init fails with one line that holds all of `texts`, and leaves nothing on the volume.
+    /// Checks that mesh-init fails with one line that contains all of `texts`, and leaves nothing on the volume.
     async fn fails_with(&self, variables: &[(&str, &str)], texts: &[&str]) {
         let mut command = self.command("mesh-init", variables);
         command.env("LOG_LEVEL", "error").env("MESH_INIT_TIMEOUT", "1s");
@@ -88,14 +88,14 @@ impl Task {
     }
 }
 
-/// Signs what a platform would say of a task, as Consul's jwt auth method takes it.
+/// A platform that signs the identity of a task as a JSON Web Token, for Consul's auth method of type `jwt`.
 struct Platform {
     key: EcdsaKeyPair,
     random: SystemRandom,
 }
 
 impl Platform {
-    /// With the auth method that trusts it and gives a service identity by the claim `service`.
+    /// Creates a platform, and in Consul an auth method that trusts it. The claim `service` decides the service identity of a token.
     async fn trusted_by(agent: &Agent, identity: &str) -> Self {
         let pair = KeyPair::generate().unwrap();
         let method = json!({
@@ -128,7 +128,7 @@ impl Platform {
     }
 }
 
-/// The tokens that logins have made.
+/// The tokens in Consul that logins have created.
 async fn logins(agent: &Agent) -> Vec<Value> {
     let tokens = agent.call("GET", "/v1/acl/tokens", &Value::Null).await;
     tokens.as_array().unwrap().iter().filter(|token| token["AuthMethod"] == METHOD).cloned().collect()

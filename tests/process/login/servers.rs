@@ -1,4 +1,4 @@
-//! Several Consul servers, and answers that get lost.
+//! Logins at several Consul servers, and logins whose answers are lost.
 
 use super::*;
 

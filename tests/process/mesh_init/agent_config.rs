@@ -48,7 +48,7 @@ async fn agent_joins_with_the_written_configuration() {
     assert_eq!(std::fs::metadata(&output).unwrap().permissions().mode() & 0o777, 0o640);
     let again = run(&mut agent_config(&task, &output, &data), BOUND).await;
     assert!(again.stderr.contains("is as it should be"), "{}", again.stderr);
-    // As ECS gives it, in a variable, it comes to the same.
+    // A token in a variable, as ECS injects it, gives the same file.
     let mut by_variable = agent_config(&task, &output, &data);
     by_variable.env_remove("CONSUL_CLIENT_TOKEN_FILE").env("CONSUL_CLIENT_TOKEN", &token);
     let by_variable = run(&mut by_variable, BOUND).await;
@@ -66,7 +66,7 @@ async fn agent_joins_with_the_written_configuration() {
     let mut consul = Command::new(part("consul"));
     consul.arg("agent").arg("-config-file").arg(&output).arg("-config-file").arg(&ports);
     let client = Process::spawn(&mut consul);
-    // At once: the agent refuses, then doesn't know its servers, then takes it.
+    // mesh-init runs at once. The agent is not up at first, then has no servers, then accepts the registration.
     task.starts().await;
     eventually("the catalog has the task on its own node", BOUND, async || {
         let instances = server.call("GET", "/v1/catalog/service/web", &Value::Null).await;
@@ -77,18 +77,22 @@ async fn agent_joins_with_the_written_configuration() {
     })
     .await;
 
-    // An agent that was killed and lost its data is the same node. Another one of its name would be refused while the servers take
-    // the first one to be alive.
+    // An agent that was killed and lost its data joins as the same node. The servers would refuse another node of the same name as long as
+    // they believe that the first one is alive.
     drop(client);
     std::fs::remove_dir_all(&data).unwrap();
     let _client = Process::spawn(&mut consul);
     let mut task = task;
     task.document["service"]["tags"] = json!(["green"]);
     task.starts().await;
-    eventually("the catalog has what the agent has without its data", Duration::from_secs(20), async || {
-        let instances = server.call("GET", "/v1/catalog/service/web", &Value::Null).await;
-        if instances[0]["ServiceTags"] == json!(["green"]) { Ok(()) } else { Err(instances.to_string()) }
-    })
+    eventually(
+        "the catalog has the registration of the agent that lost its data",
+        Duration::from_secs(20),
+        async || {
+            let instances = server.call("GET", "/v1/catalog/service/web", &Value::Null).await;
+            if instances[0]["ServiceTags"] == json!(["green"]) { Ok(()) } else { Err(instances.to_string()) }
+        },
+    )
     .await;
 }
 
@@ -117,7 +121,7 @@ async fn agent_with_a_ca_gets_its_certificate_from_the_servers() {
 
     let (http_port, grpc_port) = (free_port(), free_port());
     let other = json!({ "ports": { "http": http_port, "grpc": grpc_port, "serf_lan": free_port(), "dns": -1,
-        // Where a client asks for its certificate.
+        // The port of the servers' RPC, at which a client asks for its certificate.
         "server": ports["ServerPort"] } });
     std::fs::write(config_dir.join("ports.json"), other.to_string()).unwrap();
     let _client = Process::spawn(Command::new(part("consul")).arg("agent").arg("-config-dir").arg(&config_dir));

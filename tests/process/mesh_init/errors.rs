@@ -67,7 +67,7 @@ async fn refused_proxy_leaves_no_service_behind() {
     task.fails_with(&[], &["cannot register web-f1a2", "DestinationPartition", "Consul Enterprise 1.11"]).await;
     assert_eq!(agent.call("GET", "/v1/agent/services", &Value::Null).await, json!({}));
 
-    // An option that only the central configuration has is not known before the proxy is registered.
+    // mesh-init learns of an option in the central configuration only after it has registered the proxy.
     let defaults = json!({ "Kind": "proxy-defaults", "Name": "global", "Config": { "envoy_stats_bind_addr": "9102" } });
     agent.call("PUT", "/v1/config", &defaults).await;
     Task::new(&agent.http, &token).fails_with(&[], &["envoy_stats_bind_addr: expected <ip>:<port>"]).await;

@@ -1,5 +1,4 @@
-//! mesh-init against a real agent and a real Envoy: what it registers, that it may be repeated, and what it says when it
-//! cannot.
+//! mesh-init with a real agent and a real Envoy: what it registers, that a second run changes nothing, and its errors.
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -54,7 +53,7 @@ fn endless() -> Server {
     })
 }
 
-/// A task to be put into the mesh: its metadata, its volume and its variables.
+/// A task for mesh-init: its metadata, its volume, its document and its variables.
 pub(super) struct Task {
     /// The address of its metadata endpoint.
     metadata: String,
@@ -108,7 +107,7 @@ impl Task {
         self.loads_in_envoy_with("").await;
     }
 
-    /// `what` is what the message of a failure begins with.
+    /// Checks that Envoy accepts the bootstrap. The message of a failure begins with `what`.
     pub(super) async fn loads_in_envoy_with(&self, what: &str) {
         let mut envoy = Command::new(part("envoy"));
         envoy.args(["--mode", "validate", "--base-id", &free_port().to_string(), "--config-path"]);
@@ -116,7 +115,7 @@ impl Task {
         assert_eq!(validated.code, 0, "{what}: {}", validated.stderr);
     }
 
-    /// That it fails with one line on standard error which holds all of `texts`, and leaves nothing on the volume.
+    /// Checks that mesh-init fails with one line on standard error that contains all of `texts`, and leaves nothing on the volume.
     pub(super) async fn fails_with(&self, arguments: &[&str], texts: &[&str]) {
         let mut command = self.command();
         let finished = run(command.env("LOG_LEVEL", "error").args(arguments), BOUND).await;
@@ -130,8 +129,8 @@ impl Task {
     }
 }
 
-/// The services and checks as the catalog has them, once it has all that the agent has now: the agent hands its changes
-/// on together, so a change made later shows that those before it are there.
+/// The services and checks in the catalog, once the catalog has all changes that the agent has now. The agent sends its changes together.
+/// So this registers a marker service, and waits until the catalog has it.
 async fn catalog(agent: &Agent, marker: &str) -> Value {
     let registration = json!({ "ID": marker, "Name": marker });
     agent.call("PUT", "/v1/agent/service/register", &registration).await;

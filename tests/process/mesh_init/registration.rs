@@ -59,7 +59,7 @@ async fn second_run_changes_nothing() {
     task.starts().await;
     let set = json!({ "Status": "passing", "Output": "HEALTHY" });
     agent.call("PUT", "/v1/agent/check/update/web-f1a2-app-consul-ecs", &set).await;
-    // Consul runs the proxy's own two checks when it likes; they follow.
+    // Consul runs the proxy's two checks in its own time, so the test waits for them.
     eventually("all checks pass", BOUND, async || {
         let checks = agent.call("GET", "/v1/agent/checks", &Value::Null).await;
         let passing = checks.as_object().unwrap().values().all(|check| check["Status"] == "passing");
@@ -143,7 +143,7 @@ async fn agent_without_grpc_is_an_error() {
     let task = Task::new(&agent.http, "");
     task.fails_with(&[], &["the agent serves no gRPC, which Envoy needs: expected ports { grpc = 8502 }"]).await;
     assert_eq!(agent.call("GET", "/v1/agent/services", &Value::Null).await, json!({}));
-    // Where Envoy is given another agent, this one need not serve it.
+    // If `CONSUL_GRPC_ADDR` names another agent for Envoy, this agent needs no gRPC.
     task.with("CONSUL_GRPC_ADDR", "127.0.0.1:8502").starts().await;
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// The caller's and the callee's Envoy, with an app behind the callee's that answers; the port the caller is asked at.
+/// The Envoys of a caller and a callee, the caller's local port for the callee, and the app behind the callee's Envoy.
 async fn caller_and_callee(bridge: &Bridge) -> (Envoy, Envoy, u16, JoinHandle<()>) {
     let (app_port, app) = app("the app").await;
     let callee = callee(bridge, "a", app_port).await;
@@ -35,7 +35,7 @@ async fn intentions_authorise_inbound_connections() {
     }
 }
 
-/// Envoy's own patience is 200 ms, less than a busy agent now and then takes.
+/// By default, Envoy waits 200 ms for the authorisation. A busy agent sometimes needs longer.
 #[tokio::test]
 async fn connection_waits_for_a_slow_agent() {
     let bridge = Bridge::start().await;

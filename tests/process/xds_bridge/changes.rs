@@ -16,7 +16,7 @@ async fn one_changed_endpoint_sends_one_resource() {
     only_increased(&before, &envoy.updates().await, "cluster.b");
     let sent = bridge.sent(mark);
     assert!(matches!(&sent[..], [one] if one.starts_with("kind=endpoint resources=[\"b.")), "{sent:?}");
-    // With the time each was last updated.
+    // The dumps include the time of each resource's last update, so nothing else was updated.
     assert_eq!(envoy.dump("dynamic_active_clusters").await.unwrap(), clusters);
     assert_eq!(envoy.dump("dynamic_listeners").await.unwrap(), listeners);
 }
@@ -27,7 +27,7 @@ async fn unsubscribed_resource_is_not_sent() {
     let ports = [free_port(), free_port(), free_port()];
     bridge.instance("a", 1).await;
     bridge.instance("b", 2).await;
-    // Consul sends the endpoints of a cluster the user wrote, whether or not it takes them.
+    // Consul sends endpoints even for a user's own cluster that does not ask for endpoints.
     let own = |cluster: Value| upstream("b", ports[2], json!({"envoy_cluster_json": cluster.to_string()}));
     let eds = json!({"eds_config": {"ads": {}}});
     let discovers = json!({"name": "own", "type": "EDS", "connect_timeout": "5s", "eds_cluster_config": eds});
@@ -97,7 +97,7 @@ async fn refusal_is_logged_and_a_later_version_accepted() {
     for part in ["WARN", "node=\"web-proxy\"", "kind=listener", "no.such.filter"] {
         assert!(refusal.contains(part), "{part} in {refusal}");
     }
-    // The rest goes on.
+    // Other changes still reach Envoy.
     bridge.instance("a", 3).await;
     envoy.has_endpoints("a", &["127.9.0.1", "127.9.0.3"]).await;
 

@@ -1,4 +1,4 @@
-//! xds-bridge between a real Consul 1.8.7 and real Envoys: what Envoy then has, by its own account.
+//! xds-bridge between a real Consul 1.8.7 and real Envoys. Envoy's admin page shows what Envoy got.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,8 @@ mod changes;
 mod restarts;
 
 pub(super) const BOUND: Duration = Duration::from_secs(30);
-/// Envoy gives a cluster or listener that warms 15 s; what is there sooner did not wait for nothing.
+/// Envoy warms a cluster or listener for at most 15 s, then uses it without the missing resource. If it is active within this shorter time,
+/// nothing was missing.
 const BEFORE_ENVOY_GIVES_UP: Duration = Duration::from_secs(8);
 const TOKEN: &str = "5ec2e7-t0ken-of-the-pr0xy";
 
@@ -82,7 +83,7 @@ impl Bridge {
         Process::spawn(command.arg("agent").arg("-config-file").arg(file))
     }
 
-    /// Ends the bridge as an orchestrator does, and gives its exit code.
+    /// Ends the bridge with TERM, as ECS does, and returns its exit code.
     async fn stop(&mut self) -> i32 {
         self.process.signal(Signal::TERM);
         self.process.exit_code(BOUND).await
@@ -132,7 +133,7 @@ impl Bridge {
         .await;
     }
 
-    /// What the bridge has sent since its output was `from` bytes long: kind, resources, removed.
+    /// What the bridge has logged as sent, after the first `from` bytes of its output: kind, resources, removed.
     fn sent(&self, from: usize) -> Vec<String> {
         let output = self.process.output();
         let sent = output[from..].lines().filter_map(|line| line.split_once("sending node=\"web-proxy\" "));
@@ -155,7 +156,7 @@ fn upstream(service: &str, port: u16, config: Value) -> Value {
 }
 
 pub(super) struct Envoy {
-    /// Killed with it.
+    /// Kills Envoy when it is dropped.
     _process: Process,
     admin: String,
     _directory: TempDir,
@@ -169,7 +170,7 @@ impl Envoy {
         Self::with(&config, directory).await
     }
 
-    /// With a bootstrap, and a directory that goes with it.
+    /// Starts an Envoy with this bootstrap. It keeps `directory` until its end.
     pub(super) async fn with(config: &Path, directory: TempDir) -> Self {
         let admin = directory.path().join("admin");
         let mut command = Command::new(part("envoy"));
@@ -194,7 +195,7 @@ impl Envoy {
         Ok(configs.iter().flat_map(|config| config[entries].as_array().cloned().unwrap_or_default()).collect())
     }
 
-    /// Its cluster for a service; Consul's name for one begins with the service's.
+    /// Envoy's cluster for a service. Consul's name for the cluster begins with the name of the service.
     async fn cluster(&self, service: &str) -> Result<Value, String> {
         let clusters = self.dump("dynamic_active_clusters").await?;
         let prefix = format!("{service}.");
@@ -204,7 +205,7 @@ impl Envoy {
         found.cloned().ok_or_else(|| format!("no cluster {service} in {}", names(&clusters)))
     }
 
-    /// Its active listener for an upstream.
+    /// Envoy's active listener for an upstream.
     pub(super) async fn listener(&self, service: &str) -> Result<Value, String> {
         let listeners = self.dump("dynamic_listeners").await?;
         let prefix = format!("{service}:");
@@ -215,7 +216,7 @@ impl Envoy {
         active.cloned().ok_or_else(|| format!("no listener {service} in {}", names(&listeners)))
     }
 
-    /// The addresses it has for a service.
+    /// The addresses of the endpoints that Envoy has for a service.
     async fn endpoints(&self, service: &str) -> Result<Vec<String>, String> {
         let prefix = format!("{service}.");
         let configs = self.dump("dynamic_endpoint_configs").await?;
@@ -234,14 +235,14 @@ impl Envoy {
         text.trim().rsplit_once(": ").map_or(0, |(_, value)| value.parse().unwrap())
     }
 
-    /// How often it took an update, by what: its clusters and listeners as a whole, and each cluster's endpoints.
+    /// How many updates Envoy has accepted: of all clusters, of all listeners, and of each cluster's endpoints.
     async fn updates(&self) -> BTreeMap<String, u64> {
         let text = http::get(&format!("http://{}/stats?filter=update_success$", self.admin)).await.unwrap();
         let stats = text.lines().filter_map(|line| line.split_once(": "));
         stats.map(|(name, value)| (name.to_owned(), value.parse().unwrap())).collect()
     }
 
-    /// Waits until it has these endpoints of a service.
+    /// Waits until Envoy has exactly these endpoints for a service.
     async fn has_endpoints(&self, service: &str, expected: &[&str]) {
         eventually(&format!("Envoy has the endpoints of {service}"), BOUND, async || {
             let mut endpoints = self.endpoints(service).await?;
@@ -292,7 +293,7 @@ fn bootstrap(node: &str, agent: u16) -> Value {
     })
 }
 
-/// Two upstreams, `a` and `b`, with an instance each, settled in Envoy.
+/// An Envoy with two upstreams, `a` and `b`, that have one instance each. Returns when nothing is warming.
 async fn two_upstreams(bridge: &Bridge, agent: u16) -> (Envoy, [u16; 3]) {
     let ports = [free_port(), free_port(), free_port()];
     bridge.instance("a", 1).await;
@@ -313,7 +314,7 @@ fn only_increased(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>,
     assert!(matches!(increased[..], [(name, _)] if name.starts_with(prefix)), "{increased:?}");
 }
 
-/// Sends a line through the upstream and gives the app's answer.
+/// Sends a line to the local port of an upstream, and returns the app's answer.
 pub(super) async fn ask(port: u16) -> Result<String, String> {
     let exchange = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
@@ -343,7 +344,7 @@ pub(super) async fn app(answer: &'static str) -> (u16, JoinHandle<()>) {
     (port, app)
 }
 
-/// The Envoy of a service before an app.
+/// The Envoy of a service, in front of the service's app.
 pub(super) async fn callee(bridge: &Bridge, service: &str, app_port: u16) -> Envoy {
     let (id, port) = (format!("{service}-proxy"), free_port());
     let proxy = json!({"DestinationServiceName": service, "LocalServicePort": app_port});
@@ -355,7 +356,7 @@ pub(super) async fn callee(bridge: &Bridge, service: &str, app_port: u16) -> Env
     callee
 }
 
-/// The Envoy of `web`, which calls a service; the port it is asked at.
+/// The Envoy of `web`, and the local port on which it forwards connections to a service.
 pub(super) async fn caller(bridge: &Bridge, service: &str) -> (Envoy, u16) {
     let port = free_port();
     bridge.register(&web(free_port(), &[upstream(service, port, json!({}))])).await;

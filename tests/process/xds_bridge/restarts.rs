@@ -16,7 +16,7 @@ async fn reconnect_sends_only_changes() {
 
     relay.cut();
     eventually("Envoy is back", BOUND, async || if opened() > streams { Ok(()) } else { Err(String::new()) }).await;
-    // The change comes after whatever the reconnect may bring.
+    // Everything that the reconnect sends comes before this change.
     bridge.instance("b", 3).await;
     envoy.has_endpoints("b", &["127.9.0.2", "127.9.0.3"]).await;
 
