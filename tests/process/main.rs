@@ -2,6 +2,7 @@
 
 mod acl_controller;
 mod app_entrypoint;
+mod app_mesh;
 mod bootstrap;
 mod consul_api;
 mod deploy;
@@ -17,7 +18,9 @@ mod login;
 mod machine;
 mod mesh_init;
 mod mesh_task;
+mod migration;
 mod names_with_capitals;
+mod service_connect;
 mod setup;
 mod supervise;
 mod xds_bridge;

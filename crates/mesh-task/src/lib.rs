@@ -2,7 +2,9 @@
 //!
 //! [`render()`] adds the sidecars. [`policy()`] returns the statements that the task's two roles need. [`differences`] compares the deployed
 //! definition with the rendered one. [`Settings`] is the document that configures all this, and [`schema`] is its JSON schema.
+//! [`app_mesh`] converts the resources of AWS App Mesh into config entries of Consul.
 
+pub mod app_mesh;
 mod check;
 mod policy;
 mod problem;

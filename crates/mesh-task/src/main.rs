@@ -1,17 +1,17 @@
-//! The arguments of `mesh-task render` and `mesh-task policy`.
+//! The arguments of `mesh-task render`, `mesh-task policy` and `mesh-task app-mesh`.
 
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use mesh_task::{Document, Problems, differences, policy, render};
+use mesh_task::{Document, Problems, app_mesh, differences, policy, render};
 use serde_json::Value;
 use sidecar_kit::exit;
 
-/// Turns a plain task definition into that of a mesh task.
+/// Turns a plain task definition into that of a mesh task, and App Mesh's resources into config entries of Consul.
 ///
-/// Each error in the settings or the task definition is a line on standard error, with its path. Exit codes: 0 for success; 1 for an
+/// Each error in a document is a line on standard error, with its path. Exit codes: 0 for success; 1 for an
 /// error, or if the check found differences; 2 for a wrong command line.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-task", version)]
@@ -26,6 +26,17 @@ enum Command {
     Render(RenderArguments),
     /// Prints the policies that the task's execution role and its task role need for the sidecars.
     Policy(Documents),
+    /// Prints Consul's config entries for resources of AWS App Mesh, as a list in the order in which Consul accepts them. Each field that no
+    /// entry has is a line on standard error, with its path.
+    AppMesh(AppMeshArguments),
+}
+
+#[derive(Debug, Args)]
+struct AppMeshArguments {
+    /// The resources: inputs of App Mesh's `create-…` commands, outputs of its `describe-…` commands, or lists of these; - is standard
+    /// input.
+    #[arg(value_name = "FILE", required = true)]
+    files: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -54,7 +65,7 @@ enum Error {
     Read { path: PathBuf, source: io::Error },
     #[error("{} is not JSON", path.display())]
     NotJson { path: PathBuf, source: serde_json::Error },
-    #[error("both documents are -: expected at most one on standard input")]
+    #[error("two documents are -: expected at most one on standard input")]
     TwiceStandardInput,
     #[error("cannot write to standard output")]
     Write(#[source] io::Error),
@@ -65,6 +76,7 @@ fn main() -> ExitCode {
     let done = match &arguments.command {
         Command::Render(arguments) => run_render(arguments),
         Command::Policy(documents) => run_policy(documents),
+        Command::AppMesh(arguments) => run_app_mesh(arguments),
     };
     done.unwrap_or_else(|error| exit::fail("mesh-task", &exit::one_line(&error), exit::FAILURE))
 }
@@ -91,6 +103,24 @@ fn run_policy(documents: &Documents) -> Result<ExitCode, Error> {
     match policy(&settings, &task) {
         Ok(policy) => print(&policy),
         Err(problems) => Ok(documents.report(&problems)),
+    }
+}
+
+fn run_app_mesh(AppMeshArguments { files }: &AppMeshArguments) -> Result<ExitCode, Error> {
+    if files.iter().filter(|file| *file == Path::new("-")).count() > 1 {
+        return Err(Error::TwiceStandardInput);
+    }
+    let read = |file: &PathBuf| Ok((file.display().to_string(), json_of(file)?));
+    let documents = files.iter().map(read).collect::<Result<Vec<_>, Error>>()?;
+    match app_mesh::convert(&documents) {
+        Ok(converted) => {
+            converted.reports.iter().for_each(|line| eprintln!("{line}"));
+            print(&converted.entries.into())
+        }
+        Err(errors) => {
+            errors.iter().for_each(|line| eprintln!("error: {line}"));
+            Ok(ExitCode::FAILURE)
+        }
     }
 }
 
