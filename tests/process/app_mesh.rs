@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(60);
 
-/// Checks each resource of a file as botocore does before it sends the request, and prints what it objects to.
+/// Checks each resource of a file as botocore does before it sends a request, and prints the problems.
 const VALIDATE: &str = "\
 import json, sys
 from botocore.session import get_session
@@ -38,7 +38,7 @@ async fn objections(resources: &PathBuf) -> String {
     finished.stdout
 }
 
-/// What `mesh-task app-mesh` prints for a file.
+/// The output of `mesh-task app-mesh` for a file.
 async fn entries(resources: &PathBuf) -> Vec<Value> {
     let mut command = Command::new(binary("mesh-task"));
     let converted = run(command.env_clear().arg("app-mesh").arg(resources), BOUND).await;
@@ -67,7 +67,7 @@ async fn consul_routes_as_app_mesh_did() {
     let agent = Agent::start().await;
     let mut entries = entries(&example()).await;
     if !version().at_least(1, 9) {
-        // These Consuls have no such entries. The test below needs a later one.
+        // Consul before 1.9 has no such entries. The test below needs a later Consul.
         entries.retain(|entry| entry["Kind"] != "service-intentions");
     }
     write(&agent, &entries).await;
@@ -77,7 +77,7 @@ async fn consul_routes_as_app_mesh_did() {
     assert_eq!(chain["Protocol"], "http");
     let start = chain["StartNode"].as_str().unwrap();
     let routes = chain["Nodes"][start]["Routes"].as_array().unwrap();
-    // Consul adds its own last route, for requests that no other takes.
+    // Consul adds a last route of its own, for requests that no other route matches.
     assert_eq!(routes.len(), 3, "{routes:#?}");
     let testers = &routes[0]["Definition"];
     assert_eq!(testers["Match"]["HTTP"]["Header"], json!([{ "Name": "x-tester", "Exact": "yes" }]));

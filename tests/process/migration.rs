@@ -1,4 +1,4 @@
-//! The guide docs/migration.md, worked through with its example: a task of consul-ecs becomes a mesh task, and goes back.
+//! Follows the guide docs/migration.md with its example: a task of consul-ecs becomes a mesh task, and is moved back.
 
 use std::process::Command;
 use std::time::Duration;
@@ -44,7 +44,7 @@ async fn rendered() -> Value {
     serde_json::from_str(&rendered.stdout).unwrap()
 }
 
-/// What the agent has when the task has registered with this document: the service, its proxy and the checks.
+/// The service, its proxy and the checks at the agent, after the task has registered with this document.
 async fn registered(document: &Value) -> [Value; 3] {
     let agent = Agent::start().await;
     let containers = json!([{ "Name": "shop", "Health": { "status": "HEALTHY" } }]);
@@ -64,10 +64,10 @@ async fn registered(document: &Value) -> [Value; 3] {
 }
 
 #[tokio::test]
-async fn task_of_consul_ecs_becomes_a_mesh_task_of_the_same_names() {
+async fn task_of_consul_ecs_becomes_a_mesh_task() {
     let (old, new) = (example("task.json"), rendered().await);
     let old_document = document(container(&old, "consul-ecs-mesh-init"));
-    // The settings are the old document without bootstrapDir, and the fields of mesh-task.
+    // The settings are the old document without bootstrapDir, together with the fields of mesh-task.
     let settings = example("mesh.json");
     for (field, value) in old_document.as_object().unwrap() {
         assert!(field == "bootstrapDir" || settings[field] == *value, "{field}");
@@ -95,7 +95,7 @@ async fn task_of_consul_ecs_becomes_a_mesh_task_of_the_same_names() {
 }
 
 #[tokio::test]
-async fn both_task_definitions_register_the_same_on_the_way_there_and_back() {
+async fn both_task_definitions_register_the_same() {
     let old = document(container(&example("task.json"), "consul-ecs-mesh-init"));
     let new = document(container(&rendered().await, "mesh-init"));
     let [service, proxy, checks] = registered(&new).await;
@@ -109,7 +109,7 @@ async fn both_task_definitions_register_the_same_on_the_way_there_and_back() {
     let of_shop = &checks["shop-f1a2-shop-consul-ecs"];
     assert_eq!((&of_shop["Name"], &of_shop["Type"]), (&json!("consul ecs synced"), &json!("ttl")), "{checks:#}");
 
-    // Whoever goes back deploys the old task definition: its document gives the same.
+    // To move back, a team deploys the old task definition. Its document gives the same registration.
     let [old_service, old_proxy, old_checks] = registered(&old).await;
     let names = |checks: &Value| {
         let mut names: Vec<_> = checks.as_object().unwrap().keys().cloned().collect();

@@ -1,4 +1,4 @@
-//! The guide docs/service-connect.md, worked through with its example.
+//! Follows the guide docs/service-connect.md with its example.
 
 use std::process::Command;
 use std::time::Duration;

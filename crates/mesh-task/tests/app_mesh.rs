@@ -247,7 +247,7 @@ fn listener_of_a_node_becomes_its_defaults() {
     assert_eq!(places, expected, "{:#?}", converted.reports);
 }
 
-/// A gateway with a listener like this, and these gateway routes to the virtual service `s`.
+/// A virtual gateway with this listener, and with these gateway routes to the virtual service `s`.
 fn with_gateway(listener: Value, routes: &[Value]) -> Value {
     let mut all = routed("http", &[http(json!({}))]);
     let list = all.as_array_mut().unwrap();
@@ -297,7 +297,7 @@ fn gateway_routes_by_host_and_rewrites_prefixes() {
     };
     let pairs =
         |list: &[(&str, &str)]| list.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>();
-    // A route without a host is for all hosts. `/a/` is there, so that `/a/b` does not become `//b`.
+    // A route without a host is for all hosts. The entry for `/a/` prevents that `/a/b` becomes `//b`.
     let expected = [("/kept", ""), ("/old", "/new"), ("/a/", "/"), ("/a", "/")];
     assert_eq!(routes("edge-shop-example"), pairs(&expected));
     assert_eq!(routes("edge-s-example"), pairs(&[("/old", "/new"), ("/", "")]));
@@ -336,15 +336,17 @@ fn errors_of_the_input_are_one_line_each() {
     let mut wrong = routed("http", &[http(json!({}))]);
     wrong[4]["spec"]["httpRoute"]["action"]["weightedTargets"][0]["weight"] = json!("many");
     let line =
-        "route[r/route0].spec.httpRoute.action.weightedTargets[0].weight: expected a number from 0 on, got \"many\"";
+        "route[r/route0].spec.httpRoute.action.weightedTargets[0].weight: expected a number, 0 or more, got \"many\"";
     assert_eq!(errors(wrong), [line]);
 
     let clash = errors(json!([node("a.b", "http"), node("a-b", "http")]));
     assert_eq!(
         clash,
-        ["virtualNode[a.b]: its name in Consul is \"a-b\", as that of virtualNode[a-b]: rename one of the two"]
+        [
+            "virtualNode[a.b]: its name in Consul is \"a-b\", and virtualNode[a-b] has the same one: rename one of the two"
+        ]
     );
-    assert_eq!(errors(json!([node("a", "http"), node("a", "http")])), ["shop.json: virtualNode[a] is there twice"]);
+    assert_eq!(errors(json!([node("a", "http"), node("a", "http")])), ["shop.json: virtualNode[a] occurs twice"]);
     let mut of_two = node("b", "http");
     of_two["meshName"] = json!("other");
     let two = errors(json!([node("a", "http"), of_two]));
@@ -363,6 +365,6 @@ fn virtual_service_may_have_the_name_of_its_node() {
     let clash = errors(json!([node("a", "http"), node("b", "http"), other]));
     assert_eq!(
         clash,
-        ["virtualService[b]: its name in Consul is \"b\", as that of virtualNode[b]: rename one of the two"]
+        ["virtualService[b]: its name in Consul is \"b\", and virtualNode[b] has the same one: rename one of the two"]
     );
 }

@@ -1,6 +1,6 @@
 //! What to do about the fields that no config entry has.
 
-/// The ends of paths, without the numbers of lists, and the advice. The first that fits counts.
+/// For each kind of resource: the end of a path, without list indexes, and the advice for this field. The first row that fits is used.
 const ADVICE: &[(&str, &str, &str)] = &[
     ("mesh", "spec.egressFilter", "Consul's sidecars limit no outgoing calls of an app: use security groups"),
     ("mesh", "spec.serviceDiscovery", "Consul has no such preference: an agent advertises one address"),

@@ -19,7 +19,7 @@ const KINDS: [&str; 6] = [
 pub(super) struct Entries<'a> {
     log: &'a Log,
     list: BTreeMap<(usize, String), Map<String, Value>>,
-    /// What each name in Consul stands for.
+    /// For each name in Consul, the resource of App Mesh that has it.
     names: BTreeMap<String, String>,
     /// The callers of each service.
     callers: BTreeMap<String, BTreeSet<String>>,
@@ -30,10 +30,12 @@ impl<'a> Entries<'a> {
         Self { log, list: BTreeMap::new(), names: BTreeMap::new(), callers: BTreeMap::new() }
     }
 
-    /// Takes a name. Two resources with one name are an error.
+    /// Reserves a name in Consul for a resource. Reports an error if another resource has the name.
     pub(super) fn claim(&mut self, name: &str, of: &str) {
         if let Some(other) = self.names.get(name).filter(|other| *other != of) {
-            self.log.error(format!("{of}: its name in Consul is {name:?}, as that of {other}: rename one of the two"));
+            self.log.error(format!(
+                "{of}: its name in Consul is {name:?}, and {other} has the same one: rename one of the two"
+            ));
         }
         self.names.insert(name.to_owned(), of.to_owned());
     }

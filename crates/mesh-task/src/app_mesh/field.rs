@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::advice;
 
-/// What the conversion has to say: one line each, beginning with the path.
+/// The messages of the conversion, one line each. A line begins with the path.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     errors: RefCell<Vec<String>>,
@@ -39,7 +39,7 @@ impl Log {
 /// A resource of App Mesh.
 #[derive(Debug)]
 pub(super) struct Resource<'a> {
-    /// Its kind and name, such as `virtualNode[web]`: the begin of all its paths.
+    /// Its kind and name, such as `virtualNode[web]`. All paths in messages begin with it.
     id: String,
     value: &'a Value,
     read: RefCell<BTreeSet<String>>,
@@ -61,7 +61,7 @@ impl<'a> Resource<'a> {
         self.root().field("spec")
     }
 
-    /// Reports every field that was not read. Of a whole unread object there is one line.
+    /// Reports every field that was not read. If nothing in an object was read, the object gets one line.
     pub(super) fn report_unread(&self) {
         self.report_unread_in("", self.value);
     }
@@ -75,7 +75,7 @@ impl<'a> Resource<'a> {
             let begin = format!("{path}{end}");
             read.range(begin.clone()..).next().is_some_and(|found| found.starts_with(&begin))
         };
-        // Everything is in `spec`, so a line about it would say nothing.
+        // A line about the whole of `spec` would not help, so its fields are reported one by one.
         if !path.is_empty() && path != "spec" && !below('.') && !below('[') {
             let place = format!("{}.{path}", self.id);
             self.log.report(format!("{place}: {}", advice::of(&self.id, path)));
@@ -160,7 +160,7 @@ impl<'r> Field<'r> {
 
     /// The number of an optional field.
     pub(super) fn number(&self) -> Option<u64> {
-        self.read("a number from 0 on", Value::as_u64)
+        self.read("a number, 0 or more", Value::as_u64)
     }
 
     /// Whether an optional field is true.

@@ -14,16 +14,16 @@ use super::values::consul_name;
 /// A gateway route.
 struct GatewayRoute {
     order: (u64, std::cmp::Reverse<usize>),
-    /// The port of the listener, if the route is only for one.
+    /// The port of the only listener for which the route is; none if it is for all listeners.
     port: Option<u64>,
     host: Option<String>,
     criteria: Map<String, Value>,
-    /// The path, or its begin, that the service sees instead of the one that the route matches.
+    /// The path, or the prefix of the path, with which the service gets the request. It replaces what the route matches.
     rewrite: Option<String>,
     /// The virtual service.
     service: String,
     target: Target,
-    /// The place of the route, for messages.
+    /// The path of the route in the input, for messages.
     place: String,
 }
 
@@ -89,7 +89,7 @@ fn convert_gateway(gateway: &Resource<'_>, name: &str, routes: &[GatewayRoute], 
 fn has_tls(tls: &Field<'_>) -> bool {
     let mode = tls.field("mode");
     if mode.text() == Some("PERMISSIVE") {
-        mode.report("an ingress gateway of Consul has TLS or not, so this one accepts only TLS");
+        mode.report("Consul switches TLS on or off for a whole ingress gateway, so this one accepts only TLS");
     }
     if tls.is_there() && mode.text() != Some("DISABLED") {
         tls.report(
@@ -133,7 +133,8 @@ fn services(
     hosts.into_iter().map(entry).collect()
 }
 
-/// A `service-router` of a name of its own, for paths and headers. An ingress gateway itself distinguishes only host names.
+/// Adds a `service-router` that distinguishes paths and headers, and returns its name. An ingress gateway itself distinguishes only host
+/// names.
 fn router(
     gateway: &str,
     host: Option<&str>,
@@ -181,7 +182,7 @@ fn destination(route: &GatewayRoute, entries: &Entries<'_>) -> Option<Map<String
             None => "it has no route for all requests, so this gateway route is left out",
         };
         entries.report(&format!(
-            "{}: Consul looks at one router for a request, so it ignores the routes of {:?}: {rest}",
+            "{}: Consul uses one service-router for a request, so it ignores the routes of {:?}: {rest}",
             route.place, route.service
         ));
     }

@@ -85,7 +85,7 @@ impl<'a> Input<'a> {
             };
             all.insert(name, resource)
         };
-        replaced.map_or(Ok(()), |earlier| Err(format!("{} is there twice", earlier.root().place())))
+        replaced.map_or(Ok(()), |earlier| Err(format!("{} occurs twice", earlier.root().place())))
     }
 
     pub(super) fn resources(&self) -> impl Iterator<Item = &Resource<'a>> {

@@ -38,12 +38,12 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// Whether it takes every request.
+    /// Whether the route matches every request.
     pub(super) fn takes_all(&self) -> bool {
         takes_all(&self.criteria)
     }
 
-    /// As an element of `Routes`.
+    /// The route as an element of `Routes` in a `service-router`.
     pub(super) fn entry(&self) -> Value {
         json!({ "Match": { "HTTP": self.criteria }, "Destination": self.destination })
     }
@@ -54,7 +54,7 @@ pub(super) fn takes_all(criteria: &Map<String, Value>) -> bool {
     criteria.iter().all(|(name, value)| name == "PathPrefix" && value == "/")
 }
 
-/// The place of a route among others.
+/// A key by which routes are sorted, see [`Route::order`].
 pub(super) fn order(spec: &Field<'_>, criteria: &Map<String, Value>) -> (u64, std::cmp::Reverse<usize>) {
     let path = ["PathExact", "PathPrefix", "PathRegex"].iter().find_map(|name| criteria.get(*name)?.as_str());
     (spec.field("priority").number().unwrap_or(u64::MAX), std::cmp::Reverse(path.unwrap_or_default().len()))
@@ -132,7 +132,7 @@ fn weighted(input: &Input<'_>, targets: &Field<'_>, protocol: &str) -> Vec<(Stri
     weighted
 }
 
-/// A `service-splitter` of its own name. Returns the name.
+/// Adds a `service-splitter` with a name of its own, and returns the name.
 fn split(
     weighted: &[(String, u64)],
     targets: &Field<'_>,
@@ -196,8 +196,8 @@ fn retries(policy: &Field<'_>, destination: &mut Map<String, Value>) {
     }
 }
 
-/// The criteria of a `service-router`. None if Consul has no counterpart of one of them: without it, the route would take more requests.
-/// `port` is the port at which the requests arrive.
+/// The criteria for a `service-router`. None if Consul has no counterpart of one criterion, because without it the route would match more
+/// requests. `port` is the port at which the requests arrive.
 pub(super) fn criteria(given: &Field<'_>, port: Option<u64>) -> Option<Map<String, Value>> {
     if let Some(scheme) = given.get("scheme") {
         scheme.lost(LEFT_OUT);

@@ -12,7 +12,7 @@ use super::values::{consul_name, milliseconds};
 pub(super) enum Target {
     /// To one node.
     Node(String),
-    /// To where its routes lead.
+    /// To the targets of the virtual router's routes.
     Routes(Vec<Route>),
 }
 
