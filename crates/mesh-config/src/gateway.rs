@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_gateway_has_the_family_and_the_task_s_address() {
+    fn the_smallest_gateway_is_named_by_the_family() {
         for kind in ["mesh-gateway", "ingress-gateway", "terminating-gateway"] {
             let expected = json!([{
                 "Kind": kind, "ID": "Edge-f1a2", "Name": "Edge", "Port": 8443,
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gateway_wins_and_only_ingress_has_a_readiness_listener() {
+    fn only_an_ingress_gateway_has_a_readiness_listener() {
         let ready_at = |kind: &str, address: &str, task: &Task| {
             let document = json!({
                 "bootstrapDir": "/consul", "service": { "port": 80 },
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(ready("ingress-gateway", &v4()).as_deref(), Some("0.0.0.0:9443"));
         let v6 = task(&json!({ "NetworkMode": "awsvpc", "IPv6Addresses": ["fd00::1"] }));
         assert_eq!(ready("ingress-gateway", &v6).as_deref(), Some("[::]:9443"));
-        // On the family that the check dials.
+        // The listener has the IP version of the address that the check dials.
         for (address, task, any) in
             [("fd00::7", v4(), "[::]"), ("10.9.9.9", v6.clone(), "0.0.0.0"), ("gw.example.com", v6, "[::]")]
         {

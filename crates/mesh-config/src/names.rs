@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn sidecars_are_known_by_name_and_all_others_are_app() {
+    fn every_container_except_the_known_sidecars_is_an_app() {
         for name in ["consul-client", "consul-ecs-mesh-init", "ecs-service-connect-Xy12", "aws-guardduty-agent-a"] {
             assert!(is_sidecar(name), "{name}");
         }

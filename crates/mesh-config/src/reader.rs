@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::shape::{Field, Kind, Shape};
 
-/// One thing that is wrong with the document.
+/// One problem of the document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
     /// Where: `proxy.upstreams[1].localBindPort`.
@@ -18,7 +18,7 @@ pub struct FieldError {
     pub got: Option<String>,
     /// What would be valid.
     pub expected: String,
-    /// The rule that is broken; none if the schema is.
+    /// The broken rule. None if the document does not match the schema.
     pub rule: Option<&'static str>,
 }
 
@@ -387,7 +387,7 @@ impl<'a> FieldReader<'_, 'a> {
 
 /// An integer. In JSON schema, `80.0` is an integer too. A number that does not fit into an `i64` becomes the limit of `i64`, which
 /// every rule refuses.
-#[expect(clippy::cast_possible_truncation, reason = "saturates, as it is meant to")]
+#[expect(clippy::cast_possible_truncation, reason = "a number out of range becomes the limit")]
 pub(crate) fn whole_number(value: &Value) -> Option<i64> {
     value.as_i64().or_else(|| value.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as i64))
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use mesh_config::schema;
 
 #[test]
-fn the_documentation_is_that_of_the_code() {
+fn the_documentation_matches_the_code() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let schema = format!("{:#}\n", schema::schema());
     for (name, made) in [("config.schema.json", schema), ("config.md", schema::reference())] {

@@ -33,7 +33,7 @@ fn null_is_the_same_as_absent_if_the_schema_allows_it() {
 }
 
 #[test]
-fn all_errors_are_reported_with_path_value_and_expectation() {
+fn all_errors_have_their_path_value_and_expectation() {
     let text = r#"{
         "logLevel": "loud",
         "service": {"port": "80", "tags": ["a", 1, "a"], "name": "Web", "checks": [{"http": 5, "ttl": "1s", "tls": true}]},
@@ -68,7 +68,7 @@ fn all_errors_are_reported_with_path_value_and_expectation() {
 }
 
 #[test]
-fn an_unknown_field_warns_where_the_schema_lets_it_pass() {
+fn an_unknown_field_that_the_schema_allows_is_a_warning() {
     let text = r#"{"bootstrapDir": "/consul", "service": {"port": 1, "adress": "x"},
         "proxy": {"listenerPort": 1, "meshGateway": {"mode": "local", "more": 1}}}"#;
     let warnings = Config::parse(text).unwrap().warnings;
@@ -77,7 +77,7 @@ fn an_unknown_field_warns_where_the_schema_lets_it_pass() {
 }
 
 #[test]
-fn what_is_not_json_or_no_object_is_refused() {
+fn only_a_json_object_is_accepted() {
     let error = Config::parse("{").unwrap_err();
     assert_eq!(error.to_string(), "not JSON");
     assert!(std::error::Error::source(&error).is_some());
@@ -89,7 +89,7 @@ fn what_is_not_json_or_no_object_is_refused() {
 }
 
 #[test]
-fn what_may_be_a_credential_is_never_repeated() {
+fn no_error_repeats_a_possible_credential() {
     let text = r#"{"bootstrapDir": "/consul", "service": {"port": 1, "checks": [
         {"header": {"Authorization": "Bearer s3cr3t"}}, {"header": {"A": ["s3cr3t", 1]}}, {"body": {"pin": "s3cr3t"}},
         {"header": "s3cr3t"}]}, "proxy": {"config": "s3cr3t"}}"#;
@@ -153,7 +153,7 @@ fn broken(change: impl FnOnce(&mut Value)) -> Vec<&'static str> {
 }
 
 #[test]
-fn each_rule_is_held_by_its_name() {
+fn each_broken_rule_is_reported_by_its_name() {
     let none: [&str; 0] = [];
     assert_eq!(broken(|_| {}), none);
     let remove = |d: &mut Value, field: &str| drop(d.as_object_mut().unwrap().remove(field));
@@ -245,7 +245,7 @@ fn broken_by(proxy: Value) -> Vec<&'static str> {
 }
 
 #[test]
-fn listeners_are_told_apart_by_address_and_port() {
+fn two_listeners_must_differ_in_address_or_port() {
     let upstreams = |addresses: &[(&str, u16)]| {
         let upstream = |(address, port): &(&str, u16)| json!({ "destinationName": "a", "localBindAddress": address, "localBindPort": port });
         broken_by(json!({ "upstreams": addresses.iter().map(upstream).collect::<Vec<_>>() }))

@@ -110,7 +110,7 @@ fn every_field_of_a_gateway_shows_in_the_registration() {
 }
 
 #[test]
-fn every_integer_has_a_rule_that_refuses_what_does_not_fit() {
+fn each_integer_that_does_not_fit_breaks_a_rule() {
     let mut seen = 0;
     for (path, ..) in all_leaves().iter().filter(|(_, kind, _)| *kind == Kind::Integer) {
         for far in [json!(1e300), json!(-1e300), json!(i64::MAX), json!(70000), json!(-1)] {
