@@ -234,32 +234,11 @@ async fn unknown_field_error_names_the_consul_that_knows_it() {
         task.document["service"]["checks"] = json!([check]);
         task
     };
-    let service = |field: &str| {
-        let mut task = Task::new(&agent.http, "");
-        task.document["service"][field] = json!("a");
-        task
-    };
-    let upstream = |field: &str| {
-        let mut task = Task::new(&agent.http, "");
-        task.document["proxy"]["upstreams"][0][field] = json!("a");
-        task
-    };
-    let variable = |name: &'static str| Task::new(&agent.http, "").with(name, "a");
-    let enterprise = "admin partitions need Consul Enterprise 1.11 or later";
-    let namespaces = "namespaces need Consul Enterprise 1.7 or later";
     let cases = [
         (check("tlsServerName", json!("web")), "TLSServerName", "needs Consul 1.10 or later"),
         (check("h2ping", json!("127.0.0.1:1")), "H2PING", "h2ping checks need Consul 1.10 or later"),
         (check("h2pingUseTls", json!(false)), "H2PingUseTLS", "need Consul 1.11 or later"),
         (check("udp", json!("127.0.0.1:1")), "UDP", "UDP checks need Consul 1.13 or later"),
-        (service("namespace"), "Namespace", namespaces),
-        (service("partition"), "Partition", enterprise),
-        (upstream("destinationPartition"), "DestinationPartition", enterprise),
-        // Consul 1.8 without Enterprise accepts this field, but has no namespaces.
-        (upstream("destinationNamespace"), "DestinationNamespace", namespaces),
-        // Consul 1.8 refuses the query parameter `ns`, and ignores `partition`.
-        (variable("CONSUL_NAMESPACE"), "Namespace", namespaces),
-        (variable("CONSUL_PARTITION"), "Partition", enterprise),
     ];
     for (task, field, cure) in cases {
         let line = format!("cannot register web-f1a2: the agent's Consul does not know the field {field}: ");

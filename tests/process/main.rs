@@ -1,6 +1,7 @@
 //! Tests of our binaries with a real Consul agent, a real Envoy, a real Docker engine and moto.
 
 mod acl_controller;
+mod agent_restarts;
 mod app_entrypoint;
 mod app_mesh;
 mod bootstrap;
@@ -23,5 +24,6 @@ mod names_with_capitals;
 mod service_connect;
 mod setup;
 mod supervise;
+mod versions;
 mod xds_bridge;
 mod xtask;

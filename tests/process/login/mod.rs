@@ -26,6 +26,7 @@ use tempfile::TempDir;
 
 mod auth_method;
 mod aws;
+mod refused;
 mod servers;
 mod transport;
 

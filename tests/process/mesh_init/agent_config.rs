@@ -139,6 +139,49 @@ async fn agent_with_a_ca_gets_its_certificate_from_the_servers() {
 }
 
 #[tokio::test]
+async fn joined_agent_logs_no_deprecation() {
+    let directory = certificates().await;
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (authority, key) = (path("consul-agent-ca.pem"), "pUqJrVyVRj5jsiYEkM/tFQ==");
+    let tls = json!({
+        "ca_file": authority, "cert_file": path("dc1-server-consul-0.pem"), "key_file": path("dc1-server-consul-0-key.pem"),
+        "verify_incoming": false, "verify_outgoing": true,
+    });
+    let server = Agent::start_with_acls_and(json!({
+        "encrypt": key, "auto_encrypt": { "allow_tls": true },
+        "tls": { "defaults": tls, "internal_rpc": { "verify_incoming": true, "verify_server_hostname": true } },
+    }))
+    .await;
+    let ports = server.call("GET", "/v1/agent/self", &Value::Null).await["DebugConfig"].take();
+
+    let config_dir = directory.path().join("config");
+    std::fs::create_dir(&config_dir).unwrap();
+    let task = Task::new("", "")
+        .with("CONSUL_CACERT", &authority)
+        .with("CONSUL_DATACENTER", "dc1")
+        .with("CONSUL_GOSSIP_KEY", key)
+        .with("CONSUL_CLIENT_TOKEN", client_token(&server).await)
+        .with("CONSUL_RETRY_JOIN", format!("127.0.0.1:{}", ports["SerfPortLAN"]));
+    let mut for_a_current_consul = agent_config(&task, &config_dir.join("agent.json"), &directory.path().join("data"));
+    let written = run(for_a_current_consul.env_remove("MESH_INIT_CONSUL_VERSION"), BOUND).await;
+    assert_eq!(written.code, 0, "{}", written.stderr);
+    let other = json!({ "ports": { "http": free_port(), "grpc": free_port(), "serf_lan": free_port(), "dns": -1,
+        "server": ports["ServerPort"] } });
+    std::fs::write(config_dir.join("ports.json"), other.to_string()).unwrap();
+    let client = Process::spawn(Command::new(part("consul")).arg("agent").arg("-config-dir").arg(&config_dir));
+    // The agent warns before it joins.
+    eventually("the client has joined", BOUND, async || {
+        let node = server.call("GET", "/v1/health/node/Web-f1a2", &Value::Null).await;
+        if node[0]["Status"] == "passing" { Ok(()) } else { Err(format!("{node} {}", client.output())) }
+    })
+    .await;
+    let log = client.output();
+    assert!(log.contains("Web-f1a2"), "{log}");
+    let deprecated = |line: &&str| line.to_lowercase().contains("deprecat") || line.contains("skipping file");
+    assert_eq!(log.lines().filter(deprecated).collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[tokio::test]
 async fn failing_agent_config_gives_one_line_and_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let (output, data) = (directory.path().join("agent.json"), directory.path().join("data"));

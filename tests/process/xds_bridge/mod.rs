@@ -230,7 +230,7 @@ impl Envoy {
         Ok(endpoints.map(|endpoint| address(endpoint).trim_matches('"').to_owned()).collect())
     }
 
-    async fn stat(&self, name: &str) -> u64 {
+    pub(super) async fn stat(&self, name: &str) -> u64 {
         let text = http::get(&format!("http://{}/stats?filter=^{name}$", self.admin)).await.unwrap();
         text.trim().rsplit_once(": ").map_or(0, |(_, value)| value.parse().unwrap())
     }

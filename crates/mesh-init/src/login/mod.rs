@@ -99,8 +99,12 @@ pub enum LoginError {
 /// What to change if Consul's AWS IAM auth method refuses a login for good. Its servers answer 500 then, as they do if they
 /// cannot reach STS. Only the text tells the two apart.
 fn cure(body: &str) -> Option<&'static str> {
-    const CURES: [(&str, &str); 6] = [
+    const CURES: [(&str, &str); 7] = [
         ("is not trusted", "add its IAM role to the auth method's BoundIAMPrincipalARNs"),
+        (
+            "missing header \"X-Consul-IAM-GetEntity",
+            "set includeEntity (CONSUL_LOGIN_INCLUDE_ENTITY) to true, because the auth method has EnableIAMEntityDetails",
+        ),
         (
             "missing header \"",
             "set serverIdHeaderValue (CONSUL_LOGIN_SERVER_ID) to the auth method's ServerIDHeaderValue",
