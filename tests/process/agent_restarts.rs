@@ -77,11 +77,15 @@ impl Member {
         Self { agent, envoy: Envoy::with(&bootstrap, directory).await }
     }
 
-    /// How many streams its Envoy has opened to its agent, and how many clusters and listeners it has removed.
-    async fn streams_and_removed(&self) -> (u64, u64) {
-        let removed = self.envoy.stat("cluster_manager.cluster_removed").await
-            + self.envoy.stat("listener_manager.listener_removed").await;
-        (self.envoy.stat("cluster.local_agent.upstream_cx_total").await, removed)
+    /// How many clusters and listeners its Envoy has removed.
+    async fn removed(&self) -> u64 {
+        self.envoy.stat("cluster_manager.cluster_removed").await
+            + self.envoy.stat("listener_manager.listener_removed").await
+    }
+
+    /// How many changes of its clusters Envoy has taken from its agent.
+    async fn changes(&self) -> u64 {
+        self.envoy.stat("cluster_manager.cds.update_success").await
     }
 }
 
@@ -102,8 +106,16 @@ impl Mesh {
             let entry = json!({ "Kind": "service-defaults", "Name": service, "Protocol": "http" });
             server.call("PUT", "/v1/config", &entry).await;
         }
-        let allow = "/v1/connect/intentions/exact?source=web&destination=api";
-        server.call("PUT", allow, &json!({ "Action": "allow" })).await;
+        let allow = server.url("/v1/connect/intentions/exact?source=web&destination=api");
+        let token = [("X-Consul-Token", server.management.as_str())];
+        // A new cluster refuses intentions for a moment.
+        eventually("web may call api", BOUND, async || {
+            match http::request("PUT", &allow, &token, r#"{ "Action": "allow" }"#).await? {
+                (200, _) => Ok(()),
+                (status, body) => Err(format!("{status}: {body}")),
+            }
+        })
+        .await;
         let (mut api, mut apps) = (Vec::new(), Vec::new());
         for number in 1..=instances {
             let port = free_port();
@@ -142,26 +154,29 @@ impl Mesh {
         let mut load = Command::new(binary("demo-app"));
         load.args(["load", &self.upstream, "--json", "--rate", "200", "--fresh", "0.2", "--duration", "10m"]);
         let mut load = Process::spawn(&mut load);
-        let (streams, removed) = self.member(name).streams_and_removed().await;
+        let (changes, removed) = (self.member(name).changes().await, self.member(name).removed().await);
         let steady = Duration::from_secs(3);
         // The load is the subject here, so time must pass before the crash and after it.
         tokio::time::sleep(steady).await;
         self.member(name).agent.crashes_and_starts_again().await;
+        self.all_are_passing().await;
+        // A new connection brings a change of all proxies.
+        let config =
+            json!({ "Kind": "proxy-defaults", "Name": "global", "Config": { "local_connect_timeout_ms": 4321 } });
+        self.server.call("PUT", "/v1/config", &config).await;
         let member = self.member(name);
-        eventually("Envoy has a connection to its agent again", BOUND, async || {
-            let (now, _) = member.streams_and_removed().await;
-            if now > streams { Ok(()) } else { Err(format!("{now} connections")) }
+        eventually("Envoy has a change from the restarted agent", BOUND, async || {
+            let now = member.changes().await;
+            if now > changes { Ok(()) } else { Err(format!("{now} changes")) }
         })
         .await;
-        self.all_are_passing().await;
-        eventually("requests reach api", BOUND, async || http::get(&self.upstream).await).await;
         tokio::time::sleep(steady).await;
         load.signal(Signal::INT);
         load.exit_code(BOUND).await;
         let output = load.output();
         let report = output.lines().find_map(|line| serde_json::from_str::<Report>(line).ok());
         let report = report.unwrap_or_else(|| panic!("no report in {output}"));
-        let removed = self.member(name).streams_and_removed().await.1 - removed;
+        let removed = self.member(name).removed().await - removed;
         println!(
             "{} instances of api, the agent of {name} restarted: {} of {} requests failed; its Envoy removed {removed} resources",
             self.api.len(),
@@ -180,10 +195,12 @@ async fn restarted_agent_of_the_caller_fails_no_request() {
 }
 
 #[tokio::test]
-async fn restarted_agent_of_the_only_instance() {
+async fn restarted_agent_of_the_only_instance_fails_requests_only_while_its_checks_are_critical() {
     let mut mesh = Mesh::start(1).await;
     let report = mesh.load_while_the_agent_restarts("api").await;
-    assert_eq!((report.failed, &report.failures), (0, &Default::default()));
+    // An agent starts with critical checks. It may tell the servers so before it has dialled the proxy.
+    let others = report.failures.keys().filter(|failure| *failure != "status 503 no healthy upstream");
+    assert_eq!(others.collect::<Vec<_>>(), Vec::<&String>::new());
 }
 
 #[tokio::test]
