@@ -10,8 +10,8 @@ use mesh_tests::process::Process;
 use mesh_tests::{eventually, free_port, http};
 
 use crate::far_consul::FarConsul;
+use crate::release_binary;
 use crate::usage::resident;
-use crate::{BOUND, release_binary};
 
 /// The time by which each answer of Consul and AWS is delayed.
 pub const AWAY: Duration = Duration::from_millis(20);
@@ -87,8 +87,9 @@ pub struct Measured {
     pub calls: BTreeMap<String, usize>,
 }
 
-/// Runs the controller until every secret is filled, and then for this many cycles in which nothing is to do.
-pub async fn measure(size: Size, cycles: u64) -> Measured {
+/// Runs the controller until every secret is filled, and then for this many cycles in which nothing is to do. Nothing of it may take
+/// longer than `bound`.
+pub async fn measure(size: Size, cycles: u64, bound: Duration) -> Measured {
     let world = World::new(size).await;
     let listen = format!("127.0.0.1:{}", free_port());
     let mut command = Command::new(release_binary("acl-controller"));
@@ -99,7 +100,7 @@ pub async fn measure(size: Size, cycles: u64) -> Measured {
 
     let began = Instant::now();
     let controller = Process::spawn(&mut command);
-    eventually("every secret is filled", BOUND, async || {
+    eventually("every secret is filled", bound, async || {
         let empty = world.aws.texts().iter().filter(|text| *text == "{}").count();
         if empty == 0 { Ok(()) } else { Err(format!("{empty} are empty: {}", controller.output())) }
     })
@@ -108,14 +109,14 @@ pub async fn measure(size: Size, cycles: u64) -> Measured {
 
     // The next cycle may still read what the first one has written.
     let metrics = format!("http://{listen}/metrics");
-    let mut ended = cycle_ends(&metrics, 2).await;
+    let mut ended = cycle_ends(&metrics, 2, bound).await;
     let all = world.take_calls();
     assert_eq!(all["PUT /v1/acl/token"], world.size.services + 1, "each token is made once: {all:?}");
     let mut calls = BTreeMap::<String, usize>::new();
     let mut spent = [0.0; 2];
     for _ in 0..cycles {
         spent[0] = cycle_seconds(&metrics).await;
-        ended = cycle_ends(&metrics, ended + 1).await;
+        ended = cycle_ends(&metrics, ended + 1, bound).await;
         for (call, count) in world.take_calls() {
             let most = calls.entry(call).or_default();
             *most = count.max(*most);
@@ -134,8 +135,8 @@ async fn cycle_seconds(metrics: &str) -> f64 {
 }
 
 /// Waits until the controller has ended this many cycles. Then no cycle is under way, because the next one begins some seconds later.
-async fn cycle_ends(metrics: &str, number: u64) -> u64 {
-    let ended = eventually("a cycle ends", BOUND, async || {
+async fn cycle_ends(metrics: &str, number: u64, bound: Duration) -> u64 {
+    let ended = eventually("a cycle ends", bound, async || {
         let metrics = http::get(metrics).await?;
         let count = metrics.lines().find_map(|line| line.strip_prefix("acl_controller_cycle_seconds_count "));
         let count = count.and_then(|count| count.parse::<u64>().ok()).ok_or("no count")?;

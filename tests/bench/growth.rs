@@ -1,6 +1,5 @@
 //! How the work grows with upstreams, with services in the catalog, and with tasks: `cargo xtask bench --growth`.
 
-use std::fmt::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,31 +23,29 @@ const TASKS: [usize; 3] = [1_000, 10_000, 100_000];
 const RUNS: usize = 11;
 
 /// How many tasks of acl-controller's world run each service.
-const TASKS_A_SERVICE: usize = 10;
+const TASKS_A_SERVICE: usize = 2;
 
 /// How often acl-controller begins a cycle, in seconds.
 const INTERVAL: f64 = 10.0;
 
+/// 10,000 new services take minutes.
+const LONG: Duration = Duration::from_secs(900);
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// After this time, a new agent has sent the requests that belong to its start.
-const STARTED: Duration = Duration::from_secs(15);
+const STARTED: Duration = Duration::from_secs(20);
 
-/// Measures everything, and returns the tables in Markdown.
-pub async fn measure() -> String {
-    let mut text = format!("{}. Consul {}. Load {} at the start.\n", machine(), version(), load());
+/// Measures everything, and prints the tables in Markdown.
+pub async fn measure() {
+    println!("{}. Consul {}. Load {} at the start.", machine(), version(), load());
     eprintln!("measuring a task with {UPSTREAMS:?} upstreams …");
-    let tasks = upstreams(&mut text).await;
+    let tasks = upstreams().await;
     eprintln!("measuring mesh-init with {SERVICES:?} services in the catalog …");
-    services(&mut text).await;
+    services().await;
     eprintln!("measuring acl-controller, for some minutes …");
-    controller(&mut text).await;
-    extrapolate(&mut text, &tasks);
-    text
-}
-
-fn line(text: &mut String, line: &str) {
-    writeln!(text, "{line}").expect("a string takes all");
+    controller().await;
+    extrapolate(&tasks);
 }
 
 /// The cost of a task with a certain number of upstreams.
@@ -81,22 +78,24 @@ fn task() -> (Metadata, tempfile::TempDir) {
     (Metadata::start("shop", app), tempfile::tempdir().expect("a temporary directory can be made"))
 }
 
-/// The median time of mesh-init, each time for a task that is not registered.
+/// The median time of mesh-init, each time for a task that is not registered. At the end the task is not registered.
 async fn mesh_init(agent: &Agent, metadata: &Metadata, volume: &Path, upstreams: usize) -> Duration {
     let mut times = Vec::new();
     for _ in 0..RUNS {
-        for id in ["shop-f1a2", "shop-f1a2-sidecar-proxy"] {
-            // At the first run, nothing is registered yet.
-            let url = agent.url(&format!("/v1/agent/service/deregister/{id}"));
-            http::request("PUT", &url, &[], "").await.expect("the agent answers");
-        }
         let began = Instant::now();
-        let output = of_task("mesh-init", &agent.http, metadata, volume, upstreams).output();
+        register(agent, metadata, volume, upstreams);
         times.push(began.elapsed());
-        let output = output.expect("it can be started");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for id in ["shop-f1a2", "shop-f1a2-sidecar-proxy"] {
+            agent.call("PUT", &format!("/v1/agent/service/deregister/{id}"), &Value::Null).await;
+        }
     }
     median(&times)
+}
+
+/// Runs mesh-init once.
+fn register(agent: &Agent, metadata: &Metadata, volume: &Path, upstreams: usize) {
+    let output = of_task("mesh-init", &agent.http, metadata, volume, upstreams).output().expect("it can be started");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The task's own agent, as a client of the server.
@@ -117,56 +116,55 @@ async fn asked(agent: &Agent) -> f64 {
 }
 
 /// One task for each number of upstreams, all at the same time.
-async fn upstreams(text: &mut String) -> Vec<Cost> {
+async fn upstreams() -> Vec<Cost> {
     let serf = free_port();
     let server = Agent::start_with(&json!({ "ports": { "serf_lan": serf } })).await;
-    line(
-        text,
-        "\n| upstreams | mesh-init, median | bootstrap | requests to the agent, idle minute | the agent's requests to the servers: start | idle minute |",
+    println!(
+        "\n| upstreams | mesh-init, median | bootstrap | requests to the agent, idle minute | the agent's requests to the servers: start | idle minute |"
     );
-    line(text, "|--:|--:|--:|--:|--:|--:|");
+    println!("|--:|--:|--:|--:|--:|--:|");
     let mut tasks = Vec::new();
     for upstreams in UPSTREAMS {
         let agent = client_of(serf, upstreams).await;
         let (metadata, volume) = task();
-        let before = asked(&agent).await;
         let took = mesh_init(&agent, &metadata, volume.path(), upstreams).await;
-        tasks.push((upstreams, agent, metadata, volume, before, took));
+        tasks.push((upstreams, agent, metadata, volume, took));
     }
+    // Then the agents have ended the work for the tasks before.
+    sleep(STARTED).await;
     let mut syncs = Vec::new();
-    for (upstreams, agent, metadata, volume, ..) in &tasks {
+    for (upstreams, agent, metadata, volume, _) in &tasks {
+        let before = asked(agent).await;
+        register(agent, metadata, volume.path(), *upstreams);
         let recorder = Recorder::start(&agent.http);
         let sync = Process::spawn(&mut of_task("health-sync", &recorder.address, metadata, volume.path(), *upstreams));
         sync.says("check passing", BOUND).await;
-        syncs.push((sync, recorder));
+        syncs.push((sync, recorder, before));
     }
     sleep(STARTED).await;
     let mut before = Vec::new();
-    for ((_, agent, ..), (_, recorder)) in tasks.iter().zip(&syncs) {
+    for ((_, agent, ..), (_, recorder, _)) in tasks.iter().zip(&syncs) {
         before.push((asked(agent).await, recorder.requests().len()));
     }
     sleep(MINUTE).await;
     let mut costs = Vec::new();
-    for (((upstreams, agent, _, volume, at_first, took), (_, recorder)), (started, requests)) in
+    for (((upstreams, agent, _, volume, took), (_, recorder, at_first)), (started, requests)) in
         tasks.iter().zip(&syncs).zip(before)
     {
         let bootstrap = volume.path().join("envoy-bootstrap.json").metadata().expect("mesh-init wrote it").len();
         let cost = Cost {
             upstreams: *upstreams,
             requests: recorder.requests().len() - requests,
-            start: (started - at_first) / RUNS as f64,
+            start: started - at_first,
             minute: asked(agent).await - started,
         };
-        line(
-            text,
-            &format!(
-                "| {upstreams} | {:.1} ms | {:.1} kB | {} | {:.0} | {:.0} |",
-                took.as_secs_f64() * 1e3,
-                bootstrap as f64 / 1e3,
-                cost.requests,
-                cost.start,
-                cost.minute
-            ),
+        println!(
+            "| {upstreams} | {:.1} ms | {:.1} kB | {} | {:.0} | {:.0} |",
+            took.as_secs_f64() * 1e3,
+            bootstrap as f64 / 1e3,
+            cost.requests,
+            cost.start,
+            cost.minute
         );
         costs.push(cost);
     }
@@ -175,8 +173,8 @@ async fn upstreams(text: &mut String) -> Vec<Cost> {
 }
 
 /// Measures mesh-init with catalogs of different sizes.
-async fn services(text: &mut String) {
-    line(text, "\n| services in the catalog | mesh-init, median |\n|--:|--:|");
+async fn services() {
+    println!("\n| services in the catalog | mesh-init, median |\n|--:|--:|");
     let agent = Agent::start().await;
     let (metadata, volume) = task();
     let mut registered = 0;
@@ -196,20 +194,20 @@ async fn services(text: &mut String) {
             registered = end;
         }
         let took = mesh_init(&agent, &metadata, volume.path(), 1).await;
-        line(text, &format!("| {services} | {:.1} ms |", took.as_secs_f64() * 1e3));
+        println!("| {services} | {:.1} ms |", took.as_secs_f64() * 1e3);
     }
 }
 
 /// Measures acl-controller with different numbers of services and tasks.
-async fn controller(text: &mut String) {
-    line(
-        text,
-        "\n| services | tasks | acl-controller: all new services | resident | an idle cycle | its calls of ECS | of Secrets Manager | of Consul |",
+async fn controller() {
+    println!(
+        "\n| services | tasks | acl-controller: all new services | resident | an idle cycle | its calls of ECS | of Secrets Manager | of Consul |"
     );
-    line(text, "|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|--:|--:|--:|--:|--:|--:|--:|--:|");
     for services in SERVICES {
         let tasks = services * TASKS_A_SERVICE;
-        let Measured { first, resident, cycle, calls } = acl_controller::measure(Size { services, tasks }, 1).await;
+        let Measured { first, resident, cycle, calls } =
+            acl_controller::measure(Size { services, tasks }, 1, LONG).await;
         let sum = |names: &[&str]| {
             calls
                 .iter()
@@ -217,39 +215,32 @@ async fn controller(text: &mut String) {
                 .map(|(_, count)| count)
                 .sum::<usize>()
         };
-        line(
-            text,
-            &format!(
-                "| {services} | {tasks} | {:.1} s | {resident:.1} MB | {:.1} s | {} | {} | {} |",
-                first.as_secs_f64(),
-                cycle.as_secs_f64(),
-                sum(&["ListTasks", "DescribeTasks"]),
-                sum(&["ListSecrets", "GetSecretValue", "PutSecretValue"]),
-                sum(&["GET ", "PUT "])
-            ),
+        println!(
+            "| {services} | {tasks} | {:.1} s | {resident:.1} MB | {:.1} s | {} | {} | {} |",
+            first.as_secs_f64(),
+            cycle.as_secs_f64(),
+            sum(&["ListTasks", "DescribeTasks"]),
+            sum(&["ListSecrets", "GetSecretValue", "PutSecretValue"]),
+            sum(&["GET ", "PUT "])
         );
     }
 }
 
 /// The measured cost of one task, multiplied by the number of tasks.
-fn extrapolate(text: &mut String, costs: &[Cost]) {
-    line(
-        text,
-        "\n| tasks | agents in the gossip pool | requests to the agents, a second | requests to the servers, a second, idle | requests to the servers, all tasks new | acl-controller's calls of ECS, a second |",
+fn extrapolate(costs: &[Cost]) {
+    println!(
+        "\n| tasks | agents in the gossip pool | requests to the agents, a second | requests to the servers, a second, idle | requests to the servers, all tasks new | acl-controller's calls of ECS, a second |"
     );
-    line(text, "|--:|--:|--:|--:|--:|--:|");
+    println!("|--:|--:|--:|--:|--:|--:|");
     let Some(cost) = costs.iter().find(|cost| cost.upstreams == 10) else { return };
     for tasks in TASKS {
         let all = tasks as f64;
-        line(
-            text,
-            &format!(
-                "| {tasks} | {tasks} | {:.0} | {:.0} | {:.0} | {:.0} |",
-                all * cost.requests as f64 / 60.0,
-                all * cost.minute / 60.0,
-                all * cost.start,
-                2.0 * tasks.div_ceil(PAGE) as f64 / INTERVAL
-            ),
+        println!(
+            "| {tasks} | {tasks} | {:.0} | {:.0} | {:.0} | {:.0} |",
+            all * cost.requests as f64 / 60.0,
+            all * cost.minute / 60.0,
+            all * cost.start,
+            2.0 * tasks.div_ceil(PAGE) as f64 / INTERVAL
         );
     }
 }

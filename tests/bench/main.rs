@@ -52,7 +52,7 @@ async fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         ["--growth"] => {
-            print!("{}", growth::measure().await);
+            growth::measure().await;
             ExitCode::SUCCESS
         }
         _ => {
@@ -93,7 +93,7 @@ fn size(name: &str, budget: f64) -> Row {
 
 async fn acl_controller(floor: Duration) -> Vec<Row> {
     let Size { services, tasks } = SIZE;
-    let Measured { first, resident, mut calls, .. } = acl_controller::measure(SIZE, CYCLES).await;
+    let Measured { first, resident, mut calls, .. } = acl_controller::measure(SIZE, CYCLES, BOUND).await;
     let mut rows = vec![
         Row::new(
             format!("acl-controller: {services} new services among {tasks} tasks, calls {} ms away", AWAY.as_millis()),
