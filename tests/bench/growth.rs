@@ -43,9 +43,9 @@ pub async fn measure() {
     let tasks = upstreams().await;
     eprintln!("measuring mesh-init with {SERVICES:?} services in the catalog …");
     services().await;
+    extrapolate(&tasks);
     eprintln!("measuring acl-controller, for some minutes …");
     controller().await;
-    extrapolate(&tasks);
 }
 
 /// The cost of a task with a certain number of upstreams.

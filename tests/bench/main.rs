@@ -47,10 +47,16 @@ async fn main() -> ExitCode {
     let arguments = std::env::args().skip(1).collect::<Vec<_>>();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => budgets().await,
-        ["--peer", folder] => {
-            print!("{}", peer::measure(Path::new(folder)).await);
-            ExitCode::SUCCESS
-        }
+        ["--peer", folder] => match peer::measure(Path::new(folder)).await {
+            Ok(report) => {
+                print!("{report}");
+                ExitCode::SUCCESS
+            }
+            Err(failed) => {
+                eprintln!("bench: {failed}");
+                ExitCode::FAILURE
+            }
+        },
         ["--growth"] => {
             growth::measure().await;
             ExitCode::SUCCESS

@@ -5,9 +5,12 @@ use std::process::Command;
 
 use sidecar_kit::exit::one_line;
 
-/// The files that the folder may have, and the command by which each says its version.
-const PEERS: [(&str, &str); 3] =
-    [("consul-ecs-0.6", "version"), ("consul-ecs-0.10", "version"), ("consul-dataplane", "-version")];
+/// The files that the folder may have, the argument with which each prints its version, and a part of what it then prints.
+const PEERS: [(&str, &str, &str); 3] = [
+    ("consul-ecs-0.6", "version", "v0.6."),
+    ("consul-ecs-0.10", "version", "v0.10."),
+    ("consul-dataplane", "-version", "Dataplane"),
+];
 
 /// What consul-ecs 0.6's mesh-init runs.
 const CONSUL: &str = "consul";
@@ -19,8 +22,8 @@ pub enum PeersError {
     NoPeer(PathBuf),
     #[error("--peer {}: consul-ecs-0.6 needs `consul` in the same folder, because its mesh-init runs `consul connect envoy`", .0.display())]
     NoConsul(PathBuf),
-    #[error("--peer: `{} {argument}` failed: {reason}; expected a program for this machine", program.display())]
-    Broken { program: PathBuf, argument: &'static str, reason: String },
+    #[error("--peer: `{} {argument}` failed: {reason}; expected a program that prints {version:?}", program.display())]
+    Broken { program: PathBuf, argument: &'static str, reason: String, version: String },
 }
 
 /// A folder with at least one peer. Every program in it can be run.
@@ -37,35 +40,37 @@ impl Peers {
     pub fn find(folder: &Path) -> Result<Self, PeersError> {
         let no_peer = || PeersError::NoPeer(folder.to_owned());
         let full = folder.canonicalize().map_err(|_| no_peer())?;
-        let (found, missing): (Vec<_>, Vec<_>) = PEERS.into_iter().partition(|(name, _)| full.join(name).exists());
+        let (found, missing): (Vec<_>, Vec<_>) = PEERS.into_iter().partition(|(name, ..)| full.join(name).exists());
         if found.is_empty() {
             return Err(no_peer());
         }
-        for (name, argument) in &found {
-            check(full.join(name), argument)?;
+        for (name, argument, version) in &found {
+            check(full.join(name), argument, version)?;
             if *name == "consul-ecs-0.6" {
                 if !full.join(CONSUL).exists() {
                     return Err(PeersError::NoConsul(folder.to_owned()));
                 }
-                check(full.join(CONSUL), "version")?;
+                check(full.join(CONSUL), "version", "Consul")?;
             }
         }
-        Ok(Self { folder: full, missing: missing.into_iter().map(|(name, _)| name).collect() })
+        Ok(Self { folder: full, missing: missing.into_iter().map(|(name, ..)| name).collect() })
     }
 }
 
-/// Runs the program once.
-fn check(program: PathBuf, argument: &'static str) -> Result<(), PeersError> {
+/// Runs the program once. It must print `version`.
+fn check(program: PathBuf, argument: &'static str, version: &str) -> Result<(), PeersError> {
     let reason = match Command::new(&program).arg(argument).output() {
-        Ok(output) if output.status.success() => return Ok(()),
         Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it printed no reason").trim();
-            format!("{}, {last}", output.status)
+            let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            if output.status.success() && text.contains(version) {
+                return Ok(());
+            }
+            let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no output");
+            format!("{}, {}", output.status, last.trim())
         }
         Err(error) => one_line(&error),
     };
-    Err(PeersError::Broken { program, argument, reason })
+    Err(PeersError::Broken { program, argument, reason, version: version.to_owned() })
 }
 
 #[cfg(test)]
@@ -86,7 +91,7 @@ mod tests {
         folder
     }
 
-    const GOOD: &str = "#!/bin/sh\necho v1\n";
+    const GOOD: &str = "#!/bin/sh\necho v0.6.2 Consul Dataplane\n";
 
     fn error(folder: &Path) -> String {
         one_line(&Peers::find(folder).unwrap_err())
@@ -120,11 +125,16 @@ mod tests {
     #[test]
     fn a_program_that_does_not_run_is_named_with_the_reason() {
         let line = error(folder(&[("consul-ecs-0.10", "#!/bin/sh\necho >&2 'no such thing'\nexit 3\n")]).path());
-        assert!(line.contains("/consul-ecs-0.10 version` failed: exit status: 3, no such thing; expected"), "{line}");
+        assert!(line.contains("/consul-ecs-0.10 version` failed: exit status: 3, no such thing; expected a program that prints \"v0.10.\""), "{line}");
         let line = error(folder(&[("consul-dataplane", "\x7fELF")]).path());
         assert!(line.contains("/consul-dataplane -version` failed: "), "{line}");
         let broken = folder(&[("consul-ecs-0.6", GOOD), ("consul", "#!/bin/sh\nexit 1\n")]);
         let line = error(broken.path());
-        assert!(line.contains("/consul version` failed: exit status: 1, it printed no reason"), "{line}");
+        assert!(line.contains("/consul version` failed: exit status: 1, no output"), "{line}");
+    }
+    #[test]
+    fn another_version_under_a_peer_s_name_is_refused() {
+        let line = error(folder(&[("consul-ecs-0.10", GOOD)]).path());
+        assert!(line.contains("exit status: 0, v0.6.2 Consul Dataplane; expected"), "{line}");
     }
 }

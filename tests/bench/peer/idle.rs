@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use super::Who;
 use super::react::synced;
 use super::report::Figure;
-use super::task::{Side, Task};
+use super::task::{Failed, Side, Task};
 use crate::BOUND;
 use crate::table::Unit;
 use crate::usage::{Usage, resident, share};
@@ -34,8 +34,13 @@ pub struct Idle {
 }
 
 /// Measures one copy of each program for a minute.
-pub async fn one(agent: &Agent, sides: &[Side], in_mesh: &[Side], dataplane: Option<Idle>) -> Vec<Figure> {
-    let (tasks, syncs) = synced(agent, in_mesh, "idle").await;
+pub async fn one(
+    agent: &Agent,
+    sides: &[Side],
+    in_mesh: &[Side],
+    dataplane: Option<Idle>,
+) -> Result<Vec<Figure>, Failed> {
+    let (tasks, syncs) = synced(agent, in_mesh, "idle").await?;
     let syncs = tasks.iter().zip(syncs).map(|(task, process)| (task.side.who, process));
     let mut all = syncs.map(|(who, process)| Idle { program: "health-sync", who, process }).collect::<Vec<_>>();
     let entry_tasks = sides.iter().map(|side| Task::start(side, "entry")).collect::<Vec<_>>();
@@ -74,12 +79,12 @@ pub async fn one(agent: &Agent, sides: &[Side], in_mesh: &[Side], dataplane: Opt
             (format!("{program}: wake-ups in an idle minute"), Unit::Calls, wakeups),
         ]
     });
-    figures.map(|(work, unit, values)| Figure { work, unit, floor: None, values }).collect()
+    Ok(figures.map(|(work, unit, values)| Figure { work, unit, floor: None, values }).collect())
 }
 
 /// Measures many copies of health-sync for a minute. The copies of one side belong to the same task.
-pub async fn many(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
-    let (tasks, first) = synced(agent, sides, "copies").await;
+pub async fn many(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
+    let (tasks, first) = synced(agent, sides, "copies").await?;
     let mut copies = tasks.iter().zip(first).map(|(task, sync)| (task.side.who, vec![sync])).collect::<Vec<_>>();
     for (task, (_, processes)) in tasks.iter().zip(&mut copies) {
         for _ in 1..COPIES {
@@ -102,16 +107,16 @@ pub async fn many(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
         task.deregister(agent).await;
     }
     let name = |what| format!("{COPIES} copies of health-sync: {what}");
-    vec![
+    Ok(vec![
         Figure { work: name("memory, shared pages once"), unit: Unit::Megabytes, floor: None, values: memory },
         Figure { work: name("CPU of an idle minute"), unit: Unit::Milliseconds, floor: None, values: cpu },
-    ]
+    ])
 }
 
 /// consul-dataplane with an Envoy that has its listeners. The Envoy is a process of its own, which is not measured.
-pub async fn dataplane(agent: &Agent, folder: &Path) -> Idle {
+pub async fn dataplane(agent: &Agent, folder: &Path) -> Result<Idle, Failed> {
     let task = Task::start(&Side::new(Who::Ours, folder), "dataplane");
-    task.register(agent, &agent.http);
+    task.register(agent, &agent.http)?;
     let (ready, admin) = (free_port(), free_port());
     let mut command = Command::new(folder.join(Who::Dataplane.file()));
     command.env_clear().args(["-addresses", "127.0.0.1", "-tls-disabled"]);
@@ -126,5 +131,5 @@ pub async fn dataplane(agent: &Agent, folder: &Path) -> Idle {
             .map_err(|error| format!("{error}: {}", process.output()))
     })
     .await;
-    Idle { program: "consul-dataplane", who: Who::Dataplane, process }
+    Ok(Idle { program: "consul-dataplane", who: Who::Dataplane, process })
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 use mesh_tests::consul::{Agent, version};
 
 use self::report::Figure;
-use self::task::Side;
+use self::task::{Failed, Side};
 use crate::table::Unit;
 use crate::{megabytes, release_binary};
 
@@ -57,7 +57,10 @@ impl Who {
 const AGENTLESS: (u16, u16) = (1, 16);
 
 /// Measures everything, and returns the report in Markdown.
-pub async fn measure(folder: &Path) -> String {
+///
+/// # Errors
+/// If a mesh-init cannot register its task.
+pub async fn measure(folder: &Path) -> Result<String, Failed> {
     let load = report::load();
     let all = [Who::ConsulEcs06, Who::ConsulEcs010, Who::Dataplane];
     let found = all.into_iter().filter(|who| folder.join(who.file()).exists()).collect::<Vec<_>>();
@@ -84,17 +87,17 @@ pub async fn measure(folder: &Path) -> String {
 
     let mut figures = sizes(&sides, found.contains(&Who::Dataplane).then(|| Side::new(Who::Dataplane, folder)), folder);
     eprintln!("measuring the start of the entry points and of mesh-init …");
+    figures.extend(start::mesh_init(&agent, &in_mesh).await?);
     figures.extend(start::entry_points(&sides).await);
-    figures.extend(start::mesh_init(&agent, &in_mesh).await);
     eprintln!("measuring reactions, for about four minutes …");
-    figures.extend(react::to_health(&agent, &in_mesh).await);
-    figures.extend(react::to_term(&agent, &in_mesh).await);
+    figures.extend(react::to_health(&agent, &in_mesh).await?);
+    figures.extend(react::to_term(&agent, &in_mesh).await?);
     figures.extend(react::to_last_app(&sides).await);
     eprintln!("measuring an idle minute of each program, and another of {} copies …", idle::COPIES);
-    let dataplane = if dataplane { Some(idle::dataplane(&agent, folder).await) } else { None };
-    figures.extend(idle::one(&agent, &sides, &in_mesh, dataplane).await);
-    figures.extend(idle::many(&agent, &in_mesh).await);
-    report::draw(&figures, &found, folder, &load, &notes)
+    let dataplane = if dataplane { Some(idle::dataplane(&agent, folder).await?) } else { None };
+    figures.extend(idle::one(&agent, &sides, &in_mesh, dataplane).await?);
+    figures.extend(idle::many(&agent, &in_mesh).await?);
+    Ok(report::draw(&figures, &found, folder, &load, &notes))
 }
 
 /// The binaries that a task runs, without Envoy and Consul's agent.

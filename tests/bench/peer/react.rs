@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::Who;
 use super::report::{Figure, median, rank};
 use super::start::milliseconds;
-use super::task::{Side, Task};
+use super::task::{Failed, Side, Task};
 use crate::BOUND;
 
 /// How often the health changes.
@@ -27,8 +27,8 @@ const STOPS: u64 = 40;
 type Times = BTreeMap<Who, Vec<Duration>>;
 
 /// The time from a change in the metadata to the change of the check. The floor is one write of a check.
-pub async fn to_health(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
-    let (tasks, syncs) = synced(agent, sides, "health").await;
+pub async fn to_health(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
+    let (tasks, syncs) = synced(agent, sides, "health").await?;
     let mut times = Times::new();
     for number in 0..CHANGES {
         // The pauses differ, so that the changes come at different times between two requests for the metadata.
@@ -48,15 +48,15 @@ pub async fn to_health(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     for task in &tasks {
         task.deregister(agent).await;
     }
-    figures
+    Ok(figures)
 }
 
 /// The time from TERM to the critical check.
-pub async fn to_term(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
+pub async fn to_term(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
     let mut times = Times::new();
     let mut floor = Duration::ZERO;
     for _ in 0..TERMS {
-        let (tasks, syncs) = synced(agent, sides, "term").await;
+        let (tasks, syncs) = synced(agent, sides, "term").await?;
         let began = Instant::now();
         syncs.iter().for_each(|sync| sync.signal(Signal::TERM));
         record(&mut times, reached(agent, &tasks, "critical", began).await);
@@ -70,7 +70,7 @@ pub async fn to_term(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
         let values = times.iter().map(|(who, times)| (*who, rank(times, percent)));
         milliseconds(format!("health-sync: TERM to check critical, {what} of {TERMS}"), Some(floor), values)
     };
-    vec![figure("median", 50), figure("slowest", 100)]
+    Ok(vec![figure("median", 50), figure("slowest", 100)])
 }
 
 /// The time from the end of the last app in the metadata to the end of the entry point. Its command ends at once on TERM.
@@ -120,15 +120,15 @@ fn has_ended(process: &Process) -> bool {
 }
 
 /// A registered task of each side, and its health-sync, which has set the check to passing.
-pub async fn synced(agent: &Agent, sides: &[Side], family: &str) -> (Vec<Task>, Vec<Process>) {
+pub async fn synced(agent: &Agent, sides: &[Side], family: &str) -> Result<(Vec<Task>, Vec<Process>), Failed> {
     let tasks = sides.iter().map(|side| Task::start(side, family)).collect::<Vec<_>>();
     let mut syncs = Vec::new();
     for task in &tasks {
-        task.register(agent, &agent.http);
+        task.register(agent, &agent.http)?;
         syncs.push(Process::spawn(&mut task.command("health-sync", agent, &agent.http)));
     }
     reached(agent, &tasks, "passing", Instant::now()).await;
-    (tasks, syncs)
+    Ok((tasks, syncs))
 }
 
 /// The time from `began` until the check of each task has this status.

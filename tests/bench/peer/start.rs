@@ -9,7 +9,7 @@ use sidecar_kit::http::Client;
 
 use super::Who;
 use super::report::{Figure, median};
-use super::task::{Side, Task};
+use super::task::{Failed, Side, Task};
 use crate::requests::{self, Recorder, Sent};
 use crate::table::Unit;
 
@@ -68,12 +68,12 @@ fn until_it_runs(command: &mut Command) -> Duration {
 
 /// The time of mesh-init from start to exit, and the number of its requests. Each run registers a new task. The floor is the time that the
 /// requests of ecs-mesh take alone.
-pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
+pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
     let mut requests = BTreeMap::<Who, Vec<Sent>>::new();
     let recorded = sides.iter().map(|side| Task::start(side, "recorded")).collect::<Vec<_>>();
     for task in &recorded {
         let recorder = Recorder::start(&agent.http);
-        task.register(agent, &recorder.address);
+        task.register(agent, &recorder.address)?;
         task.deregister(agent).await;
         requests.insert(task.side.who, recorder.requests());
     }
@@ -84,7 +84,7 @@ pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
     for _ in 0..RUNS {
         for (task, recorded) in tasks.iter().zip(&recorded) {
             let began = Instant::now();
-            task.register(agent, &agent.http);
+            task.register(agent, &agent.http)?;
             took.entry(task.side.who).or_default().push(began.elapsed());
             task.deregister(agent).await;
             if task.side.who == Who::Ours {
@@ -95,7 +95,7 @@ pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
         }
     }
     let count = |requests: &Vec<Sent>| requests.len() as f64;
-    vec![
+    Ok(vec![
         milliseconds(
             format!("mesh-init: start to exit, median of {RUNS}"),
             Some(median(&alone)),
@@ -107,5 +107,5 @@ pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Vec<Figure> {
             floor: None,
             values: requests.iter().map(|(who, requests)| (*who, count(requests))).collect(),
         },
-    ]
+    ])
 }

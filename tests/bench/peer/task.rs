@@ -41,6 +41,19 @@ impl Side {
     }
 }
 
+/// A mesh-init that could not register its task.
+#[derive(Debug)]
+pub struct Failed {
+    who: Who,
+    reason: String,
+}
+
+impl std::fmt::Display for Failed {
+    fn fmt(&self, text: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(text, "mesh-init of {} failed: {}", self.who.name(), self.reason)
+    }
+}
+
 /// A task of the family `family`. At first, its app is running and healthy.
 pub struct Task {
     pub side: Side,
@@ -70,6 +83,8 @@ impl Task {
         });
         if self.side.who == Who::ConsulEcs010 {
             let port = http.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
+            // It is on by default, and would change the network of the machine.
+            document["transparentProxy"] = json!({ "enabled": false });
             document["consulServers"] = json!({
                 "hosts": "127.0.0.1", "defaults": { "tls": false },
                 "http": { "port": port, "https": false }, "grpc": { "port": agent.grpc_port },
@@ -83,18 +98,17 @@ impl Task {
 
     /// Runs mesh-init, which registers the task.
     ///
-    /// # Panics
-    /// If it fails.
-    pub fn register(&self, agent: &Agent, http: &str) {
-        let mut command = self.command("mesh-init", agent, http);
-        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        assert!(
-            output.status.success(),
-            "{} failed: {}{}",
-            self.side.who.name(),
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        );
+    /// # Errors
+    /// If it fails: the last line that it wrote.
+    pub fn register(&self, agent: &Agent, http: &str) -> Result<(), Failed> {
+        let failed = |reason: String| Failed { who: self.side.who, reason };
+        let output = self.command("mesh-init", agent, http).output().map_err(|error| failed(error.to_string()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it wrote nothing");
+        Err(failed(format!("{}: {}", output.status, last.trim())))
     }
 
     /// Removes the registration, so that the next mesh-init registers the task again.
