@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use local_mesh::command;
 use local_mesh::docker::{self, PROJECT_LABEL, containers};
 use local_mesh::task::{self, StopOrder};
+use local_mesh::version::{self, Version};
 use mesh_tests::eventually;
 use tokio::process::Command;
 
@@ -102,11 +103,17 @@ async fn its_agent_is_killed(docker: &Docker, task: &str) -> String {
 
 async fn its_agent_is_frozen(docker: &Docker, task: &str) {
     let agent = docker::task(docker, task).await.unwrap()["consul-client"].id.clone().unwrap();
-    // This freezes every process except PID 1, the bridge. Pausing the container would not do, because Docker would continue it to deliver
-    // TERM.
-    let mut freeze = Command::new("docker");
-    freeze.args(["run", "--rm", "--pull", "never", "--user", "100:10001", "--pid", &format!("container:{agent}")]);
-    command::run(freeze.args(["ecs-mesh/mesh-probe:dev", "freeze"])).await.unwrap();
+    if version::of_mesh().is_some_and(Version::serves_xds_v3) {
+        // The agent is PID 1. Only a process outside of the container can freeze it.
+        let freeze = KillContainerOptionsBuilder::default().signal("SIGSTOP").build();
+        docker.kill_container(&agent, Some(freeze)).await.unwrap();
+    } else {
+        // This freezes every process except PID 1, the bridge. Pausing the container would not do, because Docker would continue it
+        // to deliver TERM.
+        let mut freeze = Command::new("docker");
+        freeze.args(["run", "--rm", "--pull", "never", "--user", "100:10001", "--pid", &format!("container:{agent}")]);
+        command::run(freeze.args(["ecs-mesh/mesh-probe:dev", "freeze"])).await.unwrap();
+    }
     let begun = Instant::now();
     task::stop(docker, task, StopOrder::AllAtOnce).await.unwrap();
     assert!(begun.elapsed() < BOUND, "{:?}", begun.elapsed());

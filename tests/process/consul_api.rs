@@ -146,7 +146,22 @@ async fn entries_and_intentions_are_written_read_and_removed() {
     let id = client.create_intention("web", "api", IntentionAction::Allow).await.unwrap();
     let intentions = client.intentions().await.unwrap();
     assert_eq!((intentions[0].id.as_str(), intentions[0].action), (id.as_str(), Some(IntentionAction::Allow)));
-    client.delete_intention(&id).await.unwrap();
+    client.delete_intention(&intentions[0]).await.unwrap();
+    assert!(client.intentions().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn intention_without_an_id_is_removed_by_its_pair() {
+    let agent = Agent::start().await;
+    let client = client(&agent, "");
+    eventually("a new cluster takes intentions", Duration::from_secs(30), async || {
+        let written = client.put_intention("web", "api", IntentionAction::Allow).await;
+        written.map_err(|error| error.to_string())
+    })
+    .await;
+    let intentions = client.intentions().await.unwrap();
+    assert_eq!((intentions.len(), intentions[0].id.as_str()), (1, ""));
+    client.delete_intention(&intentions[0]).await.unwrap();
     assert!(client.intentions().await.unwrap().is_empty());
 }
 

@@ -21,7 +21,7 @@ pub enum IntentionAction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Intention {
-    /// Its ID, given by Consul.
+    /// Its ID, given by Consul. Empty if [`Client::put_intention`] or the UI wrote it (Consul 1.9).
     #[serde(rename = "ID", default, skip_serializing_if = "String::is_empty")]
     pub id: String,
     /// The connecting service, or `*`.
@@ -77,8 +77,14 @@ impl Client {
         self.execute(call.json(&serde_json::json!({ "Action": action }))).await
     }
 
-    /// Removes an intention.
-    pub async fn delete_intention(&self, id: &str) -> Result<(), Error> {
-        self.execute(Call::new(Method::DELETE, "/v1/connect/intentions").segment(id)).await
+    /// Removes an intention: by its ID, or by its pair if it has none.
+    pub async fn delete_intention(&self, intention: &Intention) -> Result<(), Error> {
+        let call = if intention.id.is_empty() {
+            let call = Call::new(Method::DELETE, "/v1/connect/intentions/exact");
+            call.query("source", &intention.source_name).query("destination", &intention.destination_name)
+        } else {
+            Call::new(Method::DELETE, "/v1/connect/intentions").segment(&intention.id)
+        };
+        self.execute(call).await
     }
 }
