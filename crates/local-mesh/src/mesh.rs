@@ -22,6 +22,7 @@ use crate::images::{self, ImagesError};
 use crate::keys;
 use crate::ports::{self, PortsError};
 use crate::task::{self, TaskError};
+use crate::vendors::Programs;
 use crate::{Progress, mesh_dir, version, workspace};
 
 /// The URL of web's app, on the host.
@@ -97,11 +98,11 @@ pub struct Up {
 pub const UP_STEPS: usize = images::STEPS + 2;
 
 /// Builds the images, starts the containers, and waits for the first answer. If the mesh is up, this replaces only what changed.
-pub async fn up(progress: &dyn Progress) -> Result<Up, MeshError> {
+pub async fn up(progress: &dyn Progress, programs: &Programs) -> Result<Up, MeshError> {
     let docker = docker::connect().await?;
     ports::check(&docker).await?;
     remove_of_other_checkout(&docker).await?;
-    images::build(progress, UP_STEPS).await?;
+    images::build(progress, UP_STEPS, programs).await?;
     remove_of_other_version(&docker).await?;
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
     // Building takes minutes, in which a program may have taken a port.
@@ -128,9 +129,9 @@ pub async fn start_all(docker: &Docker) -> Result<(), TaskError> {
 }
 
 /// Builds and generates everything that docker-compose.yml needs, and starts nothing.
-pub async fn build_images(progress: &dyn Progress) -> Result<(), MeshError> {
+pub async fn build_images(progress: &dyn Progress, programs: &Programs) -> Result<(), MeshError> {
     docker::connect().await?;
-    Ok(images::build(progress, images::STEPS).await?)
+    Ok(images::build(progress, images::STEPS, programs).await?)
 }
 
 /// Removes the mesh of another checkout, or of this one if its keys are gone. That mesh has other keys. Its servers also keep their gossip key in their volumes, so an agent of

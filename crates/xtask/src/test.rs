@@ -8,6 +8,7 @@ use local_mesh::images::{self, ImagesError};
 use local_mesh::machine::{self, MachineError, Needs};
 use local_mesh::mesh::{self, MeshError};
 use local_mesh::parts::{self, PartsError};
+use local_mesh::vendors;
 use local_mesh::version::{self, Version, VersionError};
 use local_mesh::{compose, workspace};
 use sidecar_kit::exit::one_line;
@@ -54,7 +55,7 @@ pub enum TestError {
 }
 
 /// Checks the format, runs clippy, builds the documentation, and runs the linters and all suites; or runs only the named suites.
-pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
+pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
     let all = suites.is_empty();
     let wanted = |suite| all || suites.contains(&suite);
     let mesh_needs = if wanted(Suite::Mesh) { images::needs() } else { Needs::default() };
@@ -96,7 +97,7 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
         run_with_consul("process", version, 4).await?;
     }
     if wanted(Suite::Mesh) {
-        let tested = mesh_suite().await;
+        let tested = mesh_suite(stand_ins).await;
         if tested.is_err() {
             // On another machine, the logs are the only trace of a failure.
             match compose::run(&["logs", "--no-color", "--timestamps", "--tail=40"]).await {
@@ -114,9 +115,11 @@ pub async fn run(suites: &[Suite]) -> Result<(), TestError> {
     Ok(())
 }
 
-async fn mesh_suite() -> Result<(), TestError> {
+async fn mesh_suite(stand_ins: bool) -> Result<(), TestError> {
     let begun = Instant::now();
-    let up = mesh::up(&Reporter::new(mesh::UP_STEPS)).await?;
+    let programs = vendors::choose(stand_ins).await;
+    println!("── mesh: {programs}");
+    let up = mesh::up(&Reporter::new(mesh::UP_STEPS), &programs).await?;
     println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
     // Two threads: while the test that uses the mesh waits for some time to pass, another test may use it.
     run_with_consul("mesh", version::of_mesh().unwrap_or(Version::DEBIAN_11), 2).await
