@@ -1,6 +1,6 @@
 //! App Mesh's resources as config entries: AWS's own client accepts the example, and a real Consul accepts the entries.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ fn example() -> PathBuf {
     workspace().join("docs/examples/app-mesh/shop.json")
 }
 
-async fn objections(resources: &PathBuf) -> String {
+async fn objections(resources: &Path) -> String {
     let mut command = Command::new("python3");
     command.args(["-c", VALIDATE]).arg(resources).env("PYTHONPATH", part("awscli"));
     let finished = run(&mut command, BOUND).await;
@@ -39,7 +39,7 @@ async fn objections(resources: &PathBuf) -> String {
 }
 
 /// The output of `mesh-task app-mesh` for a file.
-async fn entries(resources: &PathBuf) -> Vec<Value> {
+async fn entries(resources: &Path) -> Vec<Value> {
     let mut command = Command::new(binary("mesh-task"));
     let converted = run(command.env_clear().arg("app-mesh").arg(resources), BOUND).await;
     assert_eq!(converted.code, 0, "{}", converted.stderr);
