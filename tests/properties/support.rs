@@ -2,18 +2,19 @@
 
 use mesh_config::shape::{Field, Kind, Shape};
 use mesh_config::{
-    Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,
-    GatewayKind, LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
+    Address, Check, CheckStatus, Config, ConsulLogin, ConsulServers, Controller, DestinationType, Expose, ExposePath,
+    ExposeProtocol, Gateway, GatewayKind, GrpcServers, HttpServers, LogLevel, MeshGatewayMode, Mode, NetworkResilience,
+    OutlierDetection, Proxy, ServerTls, Service, TransparentProxy, Upstream, Weights,
 };
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use serde_json::{Map, Value, json};
 
-/// Random documents. About half of them have a wrong value, a missing field or an unknown field.
-pub fn documents() -> impl Strategy<Value = Value> {
+/// Random documents of a mode. About half of them have a wrong value, a missing field or an unknown field.
+pub fn documents(mode: Mode) -> impl Strategy<Value = Value> {
     let changes = prop_oneof![Just(Vec::new()), vec((vec(any::<Index>(), 1..6), change()), 1..3)];
-    (object(&Shape::of_document()), changes).prop_map(|(mut document, changes)| {
+    (object(&Shape::of_document(mode)), changes).prop_map(|(mut document, changes)| {
         for (way, change) in &changes {
             make(&mut document, way, change);
         }
@@ -98,7 +99,15 @@ fn object(shape: &Shape) -> BoxedStrategy<Value> {
 
 fn field(field: &Field) -> BoxedStrategy<Option<(String, Value)>> {
     let name = field.name.to_owned();
-    let value = value(&field.kind).prop_map(move |value| Some((name.clone(), value)));
+    let value = match field.name {
+        // Hosts are often valid, and what a rule refuses is rare: else no document would be accepted.
+        "hosts" => prop_oneof![9 => "[a-z]{1,3}(,10\\.0\\.0\\.[1-9])?", 1 => "(exec=)?[a-z: /]{0,3}"]
+            .prop_map(Value::from)
+            .boxed(),
+        "enabled" => prop_oneof![6 => Just(false), 1 => Just(true)].prop_map(Value::from).boxed(),
+        _ => value(&field.kind),
+    };
+    let value = value.prop_map(move |value| Some((name.clone(), value)));
     if field.required {
         return value.boxed();
     }
@@ -125,6 +134,19 @@ fn value(kind: &Kind) -> BoxedStrategy<Value> {
             1 => Just(json!(0)),
         ]
         .boxed(),
+        Kind::IntegerIn { minimum, maximum } => {
+            // Some are one too small or one too large.
+            let (low, high) = (*minimum, maximum.unwrap_or(5_000_000_000));
+            prop_oneof![20 => low..=high.min(1000), 1 => low - 1..=low, 1 => high..=high + 1]
+                .prop_map(Value::from)
+                .boxed()
+        }
+        Kind::Integers => {
+            vec(prop_oneof![9 => (0..9).prop_map(|number: i32| json!(number)), 1 => Just(json!(1.0))], 0..3)
+                .prop_map(Value::from)
+                .boxed()
+        }
+        Kind::Any => prop_oneof![20 => (0..=65535).prop_map(|number: i32| json!(number)), 1 => anything()].boxed(),
         Kind::Choice(words) => select(words.clone()).prop_map(Value::from).boxed(),
         Kind::Texts { .. } => vec("[a-z]{0,3}", 0..3).prop_map(Value::from).boxed(),
         Kind::TextMap => map(word().prop_map(Value::from)).boxed(),
@@ -169,11 +191,13 @@ pub fn plain(document: &Value, shape: &Shape) -> Value {
             (_, Value::Null) => return None,
             (Kind::Object(shape), value) => plain(value, shape),
             (Kind::Objects(shape), Value::Array(values)) => values.iter().map(|value| plain(value, shape)).collect(),
-            (Kind::Integer, number) => json!(number.as_f64()),
+            (Kind::Integer | Kind::IntegerIn { .. } | Kind::Any, number) => json!(number.as_f64()),
+            (Kind::Integers, Value::Array(numbers)) => numbers.iter().map(Value::as_f64).collect(),
             (_, value) => value.clone(),
         };
         let default = match field.name {
-            "enabled" => json!(false),
+            "enabled" | "skipServerWatch" | "partitionsEnabled" => json!(false),
+            "healthCheckPort" => json!(0.0),
             "includeEntity" => json!(true),
             "method" => json!("iam-ecs-service-token"),
             "publicListenerPort" if value == json!(0.0) => json!(0.0),
@@ -198,6 +222,9 @@ pub fn written(config: &Config) -> Value {
         service,
         proxy,
         gateway,
+        consul_servers,
+        controller,
+        transparent_proxy,
         warnings: _,
     } = config;
     let log_level = log_level.map(|level| match level {
@@ -207,7 +234,7 @@ pub fn written(config: &Config) -> Value {
         LogLevel::Warn => "WARN",
         LogLevel::Error => "ERROR",
     });
-    let mut document = json!({
+    let document = json!({
         "bootstrapDir": bootstrap_dir,
         "logLevel": log_level,
         "consulHTTPAddr": consul_http_addr,
@@ -217,23 +244,105 @@ pub fn written(config: &Config) -> Value {
         "service": service.as_ref().map(self::service),
         "proxy": self::proxy(proxy),
         "gateway": gateway.as_ref().map(self::gateway),
+        "consulServers": consul_servers.as_ref().map(servers),
+        "controller": controller.as_ref().map(self::controller),
+        "transparentProxy": transparent_proxy.as_ref().map(transparent),
     });
-    document.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
-    document
+    without_nulls(document)
+}
+
+/// A field of the other mode is an error even if it is null. Opaque objects keep their nulls.
+fn without_nulls(mut fields: Value) -> Value {
+    fields.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
+    fields
+}
+
+fn servers(servers: &ConsulServers) -> Value {
+    let ConsulServers { hosts, defaults, http, grpc, skip_server_watch } = servers;
+    let (HttpServers { port, https, tls }, GrpcServers { port: grpc_port, tls: grpc_tls }) = (http, grpc);
+    let mut http = server_tls(tls);
+    http["port"] = json!(port);
+    http["https"] = json!(https);
+    let mut grpc = server_tls(grpc_tls);
+    grpc["port"] = json!(grpc_port);
+    json!({ "hosts": hosts, "defaults": server_tls(defaults), "http": http, "grpc": grpc,
+        "skipServerWatch": skip_server_watch })
+}
+
+fn server_tls(tls: &ServerTls) -> Value {
+    let ServerTls { ca_cert_file, tls, tls_server_name } = tls;
+    json!({ "caCertFile": ca_cert_file, "tls": tls, "tlsServerName": tls_server_name })
+}
+
+fn controller(controller: &Controller) -> Value {
+    let Controller { iam_role_path, partitions_enabled, partition } = controller;
+    json!({ "iamRolePath": iam_role_path, "partitionsEnabled": partitions_enabled, "partition": partition })
+}
+
+fn transparent(proxy: &TransparentProxy) -> Value {
+    let TransparentProxy {
+        enabled,
+        exclude_inbound_ports,
+        exclude_outbound_ports,
+        exclude_outbound_cidrs,
+        exclude_uids,
+        consul_dns,
+    } = proxy;
+    json!({ "enabled": enabled, "excludeInboundPorts": exclude_inbound_ports,
+        "excludeOutboundPorts": exclude_outbound_ports, "excludeOutboundCIDRs": exclude_outbound_cidrs,
+        "excludeUIDs": exclude_uids, "consulDNS": { "enabled": consul_dns } })
+}
+
+fn resilience(resilience: &NetworkResilience) -> Value {
+    let NetworkResilience { enabled, outlier_detection } = resilience;
+    json!({ "enabled": enabled, "outlierDetection": outlier_detection.as_ref().map(outlier) })
+}
+
+fn outlier(outlier: &OutlierDetection) -> Value {
+    let OutlierDetection {
+        interval,
+        max_failures,
+        enforcing_consecutive_5xx,
+        consecutive_5xx,
+        enforcing_consecutive_gateway_failure,
+        consecutive_gateway_failure,
+        max_ejection_percent,
+    } = outlier;
+    without_nulls(
+        json!({ "interval": interval, "maxFailures": max_failures, "enforcingConsecutive5xx": enforcing_consecutive_5xx,
+        "consecutive5xx": consecutive_5xx, "enforcingConsecutiveGatewayFailure": enforcing_consecutive_gateway_failure,
+        "consecutiveGatewayFailure": consecutive_gateway_failure, "maxEjectionPercent": max_ejection_percent }),
+    )
 }
 
 fn login(login: &ConsulLogin) -> Value {
-    let ConsulLogin { enabled, method, include_entity, meta, region, sts_endpoint, server_id_header_value } = login;
-    json!({ "enabled": enabled, "method": method, "includeEntity": include_entity, "meta": meta, "region": region,
-        "stsEndpoint": sts_endpoint, "serverIdHeaderValue": server_id_header_value })
+    let ConsulLogin { enabled, method, datacenter, include_entity, meta, region, sts_endpoint, server_id_header_value } =
+        login;
+    without_nulls(
+        json!({ "enabled": enabled, "datacenter": datacenter, "method": method, "includeEntity": include_entity, "meta": meta, "region": region,
+        "stsEndpoint": sts_endpoint, "serverIdHeaderValue": server_id_header_value }),
+    )
 }
 
 fn service(service: &Service) -> Value {
-    let Service { name, tags, port, enable_tag_override, meta, weights, checks, namespace, partition } = service;
+    let Service {
+        name,
+        tags,
+        port,
+        enable_tag_override,
+        meta,
+        weights,
+        checks,
+        namespace,
+        partition,
+        network_resilience,
+    } = service;
     let weights = weights.map(|Weights { passing, warning }| json!({ "passing": passing, "warning": warning }));
-    let checks = checks.iter().map(check).collect::<Value>();
-    json!({ "name": name, "tags": tags, "port": port, "enableTagOverride": enable_tag_override, "meta": meta,
-        "weights": weights, "checks": checks, "namespace": namespace, "partition": partition })
+    let checks = (!checks.is_empty()).then(|| checks.iter().map(check).collect::<Value>());
+    without_nulls(
+        json!({ "name": name, "tags": tags, "port": port, "enableTagOverride": enable_tag_override, "meta": meta,
+        "weights": weights, "checks": checks, "networkResilienceConfig": network_resilience.as_ref().map(resilience), "namespace": namespace, "partition": partition }),
+    )
 }
 
 fn check(check: &Check) -> Value {
@@ -278,10 +387,19 @@ fn check(check: &Check) -> Value {
 }
 
 fn proxy(proxy: &Proxy) -> Value {
-    let Proxy { config, public_listener_port, upstreams, mesh_gateway, expose } = proxy;
-    json!({ "config": config, "publicListenerPort": public_listener_port,
+    let Proxy {
+        config,
+        local_service_address,
+        public_listener_port,
+        health_check_port,
+        upstreams,
+        mesh_gateway,
+        expose,
+    } = proxy;
+    without_nulls(json!({ "config": config, "publicListenerPort": public_listener_port,
+        "localServiceAddress": local_service_address, "healthCheckPort": health_check_port,
         "upstreams": upstreams.iter().map(upstream).collect::<Value>(), "meshGateway": mode(*mesh_gateway),
-        "expose": expose.as_ref().map(self::expose) })
+        "expose": expose.as_ref().map(self::expose) }))
 }
 
 fn mode(mode: Option<MeshGatewayMode>) -> Option<Value> {
@@ -299,6 +417,7 @@ fn upstream(upstream: &Upstream) -> Value {
         destination_namespace,
         destination_partition,
         destination_name,
+        destination_peer,
         datacenter,
         local_bind_address,
         local_bind_port,
@@ -309,10 +428,10 @@ fn upstream(upstream: &Upstream) -> Value {
         DestinationType::Service => "service",
         DestinationType::PreparedQuery => "prepared_query",
     });
-    json!({ "destinationType": destination_type, "destinationNamespace": destination_namespace,
-        "destinationPartition": destination_partition, "destinationName": destination_name, "datacenter": datacenter,
+    without_nulls(json!({ "destinationType": destination_type, "destinationNamespace": destination_namespace,
+        "destinationPeer": destination_peer, "destinationPartition": destination_partition, "destinationName": destination_name, "datacenter": datacenter,
         "localBindAddress": local_bind_address, "localBindPort": local_bind_port, "config": config,
-        "meshGateway": mode(*mesh_gateway) })
+        "meshGateway": mode(*mesh_gateway) }))
 }
 
 fn expose(expose: &Expose) -> Value {
@@ -329,17 +448,21 @@ fn expose(expose: &Expose) -> Value {
 }
 
 fn gateway(gateway: &Gateway) -> Value {
-    let Gateway { kind, lan_address, wan_address, name, tags, meta, namespace, partition, config } = gateway;
+    let Gateway { kind, lan_address, wan_address, name, tags, meta, namespace, partition, health_check_port, config } =
+        gateway;
     let kind = match kind {
         GatewayKind::Mesh => "mesh-gateway",
         GatewayKind::Ingress => "ingress-gateway",
         GatewayKind::Terminating => "terminating-gateway",
+        GatewayKind::Api => "api-gateway",
     };
     let address = |address: &Address| {
         let Address { address, port } = address;
         json!({ "address": address, "port": port })
     };
-    json!({ "kind": kind, "lanAddress": lan_address.as_ref().map(address), "wanAddress": wan_address.as_ref().map(address),
+    without_nulls(
+        json!({ "kind": kind, "lanAddress": lan_address.as_ref().map(address), "wanAddress": wan_address.as_ref().map(address),
         "name": name, "tags": tags, "meta": meta, "namespace": namespace, "partition": partition,
-        "proxy": { "config": config } })
+        "healthCheckPort": health_check_port, "proxy": { "config": config } }),
+    )
 }

@@ -1,10 +1,12 @@
 //! Plain types of Consul's HTTP API: IDs, service registrations and checks ("Service - Agent HTTP API", "Check - Agent
-//! HTTP API").
+//! HTTP API", "Register Entity - Catalog HTTP API").
 
+mod catalog;
 mod check;
 mod id;
 mod service;
 
+pub use catalog::{CatalogCheck, CatalogRegistration, CatalogService, Locality};
 pub use check::{CheckDefinition, CheckStatus};
 pub use id::{AccessorId, CheckId, ServiceId};
 pub use service::{

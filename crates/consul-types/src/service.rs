@@ -20,6 +20,8 @@ pub enum ServiceKind {
     IngressGateway,
     /// A gateway out of the mesh.
     TerminatingGateway,
+    /// A gateway into the mesh, as of Consul 1.15.
+    ApiGateway,
     /// A kind that this client does not register.
     #[serde(other)]
     Other,
@@ -139,6 +141,9 @@ pub struct Upstream {
     pub destination_partition: Option<String>,
     /// The name of the upstream service or prepared query.
     pub destination_name: String,
+    /// The peer that has it, if it is not of this cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_peer: Option<String>,
     /// The upstream's datacenter, if it is not the proxy's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<String>,
@@ -212,6 +217,10 @@ impl fmt::Debug for Upstream {
             .field("local_bind_port", &self.local_bind_port)
             .finish_non_exhaustive()
     }
+}
+
+pub(crate) fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Leaves out each `null`, at any depth.

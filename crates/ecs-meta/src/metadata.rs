@@ -127,6 +127,9 @@ pub struct Task {
     /// The task's status: RUNNING when all of its containers have started.
     #[serde(default, deserialize_with = "null_as_default")]
     pub known_status: Status,
+    /// The availability zone; none if the agent does not know it.
+    #[serde(default)]
+    pub availability_zone: Option<String>,
     /// The containers that the agent knows so far.
     #[serde(default, deserialize_with = "null_as_default")]
     pub containers: Vec<Container>,

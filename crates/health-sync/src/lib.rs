@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use consul_api::{Client, ServiceId};
 use ecs_meta::{Answer, MetadataClient, Task, Watch};
-use mesh_config::{CheckTtl, Config, Role, SERVICE_TOKEN_FILE, VARIABLE};
+use mesh_config::{CheckTtl, Config, Mode, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::failure::LastFailure;
@@ -81,6 +81,11 @@ pub enum RunError {
     NoConfig,
     #[error("{VARIABLE}")]
     Config(#[source] mesh_config::ConfigError),
+    #[error(
+        "{VARIABLE}: consulServers: expected none, since this health-sync cannot serve a task without a Consul agent: keep \
+         consul-ecs for this task, or give it an agent"
+    )]
+    Agentless,
     #[error("cannot start logging")]
     Log(#[from] log::LogError),
     #[error(transparent)]
@@ -109,6 +114,9 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     options.check()?;
     let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
     log::init(env, config.log_level.and_then(|level| level.as_str().parse().ok()))?;
+    if config.mode() == Mode::Agentless {
+        return Err(RunError::Agentless);
+    }
     let metadata = MetadataClient::from_env(env)?;
     let sync = OnceCell::new();
     let probe = Probe::open(env);

@@ -1,4 +1,4 @@
-//! The document's types: every field of consul-ecs 0.6's schema.
+//! The document's types: every field of consul-ecs 0.6 and 0.10. `agentless.rs` has the objects that only 0.10 has.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,25 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value};
 
+use crate::agentless::{ConsulServers, Controller, NetworkResilience, TransparentProxy};
 use crate::names::PUBLIC_LISTENER_PORT;
+
+/// How a task reaches Consul. A document with `consulServers` chooses [`Mode::Agentless`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Through a Consul agent in the task, as with consul-ecs 0.6.
+    Agent,
+    /// Directly at the servers, as with consul-ecs 0.7 to 0.10.
+    Agentless,
+}
+
+impl Mode {
+    /// The mode that this document chooses.
+    #[must_use]
+    pub fn of(document: &Value) -> Self {
+        if document.get("consulServers").is_some() { Self::Agentless } else { Self::Agent }
+    }
+}
 
 /// The document. `null` is the same as an absent field.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +47,12 @@ pub struct Config {
     pub proxy: Proxy,
     /// `gateway`: the task is a gateway.
     pub gateway: Option<Gateway>,
+    /// `consulServers`: the servers of a task without a Consul agent.
+    pub consul_servers: Option<ConsulServers>,
+    /// `controller`, for a task without an agent.
+    pub controller: Option<Controller>,
+    /// `transparentProxy`, for a task without an agent.
+    pub transparent_proxy: Option<TransparentProxy>,
     /// One line for each unknown field that the schema allows, and for each broken rule that only warns.
     pub warnings: Vec<String>,
 }
@@ -65,6 +89,8 @@ pub struct ConsulLogin {
     pub enabled: bool,
     /// The auth method; default `iam-ecs-service-token`.
     pub method: String,
+    /// The datacenter of the auth method, for a task without an agent.
+    pub datacenter: Option<String>,
     /// Give the auth method the role's path and tags; default true.
     pub include_entity: bool,
     /// Meta of the login.
@@ -98,6 +124,8 @@ pub struct Service {
     pub namespace: Option<String>,
     /// Its admin partition (Consul Enterprise).
     pub partition: Option<String>,
+    /// `networkResilienceConfig`, for a task without an agent.
+    pub network_resilience: Option<NetworkResilience>,
 }
 
 /// `service.weights`.
@@ -155,8 +183,12 @@ pub enum CheckStatus {
 pub struct Proxy {
     /// Opaque configuration, passed on unchanged.
     pub config: Map<String, Value>,
+    /// `localServiceAddress`: the address on which the app listens, for a task without an agent.
+    pub local_service_address: Option<String>,
     /// The port of Envoy's public listener.
     pub public_listener_port: u16,
+    /// The port on which Envoy says that it is ready, for a task without an agent.
+    pub health_check_port: Option<u16>,
     /// The services the app reaches through the mesh.
     pub upstreams: Vec<Upstream>,
     /// How upstreams in other datacenters are reached.
@@ -169,7 +201,9 @@ impl Default for Proxy {
     fn default() -> Self {
         Self {
             config: Map::new(),
+            local_service_address: None,
             public_listener_port: PUBLIC_LISTENER_PORT,
+            health_check_port: None,
             upstreams: Vec::new(),
             mesh_gateway: None,
             expose: None,
@@ -188,6 +222,8 @@ pub struct Upstream {
     pub destination_partition: Option<String>,
     /// The upstream's name.
     pub destination_name: String,
+    /// The peer that has the upstream, for a task without an agent.
+    pub destination_peer: Option<String>,
     /// The upstream's datacenter.
     pub datacenter: Option<String>,
     /// The address its listener binds; Consul's default is 127.0.0.1.
@@ -266,11 +302,13 @@ pub struct Gateway {
     pub namespace: Option<String>,
     /// Its admin partition (Consul Enterprise).
     pub partition: Option<String>,
+    /// The port on which Envoy says that it is ready, for a task without an agent.
+    pub health_check_port: Option<u16>,
     /// `proxy.config`, passed on unchanged.
     pub config: Map<String, Value>,
 }
 
-/// `gateway.kind`. consul-ecs 0.6 has only mesh gateways.
+/// `gateway.kind`. consul-ecs 0.6 has only mesh gateways. An API gateway is refused by a rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[expect(missing_docs, reason = "Consul's own names")]
 pub enum GatewayKind {
@@ -278,6 +316,7 @@ pub enum GatewayKind {
     Mesh,
     Ingress,
     Terminating,
+    Api,
 }
 
 /// `gateway.lanAddress`, `gateway.wanAddress`.

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
+use crate::agentless::{ConsulServers, Controller, NetworkResilience, TransparentProxy};
 use crate::document::{
     Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,
-    GatewayKind, LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
+    GatewayKind, LogLevel, MeshGatewayMode, Mode, Proxy, Service, Upstream, Weights,
 };
 use crate::names::PUBLIC_LISTENER_PORT;
 use crate::reader::{self, ConfigError, Findings, Object, Unknown};
@@ -20,7 +21,7 @@ impl Config {
     /// may be a credential: a check's header and body, or opaque configuration.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let value: Value = serde_json::from_str(text).map_err(ConfigError::NotJson)?;
-        let (config, mut findings) = reader::document(&value, Self::read);
+        let (config, mut findings) = reader::document(&value, Mode::of(&value), Self::read);
         for (rule, error) in rules::broken(&value) {
             if rule.warns {
                 findings.warnings.push(error.to_string());
@@ -36,20 +37,20 @@ impl Config {
     }
 
     /// Reads a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them. The rules are
-    /// not checked. The values are valid only if there are no errors.
+    /// not checked. The document is read as that of a task with an agent. The values are valid only if there are no errors.
     pub fn read_beside<T>(
         value: &Value,
         bootstrap_dir: &str,
         own: impl FnOnce(&mut Object<'_>) -> T,
     ) -> (Self, T, Findings) {
         let read = |root: &mut Object<'_>| (own(root), Self::read_rest(root, bootstrap_dir.into()));
-        let ((own, config), findings) = reader::document(value, read);
+        let ((own, config), findings) = reader::document(value, Mode::Agent, read);
         (config, own, findings)
     }
 
     pub(crate) fn read(root: &mut Object<'_>) -> Self {
         let bootstrap_dir = root
-            .field("bootstrapDir", "The directory of the task's shared volume where Envoy's bootstrap is written.")
+            .field("bootstrapDir", "The directory of the task's shared volume, where mesh-init writes its files.")
             .required()
             .filled_text()
             .unwrap_or_default();
@@ -57,43 +58,94 @@ impl Config {
     }
 
     pub(crate) fn read_rest(root: &mut Object<'_>, bootstrap_dir: PathBuf) -> Self {
+        let log_level = root
+            .field("logLevel", "The log level of mesh-init and health-sync; default `INFO`. `LOG_LEVEL` overrides it.")
+            .choice(&LOG_LEVELS);
+        let (consul_http_addr, consul_ca_cert_file) = servers_for_a_login(root);
+        let consul_login = root
+            .field("consulLogin", "How to get an ACL token from an auth method.")
+            .object(Unknown::Refused, ConsulLogin::read);
+        let health_sync_containers = root
+            .field("healthSyncContainers", "The containers whose ECS health health-sync writes into Consul's checks.")
+            .unique_texts();
+        let unknown_in_service = if root.is_agentless() { Unknown::Refused } else { Unknown::Warned };
+        let service =
+            root.field("service", "The service to register.").not_null().object(unknown_in_service, Service::read);
+        let proxy = root
+            .field("proxy", "The service's sidecar proxy.")
+            .object(Unknown::Warned, Proxy::read)
+            .unwrap_or_default();
+        let gateway = root
+            .field("gateway", "The gateway to register, in place of a service.")
+            .not_null()
+            .object(Unknown::Refused, Gateway::read);
+        let (consul_servers, controller, transparent_proxy) = without_an_agent(root);
         Self {
             bootstrap_dir,
-            log_level: root
-                .field(
-                    "logLevel",
-                    "The log level of mesh-init and health-sync; default `INFO`. `LOG_LEVEL` overrides it.",
-                )
-                .choice(&LOG_LEVELS),
-            consul_http_addr: root.field("consulHTTPAddr", "The URL of Consul's servers, for a login.").text(),
-            consul_ca_cert_file: root
-                .field("consulCACertFile", "The file with the servers' CA certificate, for a login.")
-                .text()
-                .map(PathBuf::from),
-            consul_login: root
-                .field("consulLogin", "How to get an ACL token from an auth method.")
-                .object(Unknown::Refused, ConsulLogin::read),
-            health_sync_containers: root
-                .field(
-                    "healthSyncContainers",
-                    "The containers whose ECS health health-sync writes into Consul's checks.",
-                )
-                .unique_texts(),
-            service: root
-                .field("service", "The service to register.")
-                .not_null()
-                .object(Unknown::Warned, Service::read),
-            proxy: root
-                .field("proxy", "The service's sidecar proxy.")
-                .object(Unknown::Warned, Proxy::read)
-                .unwrap_or_default(),
-            gateway: root
-                .field("gateway", "The gateway to register, in place of a service.")
-                .not_null()
-                .object(Unknown::Refused, Gateway::read),
+            log_level,
+            consul_http_addr,
+            consul_ca_cert_file,
+            consul_login,
+            health_sync_containers,
+            service,
+            proxy,
+            gateway,
+            consul_servers,
+            controller,
+            transparent_proxy,
             warnings: Vec::new(),
         }
     }
+
+    /// How the task reaches Consul.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.consul_servers.is_some() { Mode::Agentless } else { Mode::Agent }
+    }
+}
+
+/// `consulHTTPAddr` and `consulCACertFile`.
+fn servers_for_a_login(root: &mut Object<'_>) -> (Option<String>, Option<PathBuf>) {
+    if root.is_agentless() {
+        root.refuse("consulHTTPAddr", "a task without an agent has its servers in `consulServers`");
+        root.refuse("consulCACertFile", "a task without an agent has this file in `consulServers.defaults.caCertFile`");
+        return (None, None);
+    }
+    let address = root.field("consulHTTPAddr", "The URL of Consul's servers, for a login.").text();
+    let ca = root.field("consulCACertFile", "The file with the servers' CA certificate, for a login.").text();
+    (address, ca.map(PathBuf::from))
+}
+
+/// Why a document without `consulServers` must not have a field.
+const ONLY_AGENTLESS: &str = "it is for a task without an agent, whose document has `consulServers`";
+
+/// A text that a document with an agent must not have.
+fn only_agentless(object: &mut Object<'_>, name: &'static str, about: &'static str) -> Option<String> {
+    if object.is_agentless() {
+        return object.field(name, about).text();
+    }
+    object.refuse(name, ONLY_AGENTLESS);
+    None
+}
+
+/// `consulServers`, `controller` and `transparentProxy`.
+fn without_an_agent(root: &mut Object<'_>) -> (Option<ConsulServers>, Option<Controller>, Option<TransparentProxy>) {
+    if !root.is_agentless() {
+        root.refuse("controller", ONLY_AGENTLESS);
+        root.refuse("transparentProxy", ONLY_AGENTLESS);
+        return (None, None, None);
+    }
+    let servers = root
+        .field("consulServers", "Consul's servers. With this field, the task has no Consul agent.")
+        .required()
+        .object(Unknown::Refused, ConsulServers::read);
+    let controller = root
+        .field("controller", "Settings of the controller of consul-ecs. ecs-mesh does not use them.")
+        .object(Unknown::Refused, Controller::read);
+    let transparent_proxy = root
+        .field("transparentProxy", "Transparent proxying, which is not supported: must be `{\"enabled\": false}`.")
+        .object(Unknown::Refused, TransparentProxy::read);
+    (servers, controller, transparent_proxy)
 }
 
 const LOG_LEVELS: [(&str, LogLevel); 5] = [
@@ -126,6 +178,12 @@ const GATEWAY_KINDS: [(&str, GatewayKind); 3] = [
     ("terminating-gateway", GatewayKind::Terminating),
 ];
 
+const AGENTLESS_GATEWAY_KINDS: [(&str, GatewayKind); 3] = [
+    ("mesh-gateway", GatewayKind::Mesh),
+    ("terminating-gateway", GatewayKind::Terminating),
+    ("api-gateway", GatewayKind::Api),
+];
+
 impl ConsulLogin {
     fn read(login: &mut Object<'_>) -> Self {
         Self {
@@ -137,6 +195,7 @@ impl ConsulLogin {
                 .field("method", "The auth method; default `iam-ecs-service-token`.")
                 .text()
                 .unwrap_or_else(|| "iam-ecs-service-token".to_owned()),
+            datacenter: only_agentless(login, "datacenter", "The auth method's datacenter; default the servers' own."),
             include_entity: login
                 .field("includeEntity", "Let the auth method see the IAM role's path and tags; default true.")
                 .boolean()
@@ -186,13 +245,29 @@ impl Service {
                         .unwrap_or_default(),
                 }
             }),
-            checks: service
-                .field("checks", "Its checks, which Consul's agent runs.")
-                .objects(Unknown::Refused, Check::read),
+            checks: checks(service),
+            network_resilience: network_resilience(service),
             namespace: service.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
             partition: service.field("partition", "Its admin partition (Consul Enterprise 1.11).").text(),
         }
     }
+}
+
+fn checks(service: &mut Object<'_>) -> Vec<Check> {
+    if service.is_agentless() {
+        service.refuse("checks", "no agent is there to run them; list the containers in `healthSyncContainers`");
+        return Vec::new();
+    }
+    service.field("checks", "Its checks, which Consul's agent runs.").objects(Unknown::Refused, Check::read)
+}
+
+fn network_resilience(service: &mut Object<'_>) -> Option<NetworkResilience> {
+    if !service.is_agentless() {
+        return None;
+    }
+    service
+        .field("networkResilienceConfig", "Passive health checks of upstreams, which are not supported.")
+        .object(Unknown::Refused, NetworkResilience::read)
 }
 
 impl Check {
@@ -238,11 +313,13 @@ impl Proxy {
             config: proxy
                 .field("config", "Settings that Consul passes to Envoy, and the `envoy_…` options of the bootstrap.")
                 .opaque(),
+            local_service_address: local_service_address(proxy),
             public_listener_port: proxy
                 .field("publicListenerPort", "The port on which Envoy takes requests from the mesh; default 20000.")
                 .integer()
                 .filter(|port| *port != 0)
                 .unwrap_or(PUBLIC_LISTENER_PORT),
+            health_check_port: if proxy.is_agentless() { health_check_port(proxy) } else { None },
             upstreams: proxy
                 .field("upstreams", "The services that the app reaches through the mesh.")
                 .objects(Unknown::Refused, Upstream::read),
@@ -252,6 +329,17 @@ impl Proxy {
                 .object(Unknown::Warned, Expose::read),
         }
     }
+}
+
+fn local_service_address(proxy: &mut Object<'_>) -> Option<String> {
+    if !proxy.is_agentless() {
+        return None;
+    }
+    proxy.field("localServiceAddress", "The address on which the app listens; default 127.0.0.1.").text()
+}
+
+fn health_check_port(object: &mut Object<'_>) -> Option<u16> {
+    object.field("healthCheckPort", "The port on which Envoy says that it is ready; default 22000.").port_of_any_type()
 }
 
 fn mesh_gateway(object: &mut Object<'_>, about: &'static str) -> Option<MeshGatewayMode> {
@@ -280,6 +368,11 @@ impl Upstream {
                 .required()
                 .text()
                 .unwrap_or_default(),
+            destination_peer: only_agentless(
+                upstream,
+                "destinationPeer",
+                "The peer that has the upstream (Consul 1.13).",
+            ),
             datacenter: upstream.field("datacenter", "The upstream's datacenter; default the agent's.").text(),
             local_bind_address: upstream
                 .field("localBindAddress", "The address on which Envoy listens for the app; default 127.0.0.1.")
@@ -320,9 +413,10 @@ fn address(object: &mut Object<'_>, about: [&'static str; 2]) -> Address {
 
 impl Gateway {
     fn read(gateway: &mut Object<'_>) -> Self {
+        let kinds = if gateway.is_agentless() { &AGENTLESS_GATEWAY_KINDS } else { &GATEWAY_KINDS };
         Self {
             // The reader reports a kind that is missing or wrong.
-            kind: gateway.field("kind", "The kind of gateway.").required().choice(&GATEWAY_KINDS).unwrap_or_default(),
+            kind: gateway.field("kind", "The kind of gateway.").required().choice(kinds).unwrap_or_default(),
             lan_address: gateway
                 .field("lanAddress", "Its address inside the datacenter.")
                 .object(Unknown::Refused, |lan| address(lan, LAN_ADDRESS)),
@@ -339,6 +433,12 @@ impl Gateway {
             meta: gateway.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
             namespace: gateway.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
             partition: gateway.field("partition", "Its admin partition (Consul Enterprise 1.11).").text(),
+            health_check_port: if gateway.is_agentless() {
+                health_check_port(gateway)
+            } else {
+                gateway.refuse("healthCheckPort", ONLY_AGENTLESS);
+                None
+            },
             config: gateway
                 .field("proxy", "The gateway's proxy.")
                 .object(Unknown::Warned, |proxy| {

@@ -21,6 +21,7 @@ impl GatewayKind {
             Self::Mesh => "mesh-gateway",
             Self::Ingress => "ingress-gateway",
             Self::Terminating => "terminating-gateway",
+            Self::Api => "api-gateway",
         }
     }
 }
@@ -146,6 +147,7 @@ fn registration(gateway: &Gateway, names: &Names, task: &Task) -> ServiceRegistr
             GatewayKind::Mesh => ServiceKind::MeshGateway,
             GatewayKind::Ingress => ServiceKind::IngressGateway,
             GatewayKind::Terminating => ServiceKind::TerminatingGateway,
+            GatewayKind::Api => ServiceKind::ApiGateway,
         }),
         id: names.service_id.clone(),
         name: names.service.clone(),

@@ -1,10 +1,12 @@
-//! The `CONSUL_ECS_CONFIG_JSON` document of consul-ecs 0.6, and what follows from it for Consul.
+//! The `CONSUL_ECS_CONFIG_JSON` document of consul-ecs 0.6, that of 0.7 to 0.10, and what follows from it for Consul.
 //!
 //! [`Config::parse`] reads the document and reports all errors at once. [`Names`] has the names of a task's service, proxy and
 //! checks in Consul. [`Role`] says whether a task is a service with its proxy or a gateway. [`registration`] makes the
 //! registrations. [`shape`] describes the document, and [`schema`] makes its JSON schema and its reference page. [`rules`] are
 //! the rules beyond the schema.
 
+mod agentless;
+pub mod catalog;
 mod check_ttl;
 mod document;
 mod fields;
@@ -16,15 +18,19 @@ pub mod rules;
 pub mod schema;
 pub mod shape;
 
+pub use agentless::{
+    ConsulServers, Controller, GrpcServers, HEALTH_CHECK_PORT, HttpServers, NetworkResilience, OutlierDetection,
+    ServerEndpoint, ServerTls, TransparentProxy,
+};
 pub use check_ttl::{CheckTtl, CheckTtlError};
 pub use document::{
     Address, Check, CheckStatus, Config, ConsulLogin, DestinationType, Expose, ExposePath, ExposeProtocol, Gateway,
-    GatewayKind, LogLevel, MeshGatewayMode, Proxy, Service, Upstream, Weights,
+    GatewayKind, LogLevel, MeshGatewayMode, Mode, Proxy, Service, Upstream, Weights,
 };
 pub use gateway::{GATEWAY_PORT, Role};
 pub use names::{
-    BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, HEALTH_SYNC_NAME, Names, PUBLIC_LISTENER_PORT, SERVICE_TOKEN_FILE, is_sidecar,
-    meta,
+    BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, DATAPLANE_FILE, HEALTH_SYNC_NAME, Names, PUBLIC_LISTENER_PORT,
+    SERVICE_TOKEN_FILE, is_sidecar, meta,
 };
 pub use reader::{ConfigError, FieldError, FieldReader, Findings, Object, Unknown, describe_value};
 

@@ -7,6 +7,8 @@ use ecs_meta::TaskId;
 
 /// The name of the bootstrap in the bootstrap directory.
 pub const BOOTSTRAP_FILE: &str = "envoy-bootstrap.json";
+/// The name of the file in the bootstrap directory with what mesh-dataplane needs, in a task without an agent.
+pub const DATAPLANE_FILE: &str = "dataplane.json";
 /// The file in the bootstrap directory with the service's token, if mesh-init logs in for it.
 pub const SERVICE_TOKEN_FILE: &str = "service-token";
 /// The file in the bootstrap directory with the agent's token, if `mesh-init agent-config` logs in for it.
@@ -17,12 +19,15 @@ pub const HEALTH_SYNC_NAME: &str = "consul ecs synced";
 pub const PUBLIC_LISTENER_PORT: u16 = 20000;
 
 /// The containers that ecs-mesh and consul-ecs add to a task.
-const SIDECARS: [&str; 9] = [
+const SIDECARS: [&str; 12] = [
     "app-entrypoint",
     "consul-client",
     "consul-config",
+    "consul-dataplane",
+    "consul-ecs-control-plane",
     "consul-ecs-health-sync",
     "consul-ecs-mesh-init",
+    "dataplane",
     "envoy-entrypoint",
     "health-sync",
     "mesh-init",
@@ -106,7 +111,14 @@ mod tests {
 
     #[test]
     fn every_container_except_the_known_sidecars_is_an_app() {
-        for name in ["consul-client", "consul-ecs-mesh-init", "ecs-service-connect-Xy12", "aws-guardduty-agent-a"] {
+        for name in [
+            "consul-client",
+            "consul-ecs-mesh-init",
+            "consul-dataplane",
+            "dataplane",
+            "ecs-service-connect-Xy12",
+            "aws-guardduty-agent-a",
+        ] {
             assert!(is_sidecar(name), "{name}");
         }
         for name in ["web", "consul", "my-sidecar-proxy", "ecs-service"] {

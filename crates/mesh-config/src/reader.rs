@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
+use crate::document::Mode;
 use crate::shape::{Field, Kind, Shape};
 
 /// One problem of the document.
@@ -72,6 +73,7 @@ pub struct Findings {
 struct Reading {
     findings: RefCell<Findings>,
     describing: bool,
+    mode: Mode,
 }
 
 /// What to do with an unknown field.
@@ -88,6 +90,8 @@ pub struct Object<'a> {
     path: String,
     fields: Option<&'a Map<String, Value>>,
     shape: Shape,
+    /// Fields that only documents of the other mode have, and why.
+    foreign: Vec<(&'static str, &'static str)>,
     reading: &'a Reading,
 }
 
@@ -102,10 +106,9 @@ pub struct FieldReader<'o, 'a> {
 }
 
 /// Reads the whole document with `read`. The value is valid only if there are no errors.
-pub(crate) fn document<T>(value: &Value, read: impl FnOnce(&mut Object<'_>) -> T) -> (T, Findings) {
-    let reading = Reading { findings: RefCell::default(), describing: false };
-    let mut root =
-        Object { path: String::new(), fields: value.as_object(), shape: Shape::default(), reading: &reading };
+pub(crate) fn document<T>(value: &Value, mode: Mode, read: impl FnOnce(&mut Object<'_>) -> T) -> (T, Findings) {
+    let reading = Reading { findings: RefCell::default(), describing: false, mode };
+    let mut root = Object::new(String::new(), value.as_object(), &reading);
     let read = read(&mut root);
     root.close(Unknown::Refused);
     let mut findings = reading.findings.into_inner();
@@ -117,9 +120,9 @@ pub(crate) fn document<T>(value: &Value, read: impl FnOnce(&mut Object<'_>) -> T
 }
 
 /// The shape of what `read` asks for.
-pub(crate) fn describe<T>(read: impl FnOnce(&mut Object<'_>) -> T) -> Shape {
-    let reading = Reading { findings: RefCell::default(), describing: true };
-    let mut root = Object { path: String::new(), fields: None, shape: Shape::default(), reading: &reading };
+pub(crate) fn describe<T>(mode: Mode, read: impl FnOnce(&mut Object<'_>) -> T) -> Shape {
+    let reading = Reading { findings: RefCell::default(), describing: true, mode };
+    let mut root = Object::new(String::new(), None, &reading);
     read(&mut root);
     root.close(Unknown::Refused)
 }
@@ -148,6 +151,20 @@ fn kind(value: &Value) -> String {
 }
 
 impl<'a> Object<'a> {
+    fn new(path: String, fields: Option<&'a Map<String, Value>>, reading: &'a Reading) -> Self {
+        Self { path, fields, shape: Shape::default(), foreign: Vec::new(), reading }
+    }
+
+    /// Whether the document is that of a task without an agent.
+    pub(crate) fn is_agentless(&self) -> bool {
+        self.reading.mode == Mode::Agentless
+    }
+
+    /// Says why the document must not have this field. Without this call, the error lists the known fields.
+    pub(crate) fn refuse(&mut self, name: &'static str, because: &'static str) {
+        self.foreign.push((name, because));
+    }
+
     /// Asks for a field. `about` is its purpose, in a line.
     pub fn field<'o>(&'o mut self, name: &'static str, about: &'static str) -> FieldReader<'o, 'a> {
         FieldReader { object: self, name, about, required: false, nullable: true, private: false }
@@ -170,7 +187,11 @@ impl<'a> Object<'a> {
             let mut names = self.shape.fields.iter().map(|field| field.name).collect::<Vec<_>>();
             names.sort_unstable();
             let (path, names) = (self.at(name), names.join(", "));
+            let foreign = self.foreign.iter().find(|(foreign, _)| foreign == name);
             match unknown {
+                Unknown::Refused if let Some((_, because)) = foreign => {
+                    self.error(wrong(path, "a value".to_owned(), format!("no such field: {because}")));
+                }
                 Unknown::Refused => {
                     self.error(wrong(path, "an unknown field".to_owned(), format!("one of the fields {names}")));
                 }
@@ -270,6 +291,40 @@ impl<'a> FieldReader<'_, 'a> {
     /// An integer. The value is none if it does not fit: a rule for each integer refuses such values.
     pub(crate) fn integer<T: TryFrom<i64>>(mut self) -> Option<T> {
         self.converted(Kind::Integer, whole_number).and_then(|number| T::try_from(number).ok())
+    }
+
+    /// An integer within these limits, which are part of the schema.
+    pub(crate) fn integer_in<T: TryFrom<i64>>(mut self, minimum: i64, maximum: Option<i64>) -> Option<T> {
+        let is_inside = |number: &i64| *number >= minimum && maximum.is_none_or(|maximum| *number <= maximum);
+        let number =
+            self.converted(Kind::IntegerIn { minimum, maximum }, |value| whole_number(value).filter(is_inside))?;
+        T::try_from(number).ok()
+    }
+
+    /// A port in a field for which the schema allows any value. A rule refuses what is not a port. 0 is the same as absent.
+    pub(crate) fn port_of_any_type(mut self) -> Option<u16> {
+        let port = self.converted(Kind::Any, Some)?;
+        whole_number(port).and_then(|port| port.try_into().ok()).filter(|port| *port != 0)
+    }
+
+    /// Integers, each only once.
+    pub(crate) fn unique_integers(mut self) -> Vec<i64> {
+        let values = self.converted(Kind::Integers, Value::as_array).into_iter().flatten();
+        let mut seen: Vec<&Value> = Vec::new();
+        let mut numbers = Vec::new();
+        for (index, value) in values.enumerate() {
+            let path = format!("{}[{index}]", self.at());
+            let same = |other: &&Value| *other == value || other.as_f64() == value.as_f64();
+            match whole_number(value) {
+                Some(_) if seen.iter().any(same) => {
+                    self.object.error(wrong(path, format!("{value} again"), "each value once".to_owned()));
+                }
+                Some(number) => numbers.push(number),
+                None => self.wrong(path, value, "an integer"),
+            }
+            seen.push(value);
+        }
+        numbers
     }
 
     /// One of a few words.
@@ -379,7 +434,7 @@ impl<'a> FieldReader<'_, 'a> {
         unknown: Unknown,
         read: impl FnOnce(&mut Object<'a>) -> T,
     ) -> (T, Shape) {
-        let mut object = Object { path, fields, shape: Shape::default(), reading: self.object.reading };
+        let mut object = Object::new(path, fields, self.object.reading);
         let value = read(&mut object);
         (value, object.close(unknown))
     }

@@ -170,6 +170,7 @@ fn upstream(upstream: &crate::Upstream) -> Upstream {
         destination_namespace: upstream.destination_namespace.clone(),
         destination_partition: upstream.destination_partition.clone(),
         destination_name: upstream.destination_name.clone(),
+        destination_peer: upstream.destination_peer.clone(),
         datacenter: upstream.datacenter.clone(),
         local_bind_address: upstream.local_bind_address.clone(),
         local_bind_port: upstream.local_bind_port,

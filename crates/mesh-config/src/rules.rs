@@ -5,6 +5,9 @@ use std::ops::RangeInclusive;
 
 use serde_json::Value;
 
+use crate::agentless::{HEALTH_CHECK_PORT, hosts};
+use crate::document::Mode;
+use crate::gateway::GATEWAY_PORT;
 use crate::names::PUBLIC_LISTENER_PORT;
 use crate::reader::{FieldError, describe_value, whole_number};
 
@@ -49,8 +52,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "port-range",
-        about: "Ports are 1 to 65535. For `proxy.publicListenerPort` and the addresses of a gateway, 0 is the same as an \
-                absent field. For `service.port`, 0 means that the app listens on no port.",
+        about: "Ports are 1 to 65535. For `proxy.publicListenerPort`, `healthCheckPort` and the addresses of a gateway, 0 is \
+                the same as an absent field. For `service.port`, 0 means that the app listens on no port.",
         warns: false,
         check: port_range,
     },
@@ -58,15 +61,16 @@ pub const RULES: &[Rule] = &[
         name: "port-once",
         about: "No two of these listen on the same address and port: the app (127.0.0.1 and `service.port`), the public \
                 listener, each upstream, each exposed path, and `envoy_prometheus_bind_addr` and `envoy_stats_bind_addr` in \
-                `proxy.config`. The public listener and exposed paths listen on all addresses, like `0.0.0.0` and `::`. The \
-                rule does not apply to a gateway.",
+                `proxy.config`. The public listener and exposed paths listen on all addresses, like `0.0.0.0` and `::`. \
+                Without an agent, `healthCheckPort` on 127.0.0.1 is one more. A gateway has only this one and its own \
+                listener.",
         warns: false,
         check: port_once,
     },
     Rule {
         name: "port-of-a-sidecar",
         about: "No listener has a default port of the task's Consul agent or of Envoy's admin page: 8301 on any address, \
-                or 8500, 8502, 8600 or 19000 on loopback.",
+                or 8500, 8502, 8600 or 19000 on loopback. Without an agent: 8600 or 19000 on loopback.",
         warns: true,
         check: port_of_a_sidecar,
     },
@@ -93,6 +97,47 @@ pub const RULES: &[Rule] = &[
         about: "`successBeforePassing` and `failuresBeforeCritical` of a check are 0 to 65535.",
         warns: false,
         check: check_count,
+    },
+    Rule {
+        name: "server-hosts",
+        about: "`consulServers.hosts` has names and IP addresses only, without ports. `exec=` and a command, which consul-ecs \
+                runs, is not supported.",
+        warns: false,
+        check: server_hosts,
+    },
+    Rule {
+        name: "transparent-proxy",
+        about: "`transparentProxy.enabled` of a service is false. Transparent proxying is not supported: the app reaches \
+                others through `proxy.upstreams`. The rule does not apply to a gateway.",
+        warns: false,
+        check: transparent_proxy,
+    },
+    Rule {
+        name: "transparent-proxy-default",
+        about: "A service without an agent has `transparentProxy`. In consul-ecs 0.8 to 0.10, an absent field turns transparent \
+                proxying on. Here it is off.",
+        warns: true,
+        check: transparent_proxy_default,
+    },
+    Rule {
+        name: "api-gateway",
+        about: "`gateway.kind` is not `api-gateway`, which is not supported.",
+        warns: false,
+        check: api_gateway,
+    },
+    Rule {
+        name: "network-resilience",
+        about: "`service.networkResilienceConfig.enabled` is false. ecs-mesh does not write `service-defaults`: set \
+                `UpstreamConfig.Defaults.PassiveHealthCheck` there.",
+        warns: false,
+        check: network_resilience,
+    },
+    Rule {
+        name: "outlier-range",
+        about: "Numbers in `service.networkResilienceConfig.outlierDetection` are at most 4294967295, `interval` at most \
+                86400000000000 (a day).",
+        warns: false,
+        check: outlier_range,
     },
 ];
 
@@ -201,6 +246,21 @@ fn port_range(document: &Value, broken: &mut Broken) {
     for address in ["lanAddress", "wanAddress"] {
         broken.range(format!("gateway.{address}.port"), &document["gateway"][address]["port"], PORT_OR_NONE);
     }
+    if Mode::of(document) == Mode::Agentless {
+        for interface in ["http", "grpc"] {
+            let port = &document["consulServers"][interface]["port"];
+            broken.range(format!("consulServers.{interface}.port"), port, PORT);
+        }
+        for owner in ["proxy", "gateway"] {
+            // The schema allows anything here.
+            let port = &document[owner]["healthCheckPort"];
+            let is_port = port.is_null() || whole_number(port).is_some_and(|port| PORT_OR_NONE.contains(&port));
+            if !is_port {
+                let path = format!("{owner}.healthCheckPort");
+                broken.got(path, describe_value(port), "an integer from 0 to 65535");
+            }
+        }
+    }
 }
 
 /// Where a listener of the task is.
@@ -252,11 +312,34 @@ impl Listener {
     }
 }
 
+/// The port, or the default if it is absent or 0.
+fn port_or(port: &Value, default: u16) -> Value {
+    if whole_number(port).unwrap_or(0) == 0 { default.into() } else { port.clone() }
+}
+
+/// The listener of a gateway.
+fn gateway_listener(gateway: &Value) -> Option<Listener> {
+    let lan = &gateway["lanAddress"];
+    let host = lan["address"].as_str().filter(|host| !host.is_empty()).map_or(Host::All, Host::of);
+    Listener::at("gateway.lanAddress.port", host, &port_or(&lan["port"], GATEWAY_PORT))
+}
+
+/// The listener on which Envoy says that it is ready, in a task without an agent.
+fn readiness_listener(document: &Value) -> Option<Listener> {
+    let owner = if document["gateway"].is_object() { "gateway" } else { "proxy" };
+    let port = port_or(&document[owner]["healthCheckPort"], HEALTH_CHECK_PORT);
+    let listener = Listener::at(format!("{owner}.healthCheckPort"), LOOPBACK, &port);
+    listener.filter(|_| Mode::of(document) == Mode::Agentless)
+}
+
 /// The task's listeners: first Envoy's public one, then the app's, then the others.
 fn listeners(document: &Value) -> Vec<Listener> {
     let (service, proxy) = (&document["service"], &document["proxy"]);
-    let port = &proxy["publicListenerPort"];
-    let public = if whole_number(port).unwrap_or(0) == 0 { Value::from(PUBLIC_LISTENER_PORT) } else { port.clone() };
+    let readiness = readiness_listener(document);
+    if document["gateway"].is_object() {
+        return gateway_listener(&document["gateway"]).into_iter().chain(readiness).collect();
+    }
+    let public = port_or(&proxy["publicListenerPort"], PUBLIC_LISTENER_PORT);
     let upstreams = upstreams(document).map(|(path, upstream)| {
         let host = Host::of(upstream["localBindAddress"].as_str().unwrap_or_default());
         Listener::at(format!("{path}.localBindPort"), host, &upstream["localBindPort"])
@@ -274,15 +357,13 @@ fn listeners(document: &Value) -> Vec<Listener> {
     });
     let public = Listener::at("proxy.publicListenerPort", Host::All, &public);
     let service = Listener::at("service.port", LOOPBACK, &service["port"]);
-    [public, service].into_iter().chain(upstreams).chain(exposed).chain(options).flatten().collect()
+    let all = [public, service].into_iter().chain(upstreams).chain(exposed).chain(options);
+    all.chain([readiness]).flatten().collect()
 }
 
 /// App and Envoy share the task's network namespace. If two listeners have the same address and port, the second one does not start, or
 /// silently gets no connections.
 fn port_once(document: &Value, broken: &mut Broken) {
-    if document["gateway"].is_object() {
-        return;
-    }
     let listeners = listeners(document);
     for (index, listener) in listeners.iter().enumerate() {
         let same = |other: &Listener| other.port == listener.port && other.host.meets(&listener.host);
@@ -301,18 +382,18 @@ const SIDECARS: [(i64, Host, &str); 5] = [
     (19000, LOOPBACK, "Envoy's admin interface"),
 ];
 
+/// The same in a task without an agent.
+const AGENTLESS_SIDECARS: [(i64, Host, &str); 2] =
+    [(8600, LOOPBACK, "Consul's DNS in the task"), (19000, LOOPBACK, "Envoy's admin interface")];
+
 fn port_of_a_sidecar(document: &Value, broken: &mut Broken) {
-    let gateway = &document["gateway"];
-    let listeners = if gateway.is_object() {
-        let lan = &gateway["lanAddress"];
-        let host = lan["address"].as_str().filter(|host| !host.is_empty()).map_or(Host::All, Host::of);
-        Listener::at("gateway.lanAddress.port", host, &lan["port"]).into_iter().collect()
-    } else {
-        listeners(document)
+    let sidecars: &[_] = match Mode::of(document) {
+        Mode::Agent => &SIDECARS,
+        Mode::Agentless => &AGENTLESS_SIDECARS,
     };
     let loopback_v6 = Host::Ip(Ipv6Addr::LOCALHOST.into());
-    for listener in listeners {
-        let taken = SIDECARS.iter().find(|(port, host, _)| {
+    for listener in listeners(document) {
+        let taken = sidecars.iter().find(|(port, host, _)| {
             *port == listener.port && (host.meets(&listener.host) || *host == LOOPBACK && listener.host == loopback_v6)
         });
         if let Some((port, _, whose)) = taken {
@@ -358,5 +439,74 @@ fn check_count(document: &Value, broken: &mut Broken) {
         for count in ["successBeforePassing", "failuresBeforeCritical"] {
             broken.range(format!("service.checks[{index}].{count}"), &check[count], 0..=65535);
         }
+    }
+}
+
+fn server_hosts(document: &Value, broken: &mut Broken) {
+    let Some(text) = document["consulServers"]["hosts"].as_str() else { return };
+    let part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let is_host = |host: &str| host.parse::<IpAddr>().is_ok() || !host.is_empty() && host.chars().all(part);
+    let expected = if text.starts_with("exec=") {
+        "names or IP addresses of the servers: a command, as in consul-ecs, is not supported"
+    } else if hosts(text).all(is_host) {
+        return;
+    } else {
+        "names or IP addresses of the servers, separated by commas and without ports, which are in consulServers.http.port \
+         and consulServers.grpc.port"
+    };
+    // A command may hold a secret.
+    let got = if text.starts_with("exec=") { "exec=…".to_owned() } else { describe_value(&text.into()) };
+    broken.got("consulServers.hosts", got, expected);
+}
+
+fn is_agentless_service(document: &Value) -> bool {
+    Mode::of(document) == Mode::Agentless && document.get("gateway").is_none()
+}
+
+fn transparent_proxy(document: &Value, broken: &mut Broken) {
+    let transparent = &document["transparentProxy"];
+    let enabled = transparent.is_object() && transparent["enabled"] != false;
+    if is_agentless_service(document) && enabled {
+        let got =
+            if transparent["enabled"].is_null() { "no enabled, which is true".to_owned() } else { "true".to_owned() };
+        broken.got("transparentProxy", got, "enabled false: transparent proxying is not supported");
+    }
+}
+
+fn transparent_proxy_default(document: &Value, broken: &mut Broken) {
+    if is_agentless_service(document) && document["transparentProxy"].is_null() {
+        broken.missing(
+            "transparentProxy",
+            "{\"enabled\": false}: without it, consul-ecs 0.8 to 0.10 turn transparent proxying on; here it is off",
+        );
+    }
+}
+
+fn api_gateway(document: &Value, broken: &mut Broken) {
+    if Mode::of(document) == Mode::Agentless && document["gateway"]["kind"] == "api-gateway" {
+        broken.got(
+            "gateway.kind",
+            "\"api-gateway\"",
+            "mesh-gateway or terminating-gateway: API gateways are not supported",
+        );
+    }
+}
+
+fn network_resilience(document: &Value, broken: &mut Broken) {
+    let enabled = document["service"]["networkResilienceConfig"]["enabled"] == true;
+    if is_agentless_service(document) && enabled {
+        let expected = "false: set UpstreamConfig.Defaults.PassiveHealthCheck in the service's service-defaults";
+        broken.got("service.networkResilienceConfig.enabled", "true", expected);
+    }
+}
+
+fn outlier_range(document: &Value, broken: &mut Broken) {
+    if Mode::of(document) == Mode::Agent {
+        return;
+    }
+    let outlier = &document["service"]["networkResilienceConfig"]["outlierDetection"];
+    for (name, value) in outlier.as_object().into_iter().flatten() {
+        let most = if name == "interval" { 86_400_000_000_000 } else { i64::from(u32::MAX) };
+        broken.range(format!("service.networkResilienceConfig.outlierDetection.{name}"), value, 0..=most);
     }
 }

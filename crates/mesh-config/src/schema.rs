@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
-use crate::document::Config;
+use crate::document::{Config, Mode};
 use crate::reader::{self, Object};
 use crate::rules::RULES;
 use crate::shape::{Field, Kind, Shape};
@@ -14,15 +14,15 @@ use crate::shape::{Field, Kind, Shape};
 const NAME_PATTERN: &str = "^([a-z0-9]([a-z0-9_-]*[a-z0-9])?)?$";
 
 impl Shape {
-    /// The shape of the whole document.
+    /// The shape of the whole document of a task in this mode.
     #[must_use]
-    pub fn of_document() -> Self {
-        reader::describe(Config::read)
+    pub fn of_document(mode: Mode) -> Self {
+        reader::describe(mode, Config::read)
     }
 
-    /// The shape of a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them.
+    /// The shape of a document of a task with an agent that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them.
     pub fn of_document_beside<T>(own: impl FnOnce(&mut Object<'_>) -> T) -> Self {
-        reader::describe(|root| (own(root), Config::read_rest(root, PathBuf::new())))
+        reader::describe(Mode::Agent, |root| (own(root), Config::read_rest(root, PathBuf::new())))
     }
 
     /// Its JSON schema.
@@ -38,31 +38,65 @@ impl Shape {
         schema.insert("additionalProperties".to_owned(), json!(self.open));
         schema
     }
+}
 
-    /// Writes a table of these fields, then one table for each object among them.
-    fn tables(&self, path: &str, page: &mut String) {
-        let title = if path.is_empty() { "The document" } else { path };
-        let title = if path.is_empty() { title.to_owned() } else { format!("`{title}`") };
-        let others = if self.open { "Other fields are ignored, with a warning." } else { "Other fields are errors." };
-        let _ = write!(page, "\n## {title}\n\n{others}\n\n| field | type | |\n|---|---|---|\n");
-        for field in &self.fields {
-            let required = if field.required { ", **required**" } else { "" };
-            let null = if field.nullable || field.required { "" } else { ", not null" };
-            let kind = field.kind.expected();
-            let _ = writeln!(page, "| `{}` | {kind}{required}{null} | {} |", field.name, field.about);
-        }
-        for field in &self.fields {
-            let inner = if path.is_empty() { field.name.to_owned() } else { format!("{path}.{}", field.name) };
-            match &field.kind {
-                Kind::Object(shape) => shape.tables(&inner, page),
-                Kind::Objects(shape) => shape.tables(&format!("{inner}[]"), page),
-                _ => {}
+/// Writes a table of the fields of an object, then one table for each object among them. The shapes are those of a task with an agent and
+/// of one without.
+fn tables(shapes: [Option<&Shape>; 2], path: &str, page: &mut String) {
+    let title = if path.is_empty() { "The document".to_owned() } else { format!("`{path}`") };
+    let others = |open| if open { "ignored, with a warning" } else { "errors" };
+    let others = match shapes.map(|shape| shape.map(|shape| others(shape.open))) {
+        [Some(with), Some(without)] if with != without => format!("{with} with an agent, and {without} without one"),
+        [Some(same), _] | [None, Some(same)] => same.to_owned(),
+        [None, None] => return,
+    };
+    let _ =
+        write!(page, "\n## {title}\n\nOther fields are {others}.\n\n| field | task | type | |\n|---|---|---|---|\n");
+    let fields = union(shapes);
+    for both in &fields {
+        let [with, without] = both.map(|field| field.map(Field::described));
+        let (task, kind) = match (with, without) {
+            (Some(with), Some(without)) if with != without => {
+                ("", format!("with an agent: {with}; without: {without}"))
             }
-        }
+            (Some(same), Some(_)) => ("", same),
+            (Some(with), None) => ("with an agent", with),
+            (None, Some(without)) => ("without an agent", without),
+            (None, None) => continue,
+        };
+        let field = either(both);
+        let _ = writeln!(page, "| `{}` | {task} | {kind} | {} |", field.name, field.about);
+    }
+    for both in &fields {
+        let name = either(both).name;
+        let inner = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        let suffix = if matches!(either(both).kind, Kind::Objects(_)) { "[]" } else { "" };
+        tables(both.map(|field| field.and_then(|field| field.kind.shape())), &format!("{inner}{suffix}"), page);
     }
 }
 
+/// The fields of both shapes by name, first those of the first.
+fn union<'a>([with, without]: [Option<&'a Shape>; 2]) -> Vec<[Option<&'a Field>; 2]> {
+    let fields = |shape: Option<&'a Shape>| shape.map(|shape| &shape.fields[..]).unwrap_or_default();
+    let named = |fields: &'a [Field], name: &str| fields.iter().find(|field| field.name == name);
+    let (with, without) = (fields(with), fields(without));
+    let first = with.iter().map(|field| [Some(field), named(without, field.name)]);
+    let more = without.iter().filter(|field| named(with, field.name).is_none()).map(|field| [None, Some(field)]);
+    first.chain(more).collect()
+}
+
+fn either<'a>(both: &[Option<&'a Field>; 2]) -> &'a Field {
+    both[0].or(both[1]).expect("one shape has the field")
+}
+
 impl Field {
+    /// Its type, for the reference page.
+    fn described(&self) -> String {
+        let required = if self.required { ", **required**" } else { "" };
+        let null = if self.nullable || self.required { "" } else { ", not null" };
+        format!("{}{required}{null}", self.kind.expected())
+    }
+
     fn schema(&self) -> Value {
         let mut schema = match &self.kind {
             Kind::Text => object(json!({ "type": "string" })),
@@ -70,6 +104,12 @@ impl Field {
             Kind::Name => object(json!({ "type": "string", "pattern": NAME_PATTERN })),
             Kind::Boolean => object(json!({ "type": "boolean" })),
             Kind::Integer => object(json!({ "type": "integer" })),
+            Kind::IntegerIn { minimum, maximum: Some(maximum) } => {
+                object(json!({ "type": "integer", "minimum": minimum, "maximum": maximum }))
+            }
+            Kind::IntegerIn { minimum, maximum: None } => object(json!({ "type": "integer", "minimum": minimum })),
+            Kind::Integers => object(json!({ "type": "array", "items": { "type": "integer" }, "uniqueItems": true })),
+            Kind::Any => Map::new(),
             Kind::Choice(words) => object(json!({ "type": "string", "enum": words })),
             Kind::Texts { unique: false } => object(json!({ "type": "array", "items": { "type": "string" } })),
             Kind::Texts { unique: true } => {
@@ -84,7 +124,7 @@ impl Field {
             Kind::Object(shape) => shape.schema(),
             Kind::Objects(shape) => object(json!({ "type": "array", "items": shape.schema() })),
         };
-        if self.nullable {
+        if self.nullable && self.kind != Kind::Any {
             schema.insert("type".to_owned(), json!([schema["type"], "null"]));
             if let Some(Value::Array(words)) = schema.get_mut("enum") {
                 words.push(Value::Null);
@@ -105,7 +145,11 @@ fn object(value: Value) -> Map<String, Value> {
 /// The document's JSON schema, which describes what parsing accepts. The rules are not part of it.
 #[must_use]
 pub fn schema() -> Value {
-    let mut schema = Shape::of_document().schema();
+    let mut schema = object(json!({
+        "if": { "required": ["consulServers"] },
+        "then": Shape::of_document(Mode::Agentless).schema(),
+        "else": Shape::of_document(Mode::Agent).schema(),
+    }));
     schema.insert("$schema".to_owned(), json!("http://json-schema.org/draft-07/schema#"));
     schema.insert("title".to_owned(), json!("ecs-mesh configuration (CONSUL_ECS_CONFIG_JSON)"));
     schema.into()
@@ -117,8 +161,13 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# The configuration document\n\
          \n\
-         This page lists the fields of `CONSUL_ECS_CONFIG_JSON`: every field of consul-ecs 0.6, and ingress and terminating\n\
-         gateways. `mesh-init validate` reports all errors of a document and changes nothing\n\
+         This page lists the fields of `CONSUL_ECS_CONFIG_JSON`: every field of consul-ecs 0.6 and of 0.7 to 0.10, and ingress\n\
+         and terminating gateways. A document with `consulServers` is that of a task without a Consul agent, as in consul-ecs\n\
+         0.7 to 0.10. mesh-init registers such a task; its dataplane and health-sync are not there yet. Without\n\
+         `consulServers`, the task has an agent. In the tables, the column \"task\" says which of the two has the field; it is\n\
+         empty if both have it.\n\
+         \n\
+         `mesh-init validate` reports all errors of a document and changes nothing\n\
          ([build mesh-init](task-definition.md#4-build-the-images) on your machine). `UPDATE_DOCS=1 cargo test -p mesh-config`\n\
          makes this page and the JSON schema, [config.schema.json](config.schema.json), from the code.\n\
          \n\
@@ -137,6 +186,7 @@ pub fn reference() -> String {
         let warns = if rule.warns { " (a warning)" } else { "" };
         let _ = writeln!(page, "| `{}`{warns} | {} |", rule.name, rule.about);
     }
-    Shape::of_document().tables("", &mut page);
+    let (with, without) = (Shape::of_document(Mode::Agent), Shape::of_document(Mode::Agentless));
+    tables([Some(&with), Some(&without)], "", &mut page);
     page
 }

@@ -37,6 +37,17 @@ pub enum Kind {
     Boolean,
     /// An integer.
     Integer,
+    /// An integer within limits.
+    IntegerIn {
+        /// The smallest.
+        minimum: i64,
+        /// The largest, if there is one.
+        maximum: Option<i64>,
+    },
+    /// Integers, each value once.
+    Integers,
+    /// Anything.
+    Any,
     /// One of these words.
     Choice(Vec<&'static str>),
     /// Strings.
@@ -57,6 +68,15 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The shape of the object, or of the objects.
+    #[must_use]
+    pub fn shape(&self) -> Option<&Shape> {
+        match self {
+            Self::Object(shape) | Self::Objects(shape) => Some(shape),
+            _ => None,
+        }
+    }
+
     /// What is valid, in words for error messages and the reference page.
     #[must_use]
     pub fn expected(&self) -> String {
@@ -66,6 +86,10 @@ impl Kind {
             Self::Name => "lower-case letters, digits, - and _, with a letter or digit at both ends".to_owned(),
             Self::Boolean => "true or false".to_owned(),
             Self::Integer => "an integer".to_owned(),
+            Self::IntegerIn { minimum, maximum: Some(maximum) } => format!("an integer from {minimum} to {maximum}"),
+            Self::IntegerIn { minimum, maximum: None } => format!("an integer from {minimum}"),
+            Self::Integers => "an array of integers, each value once".to_owned(),
+            Self::Any => "a port".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Texts { unique: false } => "an array of strings".to_owned(),
             Self::Texts { unique: true } => "an array of strings, each value once".to_owned(),

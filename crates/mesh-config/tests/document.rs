@@ -1,6 +1,9 @@
 //! Parsing and checking of documents as teams write them.
 
-use mesh_config::{CheckStatus, Config, ConfigError, DestinationType, GatewayKind, LogLevel, MeshGatewayMode, rules};
+use mesh_config::{
+    CheckStatus, Config, ConfigError, DestinationType, GatewayKind, LogLevel, MeshGatewayMode, Mode, ServerEndpoint,
+    rules,
+};
 use serde_json::{Value, json};
 
 /// The error's line.
@@ -357,4 +360,131 @@ fn documents_of_consul_ecs_are_accepted() {
         config.service.unwrap().checks[0],
         mesh_config::Check { name: Some("check-null".to_owned()), ..Default::default() }
     );
+}
+
+/// A document of a task without an agent that breaks no rule.
+fn agentless() -> Value {
+    json!({
+        "bootstrapDir": "/consul", "consulServers": { "hosts": "consul.internal" },
+        "transparentProxy": { "enabled": false }, "service": { "port": 8080 },
+    })
+}
+
+fn agentless_with(change: impl FnOnce(&mut Value)) -> Result<Config, String> {
+    let mut document = agentless();
+    change(&mut document);
+    Config::parse(&document.to_string()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn consul_servers_choose_the_mode_without_an_agent() {
+    let config = agentless_with(|_| ()).unwrap();
+    assert_eq!((config.mode(), &config.warnings[..]), (Mode::Agentless, &[][..]));
+    let servers = config.consul_servers.unwrap();
+    let (http, grpc) = (servers.http_endpoint(), servers.grpc_endpoint());
+    assert_eq!((http.port, http.tls, grpc.port, grpc.tls), (8501, true, 8503, true));
+    assert_eq!(servers.hosts().collect::<Vec<_>>(), ["consul.internal"]);
+    let with_agent = Config::parse(r#"{"bootstrapDir": "/consul", "service": {"port": 1}}"#).unwrap();
+    assert_eq!(with_agent.mode(), Mode::Agent);
+    // The field decides, whatever it holds.
+    let null = agentless_with(|d| d["consulServers"] = json!(null)).unwrap_err();
+    assert_eq!(null, "consulServers: expected an object, got null");
+}
+
+#[test]
+fn http_and_grpc_override_the_defaults_for_tls() {
+    let servers = |value: Value| agentless_with(|d| d["consulServers"] = value).unwrap().consul_servers.unwrap();
+    let both = servers(json!({
+        "hosts": "a, 10.0.0.1 ,::1",
+        "defaults": { "caCertFile": "/ca", "tls": false, "tlsServerName": "server.dc1.consul" },
+        "http": { "port": 443, "tlsServerName": "front" }, "grpc": { "port": 9503, "caCertFile": "/grpc-ca" },
+    }));
+    assert_eq!(both.hosts().collect::<Vec<_>>(), ["a", "10.0.0.1", "::1"]);
+    let path = |path: &'static str| Some(std::path::Path::new(path));
+    // As in consul-ecs, `https` alone decides for HTTP.
+    let http = ServerEndpoint { port: 443, tls: true, ca_file: path("/ca"), server_name: Some("front") };
+    assert_eq!(both.http_endpoint(), http);
+    let grpc =
+        ServerEndpoint { port: 9503, tls: false, ca_file: path("/grpc-ca"), server_name: Some("server.dc1.consul") };
+    assert_eq!(both.grpc_endpoint(), grpc);
+    let plain = servers(json!({ "hosts": "a", "http": { "https": false }, "grpc": { "tls": false } }));
+    assert_eq!((plain.http_endpoint().tls, plain.grpc_endpoint().tls), (false, false));
+}
+
+#[test]
+fn a_field_of_the_other_mode_is_refused_with_the_reason() {
+    let error = |change: fn(&mut Value)| agentless_with(change).unwrap_err();
+    assert_eq!(
+        error(|d| d["service"]["checks"] = json!([])),
+        "service.checks: expected no such field: no agent is there to run them; list the containers in \
+         `healthSyncContainers`, got a value"
+    );
+    assert!(error(|d| d["consulHTTPAddr"] = json!(null)).contains("has its servers in `consulServers`"));
+    assert!(error(|d| d["consulCACertFile"] = json!("/ca")).contains("in `consulServers.defaults.caCertFile`"));
+    assert!(error(|d| d["service"]["adress"] = json!(1)).contains("expected one of the fields enableTagOverride, "));
+    let with_agent = |change: fn(&mut Value)| {
+        let mut document = json!({ "bootstrapDir": "/c", "service": { "port": 1 }, "consulLogin": {},
+            "proxy": { "upstreams": [{ "destinationName": "a", "localBindPort": 2 }] } });
+        change(&mut document);
+        refused(&document.to_string())
+    };
+    for (path, change) in [
+        ("controller", (|d| d["controller"] = json!({})) as fn(&mut Value)),
+        ("transparentProxy", |d| d["transparentProxy"] = json!({})),
+        ("consulLogin.datacenter", |d| d["consulLogin"]["datacenter"] = json!("dc1")),
+        ("proxy.upstreams[0].destinationPeer", |d| d["proxy"]["upstreams"][0]["destinationPeer"] = json!("p")),
+    ] {
+        let line = with_agent(change);
+        let expected = format!("{path}: expected no such field: it is for a task without an agent, ");
+        assert!(line.starts_with(&expected), "{line}");
+    }
+}
+
+#[test]
+fn what_is_not_built_for_a_task_without_an_agent_is_refused_by_its_rule() {
+    let broken = |change: fn(&mut Value)| {
+        let mut document = agentless();
+        change(&mut document);
+        rules::broken(&document).into_iter().map(|(rule, _)| rule.name).collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(broken(|_| ()), none);
+    for hosts in ["exec=discover -q", "", "a b", "http://consul", "consul:8500", "a,"] {
+        let mut document = agentless();
+        document["consulServers"]["hosts"] = json!(hosts);
+        let names: Vec<_> = rules::broken(&document).into_iter().map(|(rule, _)| rule.name).collect();
+        assert_eq!(names, ["server-hosts"], "{hosts}");
+    }
+    let command = agentless_with(|d| d["consulServers"]["hosts"] = json!("exec=discover key=5ec3e7")).unwrap_err();
+    assert!(command.contains("is not supported, got exec=…") && !command.contains("5ec3e7"), "{command}");
+    assert_eq!(broken(|d| d["transparentProxy"] = json!({})), ["transparent-proxy"]);
+    assert_eq!(broken(|d| d["transparentProxy"]["enabled"] = json!(true)), ["transparent-proxy"]);
+    assert_eq!(broken(|d| d["transparentProxy"] = json!(null)), ["transparent-proxy-default"]);
+    assert!(agentless_with(|d| d["transparentProxy"] = json!(null)).unwrap().warnings[0].contains("here it is off"));
+    let gateway =
+        |kind: &str| json!({ "bootstrapDir": "/c", "consulServers": { "hosts": "a" }, "gateway": { "kind": kind } });
+    let of_gateway = |kind: &str| {
+        let error = Config::parse(&gateway(kind).to_string());
+        error.map(|config| config.warnings).map_err(|error| error.to_string())
+    };
+    assert_eq!(of_gateway("mesh-gateway"), Ok(Vec::new()));
+    assert!(
+        of_gateway("api-gateway")
+            .unwrap_err()
+            .ends_with("API gateways are not supported, got \"api-gateway\" [api-gateway]")
+    );
+    assert!(of_gateway("ingress-gateway").unwrap_err().starts_with("gateway.kind: expected one of mesh-gateway, "));
+    let resilient = |d: &mut Value| d["service"]["networkResilienceConfig"] = json!({ "enabled": true });
+    assert_eq!(broken(resilient), ["network-resilience"]);
+    let too_many = |d: &mut Value| {
+        d["service"]["networkResilienceConfig"] = json!({ "outlierDetection": { "maxFailures": 5_000_000_000_u64 } });
+    };
+    assert_eq!(broken(too_many), ["outlier-range"]);
+    assert_eq!(broken(|d| d["consulServers"]["http"] = json!({ "port": 0 })), ["port-range"]);
+    assert_eq!(broken(|d| d["proxy"] = json!({ "healthCheckPort": "22000" })), ["port-range"]);
+    assert_eq!(broken(|d| d["proxy"] = json!({ "publicListenerPort": 22000 })), ["port-once"]);
+    assert_eq!(broken(|d| d["proxy"] = json!({ "publicListenerPort": 22000, "healthCheckPort": 1 })), none);
+    // No agent is there with its ports.
+    assert_eq!(broken(|d| d["service"]["port"] = json!(8500)), none);
+    assert_eq!(broken(|d| d["service"]["port"] = json!(8600)), ["port-of-a-sidecar"]);
 }
