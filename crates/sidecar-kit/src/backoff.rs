@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-/// Delays that double from `first` up to `ceiling`. Each is shortened at random, by up to a half, so that tasks which failed at the same time
+/// Delays that grow from `first` up to `ceiling`, by default to the double each time. Each is shortened at random, by up to a half, so that tasks which failed at the same time
 /// do not all try again at the same time.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,
     ceiling: Duration,
+    factor: f64,
     next: Duration,
 }
 
@@ -15,13 +16,19 @@ impl Backoff {
     /// A policy that starts at `first` and never waits longer than `ceiling`.
     #[must_use]
     pub fn new(first: Duration, ceiling: Duration) -> Self {
-        Self { first, ceiling, next: first.min(ceiling) }
+        Self::growing(first, 2.0, ceiling)
+    }
+
+    /// A policy whose delays grow by `factor`.
+    #[must_use]
+    pub fn growing(first: Duration, factor: f64, ceiling: Duration) -> Self {
+        Self { first, ceiling, factor, next: first.min(ceiling) }
     }
 
     /// The delay before the next attempt: between half of the current step and all of it.
     pub fn delay(&mut self) -> Duration {
         let step = self.next;
-        self.next = (step * 2).min(self.ceiling);
+        self.next = step.mul_f64(self.factor).min(self.ceiling);
         step.mul_f64(0.5 + fastrand::f64() / 2.0)
     }
 

@@ -346,7 +346,11 @@ impl TlsOptions {
         self.server_name.as_ref().map(parse).transpose()
     }
 
-    fn client_config(&self) -> Result<ClientConfig, TlsOptionsError> {
+    /// The configuration of rustls. The server name is not part of it.
+    ///
+    /// # Errors
+    /// When the client's certificate and key cannot be used.
+    pub fn client_config(&self) -> Result<ClientConfig, TlsOptionsError> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()

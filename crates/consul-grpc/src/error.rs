@@ -1,0 +1,92 @@
+//! Why a call failed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use sidecar_kit::secret::Secret;
+use sidecar_kit::tls::{PemError, TlsOptionsError};
+use tonic::{Code, Status};
+
+/// Why a call failed. No message holds a token.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum Error {
+    #[error("cannot resolve the name of Consul's servers, {host}")]
+    Resolve { host: String, source: io::Error },
+    #[error("cannot read the CA certificate of Consul's servers in {file}")]
+    Authority { file: String, source: io::Error },
+    #[error("cannot use the CA certificate of Consul's servers in {file}")]
+    Pem { file: String, source: PemError },
+    #[error("cannot use TLS")]
+    Tls(#[from] TlsOptionsError),
+    #[error("{0:?} is not a name that a certificate can have")]
+    ServerName(String),
+    #[error("the token cannot be sent: it has characters that are not valid in a token")]
+    Token,
+    #[error("cannot connect to Consul's server at {server}")]
+    Connect { server: SocketAddr, source: io::Error },
+    #[error("{call}: Consul's server at {server} did not answer within {within:?}")]
+    TimedOut { call: &'static str, server: SocketAddr, within: Duration },
+    #[error("{call}: the connection to Consul's server at {server} broke: {reason}")]
+    Broken { call: &'static str, server: SocketAddr, reason: String },
+    #[error("{call}: Consul's server at {server} answered {code:?}: {message}")]
+    Status { call: &'static str, server: SocketAddr, code: Code, message: String },
+}
+
+impl Error {
+    /// From a failed call. `secrets` are cut out of the server's text.
+    pub(crate) fn of(call: &'static str, server: SocketAddr, status: &Status, secrets: &[&Secret]) -> Self {
+        let mut message: String = status.message().chars().take(300).collect();
+        for secret in secrets.iter().filter(|secret| !secret.expose().is_empty()) {
+            message = message.replace(secret.expose(), "<token>");
+        }
+        let message = message.replace(char::is_control, " ");
+        // A server's own status has no source.
+        match std::error::Error::source(status) {
+            Some(_) => Self::Broken { call, server, reason: innermost(status) },
+            None => Self::Status { call, server, code: status.code(), message },
+        }
+    }
+
+    /// The code that a server answered.
+    #[must_use]
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Self::Status { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
+    /// Whether another server may do better: this one is unreachable, slow, or says that it cannot now.
+    #[must_use]
+    pub fn is_of_the_server(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
+            Self::Status { code, .. } => {
+                matches!(code, Code::ResourceExhausted | Code::Aborted | Code::Unavailable | Code::Cancelled)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the server does not know the token. For some 80 ms after a login, that may pass.
+    #[must_use]
+    pub fn is_unauthenticated(&self) -> bool {
+        self.code() == Some(Code::Unauthenticated)
+    }
+
+    /// Whether the server may have carried out the call although there was no answer.
+    #[must_use]
+    pub fn may_have_arrived(&self) -> bool {
+        matches!(self, Self::TimedOut { .. } | Self::Broken { .. })
+    }
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,209 @@
+//! Stays with a server, and reports when the server or the token is no longer good.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::failure::LastFailure;
+use sidecar_kit::secret::Secret;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::connection::{Connection, Features};
+use crate::error::Error;
+use crate::servers::Servers;
+
+/// Without the stream of the servers' addresses, the server is asked this often.
+const POLL: Duration = Duration::from_secs(20);
+/// If a server fails sooner than this, there is a delay before the next attempt.
+const WORKS_AFTER: Duration = Duration::from_secs(1);
+/// A server may not know a new token for some 80 ms. Until then, the old one stays in use.
+const CONFIRM_EVERY: Duration = Duration::from_millis(100);
+const MOST_UNCONFIRMED: u32 = 20;
+
+/// A server that works, with a token that it knows.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// The connection.
+    pub connection: Connection,
+    /// What the server supports.
+    pub features: Features,
+    /// The token.
+    pub token: Option<Secret>,
+}
+
+/// How it is with the servers.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// No server works now. The follower tries again.
+    Searching,
+    /// The server works.
+    Ready(Ready),
+    /// A server does not know the token: the caller should give another one. The follower tries again with the same one too, because
+    /// a new token may not have reached the server.
+    Refused,
+}
+
+/// Follows the servers in a task of its own, until it is dropped.
+#[derive(Debug)]
+pub struct Follower {
+    state: watch::Receiver<State>,
+    token: watch::Sender<Option<Secret>>,
+    task: JoinHandle<()>,
+}
+
+impl Follower {
+    /// Begins to follow the servers with this token.
+    #[must_use]
+    pub fn start(servers: Arc<Servers>, token: Option<Secret>) -> Self {
+        let (token, given) = watch::channel(token);
+        let (publish, state) = watch::channel(State::Searching);
+        let task = tokio::spawn(Loop { servers, token: given, publish }.run());
+        Self { state, token, task }
+    }
+
+    /// The state now, and a way to wait for changes.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<State> {
+        self.state.clone()
+    }
+
+    /// Gives another token. [`State::Ready`] has it once the server has confirmed it.
+    pub fn set_token(&self, token: Option<Secret>) {
+        self.token.send_replace(token);
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+struct Loop {
+    servers: Arc<Servers>,
+    token: watch::Receiver<Option<Secret>>,
+    publish: watch::Sender<State>,
+}
+
+/// Why a server is no longer followed.
+enum End {
+    /// Another token was given. The old one stays in use until the server confirms the new one.
+    NewToken,
+    /// The server failed, or was left.
+    Server(Option<Error>),
+    /// The token ended.
+    Token,
+}
+
+impl Loop {
+    async fn run(mut self) {
+        let new_backoff = || Backoff::growing(Duration::from_millis(500), 1.5, Duration::from_secs(60));
+        let mut backoff = new_backoff();
+        let mut failure = LastFailure::default();
+        // How often a new token was refused while the old one is in use.
+        let mut unconfirmed = None;
+        loop {
+            let token = self.token.borrow_and_update().clone();
+            let asked = token.as_ref();
+            let features = |server: Connection| async move { server.features(asked).await };
+            match self.servers.call(true, features).await {
+                Ok(features) => {
+                    let Ok(connection) = self.servers.connection().await else { continue };
+                    tracing::debug!("using Consul's server at {}", connection.server());
+                    failure.end();
+                    let ready = Ready { connection, features, token };
+                    self.publish.send_replace(State::Ready(ready.clone()));
+                    let since = Instant::now();
+                    let end = self.stay(&ready).await;
+                    let stayed = since.elapsed() >= WORKS_AFTER;
+                    if stayed {
+                        backoff = new_backoff();
+                    }
+                    unconfirmed = matches!(end, End::NewToken).then_some(0);
+                    match end {
+                        End::NewToken => continue,
+                        End::Token => drop(self.publish.send_replace(State::Refused)),
+                        End::Server(error) => {
+                            let why = error.as_ref().map_or_else(|| "it was left".to_owned(), |error| one_line(error));
+                            tracing::info!("leaving Consul's server at {}: {why}", ready.connection.server());
+                            self.servers.leave(ready.connection.server());
+                            self.publish.send_replace(State::Searching);
+                            if stayed {
+                                continue;
+                            }
+                        }
+                    }
+                }
+                Err(error)
+                    if error.is_unauthenticated() && unconfirmed.is_some_and(|times| times < MOST_UNCONFIRMED) =>
+                {
+                    unconfirmed = unconfirmed.map(|times| times + 1);
+                    sleep(CONFIRM_EVERY).await;
+                    continue;
+                }
+                Err(error) => {
+                    unconfirmed = None;
+                    let reason = one_line(&error);
+                    if failure.is_new(&reason) {
+                        tracing::warn!("no server of Consul can be used: {reason}");
+                    }
+                    let refused = error.is_unauthenticated();
+                    self.publish.send_replace(if refused { State::Refused } else { State::Searching });
+                }
+            }
+            tokio::select! {
+                () = sleep(backoff.delay()) => {}
+                changed = self.token.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Stays with a server that works, until something ends.
+    async fn stay(&mut self, ready: &Ready) -> End {
+        let server = ready.connection.server();
+        let watching = async {
+            if ready.features.watch_servers && self.servers.watches() {
+                watch_servers(&self.servers, ready).await
+            } else {
+                poll(ready).await
+            }
+        };
+        tokio::select! {
+            error = watching => if error.is_unauthenticated() { End::Token } else { End::Server(Some(error)) },
+            () = self.servers.was_left(server) => End::Server(None),
+            changed = self.token.changed() => match changed {
+                Ok(()) => End::NewToken,
+                // The follower is being dropped.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+}
+
+async fn watch_servers(servers: &Servers, ready: &Ready) -> Error {
+    let mut stream = match ready.connection.watch_servers(ready.token.as_ref()).await {
+        Ok(stream) => stream,
+        Err(error) => return error,
+    };
+    loop {
+        match stream.next().await {
+            Ok(reported) => {
+                servers.report(&reported);
+                servers.works();
+            }
+            Err(error) => return error,
+        }
+    }
+}
+
+async fn poll(ready: &Ready) -> Error {
+    loop {
+        sleep(POLL).await;
+        if let Err(error) = ready.connection.features(ready.token.as_ref()).await {
+            return error;
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Which servers there are, and which one is in use.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::lookup_host;
+use tokio::sync::Notify;
+
+use crate::connection::{Connection, Server};
+use crate::error::Error;
+use crate::tls::Tls;
+
+/// How long a server has for an answer, unless the caller says otherwise.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// Consul's servers. It uses one of them until that one fails.
+#[derive(Debug)]
+pub struct Servers {
+    /// Names and IP addresses.
+    hosts: Vec<String>,
+    port: u16,
+    tls: Option<Tls>,
+    watches: bool,
+    within: Duration,
+    state: Mutex<State>,
+    left: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What a server reported.
+    reported: BTreeSet<SocketAddr>,
+    /// What failed since there was a server that worked.
+    failed: BTreeSet<SocketAddr>,
+    /// What was left last. Any other server is chosen before it.
+    left: Option<SocketAddr>,
+    current: Option<Connection>,
+}
+
+impl Servers {
+    /// The servers at these names and IP addresses. Names are resolved each time that a server is chosen.
+    #[must_use]
+    pub fn new(hosts: Vec<String>, port: u16, tls: Option<Tls>) -> Self {
+        Self { hosts, port, tls, watches: true, within: WITHIN, state: Mutex::default(), left: Notify::new() }
+    }
+
+    /// Does not ask a server for the addresses of all servers: they are behind a load balancer.
+    #[must_use]
+    pub fn without_watch(self) -> Self {
+        Self { watches: false, ..self }
+    }
+
+    /// How long a server has for an answer. After that, the next server is asked.
+    #[must_use]
+    pub fn answering_within(self, within: Duration) -> Self {
+        Self { within, ..self }
+    }
+
+    pub(crate) fn watches(&self) -> bool {
+        self.watches
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The addresses that a server reported. They join those of the names.
+    pub(crate) fn report(&self, servers: &[Server]) {
+        let ip = |server: &Server| server.address.parse::<IpAddr>().ok();
+        let addresses = servers.iter().filter_map(ip).map(|ip| SocketAddr::new(ip, self.port));
+        self.state().reported = addresses.collect();
+    }
+
+    /// Makes a call at the server in use. If the server fails, it makes the call at the next one, and so on until each server was asked
+    /// once. A call that may have arrived is made again only if `repeats` says so.
+    ///
+    /// # Errors
+    /// The call's error, if it is not the server's fault; else the last server's.
+    pub async fn call<T, A>(&self, repeats: bool, call: impl Fn(Connection) -> A) -> Result<T, Error>
+    where
+        A: Future<Output = Result<T, Error>>,
+    {
+        loop {
+            let connection = self.connection().await?;
+            match call(connection.clone()).await {
+                Ok(value) => {
+                    self.state().failed.clear();
+                    return Ok(value);
+                }
+                Err(error) if !error.is_of_the_server() => return Err(error),
+                Err(error) => {
+                    self.leave(connection.server());
+                    if error.may_have_arrived() && !repeats || !self.has_another().await {
+                        return Err(error);
+                    }
+                    tracing::debug!("asking the next server: {}", sidecar_kit::exit::one_line(&error));
+                }
+            }
+        }
+    }
+
+    /// Leaves this server, if it is in use. It is not chosen again before the others have failed too.
+    pub fn leave(&self, server: SocketAddr) {
+        let mut state = self.state();
+        state.failed.insert(server);
+        state.left = Some(server);
+        if state.current.as_ref().is_some_and(|current| current.server() == server) {
+            state.current = None;
+            self.left.notify_waiters();
+        }
+    }
+
+    /// Waits until this server was left.
+    pub(crate) async fn was_left(&self, server: SocketAddr) {
+        loop {
+            let left = self.left.notified();
+            if self.state().current.as_ref().is_none_or(|current| current.server() != server) {
+                return;
+            }
+            left.await;
+        }
+    }
+
+    /// Says that the server in use works.
+    pub(crate) fn works(&self) {
+        self.state().failed.clear();
+    }
+
+    /// The connection to the server in use. Without one, it connects to a server that is chosen at random, and to the next one if that
+    /// fails.
+    ///
+    /// # Errors
+    /// The last server's, if none can be reached. Then all may be tried again.
+    pub async fn connection(&self) -> Result<Connection, Error> {
+        if let Some(current) = self.state().current.clone() {
+            return Ok(current);
+        }
+        let mut last = None;
+        loop {
+            let candidates = self.candidates().await;
+            let candidates = match (candidates, last) {
+                (Ok(candidates), _) if !candidates.is_empty() => candidates,
+                (Ok(_), Some(last)) | (Err(last), _) => {
+                    self.state().failed.clear();
+                    return Err(last);
+                }
+                // All failed in earlier calls: a new round begins.
+                (Ok(_), None) => {
+                    self.state().failed.clear();
+                    last = None;
+                    continue;
+                }
+            };
+            let (server, host) = &candidates[fastrand::usize(..candidates.len())];
+            match Connection::open(*server, host, self.tls.as_ref(), self.within).await {
+                Ok(connection) => {
+                    self.state().current = Some(connection.clone());
+                    return Ok(connection);
+                }
+                Err(error) if error.is_of_the_server() => {
+                    self.leave(*server);
+                    last = Some(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn has_another(&self) -> bool {
+        self.candidates().await.is_ok_and(|candidates| !candidates.is_empty())
+    }
+
+    /// The servers that have not failed, each with the name that its certificate may have.
+    async fn candidates(&self) -> Result<Vec<(SocketAddr, String)>, Error> {
+        let mut all = Vec::new();
+        let mut unresolved = None;
+        for host in &self.hosts {
+            match lookup_host((host.as_str(), self.port)).await {
+                Ok(addresses) => all.extend(addresses.map(|address| (address, host.clone()))),
+                Err(source) => unresolved = Some(Error::Resolve { host: host.clone(), source }),
+            }
+        }
+        // The certificates of servers behind one name have that name.
+        let name = self.hosts.iter().find(|host| host.parse::<IpAddr>().is_err());
+        let state = self.state();
+        for address in &state.reported {
+            if all.iter().all(|(known, _)| known != address) {
+                all.push((*address, name.cloned().unwrap_or_else(|| address.ip().to_string())));
+            }
+        }
+        match unresolved {
+            Some(error) if all.is_empty() => return Err(error),
+            _ => {}
+        }
+        all.retain(|(address, _)| !state.failed.contains(address));
+        if all.iter().any(|(address, _)| Some(*address) != state.left) {
+            all.retain(|(address, _)| Some(*address) != state.left);
+        }
+        Ok(all)
+    }
+}
