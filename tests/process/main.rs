@@ -6,6 +6,7 @@ mod app_entrypoint;
 mod app_mesh;
 mod bootstrap;
 mod consul_api;
+mod consul_grpc;
 mod deploy;
 mod document;
 mod draining;

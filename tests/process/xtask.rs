@@ -67,7 +67,7 @@ async fn entry_points_build_neither_tls_nor_consul_api() {
     for entry_point in ["app-entrypoint", "envoy-entrypoint"] {
         let packages = packages(&["--package", entry_point, "--edges", "normal"]).await;
         assert!(packages.contains("sidecar-kit"));
-        for package in ["rustls", "consul-api"] {
+        for package in ["rustls", "consul-api", "consul-grpc", "tonic"] {
             assert!(!packages.contains(package), "{entry_point}: {package}");
         }
     }
@@ -95,6 +95,23 @@ async fn what_ships_depends_on_no_crate_of_the_local_mesh() {
             assert!(!packages.contains(package), "{program}: {package}");
         }
     }
+}
+
+#[tokio::test]
+async fn consul_libraries_know_neither_ecs_nor_each_other() {
+    let directly = async |package: &str| packages(&["--package", package, "--edges", "normal"]).await;
+    for (package, other) in [("consul-api", "consul-grpc"), ("consul-grpc", "consul-api")] {
+        let packages = directly(package).await;
+        for above in [other, "consul-login", "ecs-meta", "mesh-config"] {
+            assert!(!packages.contains(above), "{package}: {above}");
+        }
+    }
+    let login = directly("consul-login").await;
+    assert!(login.contains("consul-api") && login.contains("aws-sigv4") && !login.contains("mesh-config"));
+    // Only the feature `grpc` needs gRPC. mesh-init logs in by HTTP.
+    assert!(!login.contains("tonic") && !directly("mesh-init").await.contains("tonic"));
+    // Only acl-controller has AWS's SDK.
+    assert!(!directly("mesh-init").await.contains("aws-config"));
 }
 
 #[tokio::test]

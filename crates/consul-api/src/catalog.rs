@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use consul_types::{CheckId, CheckStatus, ServiceId, null_as_empty};
+use consul_types::{CatalogRegistration, CheckId, CheckStatus, ServiceId, null_as_empty};
 use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -172,6 +172,53 @@ impl Client {
         }
         let found: Option<Node> = self.fetch(Call::new(Method::GET, "/v1/catalog/node").segment(node)).await?;
         Ok(found.map(|node| node.services.into_values().collect()).unwrap_or_default())
+    }
+
+    /// Those of a node's services that have one of these IDs; none if the catalog does not have the node. Namespaces are not looked at.
+    pub async fn services_on_node(&self, node: &str, ids: &[&ServiceId]) -> Result<Option<Vec<HealthService>>, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Node {
+            node: Option<serde_json::Value>,
+            #[serde(default, deserialize_with = "null_as_empty")]
+            services: Vec<HealthService>,
+        }
+        let filter = ids.iter().map(|id| equals("ID", id.as_str())).collect::<Vec<_>>().join(" or ");
+        let call = Call::new(Method::GET, "/v1/catalog/node-services").segment(node).query("filter", filter);
+        let found: Option<Node> = self.fetch(call.query("consistent", "")).await?;
+        Ok(found.and_then(|found| found.node.map(|_| found.services)))
+    }
+
+    /// The checks of one instance of a service, as the leader has them.
+    pub async fn checks_of(&self, service: &str, id: &ServiceId) -> Result<Vec<HealthCheck>, Error> {
+        let call = Call::new(Method::GET, "/v1/health/checks").segment(service);
+        let call = call.query("filter", equals("ServiceID", id.as_str())).query("consistent", "");
+        let found: Vec<HealthCheck> = self.fetch(call).await?;
+        // A Consul that doesn't know filters lists all.
+        Ok(found.into_iter().filter(|check| check.service_id == *id).collect())
+    }
+
+    /// Registers a service of a node, with its checks. To register the same again changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::PermissionDenied`] if the token may not write the service, or if the catalog does not have the node.
+    pub async fn register_in_catalog(&self, registration: &CatalogRegistration) -> Result<(), Error> {
+        self.execute(Call::new(Method::PUT, "/v1/catalog/register").json(registration)).await
+    }
+
+    /// Deregisters a service of a node, with its checks. A service that does not exist is no error.
+    pub async fn deregister_from_catalog(&self, node: &str, service_id: &ServiceId) -> Result<(), Error> {
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Service<'a> {
+            node: &'a str,
+            #[serde(rename = "ServiceID")]
+            service_id: &'a ServiceId,
+        }
+        match self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Service { node, service_id })).await {
+            Err(Error::NotFound { .. }) => Ok(()),
+            other => other,
+        }
     }
 
     /// Deregisters a node with its services and checks. A node that does not exist is no error.

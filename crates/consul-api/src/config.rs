@@ -112,7 +112,7 @@ impl Config {
 
     /// A builder: the caller sets some values, and all others come from the environment, as in [`Config::from_env`].
     pub fn builder(env: &Env) -> Builder<'_> {
-        Builder { env, address: None, authority: None, token: Token::OfEnvironment, namespace: true }
+        Builder { env, address: None, authority: None, server_name: None, token: Token::OfEnvironment, namespace: true }
     }
 
     /// The same configuration in another namespace or admin partition (Consul Enterprise). `None` keeps the current value.
@@ -180,6 +180,7 @@ pub struct Builder<'a> {
     env: &'a Env,
     address: Option<Given<&'a str>>,
     authority: Option<Authority<'a>>,
+    server_name: Option<&'a str>,
     token: Token,
     namespace: bool,
 }
@@ -223,6 +224,11 @@ impl<'a> Builder<'a> {
         Self { authority: given.or(self.authority), ..self }
     }
 
+    /// Expects this name in the server's certificate, if it is given, and not that of `CONSUL_TLS_SERVER_NAME`.
+    pub fn server_name(self, name: Option<&'a str>) -> Self {
+        Self { server_name: name.or(self.server_name), ..self }
+    }
+
     /// Uses this token, and not that of the environment.
     pub fn token(self, token: SecretSource) -> Self {
         Self { token: Token::From(token), ..self }
@@ -238,7 +244,7 @@ impl<'a> Builder<'a> {
     /// # Errors
     /// If a variable or a value of the caller cannot be used. The error names it.
     pub fn build(self) -> Result<Config, ConfigError> {
-        let Self { env, address, authority, token, namespace } = self;
+        let Self { env, address, authority, server_name, token, namespace } = self;
         let bases = bases(env, address)?;
         let insecure = !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?;
         let authorities = match authority {
@@ -264,7 +270,7 @@ impl<'a> Builder<'a> {
             datacenter: None,
             tls: TlsOptions {
                 authorities,
-                server_name: env.get("CONSUL_TLS_SERVER_NAME").map(str::to_owned),
+                server_name: server_name.or_else(|| env.get("CONSUL_TLS_SERVER_NAME")).map(str::to_owned),
                 insecure,
                 identity: identity(env)?,
             },

@@ -24,8 +24,8 @@ pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index,
 pub use client::Client;
 pub use config::{Builder, Config, ConfigError};
 pub use consul_types::{
-    AccessorId, CheckDefinition, CheckId, CheckStatus, ExposeConfig, ExposePath, MeshGatewayConfig, Proxy,
-    ServiceAddress, ServiceId, ServiceKind, ServiceRegistration, Upstream, Weights,
+    AccessorId, CatalogCheck, CatalogRegistration, CheckDefinition, CheckId, CheckStatus, ExposeConfig, ExposePath,
+    MeshGatewayConfig, Proxy, ServiceAddress, ServiceId, ServiceKind, ServiceRegistration, Upstream, Weights,
 };
 pub use error::Error;
 pub use intention::{Intention, IntentionAction};

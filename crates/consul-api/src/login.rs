@@ -59,6 +59,21 @@ impl Client {
         }
     }
 
+    /// When a token expires, in RFC 3339 with the time zone of the server; none if it never does.
+    ///
+    /// # Errors
+    /// [`Error::is_unknown_token`] if the server does not know the token.
+    pub async fn token_expiration(&self, token: &Secret) -> Result<Option<String>, Error> {
+        #[derive(serde::Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Expiring {
+            #[serde(default)]
+            expiration_time: Option<String>,
+        }
+        let call = Call::new(Method::GET, "/v1/acl/token/self").query("stale", "").token(token);
+        Ok(self.fetch::<Expiring>(call).await?.expiration_time)
+    }
+
     /// Succeeds if the server that answers knows the token. With `?stale`, that is any server and not only the leader. An agent
     /// passes this request on and does not cache the answer. For other requests, it caches that a token is unknown.
     ///

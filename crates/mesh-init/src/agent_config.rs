@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use consul_login::{Login, LoginError, Settings};
 use ecs_meta::{MetadataClient, Task};
 use serde_json::{Value, json};
 use sidecar_kit::backoff::Backoff;
@@ -18,7 +19,6 @@ use sidecar_kit::wait::{Attempt, WaitError, until};
 
 use crate::address::DEFAULT_PORT;
 use crate::consul_version::ConsulVersion;
-use crate::login::{self, Login, LoginError, Settings};
 
 /// The file holds the client token and the gossip key. Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
@@ -177,8 +177,8 @@ fn prepare(
     let config = consul_api::Config::builder(env)
         .ca_file("CONSUL_LOGIN_CACERT", ca_file)
         .ca_pem("CONSUL_LOGIN_CACERT_PEM", env.get("CONSUL_LOGIN_CACERT_PEM"));
-    let servers = login::servers(config, None);
-    Ok(Login::new(settings.clone(), servers.map_err(LoginError::from)?, file.clone(), bound, env)?)
+    let servers = consul_login::servers(config, None);
+    Ok(Login::new(settings.clone(), servers.map_err(LoginError::from)?, Some(file.clone()), bound, env)?)
 }
 
 fn address(task: &Task) -> Option<IpAddr> {

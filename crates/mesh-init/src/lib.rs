@@ -1,4 +1,5 @@
-//! Registers a task's service and sidecar proxy in Consul and writes Envoy's bootstrap. Also writes the configuration of the task's
+//! Registers a task's service and sidecar proxy in Consul and writes Envoy's bootstrap. In a task without a Consul agent, writes
+//! the dataplane's file instead. Also writes the configuration of the task's
 //! Consul agent, and validates a configuration document.
 //!
 //! [`run::run`] is `mesh-init`, [`agent_config::write`] is `mesh-init agent-config`, [`validate::run`] is
@@ -7,10 +8,12 @@
 pub mod address;
 mod agent;
 pub mod agent_config;
+pub mod agentless;
 pub mod bootstrap;
+pub mod catalog;
 mod compat;
 pub mod consul_version;
-pub mod login;
+mod dataplane;
 pub mod register;
 pub mod run;
 pub mod validate;

@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use consul_login::Settings;
 use mesh_config::CheckTtl;
 use mesh_init::bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
 use mesh_init::consul_version::ConsulVersion;
-use mesh_init::login::Settings;
 use mesh_init::{agent_config, run, validate};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::{self, parse_duration};

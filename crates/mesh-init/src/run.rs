@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use consul_api::Client;
+use consul_login::{Login, LoginError, LoginToken, Settings};
 use ecs_meta::{MetadataClient, Task};
-use mesh_config::{CheckTtl, Config, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
+use mesh_config::{CheckTtl, Config, ConsulLogin, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use serde_json::Map;
 use sidecar_kit::env::Env;
 use sidecar_kit::file::WriteError;
@@ -18,8 +19,8 @@ use sidecar_kit::wait::WaitError;
 
 use crate::address::{self, AddressError};
 use crate::agent;
+use crate::agentless::{self, AgentlessError};
 use crate::bootstrap::{Bootstrap, BootstrapError, Prometheus, ProxyOptions, XdsAddress, access_log_of, ready_bind};
-use crate::login::{self, Login, LoginError, LoginToken};
 use crate::register::{RegisterError, Registrar};
 use crate::volume::{self, NotWritable};
 
@@ -81,6 +82,8 @@ pub enum RunError {
     Bootstrap(#[from] BootstrapError),
     #[error("cannot write the bootstrap")]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    Agentless(#[from] AgentlessError),
 }
 
 /// The addresses that the flags give.
@@ -114,7 +117,8 @@ impl Token {
     }
 }
 
-/// Registers the task's service and proxy, or its gateway, and writes the bootstrap. A second run changes nothing.
+/// Registers the task's service and proxy, or its gateway, and writes the bootstrap. In a task without an agent, it registers them in
+/// the catalog and writes what the dataplane needs. A second run changes nothing.
 ///
 /// # Errors
 /// See [`RunError`]. mesh-init checks the configuration and the directory before it registers anything. If a later step
@@ -125,6 +129,10 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let given = Given::parse(&options, env)?;
     ProxyOptions::parse(role.proxy_config(&config), env)?;
     volume::ensure_writable(&config.bootstrap_dir)?;
+    if let Some(servers) = &config.consul_servers {
+        agentless::run(&config, servers, role, options.timeout, env).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
 
     let login = login(&config, role, options.timeout, env)?;
     let consul = agent_client(role, login.as_ref(), env)?;
@@ -231,16 +239,29 @@ fn login(config: &Config, role: Role<'_>, bound: Duration, env: &Env) -> Result<
         .address("consulHTTPAddr", config.consul_http_addr.as_deref())
         .ca_file("consulCACertFile", config.consul_ca_cert_file.as_deref());
     let (_, partition) = role.place();
-    let servers = login::servers(servers, partition)?;
-    Login::new(settings.into(), servers, config.bootstrap_dir.join(SERVICE_TOKEN_FILE), bound, env).map(Some)
+    let servers = consul_login::servers(servers, partition)?;
+    let file = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);
+    Login::new(login_settings(settings), servers, Some(file), bound, env).map(Some)
+}
+
+/// The settings of a login, as the document has them.
+pub(crate) fn login_settings(login: &ConsulLogin) -> Settings {
+    Settings {
+        method: login.method.clone(),
+        include_entity: login.include_entity,
+        meta: login.meta.clone(),
+        region: login.region.clone(),
+        sts_endpoint: login.sts_endpoint.clone(),
+        server_id: login.server_id_header_value.clone(),
+    }
 }
 
 /// A client of the agent beside the task. The document's `consulHTTPAddr` is the address of the servers, and only a login
 /// uses it.
 fn agent_client(role: Role<'_>, login: Option<&Login>, env: &Env) -> Result<Client, consul_api::ConfigError> {
     let config = consul_api::Config::builder(env);
-    let config = match login {
-        Some(login) => config.token(SecretSource::File(login.file().to_owned())),
+    let config = match login.and_then(Login::file) {
+        Some(file) => config.token(SecretSource::File(file.to_owned())),
         None => config,
     };
     let (namespace, partition) = role.place();

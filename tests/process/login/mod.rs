@@ -1,6 +1,7 @@
 //! How mesh-init, agent-config and health-sync reach Consul: by mutual TLS, by a unix socket, and with a login through an auth method.
 //! health-sync also logs out.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use consul_api::{Client, Config};
 use http_fixture::{Answer, Record, Request, Server};
 use mesh_tests::consul::Agent;
 use mesh_tests::metadata::Metadata;
@@ -22,8 +24,11 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use sidecar_kit::env::Env;
+use sidecar_kit::secret::Secret;
 use tempfile::TempDir;
 
+mod agentless;
 mod auth_method;
 mod aws;
 mod refused;

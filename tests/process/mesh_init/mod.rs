@@ -16,6 +16,7 @@ use sidecar_kit::file::create_beside;
 use tempfile::TempDir;
 
 mod agent_config;
+mod agentless;
 mod errors;
 mod registration;
 

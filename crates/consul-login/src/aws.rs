@@ -14,8 +14,8 @@ use serde_json::json;
 use sidecar_kit::http::{self, Client, Limits};
 use sidecar_kit::secret::Secret;
 
-use super::Settings;
-use super::credentials::Credentials;
+use crate::credentials::Credentials;
+use crate::proof::Settings;
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 64 << 10 };
 const FORM: &str = "application/x-www-form-urlencoded; charset=utf-8";
@@ -40,7 +40,7 @@ pub enum AwsError {
 }
 
 impl AwsError {
-    pub(super) fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::Sts(_) | Self::Refused { .. })
     }
 }
@@ -63,7 +63,7 @@ struct Unsigned<'a> {
 }
 
 /// The bearer token: JSON with the request in base64.
-pub(super) async fn bearer_token(
+pub(crate) async fn bearer_token(
     settings: &Settings,
     region: &str,
     credentials: &Credentials,
@@ -115,7 +115,7 @@ impl Credentials {
         let token = self.session_token.as_ref().map(|token| token.expose().to_owned());
         let key = self.secret_access_key.expose();
         let identity =
-            aws_credential_types::Credentials::new(&self.access_key_id, key, token, None, "mesh-init").into();
+            aws_credential_types::Credentials::new(&self.access_key_id, key, token, None, "consul-login").into();
         let params = v4::SigningParams::builder()
             .identity(&identity)
             .region(region)

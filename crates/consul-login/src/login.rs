@@ -1,66 +1,28 @@
-//! The task's ACL token from an auth method of Consul: log in at the servers, write the token to a file, and wait until the servers
-//! and the agent know it.
-
-mod aws;
-mod credentials;
+//! A login at the servers' HTTP API: log in, write the token to a file, and wait until the servers and the agent know it.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use consul_api::{Builder, Client, ConfigError};
 use ecs_meta::Task;
-use mesh_config::ConsulLogin;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::file::{WriteError, write_atomically};
-use sidecar_kit::http;
 use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
-use sidecar_kit::tls::{Authorities, PublicAuthoritiesError, TlsOptions, TlsOptionsError};
+use sidecar_kit::tls::{PublicAuthoritiesError, TlsOptionsError};
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
-pub use aws::AwsError;
-pub use credentials::CredentialsError;
-use credentials::Source;
+use crate::aws::AwsError;
+use crate::credentials::CredentialsError;
+use crate::proof::{BEARER_TOKEN, Prover, Settings};
 
 /// Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
 /// How long a logout may delay the report of an error.
 const LOGOUT_BOUND: Duration = Duration::from_secs(5);
-const BEARER_TOKEN: &str = "CONSUL_LOGIN_BEARER_TOKEN";
-
-/// How to log in.
-#[derive(Debug, Clone, Default)]
-pub struct Settings {
-    /// The auth method's name.
-    pub method: String,
-    /// Give the auth method the role's path and tags.
-    pub include_entity: bool,
-    /// Meta of the login, besides the task and its cluster.
-    pub meta: BTreeMap<String, String>,
-    /// The AWS region of STS; else `AWS_REGION`, else the task's.
-    pub region: Option<String>,
-    /// The URL of STS; else the region's.
-    pub sts_endpoint: Option<String>,
-    /// The value of `X-Consul-IAM-ServerID`.
-    pub server_id: Option<String>,
-}
-
-impl From<&ConsulLogin> for Settings {
-    fn from(login: &ConsulLogin) -> Self {
-        Self {
-            method: login.method.clone(),
-            include_entity: login.include_entity,
-            meta: login.meta.clone(),
-            region: login.region.clone(),
-            sts_endpoint: login.sts_endpoint.clone(),
-            server_id: login.server_id_header_value.clone(),
-        }
-    }
-}
 
 /// There is no token.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +50,9 @@ pub enum LoginError {
     Refused { method: String, cure: &'static str, source: Box<consul_api::Error> },
     #[error(transparent)]
     Consul(#[from] consul_api::Error),
+    #[cfg(feature = "grpc")]
+    #[error(transparent)]
+    Grpc(#[from] consul_grpc::Error),
     #[error(transparent)]
     Write(#[from] WriteError),
     #[error("cannot log in")]
@@ -118,12 +83,14 @@ fn cure(body: &str) -> Option<&'static str> {
 }
 
 impl LoginError {
-    fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         match self {
             Self::Credentials(error) => error.may_pass(),
             Self::Aws(error) => error.may_pass(),
             Self::NoMethod { .. } | Self::Denied { .. } => true,
             Self::Consul(error) => error.may_pass_at_start(),
+            #[cfg(feature = "grpc")]
+            Self::Grpc(error) => error.is_of_the_server() && !error.may_have_arrived(),
             // The platform may write the file after the start.
             Self::BearerToken(_) => true,
             _ => false,
@@ -131,25 +98,16 @@ impl LoginError {
     }
 }
 
-/// The proof for the auth method.
-#[derive(Debug)]
-enum Proof {
-    Given(SecretSource),
-    Aws { credentials: Source, region: Option<String> },
-}
-
 /// A login at Consul's servers.
 #[derive(Debug)]
 pub struct Login {
-    settings: Settings,
-    proof: Proof,
-    aws: http::Client,
+    prover: Prover,
     servers: Client,
-    file: PathBuf,
+    file: Option<PathBuf>,
     bound: Duration,
 }
 
-/// The token of a login, in its file.
+/// The token of a login, in its file if it has one.
 #[derive(Debug)]
 pub struct LoginToken {
     secret: Secret,
@@ -218,32 +176,24 @@ pub fn servers(config: Builder<'_>, partition: Option<&str>) -> Result<Client, C
 }
 
 impl Login {
-    /// Checks everything that is given, without a request. The token goes to `file`. Each wait takes at most `bound`.
+    /// Checks everything that is given, without a request. The token goes to `file`, if there is one. Each wait takes at most `bound`.
     ///
     /// # Errors
     /// When credentials are missing or a variable cannot be used.
     pub fn new(
         settings: Settings,
         servers: Client,
-        file: PathBuf,
+        file: Option<PathBuf>,
         bound: Duration,
         env: &Env,
     ) -> Result<Self, LoginError> {
-        let proof = match env.secret(BEARER_TOKEN) {
-            Some(source) => Proof::Given(source),
-            None => {
-                let region = settings.region.clone().or_else(|| env.get("AWS_REGION").map(str::to_owned));
-                Proof::Aws { credentials: Source::from_env(env)?, region }
-            }
-        };
-        let options = TlsOptions { authorities: Authorities::public(env)?, ..TlsOptions::default() };
-        Ok(Self { settings, proof, aws: http::Client::with_tls(&options)?, servers, file, bound })
+        Ok(Self { prover: Prover::new(settings, env)?, servers, file, bound })
     }
 
-    /// The file that holds the token.
+    /// The file that holds the token, if there is one.
     #[must_use]
-    pub fn file(&self) -> &Path {
-        &self.file
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
     }
 
     /// Returns the token in the file if the servers still know it. Otherwise this logs in and writes the new token to the file. It returns
@@ -275,25 +225,22 @@ impl Login {
     }
 
     async fn reused_or_new(&self, task: &Task, attempts: &Attempts) -> Result<LoginToken, LoginError> {
-        if let Ok(secret) = SecretSource::File(self.file.clone()).read() {
+        let file = self.file.as_ref();
+        if let Some(file) = file
+            && let Ok(secret) = SecretSource::File(file.clone()).read()
+        {
             match self.servers.knows_token(&secret).await {
                 Ok(()) => {
-                    tracing::info!("the token in {} still works: not logging in again", self.file.display());
+                    tracing::info!("the token in {} still works: not logging in again", file.display());
                     return Ok(LoginToken { secret, is_new: false });
                 }
                 Err(error) if error.is_unknown_token() => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let bearer_token = self.bearer_token(task).await?;
-        // The same keys as in consul-ecs. The document's meta wins.
-        let cluster = task.cluster_arn().map_or_else(|_| task.cluster.clone(), |arn| arn.to_string());
-        let mut meta = BTreeMap::from([
-            ("consul.hashicorp.com/task-id".to_owned(), task.task_id().to_string()),
-            ("consul.hashicorp.com/cluster".to_owned(), cluster),
-        ]);
-        meta.extend(self.settings.meta.clone());
-        let method = &self.settings.method;
+        let bearer_token = self.prover.bearer_token(task).await?;
+        let meta = self.prover.meta(task);
+        let method = self.prover.method();
         let login = consul_api::Login { method, bearer_token: &bearer_token, meta: &meta };
         attempts.begin();
         let answer = self.servers.login(login).await;
@@ -303,37 +250,25 @@ impl Login {
         }
         let answer = answer.map_err(|source| self.judge(source))?;
         let token = LoginToken { secret: answer.secret_id, is_new: true };
-        let written = write_atomically(&self.file, token.secret.expose().as_bytes(), MODE);
-        if let Err(error) = written {
-            self.log_out(&token).await;
-            return Err(error.into());
-        }
         let accessor = &answer.entry.accessor_id;
-        tracing::info!("logged in with {method}: token with accessor ID {accessor}, in {}", self.file.display());
+        if let Some(file) = file {
+            if let Err(error) = write_atomically(file, token.secret.expose().as_bytes(), MODE) {
+                self.log_out(&token).await;
+                return Err(error.into());
+            }
+            tracing::info!("logged in with {method}: token with accessor ID {accessor}, in {}", file.display());
+        } else {
+            tracing::info!("logged in with {method}: token with accessor ID {accessor}");
+        }
         Ok(token)
     }
 
-    async fn bearer_token(&self, task: &Task) -> Result<Secret, LoginError> {
-        match &self.proof {
-            Proof::Given(source) => Ok(source.read()?),
-            // Each attempt signs anew, because a signature is valid for some minutes only.
-            Proof::Aws { credentials, region } => {
-                let credentials = credentials.get(&self.aws).await?;
-                let region = region.as_deref().unwrap_or_else(|| task.task_arn.region());
-                Ok(aws::bearer_token(&self.settings, region, &credentials, &self.aws).await?)
-            }
-        }
-    }
-
     fn judge(&self, source: consul_api::Error) -> LoginError {
-        let method = self.settings.method.clone();
+        let method = self.prover.method().to_owned();
         match &source {
             error if error.is_unknown_token() => {
                 let address = self.servers.config().address().to_owned();
-                let needs = match self.proof {
-                    Proof::Aws { .. } => "; one of type aws-iam needs Consul 1.12 or later",
-                    Proof::Given(_) => "",
-                };
+                let needs = if self.prover.is_aws() { "; one of type aws-iam needs Consul 1.12 or later" } else { "" };
                 LoginError::NoMethod { method, address, needs, source: source.into() }
             }
             consul_api::Error::PermissionDenied { .. } => LoginError::Denied { method, source: source.into() },
@@ -370,7 +305,7 @@ impl Login {
             .map_err(|error| LoginError::Unknown(Box::new(error)))
     }
 
-    /// Logs out and removes the file, for a task that cannot start. It leaves a token of an earlier run alone, because the task
+    /// Logs out and removes the file, for a task that cannot start or no longer needs the token. It leaves a token of an earlier run alone, because the task
     /// may still run with that token.
     pub async fn log_out(&self, token: &LoginToken) {
         if !token.is_new {
@@ -379,7 +314,7 @@ impl Login {
         match self.servers.logout(&token.secret, LOGOUT_BOUND).await {
             Ok(()) => {
                 // The file may not exist: writing it may be what failed.
-                let _ = fs::remove_file(&self.file);
+                let _ = self.file.as_ref().map(fs::remove_file);
             }
             Err(error) => tracing::warn!("a token of this login stays until it expires: {}", one_line(&error)),
         }

@@ -22,12 +22,12 @@ const LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 64 << 10 };
 
 /// The credentials that sign the requests.
 #[derive(Debug, Clone)]
-pub(super) struct Credentials {
-    pub(super) access_key_id: String,
-    pub(super) secret_access_key: Secret,
-    pub(super) session_token: Option<Secret>,
+pub(crate) struct Credentials {
+    pub(crate) access_key_id: String,
+    pub(crate) secret_access_key: Secret,
+    pub(crate) session_token: Option<Secret>,
     /// The role's ARN, if the endpoint gives it.
-    pub(super) role_arn: Option<String>,
+    pub(crate) role_arn: Option<String>,
 }
 
 /// There are no credentials.
@@ -58,14 +58,14 @@ pub enum CredentialsError {
 }
 
 impl CredentialsError {
-    pub(super) fn may_pass(&self) -> bool {
+    pub(crate) fn may_pass(&self) -> bool {
         matches!(self, Self::Http(_) | Self::Status { .. } | Self::Expired { .. })
     }
 }
 
 /// The source of the credentials.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(crate) enum Source {
     Given(Credentials),
     Endpoint { url: String, authorization: Option<SecretSource> },
 }
@@ -82,7 +82,7 @@ struct Answer {
 
 impl Source {
     /// Chooses the source in the order of AWS's SDKs: the environment, the relative URI, the full URI.
-    pub(super) fn from_env(env: &Env) -> Result<Self, CredentialsError> {
+    pub(crate) fn from_env(env: &Env) -> Result<Self, CredentialsError> {
         match (env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")) {
             (Some(id), Some(key)) => {
                 return Ok(Self::Given(Credentials {
@@ -119,7 +119,7 @@ impl Source {
         }
     }
 
-    pub(super) async fn get(&self, client: &Client) -> Result<Credentials, CredentialsError> {
+    pub(crate) async fn get(&self, client: &Client) -> Result<Credentials, CredentialsError> {
         let (url, authorization) = match self {
             Self::Given(credentials) => return Ok(credentials.clone()),
             Self::Endpoint { url, authorization } => (url, authorization),

@@ -1,0 +1,118 @@
+//! A token that is replaced before it expires.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use consul_api::Client;
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::secret::Secret;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::login::LoginError;
+
+/// The old token is deleted this long after a new one was published, because calls with it may be on their way.
+const OVERLAP: Duration = Duration::from_secs(10);
+
+/// A token, and when it expires.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// The token.
+    pub secret: Secret,
+    /// How long it is still valid; none if it does not expire.
+    pub left: Option<Duration>,
+}
+
+/// Makes and deletes tokens.
+pub trait Source: Send + Sync + 'static {
+    /// Logs in.
+    fn log_in(&self) -> impl Future<Output = Result<Held, LoginError>> + Send;
+    /// Deletes a token. A failure is the source's to report.
+    fn log_out(&self, token: &Secret) -> impl Future<Output = ()> + Send;
+}
+
+/// When the token with which the client is asked expires; none if it never does.
+///
+/// # Errors
+/// [`consul_api::Error::is_unknown_token`] if the server does not know the token.
+pub async fn expiry(consul: &Client, token: &Secret) -> Result<Option<Duration>, consul_api::Error> {
+    let at = consul.token_expiration(token).await?;
+    let at = at.and_then(|at| OffsetDateTime::parse(&at, &Rfc3339).ok()).map(SystemTime::from);
+    Ok(at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default()))
+}
+
+/// Holds a token, and replaces it when two thirds of its life are over, or when somebody says that it no longer works. It ends when it is
+/// dropped, and then it does not log out.
+#[derive(Debug)]
+pub struct Keeper {
+    token: watch::Receiver<Secret>,
+    refused: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Keeper {
+    /// Keeps this token.
+    #[must_use]
+    pub fn start(source: Arc<impl Source>, first: Held) -> Self {
+        let (publish, token) = watch::channel(first.secret.clone());
+        let refused = Arc::new(Notify::new());
+        let task = tokio::spawn(keep(source, first, publish, refused.clone()));
+        Self { token, refused, task }
+    }
+
+    /// The token now, and a way to wait for the next one.
+    #[must_use]
+    pub fn token(&self) -> watch::Receiver<Secret> {
+        self.token.clone()
+    }
+
+    /// Says that the servers no longer know the token: it is replaced now.
+    pub fn refused(&self) {
+        self.refused.notify_one();
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn keep(source: Arc<impl Source>, first: Held, publish: watch::Sender<Secret>, refused: Arc<Notify>) {
+    let mut held = first;
+    loop {
+        let due = held.left.map(|left| Instant::now() + renewed_after(left));
+        tokio::select! {
+            () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {}
+            () = refused.notified() => {}
+        }
+        let new = log_in(&*source).await;
+        publish.send_replace(new.secret.clone());
+        let (old, source) = (std::mem::replace(&mut held, new).secret, source.clone());
+        tokio::spawn(async move {
+            sleep(OVERLAP).await;
+            source.log_out(&old).await;
+        });
+    }
+}
+
+/// Two thirds of what is left. Tasks that started together do not all log in at the same time.
+fn renewed_after(left: Duration) -> Duration {
+    left.mul_f64(2.0 / 3.0 - fastrand::f64() / 15.0)
+}
+
+/// Tries without end: without a token the task can do nothing.
+async fn log_in(source: &impl Source) -> Held {
+    let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    loop {
+        match source.log_in().await {
+            Ok(held) => return held,
+            Err(error) => tracing::warn!("cannot replace the token of the login, trying again: {}", one_line(&error)),
+        }
+        sleep(backoff.delay()).await;
+    }
+}

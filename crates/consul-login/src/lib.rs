@@ -1,0 +1,20 @@
+//! ACL tokens from an auth method of Consul.
+//!
+//! [`Login`] logs in at the servers' HTTP API, `GrpcLogin` at their gRPC (feature `grpc`). [`Prover`] makes the proof that the auth method
+//! asks for: a signed AWS request, or a text that the platform gives. [`Keeper`] replaces a token before it expires.
+
+mod aws;
+mod credentials;
+#[cfg(feature = "grpc")]
+mod grpc;
+mod keep;
+mod login;
+mod proof;
+
+pub use aws::AwsError;
+pub use credentials::CredentialsError;
+#[cfg(feature = "grpc")]
+pub use grpc::GrpcLogin;
+pub use keep::{Held, Keeper, Source, expiry};
+pub use login::{Login, LoginError, LoginToken, servers};
+pub use proof::{Prover, Settings, meta};

@@ -1,0 +1,151 @@
+//! A task's start without a Consul agent: log in at the servers, wait for the node of the task's cluster, register in the catalog, and
+//! write what mesh-dataplane needs.
+
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use consul_api::{Client, ConfigError};
+use consul_login::{Login, LoginError};
+use ecs_meta::{MetadataClient, Task};
+use mesh_config::{Config, ConsulServers, Role, catalog};
+use sidecar_kit::env::Env;
+use sidecar_kit::file::{WriteError, write_if_changed};
+use sidecar_kit::secret::SecretSource;
+use sidecar_kit::tls::{CertificatesPem, PemError};
+use sidecar_kit::wait::WaitError;
+
+use crate::catalog::{Catalog, RegisterError};
+use crate::dataplane;
+use crate::run::login_settings;
+
+/// The variables of consul-ecs with the servers' CA certificates, in PEM.
+const HTTP_CA_PEM: &str = "CONSUL_HTTPS_CACERT_PEM";
+const GRPC_CA_PEM: &str = "CONSUL_GRPC_CACERT_PEM";
+/// The file for the certificate in [`GRPC_CA_PEM`].
+const GRPC_CA_FILE: &str = "consul-grpc-ca-cert.pem";
+/// Its owner and the volume's group may read it.
+const MODE: u32 = 0o640;
+
+/// Why the task is not in the mesh.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum AgentlessError {
+    #[error("cannot use the HTTP API of Consul's servers")]
+    Servers(#[from] ConfigError),
+    #[error("consulLogin")]
+    Login(#[from] LoginError),
+    #[error("no task metadata")]
+    Metadata(#[from] WaitError<ecs_meta::Error>),
+    #[error("no task metadata")]
+    MetadataVariable(#[from] ecs_meta::Error),
+    #[error("the task metadata have no cluster")]
+    Cluster(#[source] ecs_meta::ArnError),
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+    #[error("{GRPC_CA_PEM}")]
+    Authority(#[source] PemError),
+    #[error("cannot write a file for the dataplane")]
+    Write(#[from] WriteError),
+}
+
+/// Registers the task's service and proxy, or its gateway, and writes the dataplane's file. A second run changes nothing.
+///
+/// # Errors
+/// See [`AgentlessError`]. If a step fails after the registration, it deregisters what this run has registered.
+pub(crate) async fn run(
+    config: &Config,
+    servers: &ConsulServers,
+    role: Role<'_>,
+    bound: Duration,
+    env: &Env,
+) -> Result<(), AgentlessError> {
+    let address = http_address(servers);
+    let (namespace, partition) = role.place();
+    let client = builder(servers, &address, env).build()?.within(namespace, partition);
+    // As in consul-ecs, a token that is given makes a login unnecessary.
+    let login = match &config.consul_login {
+        Some(settings) if settings.enabled && client.token().is_none() => {
+            let place = consul_login::servers(builder(servers, &address, env), partition)?;
+            let place = match &settings.datacenter {
+                Some(datacenter) => Client::new(place.config().clone().in_datacenter(datacenter))?,
+                None => place,
+            };
+            Some(Login::new(login_settings(settings), place, None, bound, env)?)
+        }
+        _ => None,
+    };
+    let task = MetadataClient::from_env(env)?.task_within(bound).await?;
+    let node = task.cluster_arn().map_err(AgentlessError::Cluster)?.to_string();
+    let Some(login) = login else {
+        return join(config, servers, role, &task, &node, Client::new(client)?, bound, env).await;
+    };
+    let token = login.token(&task, None).await?;
+    let client = builder(servers, &address, env).token(SecretSource::Value(token.secret().clone()));
+    let client = Client::new(client.build()?.within(namespace, partition))?;
+    let joined = join(config, servers, role, &task, &node, client, bound, env).await;
+    // The dataplane and health-sync log in on their own.
+    login.log_out(&token).await;
+    joined
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is one thing that the task is made of")]
+async fn join(
+    config: &Config,
+    servers: &ConsulServers,
+    role: Role<'_>,
+    task: &Task,
+    node: &str,
+    consul: Client,
+    bound: Duration,
+    env: &Env,
+) -> Result<(), AgentlessError> {
+    let names = catalog::names(role, task);
+    let mut catalog = Catalog::new(&consul, node, catalog::registrations(role, config, &names, task, node));
+    let joined = async {
+        catalog.register(&names, bound).await?;
+        let ca_file = grpc_authority(config, servers, env)?;
+        let dataplane =
+            dataplane::File { config, servers, role, task, names: &names, node, ca_file: ca_file.as_deref() };
+        Ok(dataplane.write()?)
+    };
+    let joined: Result<(), AgentlessError> = joined.await;
+    if joined.is_err() {
+        // ECS will not start the task's other containers, so nothing else would clean up.
+        catalog.deregister().await;
+    }
+    joined
+}
+
+/// The servers' HTTP addresses, separated by commas.
+fn http_address(servers: &ConsulServers) -> String {
+    let endpoint = servers.http_endpoint();
+    let scheme = if endpoint.tls { "https" } else { "http" };
+    let address = |host: &str| match host.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("{scheme}://[{ip}]:{}", endpoint.port),
+        Err(_) => format!("{scheme}://{host}:{}", endpoint.port),
+    };
+    servers.hosts().map(address).collect::<Vec<_>>().join(",")
+}
+
+fn builder<'a>(servers: &'a ConsulServers, address: &'a str, env: &'a Env) -> consul_api::Builder<'a> {
+    let endpoint = servers.http_endpoint();
+    consul_api::Config::builder(env)
+        .address("consulServers.hosts (CONSUL_ECS_CONFIG_JSON)", Some(address))
+        .ca_file("consulServers (CONSUL_ECS_CONFIG_JSON): caCertFile", endpoint.ca_file)
+        .ca_pem(HTTP_CA_PEM, env.get(HTTP_CA_PEM))
+        .server_name(endpoint.server_name)
+}
+
+/// The file with the CA certificate for gRPC. If a variable has the certificate, mesh-init writes it to the shared volume.
+fn grpc_authority(config: &Config, servers: &ConsulServers, env: &Env) -> Result<Option<PathBuf>, AgentlessError> {
+    let endpoint = servers.grpc_endpoint();
+    if !endpoint.tls {
+        return Ok(None);
+    }
+    let Some(pem) = env.get(GRPC_CA_PEM) else { return Ok(endpoint.ca_file.map(Into::into)) };
+    let pem = CertificatesPem::new(pem).map_err(AgentlessError::Authority)?;
+    let path = config.bootstrap_dir.join(GRPC_CA_FILE);
+    write_if_changed(&path, pem.as_str().as_bytes(), MODE)?;
+    Ok(Some(path))
+}

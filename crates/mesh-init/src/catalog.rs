@@ -1,0 +1,155 @@
+//! Registering in the catalog, and taking registrations out again if the task cannot start.
+
+use std::time::Duration;
+
+use consul_api::{CatalogRegistration, Client, HealthService, ServiceId, at_start};
+use mesh_config::Names;
+use sidecar_kit::backoff::Backoff;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::wait::{Attempt, WaitError, until};
+
+/// How long deregistering may delay the report of an error.
+const DEREGISTER_BOUND: Duration = Duration::from_secs(5);
+
+/// Why the task is not registered.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum RegisterError {
+    #[error(
+        "no node for the task's cluster in Consul's catalog: expected the controller of this cluster to run and to register it"
+    )]
+    Node(#[source] Box<WaitError<NodeError>>),
+    #[error("cannot {step}")]
+    Consul { step: String, source: Box<WaitError<consul_api::Error>> },
+    #[error("cannot {step}: expected a token with the service identity {service}")]
+    Denied { step: String, service: String, source: Box<WaitError<consul_api::Error>> },
+}
+
+/// Why the node is not known.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum NodeError {
+    #[error("the catalog has no node {0}, or this token may not read it")]
+    Missing(String),
+    #[error(transparent)]
+    Consul(#[from] consul_api::Error),
+}
+
+/// Registers services of one node, and remembers which of them are new.
+pub(crate) struct Catalog<'a> {
+    consul: &'a Client,
+    node: &'a str,
+    registrations: Vec<CatalogRegistration>,
+    created: Vec<ServiceId>,
+}
+
+impl<'a> Catalog<'a> {
+    /// For these registrations, in this order. Nothing is registered yet.
+    pub(crate) fn new(consul: &'a Client, node: &'a str, registrations: Vec<CatalogRegistration>) -> Self {
+        Self { consul, node, registrations, created: Vec::new() }
+    }
+
+    /// Waits for the node, then registers the service and the proxy, or a gateway. Each wait takes at most `bound`. Checks that exist
+    /// keep their statuses.
+    ///
+    /// # Errors
+    /// See [`RegisterError`]. Some of the registrations may have succeeded.
+    pub(crate) async fn register(&mut self, names: &Names, bound: Duration) -> Result<(), RegisterError> {
+        let existing = self.existing(bound).await?;
+        for registration in &mut self.registrations {
+            let service = &registration.service;
+            let id = service.id.clone();
+            let failed = |step: &str, source| failure(format!("{step} {id}"), source, names);
+            let exists = existing.iter().any(|service| service.id == id);
+            if exists {
+                let known = at_start("the checks in the catalog", bound, async || {
+                    self.consul.checks_of(&service.service, &id).await
+                });
+                let known = known.await.map_err(|source| failed("read the checks of", source))?;
+                registration.checks.retain(|check| known.iter().all(|known| known.check_id != check.check_id));
+            }
+            let registered = register(self.consul, registration, bound).await;
+            if !exists && registered.as_ref().map_or_else(may_have_arrived, |()| true) {
+                self.created.push(id.clone());
+            }
+            registered.map_err(|source| failed("register", source))?;
+        }
+        if let [gateway] = &*self.registrations {
+            tracing::info!("registered gateway {} on node {}", gateway.service.id, self.node);
+        } else {
+            tracing::info!(
+                "registered service {} and proxy {} on node {}",
+                names.service_id,
+                names.proxy_id,
+                self.node
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits for the node, and returns those of its services that an earlier run has registered.
+    async fn existing(&self, bound: Duration) -> Result<Vec<HealthService>, RegisterError> {
+        let ids: Vec<_> = self.registrations.iter().map(|registration| &registration.service.id).collect();
+        let what = format!("the node {}", self.node);
+        let existing = until(&what, bound, Backoff::default(), async || {
+            match self.consul.services_on_node(self.node, &ids).await {
+                Ok(Some(services)) => Attempt::Done(services),
+                Ok(None) => Attempt::Again(NodeError::Missing(self.node.to_owned())),
+                Err(error) if error.may_pass_at_start() => Attempt::Again(error.into()),
+                Err(error) => Attempt::Final(error.into()),
+            }
+        });
+        existing.await.map_err(|source| RegisterError::Node(Box::new(source)))
+    }
+
+    /// Deregisters what was new, the last first: a proxy never remains without its service. A failure is only logged.
+    pub(crate) async fn deregister(self) {
+        let all = async {
+            for id in self.created.iter().rev() {
+                match self.consul.deregister_from_catalog(self.node, id).await {
+                    Ok(()) => tracing::info!("deregistered {id}"),
+                    Err(error) => tracing::warn!("cannot deregister {id}: {}", one_line(&error)),
+                }
+            }
+        };
+        if tokio::time::timeout(DEREGISTER_BOUND, all).await.is_err() {
+            tracing::warn!("cannot deregister: Consul did not answer within {DEREGISTER_BOUND:?}");
+        }
+    }
+}
+
+/// Registers one service. Consul before 1.17 refuses a locality, which is then left out.
+async fn register(
+    consul: &Client,
+    registration: &mut CatalogRegistration,
+    bound: Duration,
+) -> Result<(), WaitError<consul_api::Error>> {
+    let once = async |registration: &CatalogRegistration| {
+        at_start("Consul's servers", bound, async || consul.register_in_catalog(registration).await).await
+    };
+    match once(registration).await {
+        Err(WaitError::Final(consul_api::Error::UnknownField { field, .. })) if field == "Locality" => {
+            tracing::info!("registering without a locality, because this Consul does not know it");
+            registration.service.locality = None;
+            once(registration).await
+        }
+        other => other,
+    }
+}
+
+fn may_have_arrived(error: &WaitError<consul_api::Error>) -> bool {
+    match error {
+        WaitError::Final(error) | WaitError::TimedOut { last: Some(error), .. } => error.may_have_arrived(),
+        WaitError::TimedOut { last: None, .. } => true,
+    }
+}
+
+fn failure(step: String, source: WaitError<consul_api::Error>, names: &Names) -> RegisterError {
+    let denied = matches!(source, WaitError::TimedOut { last: Some(consul_api::Error::PermissionDenied { .. }), .. });
+    let source = Box::new(source);
+    if denied {
+        RegisterError::Denied { step, service: names.service.clone(), source }
+    } else {
+        RegisterError::Consul { step, source }
+    }
+}

@@ -1,0 +1,89 @@
+//! The file with what mesh-dataplane needs. Its keys are those of the file that consul-ecs writes for consul-dataplane. In place of a
+//! signed AWS request, it says how to make one.
+
+use std::path::Path;
+
+use ecs_meta::Task;
+use mesh_config::{Config, ConsulServers, DATAPLANE_FILE, HEALTH_CHECK_PORT, LogLevel, Names, Role};
+use serde_json::{Value, json};
+use sidecar_kit::file::{WriteError, write_if_changed};
+
+/// Its owner and the volume's group may read it.
+const MODE: u32 = 0o640;
+
+/// What the file says.
+pub(crate) struct File<'a> {
+    pub config: &'a Config,
+    pub servers: &'a ConsulServers,
+    pub role: Role<'a>,
+    pub task: &'a Task,
+    pub names: &'a Names,
+    pub node: &'a str,
+    /// The CA certificate for gRPC.
+    pub ca_file: Option<&'a Path>,
+}
+
+impl File<'_> {
+    /// Writes the file, unless it already says this.
+    pub(crate) fn write(&self) -> Result<(), WriteError> {
+        let path = self.config.bootstrap_dir.join(DATAPLANE_FILE);
+        write_if_changed(&path, format!("{:#}\n", self.json()).as_bytes(), MODE)
+    }
+
+    fn json(&self) -> Value {
+        let (namespace, partition) = self.role.place();
+        let port = match self.role {
+            Role::Service(_) => self.config.proxy.health_check_port,
+            Role::Gateway(gateway) => gateway.health_check_port,
+        };
+        json!({
+            "consul": self.consul(),
+            "proxy": {
+                "nodeName": self.node,
+                "id": self.names.proxy_id,
+                "namespace": namespace.unwrap_or_default(),
+                "partition": partition.unwrap_or_default(),
+            },
+            "envoy": { "readyBindAddress": "127.0.0.1", "readyBindPort": port.unwrap_or(HEALTH_CHECK_PORT) },
+            "logging": { "logLevel": self.config.log_level.unwrap_or(LogLevel::Info).as_str().to_uppercase() },
+        })
+    }
+
+    fn consul(&self) -> Value {
+        let endpoint = self.servers.grpc_endpoint();
+        let mut tls = json!({ "disabled": !endpoint.tls });
+        if endpoint.tls {
+            if let Some(file) = self.ca_file {
+                tls["caCertsPath"] = json!(file);
+            }
+            if let Some(name) = endpoint.server_name {
+                tls["serverName"] = name.into();
+            }
+        }
+        let mut consul = json!({
+            "addresses": self.servers.hosts().collect::<Vec<_>>().join(","),
+            "grpcPort": endpoint.port,
+            "serverWatchDisabled": self.servers.skip_server_watch,
+            "tls": tls,
+        });
+        if let Some(login) = self.config.consul_login.as_ref().filter(|login| login.enabled) {
+            let meta = consul_login::meta(&login.meta, self.task);
+            consul["credentials"] = json!({
+                "type": "login",
+                "login": {
+                    "authMethod": login.method,
+                    "datacenter": login.datacenter.as_deref().unwrap_or_default(),
+                    "partition": self.role.place().1.unwrap_or_default(),
+                    "meta": meta,
+                    "aws": {
+                        "includeEntity": login.include_entity,
+                        "region": login.region,
+                        "stsEndpoint": login.sts_endpoint,
+                        "serverIdHeaderValue": login.server_id_header_value,
+                    },
+                },
+            });
+        }
+        consul
+    }
+}

@@ -1,0 +1,65 @@
+//! Logins of a task without an agent, and how long their tokens live.
+
+use super::*;
+
+const NODE: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
+
+#[tokio::test]
+async fn mesh_init_logs_in_at_the_servers_and_out_again() {
+    let agent = Agent::start_with_acls().await;
+    let platform = Platform::trusted_by(&agent, "${value.service}").await;
+    let proof = platform.proof("web");
+    agent.call("PUT", "/v1/catalog/register", &json!({ "Node": NODE, "Address": "10.0.0.14" })).await;
+    let (host, port) = agent.http.split_once(':').unwrap();
+    let mut task = Task::that_logs_in("");
+    let document = task.document.as_object_mut().unwrap();
+    document.remove("consulHTTPAddr");
+    document.insert("transparentProxy".to_owned(), json!({ "enabled": false }));
+    let http = json!({ "https": false, "port": port.parse::<u16>().unwrap() });
+    document.insert("consulServers".to_owned(), json!({ "hosts": host, "http": http }));
+    let variables = [("CONSUL_LOGIN_BEARER_TOKEN_FILE", path(proof.path()))];
+    let started = task.starts(&variables).await;
+    let bearer = std::fs::read_to_string(proof.path()).unwrap();
+    assert!(started.stderr.contains("logged in with platform") && !started.stderr.contains(&bearer));
+    // Dataplane and health-sync log in on their own.
+    assert_eq!(logins(&agent).await, Vec::<Value>::new());
+    let written = std::fs::read_to_string(task.volume.path().join("dataplane.json")).unwrap();
+    assert!(!written.contains(&bearer), "{written}");
+    let written: Value = serde_json::from_str(&written).unwrap();
+    let login = &written["consul"]["credentials"]["login"];
+    assert_eq!((&login["authMethod"], &login["aws"]["includeEntity"]), (&json!(METHOD), &json!(true)));
+    assert_eq!(login["meta"]["consul.hashicorp.com/cluster"], NODE);
+    assert_eq!(
+        (&login["meta"]["consul.hashicorp.com/task-id"], &login["meta"]["team"]),
+        (&json!("f1a2"), &json!("shop"))
+    );
+    assert_eq!(std::fs::read_dir(task.volume.path()).unwrap().count(), 1);
+    let services = agent.call("GET", "/v1/catalog/service/web", &Value::Null).await;
+    assert_eq!(services[0]["Node"], NODE);
+
+    // A failure after the login leaves no token behind.
+    let mut refused = task;
+    refused.document["service"]["name"] = "api".into();
+    let variables = [variables[0], ("MESH_INIT_TIMEOUT", "10s")];
+    let failed = run(&mut refused.command("mesh-init", &variables), BOUND).await;
+    assert!(failed.code == 1 && failed.stderr.contains("expected a token with the service identity api"));
+    assert_eq!(logins(&agent).await, Vec::<Value>::new());
+}
+
+#[tokio::test]
+async fn token_of_a_login_says_when_it_expires() {
+    let agent = Agent::start_with_acls().await;
+    let platform = Platform::trusted_by(&agent, "${value.service}").await;
+    let bearer = Secret::new(std::fs::read_to_string(platform.proof("web").path()).unwrap());
+    let env = Env::from_iter([("CONSUL_HTTP_ADDR", agent.http.as_str())]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let meta = BTreeMap::new();
+    let login = consul_api::Login { method: METHOD, bearer_token: &bearer, meta: &meta };
+    let token = client.login(login).await.unwrap().secret_id;
+    let left = consul_login::expiry(&client, &token).await.unwrap().expect("the method has MaxTokenTTL");
+    assert!((3500..=3600).contains(&left.as_secs()), "{left:?}");
+    let endless = Secret::new(&agent.management);
+    assert_eq!(consul_login::expiry(&client, &endless).await.unwrap(), None);
+    client.logout(&token, BOUND).await.unwrap();
+    assert!(consul_login::expiry(&client, &token).await.unwrap_err().is_unknown_token());
+}
