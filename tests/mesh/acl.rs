@@ -54,7 +54,8 @@ async fn intention_allows_web_to_call_api_within_two_seconds() {
     task::in_rotation(&docker, "api-1").await.unwrap();
     for _ in 0..20 {
         let refused = answering_task().await.unwrap_err();
-        assert!(refused.contains("503"), "{refused}");
+        // Consul 1.8 closes the connection. Later versions let Envoy answer.
+        assert!(refused.contains("503") || refused.contains("RBAC: access denied"), "{refused}");
     }
     // Once an intention was written without an ID, Consul refuses new ones with an ID.
     if intention.id.is_empty() {
