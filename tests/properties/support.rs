@@ -125,6 +125,7 @@ fn value(kind: &Kind) -> BoxedStrategy<Value> {
             1 => Just(json!(0)),
         ]
         .boxed(),
+        Kind::Ports => vec(1..=u16::MAX, 0..3).prop_map(Value::from).boxed(),
         Kind::Choice(words) => select(words.clone()).prop_map(Value::from).boxed(),
         Kind::Texts { .. } => vec("[a-z]{0,3}", 0..3).prop_map(Value::from).boxed(),
         Kind::TextMap => map(word().prop_map(Value::from)).boxed(),

@@ -70,6 +70,10 @@ impl Field {
             Kind::Name => object(json!({ "type": "string", "pattern": NAME_PATTERN })),
             Kind::Boolean => object(json!({ "type": "boolean" })),
             Kind::Integer => object(json!({ "type": "integer" })),
+            Kind::Ports => {
+                let port = json!({ "type": "integer", "minimum": 1, "maximum": 65535 });
+                object(json!({ "type": "array", "items": port, "uniqueItems": true }))
+            }
             Kind::Choice(words) => object(json!({ "type": "string", "enum": words })),
             Kind::Texts { unique: false } => object(json!({ "type": "array", "items": { "type": "string" } })),
             Kind::Texts { unique: true } => {

@@ -37,6 +37,8 @@ pub enum Kind {
     Boolean,
     /// An integer.
     Integer,
+    /// TCP ports, each only once.
+    Ports,
     /// One of these words.
     Choice(Vec<&'static str>),
     /// Strings.
@@ -66,6 +68,7 @@ impl Kind {
             Self::Name => "lower-case letters, digits, - and _, with a letter or digit at both ends".to_owned(),
             Self::Boolean => "true or false".to_owned(),
             Self::Integer => "an integer".to_owned(),
+            Self::Ports => "an array of ports, 1 to 65535, each once".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Texts { unique: false } => "an array of strings".to_owned(),
             Self::Texts { unique: true } => "an array of strings, each value once".to_owned(),

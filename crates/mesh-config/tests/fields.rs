@@ -26,6 +26,7 @@ fn leaves(shape: &Shape, path: &str, all: &mut Vec<(String, Kind, [Value; 2])>) 
             Kind::Boolean => [json!(true), json!(false)],
             // Every field has a different number, because no port may occur twice.
             Kind::Integer => [json!(1 + all.len()), json!(1001 + all.len())],
+            Kind::Ports => [json!([1]), json!([2])],
             Kind::Choice(words) => [json!(words[0]), json!(words[1])],
             Kind::Texts { .. } => [json!(["a"]), json!(["b"])],
             Kind::TextMap => [json!({ "k": "a" }), json!({ "k": "b" })],
