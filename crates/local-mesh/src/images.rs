@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use bollard::Docker;
 use tokio::process::Command;
 
 use crate::command::{self, CommandError, run};
@@ -88,6 +89,18 @@ pub enum ImagesError {
     /// The keys of Consul's servers could not be made.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// An image of a user's task is not on this machine, and Docker cannot pull it.
+    #[error(
+        "container {container}: there is no image {image} on this machine; `--image {container}=NAME` names another one"
+    )]
+    Pull {
+        /// The container.
+        container: String,
+        /// The image.
+        image: String,
+        /// Why it cannot be pulled.
+        source: CommandError,
+    },
     /// A build context could not be written.
     #[error("cannot write the build context {}", path.display())]
     Context {
@@ -142,6 +155,18 @@ fn check_version(version: Version, image: bool, current_envoy: bool) -> Result<(
     if current_envoy && !version.suits_current_envoy() {
         let variable = if image { "CONSUL_IMAGE" } else { "CONSUL" };
         return Err(ImagesError::OldConsul { version, variable });
+    }
+    Ok(())
+}
+
+/// Pulls the images of a user's tasks that are not on this machine. Each has the name of its container.
+pub(crate) async fn ensure(docker: &Docker, images: &[(String, String)]) -> Result<(), ImagesError> {
+    for (container, image) in images {
+        if docker.inspect_image(image).await.is_ok() {
+            continue;
+        }
+        let pulled = run(Command::new("docker").args(["pull", "--quiet", image])).await;
+        pulled.map_err(|source| ImagesError::Pull { container: container.clone(), image: image.clone(), source })?;
     }
     Ok(())
 }
