@@ -129,7 +129,6 @@ pub(crate) fn service(place: &Place, container: &Value, image: String, secrets: 
     set("healthcheck", health_check(&container["healthCheck"]));
     set("depends_on", depends_on(place, container));
     set("volumes", volumes(place, container));
-    set("ulimits", ulimits(container));
     let linux = &container["linuxParameters"];
     set("cap_add", linux["capabilities"]["add"].clone());
     set("cap_drop", linux["capabilities"]["drop"].clone());
@@ -217,13 +216,6 @@ fn volumes(place: &Place, container: &Value) -> Value {
         format!("{}:{path}{read_only}", place.volume(&text(&mount["sourceVolume"])))
     };
     list(container, "mountPoints").map(mount).collect()
-}
-
-fn ulimits(container: &Value) -> Value {
-    let limit =
-        |limit: &Value| (text(&limit["name"]), json!({ "soft": limit["softLimit"], "hard": limit["hardLimit"] }));
-    let limits: Map<String, Value> = list(container, "ulimits").map(limit).collect();
-    if limits.is_empty() { Value::Null } else { limits.into() }
 }
 
 fn tmpfs(mount: &Value) -> String {

@@ -13,7 +13,7 @@ const OF_TASK: [&str; 6] =
     ["family", "networkMode", "containerDefinitions", "volumes", "requiresCompatibilities", "tags"];
 
 /// The fields of a container definition that the local mesh uses.
-const OF_CONTAINER: [&str; 22] = [
+const OF_CONTAINER: [&str; 21] = [
     "name",
     "image",
     "essential",
@@ -29,7 +29,6 @@ const OF_CONTAINER: [&str; 22] = [
     "readonlyRootFilesystem",
     "mountPoints",
     "portMappings",
-    "ulimits",
     "dockerLabels",
     "restartPolicy",
     "interactive",
@@ -55,6 +54,7 @@ fn reason(field: &str) -> &'static str {
         "links" | "hostname" | "dnsServers" | "dnsSearchDomains" | "extraHosts" | "disableNetworking" => {
             "ECS refuses it with awsvpc, and it has no effect here"
         }
+        "ulimits" => "the limits are those of Docker's engine here, which may not raise its own",
         "startTimeout" => "a container may take as long as it likes to start here",
         "privileged" | "devices" | "dockerSecurityOptions" | "systemControls" => {
             "not given to a container on this machine"
