@@ -112,11 +112,11 @@ fn secret(path: PathBuf) -> Result<Secret, TasksError> {
 fn check_names<'a>(
     option: &'static str,
     what: &'static str,
-    given: impl Iterator<Item = &'a String>,
+    mut given: impl Iterator<Item = &'a String>,
     known: impl Iterator<Item = &'a String>,
 ) -> Result<(), TasksError> {
     let known: Vec<_> = known.map(String::as_str).collect();
-    match given.into_iter().find(|name| !known.contains(&name.as_str())) {
+    match given.find(|name| !known.contains(&name.as_str())) {
         Some(name) => Err(TasksError::Unknown { option, what, name: name.clone(), known: known.join(", ") }),
         None => Ok(()),
     }

@@ -91,7 +91,7 @@ pub(crate) struct Source<'a> {
     pub(crate) images: &'a BTreeMap<String, String>,
     /// The values of the apps' secrets, by the variable's name.
     pub(crate) secrets: &'a BTreeMap<String, Secret>,
-    /// Whether the host reaches every port that an app maps; otherwise only these.
+    /// The ports of the host that are in use, so that they cannot lead to this task.
     pub(crate) taken_ports: &'a [u16],
 }
 
