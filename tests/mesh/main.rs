@@ -13,13 +13,16 @@ mod consul_gone;
 mod demo;
 mod dies;
 mod gateways;
+mod own;
 mod shutdown;
 
 use local_mesh::command;
 use local_mesh::compose::{self, Compose};
 use local_mesh::docker::{self, PROJECT_LABEL, containers, is_running, label};
 use local_mesh::events::{Recorder, What};
+use local_mesh::mesh::Up;
 use local_mesh::task::{StopOrder, start, stop};
+use local_mesh::tasks::Own;
 use local_mesh::version::{self, Version};
 use local_mesh::{consul, mesh, secrets, vendors, workspace};
 use mesh_tests::{eventually, http};
@@ -135,6 +138,12 @@ async fn started(docker: &Docker, name: &str) -> Vec<(String, Option<String>)> {
     started
 }
 
+/// Runs `up` with the programs that the mesh was built with, and with these tasks of a user.
+async fn up(own: &Own) -> Up {
+    let stand_ins = version::of_mesh().is_none_or(|version| version == Version::DEBIAN_11);
+    mesh::up(&local_mesh::Quiet, &vendors::choose(stand_ins).await, own).await.unwrap()
+}
+
 #[tokio::test]
 async fn request_passes_both_envoys_with_mutual_tls() {
     let _mesh = whole().await;
@@ -187,8 +196,8 @@ async fn each_container_starts_after_what_it_depends_on() {
     let mut events = recorder.events();
     events.retain(|event| event.task == "api-2" && !event.holder);
     events.sort_by_key(|event| event.at);
-    // health-sync starts at the same time as the proxy, in no fixed order, so it is left out.
-    events.retain(|event| event.container != "health-sync");
+    // health-sync and app-entrypoint start beside the others, in no fixed order, so they are left out.
+    events.retain(|event| !["health-sync", "app-entrypoint"].contains(&event.container.as_str()));
     let order = events.iter().map(|event| (event.container.as_str(), event.what.clone())).collect::<Vec<_>>();
     let order = &order[..8];
     let expected = [
@@ -238,7 +247,7 @@ async fn requests_follow_a_task_that_stops_and_starts() {
 #[tokio::test]
 async fn failing_mesh_init_stops_its_task_and_no_other() {
     let docker = whole().await;
-    let services = compose::services("api-2").await.unwrap();
+    let services = compose::services("api-2").unwrap();
     let services = services.iter().map(String::as_str).collect::<Vec<_>>();
     let before = (started(&docker, "web").await, started(&docker, "api-1").await);
     stop(&docker, "api-2", StopOrder::AllAtOnce).await.unwrap();
@@ -301,9 +310,9 @@ async fn second_up_restarts_no_running_container() {
         let mut all = Vec::new();
         for name in ["web", "api-1", "api-2"] {
             let containers = started(&docker, name).await.into_iter();
-            all.extend(
-                containers.filter(|(container, _)| !["consul-config", "mesh-init"].contains(&container.as_str())),
-            );
+            all.extend(containers.filter(|(container, _)| {
+                !["consul-config", "mesh-init", "app-entrypoint"].contains(&container.as_str())
+            }));
         }
         all
     };
@@ -316,9 +325,7 @@ async fn second_up_restarts_no_running_container() {
         indexes
     };
     let registered = index().await;
-    // What this mesh was built with.
-    let stand_ins = version::of_mesh().is_none_or(|version| version == Version::DEBIAN_11);
-    let up = mesh::up(&local_mesh::Quiet, &vendors::choose(stand_ins).await).await.unwrap();
+    let up = up(&Own::default()).await;
     assert_eq!(up.status, 200);
     assert_eq!(running().await, before);
     assert_eq!(index().await, registered, "mesh-init ran again and changed nothing");

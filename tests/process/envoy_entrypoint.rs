@@ -176,10 +176,23 @@ async fn dial_says_whether_a_program_listens() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     assert_eq!(run(&mut entrypoint(&["dial", &address]), BOUND).await.code, 0);
-    let closed = format!("127.0.0.1:{}", free_port());
-    let refused = run(&mut entrypoint(&["dial", &closed]), BOUND).await;
-    assert_eq!(refused.code, 1);
-    assert!(refused.stderr.contains(&format!("cannot connect to {closed}: Connection refused")), "{}", refused.stderr);
+    for host in ["127.0.0.1", "localhost"] {
+        let closed = format!("{host}:{}", free_port());
+        let refused = run(&mut entrypoint(&["dial", &closed]), BOUND).await;
+        assert_eq!(refused.code, 1);
+        let expected = format!("cannot connect to {closed}: Connection refused");
+        assert!(refused.stderr.contains(&expected), "{}", refused.stderr);
+    }
+}
+
+#[tokio::test]
+async fn dial_of_localhost_finds_a_program_that_listens_on_one_family_of_addresses() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let listener = TcpListener::bind(address).unwrap();
+        let localhost = format!("localhost:{}", listener.local_addr().unwrap().port());
+        let dialled = run(&mut entrypoint(&["dial", &localhost]), BOUND).await;
+        assert_eq!((dialled.code, dialled.stderr.as_str()), (0, ""), "{address}");
+    }
 }
 
 #[tokio::test]

@@ -147,6 +147,7 @@ fn value(kind: &Kind) -> BoxedStrategy<Value> {
                 .boxed()
         }
         Kind::Any => prop_oneof![20 => (0..=65535).prop_map(|number: i32| json!(number)), 1 => anything()].boxed(),
+        Kind::Ports => vec(1..=u16::MAX, 0..3).prop_map(Value::from).boxed(),
         Kind::Choice(words) => select(words.clone()).prop_map(Value::from).boxed(),
         Kind::Texts { .. } => vec("[a-z]{0,3}", 0..3).prop_map(Value::from).boxed(),
         Kind::TextMap => map(word().prop_map(Value::from)).boxed(),

@@ -9,6 +9,7 @@ mod command;
 mod run;
 
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ pub struct Arguments {
 enum Verb {
     /// Succeed if an address accepts a connection: a container health check.
     Dial {
-        /// The address.
+        /// The address. With `localhost`, it tries 127.0.0.1 and then ::1.
         #[arg(value_name = "HOST:PORT")]
         address: String,
         /// How long to wait for the connection.
@@ -137,9 +138,21 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
 }
 
 async fn dial(address: String, timeout: Duration) -> Result<(), Error> {
-    match tokio::time::timeout(timeout, TcpStream::connect(&address)).await {
+    match tokio::time::timeout(timeout, connect(&address)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(source)) => Err(Error::Dial { address, source }),
         Err(_) => Err(Error::DialTimeout { address, timeout }),
+    }
+}
+
+/// Connects to the address. In a task that has only an IPv6 address, Envoy listens only on IPv6, and the image has no file that says what
+/// `localhost` is.
+async fn connect(address: &str) -> std::io::Result<TcpStream> {
+    match address.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
+        Some(port) => {
+            let loopback = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), (Ipv6Addr::LOCALHOST, port).into()];
+            TcpStream::connect(&loopback[..]).await
+        }
+        None => TcpStream::connect(address).await,
     }
 }

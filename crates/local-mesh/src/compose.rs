@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use crate::command::{self, CommandError};
 use crate::diagnosis::{self, Diagnosis};
 use crate::docker::{self, DockerError, PROJECT, PROJECT_LABEL, containers, label};
+use crate::tasks::{self, TasksError};
 use crate::{version, workspace};
 
 /// Why docker-compose failed.
@@ -33,6 +34,9 @@ pub enum ComposeError {
         /// The tasks of docker-compose.yml.
         known: String,
     },
+    /// The task definitions could not be read.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
     /// Linux did not give a random number.
     #[error("cannot make a task ID")]
     TaskId(#[source] std::io::Error),
@@ -49,21 +53,21 @@ pub struct Compose<'a> {
 
 impl Compose<'_> {
     /// Runs docker-compose and returns its standard output. A running task keeps its task ID. A stopped task gets a new ID,
-    /// because ECS never starts a stopped task again. A task that never ran has the ID from `.env`.
+    /// because ECS never starts a stopped task again. A task that never ran has the ID in docker-compose.yml.
     pub async fn run(self, arguments: &[&str]) -> Result<String, ComposeError> {
         let mut command = program().await?;
         // Without these arguments, COMPOSE_PROJECT_NAME or COMPOSE_FILE of the caller's shell could name another project.
         command.current_dir(workspace()).args(["--project-name", PROJECT, "--file", "docker-compose.yml"]);
-        if let Some(over) = self.over {
-            command.arg("--file").arg(over);
+        for file in tasks::extension().as_deref().into_iter().chain(self.over) {
+            command.arg("--file").arg(file);
         }
         // Every command except a plain `up` includes the gateways. `up` includes them only if one runs: if they were left out,
         // Compose would remove the running gateway as an orphan.
         let mut gateways = arguments.iter().filter(|argument| !argument.starts_with('-')).ne(&["up"]);
         for (name, task) in docker::tasks(&docker::connect().await?).await? {
-            gateways |= task.running && name.ends_with("-gateway");
+            gateways |= task.running && task.is_gateway;
             let id = if task.running { task.id } else { new_task_id()? };
-            command.env(format!("{}_TASK_ID", name.to_uppercase().replace('-', "_")), id);
+            command.env(tasks::task_id_variable(&name), id);
         }
         if gateways {
             command.env("COMPOSE_PROFILES", "gateways");
@@ -92,28 +96,11 @@ pub async fn run(arguments: &[&str]) -> Result<String, ComposeError> {
     Compose::default().run(arguments).await
 }
 
-/// The names of a task's services in docker-compose.yml. The first one holds the task's network namespace.
-pub async fn services(task: &str) -> Result<Vec<String>, ComposeError> {
-    // Read once, because Compose 1.29 takes more than a second to read its file.
-    static ALL: OnceCell<String> = OnceCell::const_new();
-    let all = ALL.get_or_try_init(async || run(&["config", "--services"]).await).await?;
-    let all = all.lines().collect::<BTreeSet<_>>();
-    let is_task = |name: &str| all.contains(name) && all.contains(format!("{name}-sidecar-proxy").as_str());
-    let is_of = |service: &str, task: &str| {
-        service.strip_prefix(task).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
-    };
-    let of = |task: &str| {
-        // The services of a task `web-2` also begin with `web-`. They belong to `web-2` and not to `web`.
-        let longer =
-            |service: &str| all.iter().any(|other| other.len() > task.len() && is_task(other) && is_of(service, other));
-        let of_task = all.iter().filter(|service| is_of(service, task) && !longer(service));
-        of_task.map(|service| (*service).to_owned()).collect::<Vec<_>>()
-    };
-    if is_task(task) {
-        return Ok(of(task));
-    }
-    let known = all.iter().filter(|name| is_task(name)).copied().collect::<Vec<_>>().join(", ");
-    Err(ComposeError::NoTask { task: task.to_owned(), known })
+/// The names of a task's services in docker-compose. The first one holds the task's network namespace.
+pub fn services(task: &str) -> Result<Vec<String>, ComposeError> {
+    let mut all = tasks::known()?;
+    let names = all.keys().cloned().collect::<Vec<_>>().join(", ");
+    all.remove(task).ok_or_else(|| ComposeError::NoTask { task: task.to_owned(), known: names })
 }
 
 /// A new task ID of 32 hexadecimal digits, as ECS makes them.

@@ -15,6 +15,8 @@ pub const PROJECT_LABEL: &str = "com.docker.compose.project=ecs-mesh";
 
 /// The label with a task's name in docker-compose.yml.
 pub(crate) const TASK: &str = "ecs-mesh.task";
+/// The label with a gateway's kind, one of the task's tags.
+const GATEWAY_KIND: &str = "ecs-mesh.tag.consul.hashicorp.com/gateway-kind";
 /// The value of [`TYPE`] on the container that holds a task's network namespace.
 pub(crate) const HOLDER: &str = "CNI_PAUSE";
 
@@ -103,6 +105,8 @@ pub struct Task {
     pub family: String,
     /// Whether the holder runs.
     pub running: bool,
+    /// Whether the task is a gateway.
+    pub is_gateway: bool,
     /// The holder's container ID.
     pub holder: String,
 }
@@ -122,7 +126,8 @@ pub async fn tasks(docker: &Docker) -> Result<BTreeMap<String, Task>, DockerErro
     let task = |holder: &ContainerSummary| {
         let id = label(holder, TASK_ARN)?.rsplit('/').next()?.to_owned();
         let family = label(holder, FAMILY)?.to_owned();
-        let task = Task { id, family, running: is_running(holder), holder: holder.id.clone()? };
+        let is_gateway = label(holder, GATEWAY_KIND).is_some();
+        let task = Task { id, family, running: is_running(holder), is_gateway, holder: holder.id.clone()? };
         Some((label(holder, TASK)?.to_owned(), task))
     };
     Ok(holders.iter().filter_map(task).collect())

@@ -97,6 +97,18 @@ pub enum ImagesError {
     /// The keys of Consul's servers could not be made.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// An image of a user's task is not on this machine, and Docker cannot pull it.
+    #[error(
+        "container {container}: there is no image {image} on this machine; `--image {container}=NAME` names another one"
+    )]
+    TaskImage {
+        /// The container.
+        container: String,
+        /// The image.
+        image: String,
+        /// Why it cannot be pulled.
+        source: CommandError,
+    },
     /// A build context could not be written.
     #[error("cannot write the build context {}", path.display())]
     Context {
@@ -132,7 +144,7 @@ enum Consul {
 /// Finds the Consul that the mesh runs, and its version.
 async fn consul(programs: &Programs) -> Result<(Consul, Version), ImagesError> {
     if *programs == Programs::Vendors {
-        pull(vendors::CONSUL).await?;
+        pull_vendors(vendors::CONSUL).await?;
         return Ok((Consul::Vendors(vendors::CONSUL), version::of_image(vendors::CONSUL).await?));
     }
     let (consul, version) = match (image_in("CONSUL_IMAGE"), given("CONSUL")) {
@@ -161,6 +173,16 @@ fn check_version(version: Version, image: bool, current_envoy: bool) -> Result<(
     Ok(())
 }
 
+/// Pulls the images of a user's tasks that are not on this machine. Each has the name of its container.
+pub(crate) async fn ensure(images: &[(String, String)]) -> Result<(), ImagesError> {
+    for (container, image) in images {
+        let pulled = pull(image).await;
+        let (container, image) = (container.clone(), image.clone());
+        pulled.map_err(|source| ImagesError::TaskImage { container, image, source })?;
+    }
+    Ok(())
+}
+
 /// How many steps [`build`] reports.
 pub const STEPS: usize = 5;
 
@@ -183,7 +205,7 @@ pub async fn build(progress: &dyn Progress, of: usize, programs: &Programs) -> R
     let envoy_image = match (image_in("ENVOY_IMAGE"), given("ENVOY")) {
         (Some(_), Some(_)) => return Err(ImagesError::Both { binary: "ENVOY", image: "ENVOY_IMAGE" }),
         (None, None) if *programs == Programs::Vendors => {
-            pull(vendors::ENVOY).await?;
+            pull_vendors(vendors::ENVOY).await?;
             Some(vendors::ENVOY.to_owned())
         }
         (image, _) => image,
@@ -216,13 +238,17 @@ pub async fn build(progress: &dyn Progress, of: usize, programs: &Programs) -> R
     sidecar_proxy(&envoy_image.unwrap_or_else(|| Profile::Dev.tag("envoy")), Profile::Dev, progress).await
 }
 
+/// Pulls a vendor's image, unless Docker has it.
+async fn pull_vendors(image: &'static str) -> Result<(), ImagesError> {
+    pull(image).await.map_err(|source| ImagesError::Pull { image, source })
+}
+
 /// Pulls an image, unless Docker has it.
-async fn pull(image: &'static str) -> Result<(), ImagesError> {
+async fn pull(image: &str) -> Result<(), CommandError> {
     if run(Command::new("docker").args(["image", "inspect", image])).await.is_ok() {
         return Ok(());
     }
-    let pulled = run(Command::new("docker").args(["pull", "--quiet", image])).await;
-    pulled.map(drop).map_err(|source| ImagesError::Pull { image, source })
+    run(Command::new("docker").args(["pull", "--quiet", image])).await.map(drop)
 }
 
 /// Builds the image of Consul that docker-compose.yml names.

@@ -22,6 +22,7 @@ pub mod probe;
 pub mod rolling;
 pub mod secrets;
 pub mod task;
+pub mod tasks;
 pub mod timeline;
 pub mod vendors;
 pub mod version;

@@ -22,6 +22,7 @@ use crate::images::{self, ImagesError};
 use crate::keys;
 use crate::ports::{self, PortsError};
 use crate::task::{self, TaskError};
+use crate::tasks::{self, Own, TasksError};
 use crate::vendors::Programs;
 use crate::{Progress, mesh_dir, version, workspace};
 
@@ -52,6 +53,9 @@ pub enum MeshError {
     /// A task or another container did not start.
     #[error(transparent)]
     Task(#[from] TaskError),
+    /// The user's tasks could not be written.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
     /// All containers run, and a log shows why requests fail.
     #[error("the mesh is up but GET {FRONT} fails")]
     NotReadyBecause(#[source] Diagnosis),
@@ -97,16 +101,19 @@ pub struct Up {
 /// How many steps [`up`] reports.
 pub const UP_STEPS: usize = images::STEPS + 2;
 
-/// Builds the images, starts the containers, and waits for the first answer. If the mesh is up, this replaces only what changed.
-pub async fn up(progress: &dyn Progress, programs: &Programs) -> Result<Up, MeshError> {
+/// Builds the images, starts the containers, and waits for the first answer. If the mesh is up, this replaces only what changed. `own` are
+/// the user's tasks; those of an earlier call are removed.
+pub async fn up(progress: &dyn Progress, programs: &Programs, own: &Own) -> Result<Up, MeshError> {
     let docker = docker::connect().await?;
-    ports::check(&docker).await?;
+    ports::check(&docker, &own.ports).await?;
     remove_of_other_checkout(&docker).await?;
     images::build(progress, UP_STEPS, programs).await?;
     remove_of_other_version(&docker).await?;
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
+    images::ensure(&own.images).await?;
+    tasks::write(own)?;
     // Building takes minutes, in which a program may have taken a port.
-    ports::check(&docker).await?;
+    ports::check(&docker, &own.ports).await?;
     let mut recorder = Recorder::start(&docker);
     let begun = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
     start_all(&docker).await?;
@@ -118,6 +125,9 @@ pub async fn up(progress: &dyn Progress, programs: &Programs) -> Result<Up, Mesh
             None => return Err(MeshError::NotReady(error)),
         },
     };
+    for name in &own.tasks {
+        task::ready(&docker, name).await?;
+    }
     Ok(Up { events: recorder.events(), status })
 }
 

@@ -33,14 +33,14 @@ pub enum PortsError {
     },
 }
 
-/// Fails if another program uses one of the ports. A port that the mesh itself publishes is no failure.
-pub(crate) async fn check(docker: &Docker) -> Result<(), PortsError> {
+/// Fails if another program uses one of the ports, or one of the user's tasks. A port that the mesh itself publishes is no failure.
+pub(crate) async fn check(docker: &Docker, own: &[u16]) -> Result<(), PortsError> {
     let containers = containers(docker, &[PROJECT_LABEL]).await?;
     let published = |port| {
         let mut ports = containers.iter().filter_map(|container| container.ports.as_ref()).flatten();
         ports.any(|published| published.public_port == Some(port))
     };
-    for (port, what) in PORTS {
+    for (port, what) in PORTS.into_iter().chain(own.iter().map(|port| (*port, "the port of a task definition"))) {
         if !published(port) {
             free(port, what).await?;
         }

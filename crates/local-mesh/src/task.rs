@@ -211,7 +211,7 @@ pub async fn start(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Re
 
 /// Starts a stopped task, as [`start`] does, but waits only until its containers run.
 pub async fn launch(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), TaskError> {
-    let services = compose::services(task).await?;
+    let services = compose::services(task)?;
     if docker::tasks(docker).await?.get(task).is_some_and(|task| task.running) {
         return Err(TaskError::Running(task.to_owned()));
     }

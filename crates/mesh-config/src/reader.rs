@@ -327,6 +327,20 @@ impl<'a> FieldReader<'_, 'a> {
         numbers
     }
 
+    /// TCP ports, each only once.
+    pub fn ports(mut self) -> Vec<u16> {
+        let values = self.converted(Kind::Ports, Value::as_array).into_iter().flatten();
+        let mut ports = Vec::new();
+        for (index, value) in values.enumerate() {
+            let port = whole_number(value).and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+            match port.filter(|port| !ports.contains(port)) {
+                Some(port) => ports.push(port),
+                None => self.wrong(format!("{}[{index}]", self.at()), value, "a port, 1 to 65535, each once"),
+            }
+        }
+        ports
+    }
+
     /// One of a few words.
     pub(crate) fn choice<T: Copy>(mut self, choices: &[(&'static str, T)]) -> Option<T> {
         let words = choices.iter().map(|(word, _)| *word).collect();

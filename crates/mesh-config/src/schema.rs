@@ -110,6 +110,10 @@ impl Field {
             Kind::IntegerIn { minimum, maximum: None } => object(json!({ "type": "integer", "minimum": minimum })),
             Kind::Integers => object(json!({ "type": "array", "items": { "type": "integer" }, "uniqueItems": true })),
             Kind::Any => Map::new(),
+            Kind::Ports => {
+                let port = json!({ "type": "integer", "minimum": 1, "maximum": 65535 });
+                object(json!({ "type": "array", "items": port, "uniqueItems": true }))
+            }
             Kind::Choice(words) => object(json!({ "type": "string", "enum": words })),
             Kind::Texts { unique: false } => object(json!({ "type": "array", "items": { "type": "string" } })),
             Kind::Texts { unique: true } => {

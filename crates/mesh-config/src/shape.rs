@@ -48,6 +48,8 @@ pub enum Kind {
     Integers,
     /// Anything.
     Any,
+    /// TCP ports, each only once.
+    Ports,
     /// One of these words.
     Choice(Vec<&'static str>),
     /// Strings.
@@ -90,6 +92,7 @@ impl Kind {
             Self::IntegerIn { minimum, maximum: None } => format!("an integer from {minimum}"),
             Self::Integers => "an array of integers, each value once".to_owned(),
             Self::Any => "a port".to_owned(),
+            Self::Ports => "an array of ports, 1 to 65535, each once".to_owned(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
             Self::Texts { unique: false } => "an array of strings".to_owned(),
             Self::Texts { unique: true } => "an array of strings, each value once".to_owned(),

@@ -28,6 +28,7 @@ fn leaves(shape: &Shape, path: &str, all: &mut Vec<(String, Kind, [Value; 2])>) 
             Kind::Integer | Kind::Any => [json!(1 + all.len()), json!(1001 + all.len())],
             Kind::IntegerIn { minimum, .. } => [json!(minimum), json!(minimum + 1)],
             Kind::Integers => [json!([1]), json!([2])],
+            Kind::Ports => [json!([1]), json!([2])],
             Kind::Choice(words) => [json!(words[0]), json!(words[1])],
             Kind::Texts { .. } => [json!(["a"]), json!(["b"])],
             Kind::TextMap => [json!({ "k": "a" }), json!({ "k": "b" })],

@@ -70,7 +70,8 @@ pub async fn run(env: &Env, options: Options) -> Result<(), Error> {
         for address in &options.server {
             acl::give_server_its_token(&client(address, Some(&management))?, address).await?;
         }
-        secrets::make(&secrets, &options.keys, &[&options.http_service[..], &options.gateway].concat()).await?;
+        let names = [&options.http_service[..], &options.service, &options.gateway].concat();
+        secrets::make(&secrets, &options.keys, &names).await?;
         acl::make_token_of_acl_controller(&consul, &secrets).await?;
         for service in &options.http_service {
             entries::write(&consul, &json!({ "Kind": "service-defaults", "Name": service, "Protocol": "http" }))

@@ -23,6 +23,9 @@ pub struct Options {
     /// A service of the mesh that speaks HTTP. May be given more than once.
     #[arg(long, env = "HTTP_SERVICES", value_delimiter = ',', value_name = "SERVICE")]
     pub(crate) http_service: Vec<String>,
+    /// A service of the mesh with the protocol that Consul gives it. May be given more than once.
+    #[arg(long, env = "SERVICES", value_delimiter = ',', value_name = "SERVICE")]
+    pub(crate) service: Vec<String>,
     /// A gateway, which gets a secret for its token. May be given more than once.
     #[arg(long, env = "GATEWAYS", value_delimiter = ',', value_name = "GATEWAY")]
     pub(crate) gateway: Vec<String>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_config::{GATEWAY_PORT, Role, is_sidecar};
+use mesh_config::{GATEWAY_PORT, GatewayKind, Role, is_sidecar};
 use serde_json::{Map, Value, json};
 
 use crate::problem::Collected;
@@ -35,6 +35,7 @@ pub(crate) fn check(settings: &Settings, task: &Task, of_settings: &mut Collecte
     depends_on(settings, task, found);
     if let Some(role) = settings.role() {
         ports(settings, role, task, of_settings, found);
+        listener_ports(settings, role, of_settings);
         health_sync_containers(settings, task, of_settings);
         if matches!(role, Role::Service(_)) && task.containers.is_empty() && task.definition.contains_key("family") {
             found.missing("containerDefinitions", "at least one container, the app", None);
@@ -218,7 +219,10 @@ fn taken(settings: &Settings, role: Role<'_>) -> BTreeMap<u64, &'static str> {
 }
 
 fn ports(settings: &Settings, role: Role<'_>, task: &Task, of_settings: &mut Collected, found: &mut Collected) {
-    let taken = taken(settings, role);
+    let mut taken = taken(settings, role);
+    for port in &settings.listener_ports {
+        taken.entry((*port).into()).or_insert("a listener of the gateway");
+    }
     // The document's rules already compare `service.port` with the other ports.
     if settings.config.service.as_ref().is_some_and(|service| service.port == 8501) {
         of_settings.wrong("service.port", &json!(8501), another_port(taken[&8501]), Some("port-of-the-mesh"));
@@ -253,6 +257,23 @@ fn ports(settings: &Settings, role: Role<'_>, task: &Task, of_settings: &mut Col
                     found.wrong(path, &got, another_port(what), Some("port-of-the-mesh"));
                 }
             }
+        }
+    }
+}
+
+/// Only an ingress gateway has listeners of its own, and they need ports on which nothing else of the task listens.
+fn listener_ports(settings: &Settings, role: Role<'_>, of_settings: &mut Collected) {
+    let is_ingress = matches!(role, Role::Gateway(gateway) if gateway.kind == GatewayKind::Ingress);
+    if !is_ingress && !settings.listener_ports.is_empty() {
+        let expected = "nothing: only an ingress gateway has listeners of its own";
+        of_settings.wrong("listenerPorts", &json!(settings.listener_ports), expected, None);
+        return;
+    }
+    let taken = taken(settings, role);
+    for (index, port) in settings.listener_ports.iter().enumerate() {
+        if let Some(what) = taken.get(&(*port).into()) {
+            let path = format!("listenerPorts[{index}]");
+            of_settings.wrong(path, &json!(port), another_port(what), Some("port-of-the-mesh"));
         }
     }
 }

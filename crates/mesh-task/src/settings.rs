@@ -16,13 +16,15 @@ pub(crate) const BOOTSTRAP_DIR: &str = "/consul";
 const CONSUL_IMAGE: &str = "hashicorp/consul:1.21.4";
 
 /// The fields that are not part of the document.
-const OWN: [&str; 9] = [
+const OWN: [&str; 11] = [
     "retryJoin",
     "registry",
     "images",
     "secrets",
     "datacenter",
+    "consulVersion",
     "tls",
+    "listenerPorts",
     "shutdownDelay",
     "shutdownDelayContainers",
     "logConfiguration",
@@ -41,6 +43,8 @@ pub struct Settings {
     pub images: Images,
     /// The secrets.
     pub secrets: Secrets,
+    /// The ports of an ingress gateway's listeners.
+    pub(crate) listener_ports: Vec<u16>,
     /// How long an app still runs after TERM: as written in the settings, and as a duration.
     pub shutdown_delay: Option<(String, Duration)>,
     /// The containers that have this delay. If the list is empty, `rules::delayed` chooses them.
@@ -65,6 +69,8 @@ pub struct Agent {
     pub retry_join: Vec<String>,
     /// The datacenter; otherwise Consul's default.
     pub datacenter: Option<String>,
+    /// The version of the agent's Consul; otherwise a current one.
+    pub consul_version: Option<String>,
 }
 
 /// The images of the sidecars.
@@ -98,7 +104,9 @@ struct Own {
     images: [Option<String>; 5],
     secrets: Secrets,
     datacenter: Option<String>,
+    consul_version: Option<String>,
     tls: Option<bool>,
+    listener_ports: Vec<u16>,
     shutdown_delay: Option<String>,
     shutdown_delay_containers: Vec<String>,
     log_configuration: Map<String, Value>,
@@ -158,11 +166,16 @@ impl Settings {
         let images = own.images(shutdown_delay.is_some() && config.gateway.is_none(), &mut found);
         let log_configuration = (!own.log_configuration.is_empty()).then_some(Value::Object(own.log_configuration));
         let settings = Self {
-            mode: Mode::Agent(Agent { retry_join: own.retry_join, datacenter: own.datacenter }),
+            mode: Mode::Agent(Agent {
+                retry_join: own.retry_join,
+                datacenter: own.datacenter,
+                consul_version: own.consul_version,
+            }),
             config,
             document,
             images,
             secrets: own.secrets,
+            listener_ports: own.listener_ports,
             shutdown_delay,
             shutdown_delay_containers: own.shutdown_delay_containers,
             log_configuration,
@@ -251,6 +264,12 @@ impl Own {
                 })
                 .unwrap_or_default(),
             datacenter: root.field("datacenter", "The datacenter of the agent; default Consul's, `dc1`.").text(),
+            consul_version: root
+                .field("consulVersion", "The version of the agent's Consul, such as `1.8`; default a current one.")
+                .text(),
+            listener_ports: root
+                .field("listenerPorts", "The ports of an ingress gateway's listeners. A load balancer leads only to ports of a task definition.")
+                .ports(),
             tls: root.field("tls", "Whether the agent speaks TLS to the servers; by default it does if `secrets.ca` is set.").boolean(),
             shutdown_delay: root
                 .field("shutdownDelay", "How long the app runs on after TERM, such as `10s`. In the task of a gateway, Envoy runs on for this long.")

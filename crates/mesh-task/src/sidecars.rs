@@ -146,6 +146,7 @@ fn consul_config(settings: &Settings, agent: &Agent, role: Role<'_>) -> Value {
     let logs_in = settings.logs_in() && secrets.client_token.is_none();
     let mut environment = vec![variable("CONSUL_RETRY_JOIN", agent.retry_join.join(","))];
     environment.extend(agent.datacenter.as_ref().map(|name| variable("CONSUL_DATACENTER", name)));
+    environment.extend(agent.consul_version.as_ref().map(|version| variable("MESH_INIT_CONSUL_VERSION", version)));
     environment.extend(role.place().1.map(|partition| variable("CONSUL_PARTITION", partition)));
     environment.extend(log_level(settings));
     let mut mounts = vec![mount(CONSUL_CONFIG, "/consul/config", false)];
@@ -235,6 +236,8 @@ fn sidecar_proxy(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Va
         environment.push(variable("ENVOY_ENTRYPOINT_IGNORE_CONTAINERS", around.log_routers.join(",")));
     }
     environment.extend(log_level(settings));
+    let ports = std::iter::once(&port).chain(&settings.listener_ports);
+    let mappings: Vec<_> = ports.map(|port| json!({ "containerPort": port, "protocol": "tcp" })).collect();
     json!({
         "image": settings.images.sidecar_proxy,
         "command": ["envoy", "--config-path", format!("{BOOTSTRAP_DIR}/{}", mesh_config::BOOTSTRAP_FILE),
@@ -243,10 +246,10 @@ fn sidecar_proxy(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Va
         "user": "101:10001",
         "environment": environment,
         "mountPoints": [mount(MESH, BOOTSTRAP_DIR, true)],
-        "portMappings": [{ "containerPort": port, "protocol": "tcp" }],
+        "portMappings": mappings,
         "ulimits": [{ "name": "nofile", "softLimit": 1_048_576, "hardLimit": 1_048_576 }],
         "healthCheck": {
-            "command": ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", format!("127.0.0.1:{port}")],
+            "command": ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", format!("localhost:{port}")],
             "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD,
         },
         "stopTimeout": around.stop_limit.map_or(stop_timeout, |limit| stop_timeout.min(limit)),

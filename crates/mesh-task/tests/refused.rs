@@ -126,6 +126,26 @@ fn ports_of_the_mesh() {
 }
 
 #[test]
+fn ports_of_an_ingress_gateway_s_listeners() {
+    let gateway = |ports: Value, containers: Value| {
+        let settings = json!({ "gateway": { "kind": "ingress-gateway" }, "listenerPorts": ports,
+            "retryJoin": ["consul.internal"], "registry": "registry.example" });
+        let task = json!({ "family": "gateway", "networkMode": "awsvpc", "containerDefinitions": containers });
+        problems(&settings, &task)
+    };
+    let rule = Some("port-of-the-mesh");
+    assert_eq!(gateway(json!([8081, 443]), json!([])), []);
+    let expected = [("listenerPorts[0]".to_owned(), rule), ("listenerPorts[2]".to_owned(), rule)];
+    assert_eq!(gateway(json!([8443, 8081, 19000]), json!([])), expected);
+    for wrong in [0, 65536, 8081] {
+        assert_eq!(gateway(json!([8081, wrong]), json!([])), [("listenerPorts[1]".to_owned(), None)], "{wrong}");
+    }
+    let beside = json!([{ "name": "logs", "image": "logs:1", "portMappings": [{ "containerPort": 8081 }] }]);
+    let path = "containerDefinitions[0].portMappings[0].containerPort";
+    assert_eq!(gateway(json!([8081]), beside), one(path, "port-of-the-mesh"));
+}
+
+#[test]
 fn circles_of_depends_on() {
     let on = |name: &str| json!([{ "containerName": name, "condition": "START" }]);
     let circle = of_task(|task| {
@@ -219,6 +239,7 @@ fn incomplete_or_contradictory_settings() {
     let gateway = json!({ "family": "gateway", "networkMode": "awsvpc", "containerDefinitions": [] });
     assert_eq!(problems(&without_entrypoint, &gateway), []);
     assert_eq!(paths(|settings| settings["bootstrapDir"] = json!("/consul")), ["bootstrapDir"]);
+    assert_eq!(paths(|settings| settings["listenerPorts"] = json!([8080])), ["listenerPorts"]);
     assert_eq!(paths(|settings| settings["tls"] = json!(true)), ["secrets.ca"]);
     assert_eq!(paths(|settings| settings["shutdownDelay"] = json!("10")), ["shutdownDelay"]);
     assert_eq!(paths(|settings| settings["healthSyncContainers"] = json!(["app"])), ["healthSyncContainers[0]"]);

@@ -102,7 +102,7 @@ fn the_least_settings_make_a_mesh_task() {
     let proxy = container(&definition, "sidecar-proxy");
     assert_eq!(proxy["ulimits"], json!([{ "name": "nofile", "softLimit": 1_048_576, "hardLimit": 1_048_576 }]));
     assert_eq!(proxy["stopTimeout"], 40);
-    assert_eq!(proxy["healthCheck"]["command"][3], "127.0.0.1:20000");
+    assert_eq!(proxy["healthCheck"]["command"][3], "localhost:20000");
     let tag = |key: &str, value: &str| json!({ "key": format!("consul.hashicorp.com/{key}"), "value": value });
     assert_eq!(definition["tags"], json!([tag("mesh", "true"), tag("service-name", "shop")]));
 }
@@ -283,8 +283,31 @@ fn a_gateway_is_a_task_without_an_app() {
     let proxy = container(&definition, "sidecar-proxy");
     assert_eq!(variable(proxy, "ENVOY_ENTRYPOINT_GATEWAY_DELAY"), Some("6s"));
     assert_eq!(proxy["portMappings"][0]["containerPort"], 9443);
-    assert_eq!(proxy["healthCheck"]["command"][3], "127.0.0.1:9443");
+    assert_eq!(proxy["healthCheck"]["command"][3], "localhost:9443");
     assert_eq!(definition["tags"][2], json!({ "key": "consul.hashicorp.com/gateway-kind", "value": "mesh-gateway" }));
+}
+
+#[test]
+fn an_ingress_gateway_has_the_ports_of_its_listeners() {
+    let settings = json!({
+        "gateway": { "kind": "ingress-gateway" },
+        "listenerPorts": [8081, 8082],
+        "retryJoin": ["consul.internal"],
+        "registry": "registry.example/ecs-mesh",
+    });
+    let mut task = task();
+    task["containerDefinitions"] = json!([]);
+    let definition = rendered(&settings, &task);
+    let mapped = [8443, 8081, 8082].map(|port| json!({ "containerPort": port, "protocol": "tcp" }));
+    assert_eq!(container(&definition, "sidecar-proxy")["portMappings"], json!(mapped));
+}
+
+#[test]
+fn an_older_consul_gets_a_configuration_that_it_knows() {
+    let mut settings = settings();
+    settings["consulVersion"] = json!("1.8");
+    let definition = rendered(&settings, &task());
+    assert_eq!(variable(container(&definition, "consul-config"), "MESH_INIT_CONSUL_VERSION"), Some("1.8"));
 }
 
 #[test]

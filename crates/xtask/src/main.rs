@@ -2,6 +2,7 @@
 
 mod bench;
 mod needs;
+mod own;
 mod peers;
 mod progress;
 mod test;
@@ -18,6 +19,7 @@ use local_mesh::machine::{self, MachineError, Needs};
 use local_mesh::mesh::{MeshError, RequestError};
 use local_mesh::rolling::RollingError;
 use local_mesh::task::{StopOrder, TaskError};
+use local_mesh::tasks::TasksError;
 use local_mesh::timeline::Timeline;
 use local_mesh::vendors::{self, Programs};
 use local_mesh::watch::WatchError;
@@ -27,6 +29,7 @@ use sidecar_kit::{exit, log};
 
 use local_mesh::Progress as _;
 
+use crate::own::OwnArguments;
 use crate::progress::Reporter;
 use crate::test::Suite;
 
@@ -53,6 +56,8 @@ enum Command {
     Up {
         #[command(flatten)]
         programs: ProgramsArguments,
+        #[command(flatten)]
+        own: OwnArguments,
     },
     /// Remove everything that `up` made: containers, networks, volumes, images, generated files.
     Down,
@@ -67,12 +72,12 @@ enum Command {
     },
     /// Start a stopped task with a new task ID, as ECS does. Prints and draws its startup.
     Start {
-        /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
+        /// The task: web, api-1, api-2, ingress-gateway, mesh-gateway, or the family of a task definition of yours.
         task: String,
     },
     /// Stop a task through `StopTask`, as ECS does, under light load. Prints and draws its shutdown.
     Stop {
-        /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
+        /// The task: web, api-1, api-2, ingress-gateway, mesh-gateway, or the family of a task definition of yours.
         task: String,
         /// The order in which the containers get TERM.
         #[arg(long, value_enum, default_value_t)]
@@ -83,7 +88,7 @@ enum Command {
     Demo(Demo),
     /// Send a request from within a task's network namespace.
     Get {
-        /// The task: web, api-1, api-2, ingress-gateway or mesh-gateway.
+        /// The task: web, api-1, api-2, ingress-gateway, mesh-gateway, or the family of a task definition of yours.
         task: String,
         /// The URL, as a container of the task sees it.
         url: String,
@@ -135,6 +140,8 @@ enum Error {
     #[error(transparent)]
     Task(#[from] TaskError),
     #[error(transparent)]
+    Tasks(#[from] TasksError),
+    #[error(transparent)]
     Watch(#[from] WatchError),
     #[error(transparent)]
     Demo(#[from] DemoError),
@@ -162,16 +169,26 @@ fn main() -> ExitCode {
 async fn run(command: Command) -> Result<ExitCode, Error> {
     log::init(&Env::of_process(), None)?;
     match command {
-        Command::Up { programs } => {
+        Command::Up { programs, own } => {
+            let own = match own.read() {
+                Err(TasksError::Refused(refused)) => {
+                    refused.iter().for_each(|line| eprintln!("error: {line}"));
+                    return Ok(exit::FAILURE.into());
+                }
+                own => own?,
+            };
+            own.notes.iter().for_each(|note| println!("note: {note}"));
             machine::prepare(images::needs()).await?;
             let programs = chosen(&programs).await;
             let reporter = Reporter::new(mesh::UP_STEPS);
-            let up = mesh::up(&reporter, &programs).await?;
+            let up = mesh::up(&reporter, &programs, &own).await?;
             reporter.finish();
             for startup in timeline::startups(&up.events) {
                 show(&startup)?;
             }
             println!("mesh ready: GET {} -> {}", mesh::FRONT, up.status);
+            own.tasks.iter().for_each(|task| println!("task {task} is in the mesh"));
+            own.ports.iter().for_each(|port| println!("  http://127.0.0.1:{port}/ reaches your container"));
         }
         Command::Down => {
             mesh::down().await?;

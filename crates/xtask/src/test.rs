@@ -8,6 +8,7 @@ use local_mesh::images::{self, ImagesError};
 use local_mesh::machine::{self, MachineError, Needs};
 use local_mesh::mesh::{self, MeshError};
 use local_mesh::parts::{self, PartsError};
+use local_mesh::tasks::Own;
 use local_mesh::vendors;
 use local_mesh::version::{self, Version, VersionError};
 use local_mesh::{compose, workspace};
@@ -119,7 +120,7 @@ async fn mesh_suite(stand_ins: bool) -> Result<(), TestError> {
     let begun = Instant::now();
     let programs = vendors::choose(stand_ins).await;
     println!("── mesh: {programs}");
-    let up = mesh::up(&Reporter::new(mesh::UP_STEPS), &programs).await?;
+    let up = mesh::up(&Reporter::new(mesh::UP_STEPS), &programs, &Own::default()).await?;
     println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
     // Two threads: while the test that uses the mesh waits for some time to pass, another test may use it.
     run_with_consul("mesh", version::of_mesh().unwrap_or(Version::DEBIAN_11), 2).await

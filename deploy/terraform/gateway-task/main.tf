@@ -1,6 +1,7 @@
 locals {
   lan_port    = var.lan_port != 0 ? var.lan_port : 8443
-  wan_port    = var.wan_port != 0 ? var.wan_port : local.lan_port
+  lb_port     = length(var.listener_ports) > 0 ? var.listener_ports[0] : local.lan_port
+  wan_port    = var.wan_port != 0 ? var.wan_port : local.lb_port
   wan_address = var.wan_address == "" && var.lb_enabled ? aws_lb.this[0].dns_name : var.wan_address
 
   gateway = merge({
@@ -25,6 +26,7 @@ module "task" {
   container_definitions              = []
   consul_ecs_config                  = merge(var.consul_ecs_config, { gateway = local.gateway })
   application_shutdown_delay_seconds = var.application_shutdown_delay_seconds
+  listener_ports                     = var.listener_ports
 
   requires_compatibilities = var.requires_compatibilities
   cpu                      = var.cpu
@@ -39,6 +41,7 @@ module "task" {
 
   retry_join                = var.retry_join
   consul_datacenter         = var.consul_datacenter
+  consul_version            = var.consul_version
   gossip_key_secret_arn     = var.gossip_key_secret_arn
   tls                       = var.tls
   consul_server_ca_cert_arn = var.consul_server_ca_cert_arn
@@ -78,7 +81,7 @@ resource "aws_ecs_service" "this" {
     content {
       target_group_arn = load_balancer.value.arn
       container_name   = "sidecar-proxy"
-      container_port   = local.lan_port
+      container_port   = local.lb_port
     }
   }
 }
@@ -101,7 +104,7 @@ resource "aws_lb_target_group" "this" {
   count = var.lb_enabled ? 1 : 0
 
   name                 = var.family
-  port                 = local.lan_port
+  port                 = local.lb_port
   protocol             = "TCP"
   target_type          = "ip"
   vpc_id               = var.lb_vpc_id
@@ -126,7 +129,7 @@ resource "aws_lb_listener" "this" {
   }
 }
 
-# The load balancer's own group: clients reach it at wan_port, and it reaches the tasks at lan_port.
+# The load balancer's own group: clients reach it at wan_port, and it reaches the tasks at lb_port.
 resource "aws_security_group" "lb" {
   count = var.lb_enabled ? 1 : 0
 
@@ -153,8 +156,8 @@ resource "aws_security_group_rule" "lb_egress" {
 
   description       = "The tasks of the gateway"
   type              = "egress"
-  from_port         = local.lan_port
-  to_port           = local.lan_port
+  from_port         = local.lb_port
+  to_port           = local.lb_port
   protocol          = "tcp"
   cidr_blocks       = ["0.0.0.0/0"]
   security_group_id = aws_security_group.lb[0].id
@@ -175,8 +178,8 @@ resource "aws_security_group_rule" "ingress" {
 
   description              = "Load balancer of the gateway ${var.family}"
   type                     = "ingress"
-  from_port                = local.lan_port
-  to_port                  = local.lan_port
+  from_port                = local.lb_port
+  to_port                  = local.lb_port
   protocol                 = "tcp"
   source_security_group_id = aws_security_group.lb[0].id
   security_group_id        = var.lb_create_security_group ? aws_security_group.this[0].id : var.lb_modify_security_group_id

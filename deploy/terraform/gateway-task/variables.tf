@@ -91,6 +91,12 @@ variable "lan_port" {
   default     = 0
 }
 
+variable "listener_ports" {
+  description = "For an ingress gateway: ports of its listeners, as its config entry has them. The load balancer leads to the first one."
+  type        = list(number)
+  default     = []
+}
+
 variable "wan_address" {
   description = "Address for other datacenters. Empty: the load balancer's name, else the task's address."
   type        = string
@@ -98,7 +104,7 @@ variable "wan_address" {
 }
 
 variable "wan_port" {
-  description = "Port for other datacenters, and of the load balancer. 0: the same as `lan_port`."
+  description = "Port for other datacenters, and of the load balancer. 0: the same as `lan_port`, or the first of `listener_ports`."
   type        = number
   default     = 0
 }
@@ -230,6 +236,12 @@ variable "consul_datacenter" {
   description = "Datacenter of the task's Consul agent."
   type        = string
   default     = "dc1"
+}
+
+variable "consul_version" {
+  description = "Version of Consul in `consul_image`, such as `1.8`; only needed before 1.12."
+  type        = string
+  default     = ""
 }
 
 variable "gossip_key_secret_arn" {

@@ -126,6 +126,7 @@ locals {
         [for variable in [
           { name = "CONSUL_RETRY_JOIN", value = join(",", var.retry_join) },
           { name = "CONSUL_DATACENTER", value = var.consul_datacenter },
+          { name = "MESH_INIT_CONSUL_VERSION", value = var.consul_version },
           { name = "CONSUL_PARTITION", value = local.partition },
         ] : variable if variable.value != ""],
         local.log_level,
@@ -189,10 +190,10 @@ locals {
         local.log_level,
       )
       mountPoints  = [{ sourceVolume = "mesh", containerPath = "/consul", readOnly = true }]
-      portMappings = [{ containerPort = local.proxy_port, protocol = "tcp" }]
+      portMappings = [for port in concat([local.proxy_port], var.listener_ports) : { containerPort = port, protocol = "tcp" }]
       ulimits      = [{ name = "nofile", softLimit = 1048576, hardLimit = 1048576 }]
       healthCheck = {
-        command     = ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", "127.0.0.1:${local.proxy_port}"]
+        command     = ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", "localhost:${local.proxy_port}"]
         interval    = 5
         timeout     = 2
         retries     = 3

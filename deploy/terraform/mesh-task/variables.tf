@@ -77,6 +77,12 @@ variable "application_shutdown_delay_seconds" {
   default     = 0
 }
 
+variable "listener_ports" {
+  description = "For an ingress gateway: ports of its listeners. A load balancer leads only to ports of the task definition."
+  type        = list(number)
+  default     = []
+}
+
 variable "application_shutdown_delay_containers" {
   description = "Names of the containers with that delay. Empty: all containers except log routers and containers whose end others wait for."
   type        = list(string)
@@ -187,6 +193,12 @@ variable "consul_datacenter" {
   description = "Datacenter of the task's Consul agent."
   type        = string
   default     = "dc1"
+}
+
+variable "consul_version" {
+  description = "Version of Consul in `consul_image`, such as `1.8`; only needed before 1.12."
+  type        = string
+  default     = ""
 }
 
 variable "gossip_key_secret_arn" {

@@ -149,8 +149,10 @@ fn cases() -> Vec<Case> {
         Case::gateway(
             "ingress",
             json!({ "kind": "ingress-gateway", "consul_service_name": "front", "application_shutdown_delay_seconds": 50,
+                "listener_ports": [8081, 8082], "consul_version": "1.8",
                 "retry_join": ["consul.internal"], "registry": registry }),
             json!({ "gateway": { "kind": "ingress-gateway", "name": "front" }, "shutdownDelay": "50s",
+                "listenerPorts": [8081, 8082], "consulVersion": "1.8",
                 "retryJoin": ["consul.internal"], "registry": registry, "datacenter": "dc1" }),
         ),
     ]
@@ -319,6 +321,12 @@ async fn the_modules_plan_services_and_least_privileges() {
             "wan_port": 443, "lb_enabled": true, "lb_vpc_id": "vpc-1", "lb_subnets": ["subnet-1"],
             "lb_ingress_rule_cidr_blocks": ["192.0.2.0/24"], "acls": true, "consul_http_addr": "${module.server.http_addr}" },
     });
+    let mut modules = modules;
+    let mut front = modules["edge"].clone();
+    front["family"] = json!("front");
+    front["kind"] = json!("ingress-gateway");
+    front["listener_ports"] = json!([8081, 8082]);
+    modules["front"] = front;
     let plan = plan(&modules, &json!({ "secret": { "value": "${module.shop.service_token_secret_arn}" } })).await;
     let container = |name: &str| {
         let definition = values(&plan, &format!("module.{name}.aws_ecs_task_definition.this"));
@@ -350,6 +358,10 @@ async fn the_modules_plan_services_and_least_privileges() {
     assert_eq!(service["propagate_tags"], "TASK_DEFINITION");
     assert_eq!(service["load_balancer"][0]["container_port"], 8443);
     assert_eq!(values(&plan, "module.edge.aws_lb_listener.this[0]")["port"], 443);
+    let front = |resource: &str| values(&plan, &format!("module.front.{resource}"));
+    assert_eq!(front("aws_ecs_service.this")["load_balancer"][0]["container_port"], 8081);
+    assert_eq!(front("aws_lb_target_group.this[0]")["port"], 8081);
+    assert_eq!(front("aws_security_group_rule.ingress[0]")["from_port"], 8081);
     let clients = values(&plan, "module.edge.aws_security_group_rule.lb_ingress[0]");
     assert_eq!((&clients["from_port"], &clients["cidr_blocks"]), (&json!(443), &json!(["192.0.2.0/24"])));
 }
