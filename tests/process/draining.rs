@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
@@ -20,6 +20,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 const BOUND: Duration = Duration::from_secs(20);
+/// From the answer until Envoy closes a connection that its client keeps: `drain_timeout` and `delayed_close_timeout`. A test that reads
+/// the clock late measures more.
+const CLOSES_AFTER: Duration = Duration::from_millis(5_900);
 
 /// An HTTP/1 app that sends each text that the test gives it: the head of its answer, then chunks.
 struct App {
@@ -206,6 +209,7 @@ async fn each_protocol_drains_as_the_documentation_says() {
     send(&idle, "/");
     assert!(head(&mut idle_lines).contains("connection: close"));
     let new = connected(http).await;
+    let asked = Instant::now();
     send(&new, "/");
     // If the client doesn't close the connection within 6 s, Envoy does.
     let answer = rest(&busy);
@@ -213,6 +217,7 @@ async fn each_protocol_drains_as_the_documentation_says() {
     assert_eq!(rest(&idle), "");
     let answer = rest(&new);
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    assert!(asked.elapsed() >= CLOSES_AFTER, "{:?}", asked.elapsed());
 
     // HTTP/2: the same, with GOAWAY.
     tokio::time::timeout(BOUND, busy2_end).await.expect("it is closed in time").unwrap().unwrap();

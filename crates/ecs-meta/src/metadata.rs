@@ -3,6 +3,7 @@
 
 use std::fmt;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::arn::{ArnError, ClusterArn, TaskArn, TaskId};
@@ -127,8 +128,8 @@ pub struct Task {
     /// The task's status: RUNNING when all of its containers have started.
     #[serde(default, deserialize_with = "null_as_default")]
     pub known_status: Status,
-    /// The availability zone; none if the agent does not know it.
-    #[serde(default)]
+    /// The availability zone; none if the agent does not know it, or answers with something else than a text.
+    #[serde(default, deserialize_with = "text_or_none")]
     pub availability_zone: Option<String>,
     /// The containers that the agent knows so far.
     #[serde(default, deserialize_with = "null_as_default")]
@@ -217,6 +218,19 @@ pub struct Network {
     /// Its IPv6 addresses.
     #[serde(rename = "IPv6Addresses", default, deserialize_with = "null_as_default")]
     pub ipv6_addresses: Vec<String>,
+}
+
+fn text_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Field {
+        Text(String),
+        Other(IgnoredAny),
+    }
+    Ok(match Field::deserialize(deserializer)? {
+        Field::Text(text) => Some(text),
+        Field::Other(_) => None,
+    })
 }
 
 /// Go writes an empty list as `null`.

@@ -182,7 +182,7 @@ fn destination(route: &GatewayRoute, entries: &Entries<'_>) -> Option<Map<String
             None => "it has no route for all requests, so this gateway route is left out",
         };
         entries.report(&format!(
-            "{}: Consul uses one service-router for a request, so it ignores the routes of {:?}: {rest}",
+            "{}: Consul uses only one service-router for a request, so it ignores the routes of {:?}: {rest}",
             route.place, route.service
         ));
     }

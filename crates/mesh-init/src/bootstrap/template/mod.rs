@@ -276,7 +276,7 @@ mod tests {
             ("{{ end }}", "{{ end }} ends nothing"),
             ("{{ if true }}{{ else }}{{ else }}{{ end }}", "an else after the last else"),
             ("{{ eq .ProxyID 1 }}", "expected values of one kind"),
-            ("{{ eq .ProxyID }}", "eq with at least two"),
+            ("{{ eq .ProxyID }}", "eq at least two"),
             ("{{ .AdminAccessLogConfig }}", "expected a range over it"),
             ("{{ range .ProxyID }}{{ end }}", "a range needs a list"),
             ("{{ range .AdminAccessLogConfig }}{{ .ProxyID }}{{ end }}", "expected $.ProxyID"),
