@@ -1,5 +1,5 @@
-//! consul-grpc against a real Consul: what it answers to right, wrong and missing tokens, and how it goes on if a server falls silent or
-//! a token ends.
+//! consul-grpc with a real Consul: the answers to right, wrong and missing tokens, and what happens if a server falls silent or a token is
+//! deleted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ fn servers(port: u16) -> Servers {
     Servers::new(vec!["127.0.0.1".to_owned()], port, None)
 }
 
-/// Registers a service `web` with its proxy on the node of a cluster.
+/// Registers a service `web` and its proxy on the node of a cluster.
 async fn register(agent: &Agent) {
     let node = json!({ "Node": NODE, "Address": "10.0.0.14" });
     let with = |service: Value| {
@@ -104,7 +104,7 @@ async fn follower_notices_a_deleted_token_and_goes_on_with_another() {
     timeout(BOUND, ready).await.expect("in time").unwrap();
 }
 
-/// Passes bytes on to a server until it is frozen. Then it passes nothing on, and closes nothing.
+/// A relay to a server. Once it is frozen, it passes nothing on, and closes no connection.
 async fn relay(listener: TcpListener, server: SocketAddr, frozen: watch::Receiver<bool>) {
     loop {
         let (mut client, _) = listener.accept().await.unwrap();

@@ -27,11 +27,11 @@ pub use crate::messages::{LoginRequest, Server};
 use crate::tls::Tls;
 
 const TOKEN: &str = "x-consul-token";
-/// How long connecting may take, with TLS.
+/// How long connecting may take, including the TLS handshake.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Consul's servers drop a client that pings more often than every 15 s.
 const PING_EVERY: Duration = Duration::from_secs(16);
-/// A server that does not answer a ping for this long is left: 24 s after it fell silent.
+/// If a server does not answer a ping within this time, the connection counts as broken. That is at most 24 s after the server fell silent.
 const PONG_WITHIN: Duration = Duration::from_secs(8);
 
 /// A connection to one server. Once it is broken, every call fails.
@@ -45,7 +45,7 @@ pub struct Connection {
 /// What a server supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Features {
-    /// [`Connection::watch_servers`].
+    /// Whether the server can report the addresses of all servers: [`Connection::watch_servers`].
     pub watch_servers: bool,
 }
 
@@ -85,7 +85,7 @@ pub struct LoginToken {
     pub secret_id: Secret,
 }
 
-/// How a DNS query came.
+/// The protocol by which a DNS query came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum DnsProtocol {
@@ -102,7 +102,7 @@ pub struct WatchServers {
 }
 
 impl WatchServers {
-    /// The servers' addresses, at first and after each change. It waits without end.
+    /// The servers' addresses: the first call returns them at once, each further call after a change. It waits without a limit.
     ///
     /// # Errors
     /// [`Error::is_unauthenticated`] within a second of the token's end. [`Error::Broken`] if the connection breaks, or if the
@@ -127,11 +127,11 @@ const WATCH: &str = "/hashicorp.consul.serverdiscovery.ServerDiscoveryService/Wa
 const DNS: &str = "/hashicorp.consul.dns.DNSService/Query";
 
 impl Connection {
-    /// Connects to a server, by TLS if `tls` says so. `host` is the name that the certificate has, unless `tls` has another one. Each
-    /// call has `within` for its answer.
+    /// Connects to a server, by TLS if `tls` is given. The certificate must have the name `host`, unless `tls` has another name. Each call
+    /// must be answered within `within`.
     ///
     /// # Errors
-    /// [`Error::Connect`] if there is no connection within 5 s. Other errors if the certificates or the name cannot be used.
+    /// [`Error::Connect`] if there is no connection within 5 s. Other errors if the CA certificates or the name cannot be used.
     pub async fn open(server: SocketAddr, host: &str, tls: Option<&Tls>, within: Duration) -> Result<Self, Error> {
         let failed = |source| Error::Connect { server, source };
         let secure = match tls {
@@ -178,7 +178,7 @@ impl Connection {
         Ok(Features { watch_servers: answer.features.iter().any(watches) })
     }
 
-    /// Asks for a proxy or gateway of a node.
+    /// Asks for the bootstrap configuration of a proxy or gateway on a node.
     ///
     /// # Errors
     /// The code NOT_FOUND if the server does not know the node or the proxy.

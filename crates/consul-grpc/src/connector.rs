@@ -1,5 +1,5 @@
-//! Gives tonic a connection that is already open. So a failure to connect keeps its cause, and a broken connection stays broken: the next
-//! server is chosen here and not by tonic.
+//! Gives tonic a connection that is already open. So an error keeps the cause of a failed connection. A broken connection stays broken,
+//! because this crate chooses the next server, and not tonic.
 
 use std::io;
 use std::pin::Pin;
@@ -13,7 +13,7 @@ use crate::connection::Stream;
 
 type Io = TokioIo<Box<dyn Stream>>;
 
-/// Gives its connection once.
+/// A connector that gives its connection once. A second call fails.
 pub(crate) struct Once(Option<Io>);
 
 impl Once {

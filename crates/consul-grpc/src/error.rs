@@ -22,7 +22,7 @@ pub enum Error {
     Tls(#[from] TlsOptionsError),
     #[error("{0:?} is not a name that a certificate can have")]
     ServerName(String),
-    #[error("the token cannot be sent: it has characters that are not valid in a token")]
+    #[error("the token cannot be sent: it has characters that gRPC metadata cannot have")]
     Token,
     #[error("cannot connect to Consul's server at {server}")]
     Connect { server: SocketAddr, source: io::Error },
@@ -35,14 +35,14 @@ pub enum Error {
 }
 
 impl Error {
-    /// From a failed call. `secrets` are cut out of the server's text.
+    /// The error of a failed call. `<token>` replaces `secrets` in the server's text.
     pub(crate) fn of(call: &'static str, server: SocketAddr, status: &Status, secrets: &[&Secret]) -> Self {
         let mut message: String = status.message().chars().take(300).collect();
         for secret in secrets.iter().filter(|secret| !secret.expose().is_empty()) {
             message = message.replace(secret.expose(), "<token>");
         }
         let message = message.replace(char::is_control, " ");
-        // A server's own status has no source.
+        // A status with a source comes from the broken connection, not from the server.
         match std::error::Error::source(status) {
             Some(_) => Self::Broken { call, server, reason: innermost(status) },
             None => Self::Status { call, server, code: status.code(), message },
@@ -58,7 +58,7 @@ impl Error {
         }
     }
 
-    /// Whether another server may do better: this one is unreachable, slow, or says that it cannot now.
+    /// Whether another server may succeed: this one is unreachable or too slow, or it answered that it cannot serve the call now.
     #[must_use]
     pub fn is_of_the_server(&self) -> bool {
         match self {
@@ -70,7 +70,7 @@ impl Error {
         }
     }
 
-    /// Whether the server does not know the token. For some 80 ms after a login, that may pass.
+    /// Whether the server does not know the token. After a login, a server may need some 80 ms to learn the token.
     #[must_use]
     pub fn is_unauthenticated(&self) -> bool {
         self.code() == Some(Code::Unauthenticated)

@@ -15,9 +15,9 @@ use crate::connection::{Connection, Features};
 use crate::error::Error;
 use crate::servers::Servers;
 
-/// Without the stream of the servers' addresses, the server is asked this often.
+/// How often the follower asks the server if there is no stream of the servers' addresses.
 const POLL: Duration = Duration::from_secs(20);
-/// If a server fails sooner than this, there is a delay before the next attempt.
+/// If a server fails within this time, the follower waits before the next attempt.
 const WORKS_AFTER: Duration = Duration::from_secs(1);
 /// A server may not know a new token for some 80 ms. Until then, the old one stays in use.
 const CONFIRM_EVERY: Duration = Duration::from_millis(100);
@@ -34,19 +34,19 @@ pub struct Ready {
     pub token: Option<Secret>,
 }
 
-/// How it is with the servers.
+/// The state of the connection to the servers.
 #[derive(Debug, Clone)]
 pub enum State {
     /// No server works now. The follower tries again.
     Searching,
     /// The server works.
     Ready(Ready),
-    /// A server does not know the token: the caller should give another one. The follower tries again with the same one too, because
-    /// a new token may not have reached the server.
+    /// A server does not know the token, so the caller should give another one. Meanwhile the follower tries the same token again, because
+    /// a new token may not have reached the server yet.
     Refused,
 }
 
-/// Follows the servers in a task of its own, until it is dropped.
+/// Keeps a connection to a server that works. It runs in a tokio task of its own, until it is dropped.
 #[derive(Debug)]
 pub struct Follower {
     state: watch::Receiver<State>,
@@ -88,13 +88,13 @@ struct Loop {
     publish: watch::Sender<State>,
 }
 
-/// Why a server is no longer followed.
+/// Why [`Loop::stay`] has ended.
 enum End {
     /// Another token was given. The old one stays in use until the server confirms the new one.
     NewToken,
-    /// The server failed, or was left.
+    /// The server failed, or [`Servers::leave`] was called.
     Server(Option<Error>),
-    /// The token ended.
+    /// The server no longer knows the token.
     Token,
 }
 
@@ -103,7 +103,7 @@ impl Loop {
         let new_backoff = || Backoff::growing(Duration::from_millis(500), 1.5, Duration::from_secs(60));
         let mut backoff = new_backoff();
         let mut failure = LastFailure::default();
-        // How often a new token was refused while the old one is in use.
+        // How many times a server has refused the new token while the old one is in use. None if there is no new token.
         let mut unconfirmed = None;
         loop {
             let token = self.token.borrow_and_update().clone();
@@ -161,7 +161,7 @@ impl Loop {
         }
     }
 
-    /// Stays with a server that works, until something ends.
+    /// Stays with a server that works, until one of the reasons of [`End`].
     async fn stay(&mut self, ready: &Ready) -> End {
         let server = ready.connection.server();
         let watching = async {

@@ -27,7 +27,7 @@ pub struct Features {
     pub features: Vec<Feature>,
 }
 
-/// The names: 1 watching the servers, 2 certificates at the edge, 3 bootstrap configuration, 4 FIPS.
+/// Consul's numbers for features: 1 watching the servers, 2 certificates at the edge, 3 bootstrap configuration, 4 FIPS.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Feature {
     #[prost(int32, tag = "1")]

@@ -1,4 +1,4 @@
-//! Which servers there are, and which one is in use.
+//! The list of the servers, and the one that is in use.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -18,7 +18,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 /// Consul's servers. It uses one of them until that one fails.
 #[derive(Debug)]
 pub struct Servers {
-    /// Names and IP addresses.
+    /// The names and IP addresses that were given.
     hosts: Vec<String>,
     port: u16,
     tls: Option<Tls>,
@@ -30,11 +30,11 @@ pub struct Servers {
 
 #[derive(Debug, Default)]
 struct State {
-    /// What a server reported.
+    /// The addresses that a server reported.
     reported: BTreeSet<SocketAddr>,
-    /// What failed since there was a server that worked.
+    /// The servers that have failed since one worked.
     failed: BTreeSet<SocketAddr>,
-    /// What was left last. Any other server is chosen before it.
+    /// The server that failed last. All others are chosen before it.
     left: Option<SocketAddr>,
     current: Option<Connection>,
 }
@@ -46,13 +46,13 @@ impl Servers {
         Self { hosts, port, tls, watches: true, within: WITHIN, state: Mutex::default(), left: Notify::new() }
     }
 
-    /// Does not ask a server for the addresses of all servers: they are behind a load balancer.
+    /// The same, but no server is asked for the addresses of all servers, for servers behind a load balancer.
     #[must_use]
     pub fn without_watch(self) -> Self {
         Self { watches: false, ..self }
     }
 
-    /// How long a server has for an answer. After that, the next server is asked.
+    /// The same, with another limit for an answer. After this time, the next server is asked.
     #[must_use]
     pub fn answering_within(self, within: Duration) -> Self {
         Self { within, ..self }
@@ -66,7 +66,7 @@ impl Servers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The addresses that a server reported. They join those of the names.
+    /// Stores the addresses that a server reported. They are used together with the given ones.
     pub(crate) fn report(&self, servers: &[Server]) {
         let ip = |server: &Server| server.address.parse::<IpAddr>().ok();
         let addresses = servers.iter().filter_map(ip).map(|ip| SocketAddr::new(ip, self.port));
@@ -77,7 +77,7 @@ impl Servers {
     /// once. A call that may have arrived is made again only if `repeats` says so.
     ///
     /// # Errors
-    /// The call's error, if it is not the server's fault; else the last server's.
+    /// The call's error if it would be the same at every server; otherwise that of the last server.
     pub async fn call<T, A>(&self, repeats: bool, call: impl Fn(Connection) -> A) -> Result<T, Error>
     where
         A: Future<Output = Result<T, Error>>,
@@ -101,7 +101,7 @@ impl Servers {
         }
     }
 
-    /// Leaves this server, if it is in use. It is not chosen again before the others have failed too.
+    /// Stops using this server. It is not chosen again before the others have failed too.
     pub fn leave(&self, server: SocketAddr) {
         let mut state = self.state();
         state.failed.insert(server);
@@ -123,16 +123,15 @@ impl Servers {
         }
     }
 
-    /// Says that the server in use works.
+    /// Notes that the server in use works.
     pub(crate) fn works(&self) {
         self.state().failed.clear();
     }
 
-    /// The connection to the server in use. Without one, it connects to a server that is chosen at random, and to the next one if that
-    /// fails.
+    /// The connection to the server in use. If there is none, this connects to a random server, and to another one if that fails.
     ///
     /// # Errors
-    /// The last server's, if none can be reached. Then all may be tried again.
+    /// That of the last server, if none can be reached. The next call then tries all of them again.
     pub async fn connection(&self) -> Result<Connection, Error> {
         if let Some(current) = self.state().current.clone() {
             return Ok(current);
@@ -146,7 +145,7 @@ impl Servers {
                     self.state().failed.clear();
                     return Err(last);
                 }
-                // All failed in earlier calls: a new round begins.
+                // All servers failed in earlier calls, so a new round begins.
                 (Ok(_), None) => {
                     self.state().failed.clear();
                     last = None;
@@ -172,7 +171,7 @@ impl Servers {
         self.candidates().await.is_ok_and(|candidates| !candidates.is_empty())
     }
 
-    /// The servers that have not failed, each with the name that its certificate may have.
+    /// The servers that have not failed, each with the name that its certificate must have.
     async fn candidates(&self) -> Result<Vec<(SocketAddr, String)>, Error> {
         let mut all = Vec::new();
         let mut unresolved = None;
@@ -182,7 +181,7 @@ impl Servers {
                 Err(source) => unresolved = Some(Error::Resolve { host: host.clone(), source }),
             }
         }
-        // The certificates of servers behind one name have that name.
+        // A reported address has no name. Its certificate must have the first given name, otherwise the address.
         let name = self.hosts.iter().find(|host| host.parse::<IpAddr>().is_err());
         let state = self.state();
         for address in &state.reported {

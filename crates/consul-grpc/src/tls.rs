@@ -13,16 +13,16 @@ use crate::error::Error;
 /// TLS to the servers. They negotiate no protocol by ALPN, so none is offered.
 #[derive(Debug, Clone)]
 pub struct Tls {
-    /// Which authorities are trusted.
+    /// The CA certificates that are trusted.
     pub trust: Trust,
     /// The name that the certificate must have, if it is not the host.
     pub server_name: Option<String>,
 }
 
-/// The authorities of the servers' certificates.
+/// Where the CA certificates of the servers come from.
 #[derive(Debug, Clone)]
 pub enum Trust {
-    /// Those in a file. It is read for each new connection, so that a replaced file takes effect.
+    /// A file. It is read for each new connection, so that a replaced file takes effect.
     File(PathBuf),
     /// These.
     Given(Authorities),

@@ -97,7 +97,7 @@ async fn a_server_that_cannot_now_is_left_for_the_next() {
     for status in [Code::ResourceExhausted, Code::Aborted, Code::Unavailable] {
         let fakes = two().await;
         fakes[0].answers(status as u32);
-        // Both are chosen first at some time.
+        // The first server is chosen at random. In 20 attempts, each of the two is chosen first at some time.
         for _ in 0..20 {
             let servers = servers_of(&fakes);
             features(&servers, None).await.unwrap();
@@ -164,7 +164,7 @@ async fn a_silent_server_is_left_after_the_time_of_a_call() {
         while silences == 0 {
             let servers = Servers::new(hosts.clone(), port, None).answering_within(Duration::from_millis(300));
             features(&servers, None).await.unwrap();
-            // Whether the silent one was chosen first: it has accepted a connection.
+            // If the silent server was chosen first, it has got a connection.
             silences += usize::from(timeout(Duration::from_millis(1), silent.accept()).await.is_ok());
         }
     };
@@ -222,7 +222,7 @@ async fn follower_goes_on_to_the_next_server_if_one_is_left() {
     }
 }
 
-/// A server with TLS and without ALPN, as Consul's. The fake answers behind it.
+/// A server with TLS and without ALPN, like Consul's. It passes the connection on to the fake.
 async fn with_tls(behind: SocketAddr, issued: &rcgen::CertifiedKey<rcgen::KeyPair>) -> SocketAddr {
     let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
     let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -269,7 +269,7 @@ async fn tls_checks_the_server_name_and_reads_a_replaced_ca_file() {
     assert!(matches!(&untrusted, Error::Connect { .. }), "{untrusted}");
     std::fs::write(&ca, issued.cert.pem()).unwrap();
     features(&named, None).await.unwrap();
-    // Without a name, the host counts, which the certificate does not have.
+    // Without a server name, the certificate must have the host's name, and it does not.
     let wrong = features(&servers(None), None).await.unwrap_err();
     assert!(matches!(&wrong, Error::Connect { source, .. } if source.to_string().contains("certificate")), "{wrong:?}");
     assert_eq!(fake.calls(), 1);

@@ -9,7 +9,7 @@ use sidecar_kit::secret::Secret;
 use crate::login::LoginError;
 use crate::proof::Prover;
 
-/// A login by gRPC.
+/// A login that a task makes through the servers' gRPC.
 #[derive(Debug)]
 pub struct GrpcLogin {
     prover: Prover,

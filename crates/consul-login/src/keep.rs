@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::login::LoginError;
 
-/// The old token is deleted this long after a new one was published, because calls with it may be on their way.
+/// How long after a new token is in use the old one is deleted. Calls with the old one may still be under way.
 const OVERLAP: Duration = Duration::from_secs(10);
 
 /// A token, and when it expires.
@@ -31,11 +31,11 @@ pub struct Held {
 pub trait Source: Send + Sync + 'static {
     /// Logs in.
     fn log_in(&self) -> impl Future<Output = Result<Held, LoginError>> + Send;
-    /// Deletes a token. A failure is the source's to report.
+    /// Deletes a token. The source itself reports a failure.
     fn log_out(&self, token: &Secret) -> impl Future<Output = ()> + Send;
 }
 
-/// When the token with which the client is asked expires; none if it never does.
+/// How long a token is still valid; none if it does not expire. It is asked for with the token itself.
 ///
 /// # Errors
 /// [`consul_api::Error::is_unknown_token`] if the server does not know the token.
@@ -45,8 +45,8 @@ pub async fn expiry(consul: &Client, token: &Secret) -> Result<Option<Duration>,
     Ok(at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default()))
 }
 
-/// Holds a token, and replaces it when two thirds of its life are over, or when somebody says that it no longer works. It ends when it is
-/// dropped, and then it does not log out.
+/// Holds a token, and replaces it when about two thirds of its remaining time are over, or when the caller says that it no longer works.
+/// Dropping the keeper ends this, and does not log out.
 #[derive(Debug)]
 pub struct Keeper {
     token: watch::Receiver<Secret>,
@@ -55,7 +55,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps this token.
+    /// Starts to keep this token.
     #[must_use]
     pub fn start(source: Arc<impl Source>, first: Held) -> Self {
         let (publish, token) = watch::channel(first.secret.clone());
@@ -70,7 +70,7 @@ impl Keeper {
         self.token.clone()
     }
 
-    /// Says that the servers no longer know the token: it is replaced now.
+    /// Says that the servers no longer know the token. The keeper replaces it now.
     pub fn refused(&self) {
         self.refused.notify_one();
     }
@@ -100,7 +100,7 @@ async fn keep(source: Arc<impl Source>, first: Held, publish: watch::Sender<Secr
     }
 }
 
-/// Two thirds of what is left. Tasks that started together do not all log in at the same time.
+/// About two thirds of the remaining time. The random part keeps tasks that started together from logging in at the same time.
 fn renewed_after(left: Duration) -> Duration {
     left.mul_f64(2.0 / 3.0 - fastrand::f64() / 15.0)
 }

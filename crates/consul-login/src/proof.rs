@@ -1,4 +1,4 @@
-//! The proof of who a task is.
+//! The proof of a task's identity, for an auth method.
 
 use std::collections::BTreeMap;
 

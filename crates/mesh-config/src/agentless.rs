@@ -18,9 +18,9 @@ pub struct ConsulServers {
     pub hosts: String,
     /// TLS of HTTP and gRPC.
     pub defaults: ServerTls,
-    /// What differs for HTTP.
+    /// The settings for HTTP, in place of the defaults.
     pub http: HttpServers,
-    /// What differs for gRPC.
+    /// The settings for gRPC, in place of the defaults.
     pub grpc: GrpcServers,
     /// Don't ask the servers for the addresses of all servers; default false.
     pub skip_server_watch: bool,
@@ -44,7 +44,7 @@ pub struct HttpServers {
     pub port: Option<u16>,
     /// Whether to use HTTPS; default true.
     pub https: Option<bool>,
-    /// In place of the defaults. `tls` is not used, as in consul-ecs: `https` decides.
+    /// TLS settings in place of the defaults. As in consul-ecs, `tls` is not used here, because `https` decides.
     pub tls: ServerTls,
 }
 
@@ -109,11 +109,11 @@ impl ConsulServers {
                 .object(Unknown::Warned, |tls| ServerTls::read(tls, DEFAULT_TLS))
                 .unwrap_or_default(),
             http: servers
-                .field("http", "What differs for the servers' HTTP API.")
+                .field("http", "Settings for the servers' HTTP API, in place of `defaults`.")
                 .object(Unknown::Warned, HttpServers::read)
                 .unwrap_or_default(),
             grpc: servers
-                .field("grpc", "What differs for the servers' gRPC.")
+                .field("grpc", "Settings for the servers' gRPC, in place of `defaults`.")
                 .object(Unknown::Warned, GrpcServers::read)
                 .unwrap_or_default(),
             skip_server_watch: servers
@@ -274,7 +274,10 @@ impl NetworkResilience {
         Self {
             enabled: resilience.field("enabled", "Must be false; default false.").not_null().boolean().unwrap_or(false),
             outlier_detection: resilience
-                .field("outlierDetection", "When an instance of an upstream gets no more requests.")
+                .field(
+                    "outlierDetection",
+                    "When the proxy leaves out an instance of an upstream because its requests fail.",
+                )
                 .object(Unknown::Refused, OutlierDetection::read),
         }
     }
@@ -289,26 +292,26 @@ impl OutlierDetection {
                 .not_null()
                 .integer_in(0, any),
             max_failures: outlier
-                .field("maxFailures", "After how many failures in a row.")
+                .field("maxFailures", "The number of failures in a row after which an instance is left out.")
                 .not_null()
                 .integer_in(1, any),
             enforcing_consecutive_5xx: outlier
-                .field("enforcingConsecutive5xx", "How likely that is after `consecutive5xx` answers, in percent.")
+                .field("enforcingConsecutive5xx", "The probability, in percent, that an instance is left out after `consecutive5xx` answers.")
                 .not_null()
                 .integer_in(0, percent),
             consecutive_5xx: outlier
-                .field("consecutive5xx", "After how many answers of 500 or more in a row.")
+                .field("consecutive5xx", "The number of answers of 500 or more in a row after which an instance may be left out.")
                 .not_null()
                 .integer_in(0, any),
             enforcing_consecutive_gateway_failure: outlier
                 .field(
                     "enforcingConsecutiveGatewayFailure",
-                    "How likely that is after `consecutiveGatewayFailure` answers, in percent.",
+                    "The probability, in percent, that an instance is left out after `consecutiveGatewayFailure` answers.",
                 )
                 .not_null()
                 .integer_in(0, percent),
             consecutive_gateway_failure: outlier
-                .field("consecutiveGatewayFailure", "After how many answers of 502 to 504 in a row.")
+                .field("consecutiveGatewayFailure", "The number of answers of 502 to 504 in a row after which an instance may be left out.")
                 .not_null()
                 .integer_in(0, any),
             max_ejection_percent: outlier

@@ -1,5 +1,5 @@
-//! A task's start without a Consul agent: log in at the servers, wait for the node of the task's cluster, register in the catalog, and
-//! write what mesh-dataplane needs.
+//! A task's start without a Consul agent. mesh-init logs in at the servers, and waits for the node of the task's cluster. Then it registers
+//! in the catalog, and writes the file for mesh-dataplane.
 
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ pub enum AgentlessError {
     Metadata(#[from] WaitError<ecs_meta::Error>),
     #[error("no task metadata")]
     MetadataVariable(#[from] ecs_meta::Error),
-    #[error("the task metadata have no cluster")]
+    #[error("the task metadata has no usable cluster")]
     Cluster(#[source] ecs_meta::ArnError),
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -84,12 +84,12 @@ pub(crate) async fn run(
     let client = builder(servers, &address, env).token(SecretSource::Value(token.secret().clone()));
     let client = Client::new(client.build()?.within(namespace, partition))?;
     let joined = join(config, servers, role, &task, &node, client, bound, env).await;
-    // The dataplane and health-sync log in on their own.
+    // mesh-dataplane and health-sync log in themselves, so this token is no longer needed.
     login.log_out(&token).await;
     joined
 }
 
-#[expect(clippy::too_many_arguments, reason = "each is one thing that the task is made of")]
+#[expect(clippy::too_many_arguments, reason = "the registration needs each of them")]
 async fn join(
     config: &Config,
     servers: &ConsulServers,

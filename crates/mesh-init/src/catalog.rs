@@ -21,7 +21,7 @@ pub enum RegisterError {
     Node(#[source] Box<WaitError<NodeError>>),
     #[error("cannot {step}")]
     Consul { step: String, source: Box<WaitError<consul_api::Error>> },
-    #[error("cannot {step}: expected a token with the service identity {service}")]
+    #[error("cannot {step} (expected a token with the service identity {service})")]
     Denied { step: String, service: String, source: Box<WaitError<consul_api::Error>> },
 }
 

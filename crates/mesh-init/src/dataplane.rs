@@ -1,5 +1,5 @@
-//! The file with what mesh-dataplane needs. Its keys are those of the file that consul-ecs writes for consul-dataplane. In place of a
-//! signed AWS request, it says how to make one.
+//! The file with the settings of mesh-dataplane. Its keys are those of the file that consul-ecs writes for consul-dataplane. But it does
+//! not contain a signed AWS request, only the settings to make one.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use sidecar_kit::file::{WriteError, write_if_changed};
 /// Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
 
-/// What the file says.
+/// The content of the file.
 pub(crate) struct File<'a> {
     pub config: &'a Config,
     pub servers: &'a ConsulServers,
@@ -24,7 +24,7 @@ pub(crate) struct File<'a> {
 }
 
 impl File<'_> {
-    /// Writes the file, unless it already says this.
+    /// Writes the file, unless it already has this content.
     pub(crate) fn write(&self) -> Result<(), WriteError> {
         let path = self.config.bootstrap_dir.join(DATAPLANE_FILE);
         write_if_changed(&path, format!("{:#}\n", self.json()).as_bytes(), MODE)

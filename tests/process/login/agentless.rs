@@ -21,7 +21,7 @@ async fn mesh_init_logs_in_at_the_servers_and_out_again() {
     let started = task.starts(&variables).await;
     let bearer = std::fs::read_to_string(proof.path()).unwrap();
     assert!(started.stderr.contains("logged in with platform") && !started.stderr.contains(&bearer));
-    // Dataplane and health-sync log in on their own.
+    // mesh-dataplane and health-sync log in themselves.
     assert_eq!(logins(&agent).await, Vec::<Value>::new());
     let written = std::fs::read_to_string(task.volume.path().join("dataplane.json")).unwrap();
     assert!(!written.contains(&bearer), "{written}");

@@ -1,4 +1,4 @@
-//! mesh-init in a task without an agent: what it writes into the catalog and onto the volume.
+//! mesh-init in a task without an agent: its registration in the catalog, and its files on the volume.
 
 use super::*;
 
@@ -110,7 +110,7 @@ async fn second_run_without_an_agent_changes_nothing() {
     assert_eq!(before.1["web-f1a2-sidecar-proxy-consul-dataplane"]["Status"], "passing");
     let again = task.starts().await;
     assert!(again.stderr.contains("dataplane.json is as it should be"), "{}", again.stderr);
-    // Each has its ModifyIndex.
+    // The answers contain each ModifyIndex, so an unnecessary write would show.
     assert_eq!(on_node(&agent).await, before);
 }
 
@@ -131,10 +131,10 @@ async fn failure_takes_back_what_this_run_has_registered() {
     };
     fails(&task, "cannot write a file for the dataplane").await;
     assert_eq!(on_node(&agent).await.0, json!({}));
-    // The token may write the service alone, so the proxy of another one is refused after the service of the first.
+    // The token is for `web`, so Consul refuses the service `api`.
     let mut second = agentless(&agent, &token);
     second.document["service"]["name"] = "api".into();
-    fails(&second, "cannot register api-f1a2: expected a token with the service identity api").await;
+    fails(&second, "cannot register api-f1a2 (expected a token with the service identity api)").await;
     assert_eq!(on_node(&agent).await.0, json!({}));
     // What an earlier run has registered stays: the task may still run.
     std::fs::remove_dir(&path).unwrap();
