@@ -11,7 +11,9 @@ fn main() {
         // No index for unwinding: a panic aborts.
         "-Wl,--no-eh-frame-hdr",
     ];
-    for flag in flags.into_iter().filter(|_| release) {
+    // rustc links x86_64 with its own lld, and other architectures with GNU's ld, which does not know all of these flags.
+    let lld = std::env::var_os("CARGO_CFG_TARGET_ARCH").is_some_and(|arch| arch == "x86_64");
+    for flag in flags.into_iter().filter(|_| release && lld) {
         println!("cargo::rustc-link-arg-bins={flag}");
     }
 }

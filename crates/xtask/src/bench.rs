@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use local_mesh::images::{self, RELEASE_STEPS};
+use local_mesh::release::{self, Arch};
 use local_mesh::{Progress as _, parts};
 
 use crate::peers::Peers;
@@ -34,9 +34,9 @@ pub async fn run(measurement: &Measurement) -> Result<(), TestError> {
         // consul-dataplane runs it.
         parts::envoy().await?;
     }
-    let reporter = Reporter::new(RELEASE_STEPS);
-    reporter.step(1, RELEASE_STEPS, "building the release binaries");
-    images::release_binaries(&reporter).await?;
+    let reporter = Reporter::new(1);
+    reporter.step(1, 1, "building the release binaries");
+    release::binaries(&reporter, Arch::Amd64).await?;
     reporter.finish();
     let mut arguments = vec!["run", "--bin", "bench", "--quiet"];
     let folder = peers.map(|peers| peers.folder.to_string_lossy().into_owned());

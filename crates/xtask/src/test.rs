@@ -11,7 +11,7 @@ use local_mesh::parts::{self, PartsError};
 use local_mesh::tasks::Own;
 use local_mesh::vendors;
 use local_mesh::version::{self, Version, VersionError};
-use local_mesh::{compose, workspace};
+use local_mesh::{compose, release, workspace};
 use sidecar_kit::exit::one_line;
 use tokio::process::Command;
 
@@ -28,6 +28,9 @@ pub enum Suite {
     Process,
     /// The local mesh, which this brings up first and removes at the end.
     Mesh,
+    /// The images of production for both architectures, which this builds first. It runs only if it is named, since it builds all release
+    /// binaries twice.
+    Arm64,
 }
 
 /// Why a step of the tests or of the measurements failed.
@@ -59,11 +62,14 @@ pub enum TestError {
 pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
     let all = suites.is_empty();
     let wanted = |suite| all || suites.contains(&suite);
+    let arm64 = suites.contains(&Suite::Arm64);
     let mesh_needs = if wanted(Suite::Mesh) { images::needs() } else { Needs::default() };
     machine::prepare(Needs {
-        docker: wanted(Suite::Process) || mesh_needs.docker,
+        docker: wanted(Suite::Process) || mesh_needs.docker || arm64,
         compose: mesh_needs.compose,
-        pip: wanted(Suite::Unit) || wanted(Suite::Process) || mesh_needs.pip,
+        pip: wanted(Suite::Unit) || wanted(Suite::Process) || mesh_needs.pip || arm64,
+        cross: arm64,
+        qemu: arm64,
     })
     .await?;
     if all {
@@ -96,6 +102,11 @@ pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
         // The tests wait more than they compute, so four run at a time, even on two cores.
         let version = version::of_program(&parts::consul().await?).await?;
         run_with_consul("process", version, 4).await?;
+    }
+    if arm64 {
+        parts::consul().await?;
+        release::build(&Reporter::new(release::STEPS), &release::Envoy::StandIn).await?;
+        cargo("arm64", &["test", "--workspace", "--test", "arm64", "--quiet"]).await?;
     }
     if wanted(Suite::Mesh) {
         let tested = mesh_suite(stand_ins).await;
