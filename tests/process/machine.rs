@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -36,21 +37,28 @@ static STARTS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 struct Machine(TempDir);
 
+/// Copies a program in another process. If this process wrote the copy, a child that another test starts meanwhile would hold it open for
+/// writing, and Linux would not run it ("Text file busy").
+fn install(program: &Path, path: &Path) {
+    let installed = Command::new("install").args(["-D", "-m", "755"]).arg(program).arg(path).status();
+    assert!(installed.unwrap().success(), "{}", path.display());
+}
+
 impl Machine {
     /// A machine with these programs. A program named `package/program` is only in that package. All programs run in the machine's folder.
     fn new(programs: &[(&str, &str)]) -> Self {
         let machine = Self(tempfile::tempdir().unwrap());
         fs::create_dir(machine.0.path().join("bin")).unwrap();
         fs::set_permissions(machine.0.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        fs::copy(binary("xtask"), machine.0.path().join("xtask")).unwrap();
+        install(&binary("xtask"), &machine.0.path().join("xtask"));
         for (name, script) in programs {
             let path = match name.split_once('/') {
                 Some((package, name)) => machine.0.path().join("packages").join(package).join(name),
                 None => machine.0.path().join("bin").join(name),
             };
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, format!("#!/bin/sh\ncd {}\n{script}\n", machine.0.path().display())).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let text = machine.0.path().join("script");
+            fs::write(&text, format!("#!/bin/sh\ncd {}\n{script}\n", machine.0.path().display())).unwrap();
+            install(&text, &path);
         }
         machine
     }

@@ -1,7 +1,6 @@
 //! The program from outside: the command that it runs, its exit codes, and its messages.
 
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -17,9 +16,15 @@ fn line(output: &Output) -> String {
 
 /// A Consul that prints its arguments.
 fn consul(directory: &tempfile::TempDir) -> PathBuf {
-    let path = directory.path().join("consul");
-    std::fs::write(&path, "#!/bin/sh\nfor argument; do echo \"$argument\"; done\nexit 3\n").unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    script(directory, "for argument; do echo \"$argument\"; done\nexit 3")
+}
+
+/// A Consul that runs these commands. Another process writes the file. If this process did, a child that another test starts meanwhile
+/// would hold it open for writing, and Linux would not run it ("Text file busy").
+fn script(directory: &tempfile::TempDir, commands: &str) -> PathBuf {
+    let (text, path) = (directory.path().join("text"), directory.path().join("consul"));
+    std::fs::write(&text, format!("#!/bin/sh\n{commands}\n")).unwrap();
+    assert!(Command::new("install").args(["-m", "755"]).arg(&text).arg(&path).status().unwrap().success());
     path
 }
 
@@ -50,8 +55,7 @@ fn another_command_is_run_unchanged() {
 fn the_exit_code_is_consuls() {
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("kill -TERM $$", 143), ("kill -KILL $$", 137)] {
         let directory = tempfile::tempdir().unwrap();
-        let path = consul(&directory);
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let path = self::script(&directory, script);
         let output = bridge(&["--listen", "127.0.0.1:0", path.to_str().unwrap(), "agent"]);
         assert_eq!(output.status.code(), Some(code), "{script}");
     }

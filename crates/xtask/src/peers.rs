@@ -76,7 +76,6 @@ fn check(program: PathBuf, argument: &'static str, version: &str) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -84,9 +83,12 @@ mod tests {
     fn folder(scripts: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (name, body) in scripts {
-            let path = folder.path().join(name);
-            fs::write(&path, body).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            let text = folder.path().join("text");
+            fs::write(&text, body).unwrap();
+            // Another process writes the program. If this process did, a child that another test starts meanwhile would hold it open for
+            // writing, and Linux would not run it ("Text file busy").
+            let mut install = std::process::Command::new("install");
+            assert!(install.args(["-m", "755"]).arg(&text).arg(folder.path().join(name)).status().unwrap().success());
         }
         folder
     }
