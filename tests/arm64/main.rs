@@ -122,15 +122,6 @@ async fn arm64_programs_print_their_version() {
 }
 
 #[tokio::test]
-async fn arm64_entry_points_pass_the_exit_code_on() {
-    for program in ["envoy-entrypoint", "app-entrypoint"] {
-        let files = files(program, "arm64").await;
-        let ended = emulated(files.path(), program, &["/bin/sh", "-c", "exit 7"], &[]).await;
-        assert_eq!(ended.code, 7, "{program}: {}", ended.stderr);
-    }
-}
-
-#[tokio::test]
 async fn arm64_mesh_init_registers_a_task() {
     let agent = Agent::start().await;
     let metadata = Metadata::start("shop", json!([]));
