@@ -55,7 +55,7 @@ pub struct CatalogService {
     pub namespace: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition: Option<String>,
-    /// Where the instance runs (Consul 1.17).
+    /// Where the instance runs (Consul 1.16).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locality: Option<Locality>,
 }

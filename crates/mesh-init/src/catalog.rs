@@ -5,11 +5,9 @@ use std::time::Duration;
 use consul_api::{CatalogRegistration, Client, HealthService, ServiceId, at_start};
 use mesh_config::Names;
 use sidecar_kit::backoff::Backoff;
-use sidecar_kit::exit::one_line;
 use sidecar_kit::wait::{Attempt, WaitError, until};
 
-/// How long deregistering may delay the report of an error.
-const DEREGISTER_BOUND: Duration = Duration::from_secs(5);
+use crate::step::{StepError, deregister_all};
 
 /// Why the task is not registered.
 #[derive(Debug, thiserror::Error)]
@@ -19,10 +17,8 @@ pub enum RegisterError {
         "no node for the task's cluster in Consul's catalog: expected the controller of this cluster to run and to register it"
     )]
     Node(#[source] Box<WaitError<NodeError>>),
-    #[error("cannot {step}")]
-    Consul { step: String, source: Box<WaitError<consul_api::Error>> },
-    #[error("cannot {step} (expected a token with the service identity {service})")]
-    Denied { step: String, service: String, source: Box<WaitError<consul_api::Error>> },
+    #[error(transparent)]
+    Step(#[from] StepError),
 }
 
 /// Why the node is not known.
@@ -59,7 +55,7 @@ impl<'a> Catalog<'a> {
         for registration in &mut self.registrations {
             let service = &registration.service;
             let id = service.id.clone();
-            let failed = |step: &str, source| failure(format!("{step} {id}"), source, names);
+            let failed = |step: &str, source| StepError::new(format!("{step} {id}"), source, names);
             let exists = existing.iter().any(|service| service.id == id);
             if exists {
                 let known = at_start("the checks in the catalog", bound, async || {
@@ -104,21 +100,12 @@ impl<'a> Catalog<'a> {
 
     /// Deregisters what was new, the last first: a proxy never remains without its service. A failure is only logged.
     pub(crate) async fn deregister(self) {
-        let all = async {
-            for id in self.created.iter().rev() {
-                match self.consul.deregister_from_catalog(self.node, id).await {
-                    Ok(()) => tracing::info!("deregistered {id}"),
-                    Err(error) => tracing::warn!("cannot deregister {id}: {}", one_line(&error)),
-                }
-            }
-        };
-        if tokio::time::timeout(DEREGISTER_BOUND, all).await.is_err() {
-            tracing::warn!("cannot deregister: Consul did not answer within {DEREGISTER_BOUND:?}");
-        }
+        let deregister = async |id: &ServiceId| self.consul.deregister_from_catalog(self.node, id).await;
+        deregister_all(self.created.iter().rev(), deregister).await;
     }
 }
 
-/// Registers one service. Consul before 1.17 refuses a locality, which is then left out.
+/// Registers one service. Consul before 1.16 refuses a locality, which is then left out.
 async fn register(
     consul: &Client,
     registration: &mut CatalogRegistration,
@@ -141,15 +128,5 @@ fn may_have_arrived(error: &WaitError<consul_api::Error>) -> bool {
     match error {
         WaitError::Final(error) | WaitError::TimedOut { last: Some(error), .. } => error.may_have_arrived(),
         WaitError::TimedOut { last: None, .. } => true,
-    }
-}
-
-fn failure(step: String, source: WaitError<consul_api::Error>, names: &Names) -> RegisterError {
-    let denied = matches!(source, WaitError::TimedOut { last: Some(consul_api::Error::PermissionDenied { .. }), .. });
-    let source = Box::new(source);
-    if denied {
-        RegisterError::Denied { step, service: names.service.clone(), source }
-    } else {
-        RegisterError::Consul { step, source }
     }
 }

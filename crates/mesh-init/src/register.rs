@@ -4,22 +4,17 @@ use std::time::Duration;
 
 use consul_api::{AgentService, Client, Proxy, ServiceId, ServiceRegistration, at_start};
 use mesh_config::Names;
-use sidecar_kit::exit::one_line;
 use sidecar_kit::wait::WaitError;
 
 use crate::compat;
-
-/// How long deregistering may delay the report of an error.
-const DEREGISTER_BOUND: Duration = Duration::from_secs(5);
+use crate::step::{StepError, deregister_all};
 
 /// Why the task is not registered.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum RegisterError {
-    #[error("cannot {step}")]
-    Consul { step: String, source: Box<WaitError<consul_api::Error>> },
-    #[error("cannot {step} (expected a token with the service identity {service})")]
-    Denied { step: String, service: String, source: Box<WaitError<consul_api::Error>> },
+    #[error(transparent)]
+    Step(#[from] StepError),
     #[error("cannot register {id}: the agent's Consul does not know the field {field}: {cure}")]
     UnknownField { id: ServiceId, field: String, cure: &'static str },
     #[error("the agent answered without the proxy's configuration for {0}: another program has registered that ID")]
@@ -85,18 +80,8 @@ impl<'a> Registrar<'a> {
 
     /// Deregisters what the agent has accepted, in reverse order, so that no proxy remains without its service. A failure is only logged.
     pub async fn deregister(self) {
-        let all = async {
-            for ServiceRegistration { id, .. } in self.registrations[..self.accepted].iter().rev() {
-                match self.consul.deregister_service(id).await {
-                    Ok(()) => tracing::info!("deregistered {id}"),
-                    Err(consul_api::Error::NotFound { .. }) => {}
-                    Err(error) => tracing::warn!("cannot deregister {id}: {}", one_line(&error)),
-                }
-            }
-        };
-        if tokio::time::timeout(DEREGISTER_BOUND, all).await.is_err() {
-            tracing::warn!("cannot deregister: Consul did not answer within {DEREGISTER_BOUND:?}");
-        }
+        let accepted = self.registrations[..self.accepted].iter().rev().map(|registration| &registration.id);
+        deregister_all(accepted, async |id: &ServiceId| self.consul.deregister_service(id).await).await;
     }
 }
 
@@ -106,13 +91,7 @@ fn failure(step: String, source: WaitError<consul_api::Error>, names: &Names) ->
     {
         return unknown_field(field, names);
     }
-    let denied = matches!(source, WaitError::TimedOut { last: Some(consul_api::Error::PermissionDenied { .. }), .. });
-    let source = Box::new(source);
-    if denied {
-        RegisterError::Denied { step, service: names.service.clone(), source }
-    } else {
-        RegisterError::Consul { step, source }
-    }
+    StepError::new(step, source, names).into()
 }
 
 fn unknown_field(field: String, names: &Names) -> RegisterError {

@@ -107,8 +107,8 @@ async fn aws_iam_method_of_consul_takes_a_login_and_refuses_wrong_ones_at_once()
     let mut of_another = task(&agent.http, &sts);
     of_another.document["consulLogin"]["serverIdHeaderValue"] = "green".into();
     let server_id = with("ServerIDHeaderValue", "blue".into());
-    // What the method asks for, the task, what Consul says and what we say of it, and how often STS is asked: once by mesh-init unless
-    // it sends no entity, and once by Consul if it comes to that.
+    // The method's configuration, the task, the texts of Consul and mesh-init, and the number of requests to STS. mesh-init asks STS once,
+    // unless it sends no entity. Consul asks STS once, if it gets that far.
     let cases = [
         (
             json!({ "BoundIAMPrincipalARNs": ["arn:aws:iam::210987654321:role/other"] }),
