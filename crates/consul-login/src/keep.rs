@@ -38,11 +38,15 @@ pub trait Source: Send + Sync + 'static {
 /// How long a token is still valid; none if it does not expire. It is asked for with the token itself.
 ///
 /// # Errors
-/// [`consul_api::Error::is_unknown_token`] if the server does not know the token.
+/// [`consul_api::Error::is_unknown_token`] if the server does not know the token. [`consul_api::Error::Undecodable`] if the answer has a text
+/// that is not a time: a token that expires must never count as one that does not.
 pub async fn expiry(consul: &Client, token: &Secret) -> Result<Option<Duration>, consul_api::Error> {
-    let at = consul.token_expiration(token).await?;
-    let at = at.and_then(|at| OffsetDateTime::parse(&at, &Rfc3339).ok()).map(SystemTime::from);
-    Ok(at.map(|at| at.duration_since(SystemTime::now()).unwrap_or_default()))
+    let Some(at) = consul.token_expiration(token).await? else { return Ok(None) };
+    let at = OffsetDateTime::parse(&at, &Rfc3339).map_err(|source| consul_api::Error::Undecodable {
+        request: "GET /v1/acl/token/self".to_owned(),
+        source: source.into(),
+    })?;
+    Ok(Some(SystemTime::from(at).duration_since(SystemTime::now()).unwrap_or_default()))
 }
 
 /// Holds a token, and replaces it when about two thirds of its remaining time are over, or when the caller says that it no longer works.

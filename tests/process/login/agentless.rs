@@ -63,3 +63,12 @@ async fn token_of_a_login_says_when_it_expires() {
     client.logout(&token, BOUND).await.unwrap();
     assert!(consul_login::expiry(&client, &token).await.unwrap_err().is_unknown_token());
 }
+
+#[tokio::test]
+async fn expiry_that_is_not_a_time_is_an_error() {
+    let servers = Server::start(|_| Answer::ok(r#"{ "ExpirationTime": "soon" }"#));
+    let env = Env::from_iter([("CONSUL_HTTP_ADDR", servers.address.as_str())]);
+    let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+    let error = consul_login::expiry(&client, &Secret::new("any")).await.unwrap_err();
+    assert!(matches!(error, consul_api::Error::Undecodable { .. }), "{error}");
+}
