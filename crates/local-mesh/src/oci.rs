@@ -41,7 +41,11 @@ pub enum OciError {
 
 /// Writes the layout. `images` are images of Docker's engine, each with its architecture as OCI names it. `name` is the tag in the index.
 pub async fn write(layout: &Path, name: &str, images: &[(String, &str)]) -> Result<(), OciError> {
-    let _ = fs::remove_dir_all(layout);
+    if let Err(error) = fs::remove_dir_all(layout)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(failed(layout)(error));
+    }
     make_dir(&layout.join("blobs/sha256"))?;
     let mut manifests = Vec::new();
     for (image, architecture) in images {
@@ -85,10 +89,14 @@ fn manifest(layout: &Path, saved: &Path, image: &str, architecture: &str) -> Res
 
 /// Writes a blob and returns its descriptor.
 fn blob(layout: &Path, bytes: &[u8], media_type: &str) -> Result<Value, OciError> {
-    let sum = digest(&SHA256, bytes);
-    let hex: String = sum.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = sha256(bytes);
     write_file(&layout.join("blobs/sha256").join(&hex), bytes)?;
     Ok(json!({ "mediaType": media_type, "digest": format!("sha256:{hex}"), "size": bytes.len() }))
+}
+
+/// The SHA-256 of some bytes, in hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    digest(&SHA256, bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read_json(path: &Path) -> Result<Value, OciError> {

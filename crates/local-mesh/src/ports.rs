@@ -8,7 +8,7 @@ use bollard::Docker;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::wait::{Attempt, until};
 
-use crate::docker::{DockerError, PROJECT_LABEL, containers};
+use crate::docker::{self, DockerError, PROJECT_LABEL, containers};
 
 /// The published ports, and what each is for.
 const PORTS: [(u16, &str); 4] =
@@ -37,7 +37,9 @@ pub enum PortsError {
 pub(crate) async fn check(docker: &Docker, own: &[u16]) -> Result<(), PortsError> {
     let containers = containers(docker, &[PROJECT_LABEL]).await?;
     let published = |port| {
-        let mut ports = containers.iter().filter_map(|container| container.ports.as_ref()).flatten();
+        // If the engine was killed, it still lists the ports of containers that have ended.
+        let running = containers.iter().filter(|container| docker::is_running(container));
+        let mut ports = running.filter_map(|container| container.ports.as_ref()).flatten();
         ports.any(|published| published.public_port == Some(port))
     };
     for (port, what) in PORTS.into_iter().chain(own.iter().map(|port| (*port, "the port of a task definition"))) {

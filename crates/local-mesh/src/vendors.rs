@@ -7,8 +7,8 @@ use tokio::process::Command;
 
 use crate::command::run;
 
-/// The vendor's Consul. mesh-task takes the same for production.
-pub const CONSUL: &str = "hashicorp/consul:1.21.4";
+/// The vendor's Consul, the one that mesh-task takes for production.
+pub const CONSUL: &str = mesh_task::CONSUL_IMAGE;
 
 /// The vendor's Envoy, a version that this Consul supports.
 pub const ENVOY: &str = "envoyproxy/envoy:v1.34.1";

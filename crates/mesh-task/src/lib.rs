@@ -19,5 +19,5 @@ pub use check::differences;
 pub use policy::policy;
 pub use problem::{Document, Problem, Problems};
 pub use render::{Rendered, render};
-pub use settings::{Agent, Images, Mode, Secrets, Settings, schema};
+pub use settings::{Agent, CONSUL_IMAGE, Images, Mode, Secrets, Settings, schema};
 pub use sidecars::LABEL;

@@ -13,7 +13,7 @@ use crate::problem::{Collected, Document};
 pub(crate) const BOOTSTRAP_DIR: &str = "/consul";
 
 /// The version of Consul that runs as `consul-client`, unless `images.consul` names another one.
-const CONSUL_IMAGE: &str = "hashicorp/consul:1.21.4";
+pub const CONSUL_IMAGE: &str = "hashicorp/consul:1.21.4";
 
 /// The fields that are not part of the document.
 const OWN: [&str; 11] = [

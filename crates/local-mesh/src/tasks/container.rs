@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use sidecar_kit::secret::Secret;
 
 use super::{TASK_ARN, text};
+use crate::oci::sha256;
 
 /// The task that a container belongs to.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ impl Place {
 
     /// The task's ID, as docker-compose reads it: a variable, which `cargo xtask` sets for each start, with a default.
     pub(crate) fn task_id(&self) -> String {
-        format!("${{{}:-{:032x}}}", task_id_variable(&self.task), fnv1a(&self.task))
+        format!("${{{}:-{}}}", task_id_variable(&self.task), &sha256(self.task.as_bytes())[..32])
     }
 
     /// The labels of one of its containers.
@@ -57,13 +58,6 @@ pub(crate) fn task_id_variable(task: &str) -> String {
         task.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' }).collect();
     let digit = if name.starts_with(|c: char| c.is_ascii_digit()) { "_" } else { "" };
     format!("{digit}{name}_TASK_ID")
-}
-
-/// A hash with 128 bits, which is the same in every run (FNV-1a).
-fn fnv1a(text: &str) -> u128 {
-    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    let begin: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    text.bytes().fold(begin, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
 }
 
 /// A text that docker-compose takes as it is: it would replace variables in it.
