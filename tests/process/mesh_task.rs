@@ -53,6 +53,8 @@ async fn botocore_accepts_the_rendered_definitions() {
     let empty = json!({ "family": "gateway", "networkMode": "awsvpc", "containerDefinitions": [] });
     let login = json!({ "retryJoin": ["consul.internal"], "registry": "registry.example", "service": { "port": 8080 },
         "consulHTTPAddr": "https://consul.internal:8501", "consulLogin": { "enabled": true } });
+    let agentless = json!({ "consulServers": { "hosts": "consul.internal" }, "registry": "registry.example",
+        "service": { "port": 8080 }, "shutdownDelay": "5s" });
     let plain = task.clone();
     // This task gets every addition that mesh-task can make.
     settings["logLevel"] = json!("DEBUG");
@@ -60,7 +62,7 @@ async fn botocore_accepts_the_rendered_definitions() {
     let router = json!({ "name": "log-router", "image": "registry.example/fluent-bit:3", "essential": true,
         "firelensConfiguration": { "type": "fluentbit" } });
     task["containerDefinitions"].as_array_mut().unwrap().push(router);
-    for (settings, task) in [(&settings, &task), (&gateway, &empty), (&login, &plain)] {
+    for (settings, task) in [(&settings, &task), (&gateway, &empty), (&login, &plain), (&agentless, &plain)] {
         let folder = folder(&[("mesh.json", settings), ("task.json", task)]);
         let rendered = mesh_task(&["render", "--settings", "mesh.json", "task.json"], folder.path()).await;
         assert_eq!(rendered.code, 0, "{}", rendered.stderr);
@@ -75,7 +77,9 @@ async fn botocore_accepts_the_rendered_definitions() {
         let other = ["render", "--settings", "mesh.json", "task.json", "--check", "task.json"];
         let checked = mesh_task(&other, folder.path()).await;
         assert_eq!(checked.code, 1);
-        assert!(checked.stdout.contains("containerDefinitions[sidecar-proxy]: not deployed\n"), "{}", checked.stdout);
+        let proxy = if settings == &agentless { "dataplane" } else { "sidecar-proxy" };
+        let missing = format!("containerDefinitions[{proxy}]: not deployed\n");
+        assert!(checked.stdout.contains(&missing), "{}", checked.stdout);
     }
     // botocore does find unknown fields and wrong types.
     let folder = folder(&[]);

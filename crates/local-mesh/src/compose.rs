@@ -1,7 +1,7 @@
 //! docker-compose on the mesh's file, as a program (1.29 or 2.x) or as Docker's plugin.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use bollard::Docker;
@@ -57,8 +57,8 @@ impl Compose<'_> {
     pub async fn run(self, arguments: &[&str]) -> Result<String, ComposeError> {
         let mut command = program().await?;
         // Without these arguments, COMPOSE_PROJECT_NAME or COMPOSE_FILE of the caller's shell could name another project.
-        command.current_dir(workspace()).args(["--project-name", PROJECT, "--file", "docker-compose.yml"]);
-        for file in tasks::extension().as_deref().into_iter().chain(self.over) {
+        command.current_dir(workspace()).args(["--project-name", PROJECT, "--project-directory", "."]);
+        for file in tasks::files().iter().map(PathBuf::as_path).chain(self.over) {
             command.arg("--file").arg(file);
         }
         // Every command except a plain `up` includes the gateways. `up` includes them only if one runs: if they were left out,

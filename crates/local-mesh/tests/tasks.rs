@@ -1,13 +1,13 @@
 //! docker-compose.yml is what the task definitions say, and a user's task becomes what ECS would run.
 
-use local_mesh::tasks::{Given, Name, Own, TasksError, committed, compose_file, read};
+use local_mesh::tasks::{Agentless, Given, Name, Own, TasksError, committed, compose_file, read};
 use local_mesh::workspace;
 use serde_json::{Value, json};
 
 #[test]
 fn compose_file_is_made_of_the_task_definitions() {
     let path = workspace().join("docker-compose.yml");
-    let made = compose_file().unwrap();
+    let made = compose_file(&Agentless::default()).unwrap();
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, &made).unwrap();
     }
@@ -21,9 +21,29 @@ fn compose_file_is_made_of_the_task_definitions() {
 
 #[test]
 fn the_tasks_have_the_names_on_which_programs_rely() {
-    let names: Vec<_> = committed().unwrap().into_keys().collect();
+    let names: Vec<_> = committed(&Agentless::default()).unwrap().into_keys().collect();
     assert_eq!(names, ["api-1", "api-2", "ingress-gateway", "mesh-gateway", "web"]);
-    assert_eq!(committed().unwrap()["web"][0], "web", "the first service holds the network namespace");
+    assert_eq!(
+        committed(&Agentless::default()).unwrap()["web"][0],
+        "web",
+        "the first service holds the network namespace"
+    );
+}
+
+#[test]
+fn tasks_without_an_agent_are_made_beside_those_with_one() {
+    let agentless = Agentless::Tasks(vec!["api-2".to_owned()]);
+    let tasks = committed(&agentless).unwrap();
+    let sidecars = |task: &str| {
+        tasks[task].iter().filter_map(|name| name.strip_prefix(task)?.strip_prefix('-')).collect::<Vec<_>>()
+    };
+    assert_eq!(sidecars("api-2"), ["secrets", "app", "mesh-init", "dataplane", "health-sync", "app-entrypoint"]);
+    assert!(sidecars("api-1").contains(&"consul-client") && sidecars("web").contains(&"sidecar-proxy"));
+    let all = committed(&Agentless::All).unwrap().into_values().flatten().collect::<Vec<_>>();
+    let with_agent: Vec<_> = all.iter().filter(|name| name.ends_with("consul-client")).collect();
+    assert_eq!(with_agent, ["ingress-gateway-consul-client"]);
+    let file = compose_file(&agentless).unwrap();
+    assert!(file.contains("  api-2-dataplane:\n") && !file.contains("api-2-consul-client"));
 }
 
 /// The settings of a service `shop` as in production.
@@ -79,7 +99,7 @@ fn given(settings: &Value, definition: &Value, images: &[Name], secrets: &[(&str
         .iter()
         .map(|(name, value)| ((*name).to_owned(), write(name, format!("{value}\n")).display().to_string()))
         .collect();
-    let read = read(&files, images, &secrets);
+    let read = read(&files, images, &secrets, Agentless::default());
     std::fs::remove_dir_all(&folder).unwrap();
     read
 }
@@ -146,6 +166,27 @@ fn the_sidecars_use_the_local_mesh() {
     for app in ["shop-app", "shop-migrate"] {
         assert!(!services[app].to_string().contains("/secrets"), "{app} sees no token");
     }
+}
+
+#[test]
+fn a_task_with_servers_in_its_settings_runs_without_an_agent() {
+    let mut settings = settings();
+    let fields = settings.as_object_mut().unwrap();
+    ["retryJoin", "datacenter", "tls"].into_iter().for_each(|name| drop(fields.remove(name)));
+    fields.insert("consulServers".to_owned(), json!({ "hosts": "consul.internal" }));
+    let own = given(&settings, &definition(), &[], &[]).unwrap();
+    let services = &own.file()["services"];
+    assert!(services["shop-consul-client"].is_null());
+    let document = &services["shop-mesh-init"]["environment"]["CONSUL_ECS_CONFIG_JSON"];
+    let document: Value = serde_json::from_str(document.as_str().unwrap()).unwrap();
+    let servers = json!({
+        "hosts": "consul-server-1,consul-server-2,consul-server-3",
+        "defaults": { "caCertFile": "/secrets/CONSUL_HTTPS_CACERT_PEM" },
+    });
+    assert_eq!(document["consulServers"], servers);
+    let dataplane = &services["shop-dataplane"];
+    assert_eq!(dataplane["image"], "ecs-mesh/mesh-dataplane:dev");
+    assert_eq!(dataplane["environment"]["CONSUL_HTTP_TOKEN_FILE"], "/secrets/CONSUL_HTTP_TOKEN");
 }
 
 #[test]

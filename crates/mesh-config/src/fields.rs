@@ -37,14 +37,14 @@ impl Config {
     }
 
     /// Reads a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them. The rules are
-    /// not checked. The document is read as that of a task with an agent. The values are valid only if there are no errors.
+    /// not checked. The values are valid only if there are no errors.
     pub fn read_beside<T>(
         value: &Value,
         bootstrap_dir: &str,
         own: impl FnOnce(&mut Object<'_>) -> T,
     ) -> (Self, T, Findings) {
         let read = |root: &mut Object<'_>| (own(root), Self::read_rest(root, bootstrap_dir.into()));
-        let ((own, config), findings) = reader::document(value, Mode::Agent, read);
+        let ((own, config), findings) = reader::document(value, Mode::of(value), read);
         (config, own, findings)
     }
 

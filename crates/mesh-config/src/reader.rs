@@ -156,12 +156,13 @@ impl<'a> Object<'a> {
     }
 
     /// Whether the document is that of a task without an agent.
-    pub(crate) fn is_agentless(&self) -> bool {
+    #[must_use]
+    pub fn is_agentless(&self) -> bool {
         self.reading.mode == Mode::Agentless
     }
 
     /// Says why the document must not have this field. Without this call, the error lists the known fields.
-    pub(crate) fn refuse(&mut self, name: &'static str, because: &'static str) {
+    pub fn refuse(&mut self, name: &'static str, because: &'static str) {
         self.foreign.push((name, because));
     }
 

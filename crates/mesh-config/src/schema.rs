@@ -20,9 +20,9 @@ impl Shape {
         reader::describe(mode, Config::read)
     }
 
-    /// The shape of a document of a task with an agent that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them.
-    pub fn of_document_beside<T>(own: impl FnOnce(&mut Object<'_>) -> T) -> Self {
-        reader::describe(Mode::Agent, |root| (own(root), Config::read_rest(root, PathBuf::new())))
+    /// The shape of a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them.
+    pub fn of_document_beside<T>(mode: Mode, own: impl FnOnce(&mut Object<'_>) -> T) -> Self {
+        reader::describe(mode, |root| (own(root), Config::read_rest(root, PathBuf::new())))
     }
 
     /// Its JSON schema.
@@ -149,14 +149,18 @@ fn object(value: Value) -> Map<String, Value> {
 /// The document's JSON schema, which describes what parsing accepts. The rules are not part of it.
 #[must_use]
 pub fn schema() -> Value {
-    let mut schema = object(json!({
+    schema_of_modes("ecs-mesh configuration (CONSUL_ECS_CONFIG_JSON)", Shape::of_document)
+}
+
+/// The JSON schema of a document whose shape depends on the mode.
+pub fn schema_of_modes(title: &str, shape: impl Fn(Mode) -> Shape) -> Value {
+    json!({
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": title,
         "if": { "required": ["consulServers"] },
-        "then": Shape::of_document(Mode::Agentless).schema(),
-        "else": Shape::of_document(Mode::Agent).schema(),
-    }));
-    schema.insert("$schema".to_owned(), json!("http://json-schema.org/draft-07/schema#"));
-    schema.insert("title".to_owned(), json!("ecs-mesh configuration (CONSUL_ECS_CONFIG_JSON)"));
-    schema.into()
+        "then": shape(Mode::Agentless).schema(),
+        "else": shape(Mode::Agent).schema(),
+    })
 }
 
 /// The document's reference page, as Markdown.

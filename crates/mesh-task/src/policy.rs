@@ -80,9 +80,10 @@ fn resource(value_from: &str, partition: &str) -> String {
 
 /// The task role looks up the servers, and proves its identity to Consul's auth method.
 fn task_role(settings: &Settings, task: &Task) -> Vec<Value> {
-    let Mode::Agent(agent) = &settings.mode;
     let mut statements = Vec::new();
-    if agent.retry_join.iter().any(|join| join.contains("provider=aws")) {
+    if let Mode::Agent(agent) = &settings.mode
+        && agent.retry_join.iter().any(|join| join.contains("provider=aws"))
+    {
         statements.push(allow(&["ec2:DescribeInstances"], ["*".to_owned()]));
     }
     let login = settings.config.consul_login.as_ref().filter(|login| login.enabled);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::problem::{Collected, Document, Problems};
 use crate::settings::Settings;
-use crate::sidecars::{self, APP_ENTRYPOINT, Around, PROXY, WRAPPER};
+use crate::sidecars::{self, APP_ENTRYPOINT, Around, WRAPPER};
 use crate::task::{Container, Task, retain};
 use crate::{resources, rules};
 
@@ -44,7 +44,7 @@ pub fn render(settings: &Value, task: &Value) -> Result<Rendered, Problems> {
         .into_iter()
         .map(|container| {
             let delay = settings.shutdown_delay.as_ref().filter(|_| delayed.contains(&container.name));
-            app(container, delay.map(|(text, _)| text.as_str()))
+            app(container, sidecars::proxy(&settings.mode), delay.map(|(text, _)| text.as_str()))
         })
         .collect();
     containers.extend(sidecars);
@@ -68,7 +68,7 @@ pub fn render(settings: &Value, task: &Value) -> Result<Rendered, Problems> {
 pub(crate) fn read(settings: &Value, task: &Value) -> Result<(Settings, Task), Problems> {
     let (settings, mut of_settings) = Settings::read(settings);
     let mut found = Collected::new(Document::Task);
-    let task = Task::read(task, &mut found);
+    let task = Task::read(task, &settings.mode, &mut found);
     rules::check(&settings, &task, &mut of_settings, &mut found);
     let problems = [of_settings.problems, found.problems].concat();
     if problems.is_empty() { Ok((settings, task)) } else { Err(Problems(problems)) }
@@ -91,11 +91,11 @@ fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> St
 }
 
 /// A container of the user. It starts after the proxy, and under app-entrypoint if it has a delay. A log router does not change.
-fn app(mut container: Container, delay: Option<&str>) -> Value {
+fn app(mut container: Container, proxy: &str, delay: Option<&str>) -> Value {
     if container.is_log_router() {
         return container.fields.into();
     }
-    wait_for(&mut container.fields, PROXY, "HEALTHY");
+    wait_for(&mut container.fields, proxy, "HEALTHY");
     if let Some(delay) = delay {
         let timeout = format!("{}s", container.stop_timeout());
         let mut words = vec![WRAPPER, "--shutdown-delay", delay, "--stop-timeout", &timeout];

@@ -6,8 +6,8 @@ use mesh_config::{GATEWAY_PORT, GatewayKind, Role, is_sidecar};
 use serde_json::{Map, Value, json};
 
 use crate::problem::Collected;
-use crate::settings::Settings;
-use crate::sidecars::{self, APP_ENTRYPOINT, PROXY, VOLUMES};
+use crate::settings::{Mode, Settings};
+use crate::sidecars::{self, APP_ENTRYPOINT, VOLUMES};
 use crate::task::{Container, Task, objects, read};
 
 /// The longest stop timeout that Fargate accepts, in seconds.
@@ -183,14 +183,20 @@ fn delays(settings: &Settings, task: &Task, of_settings: &mut Collected, found: 
 
 /// The ports of the mesh's listeners, each with the listener's name.
 fn taken(settings: &Settings, role: Role<'_>) -> BTreeMap<u64, &'static str> {
-    let mut ports = BTreeMap::from([
-        (19000, "Envoy's admin page"),
-        (8500, "the HTTP API of the task's Consul agent"),
-        (8501, "the HTTPS API of a Consul agent"),
-        (8502, "gRPC of the task's Consul agent"),
-        (8600, "DNS of the task's Consul agent"),
-        (8301, "gossip of the task's Consul agent"),
-    ]);
+    let mut ports = match settings.mode {
+        Mode::Agent(_) => BTreeMap::from([
+            (8500, "the HTTP API of the task's Consul agent"),
+            (8501, "the HTTPS API of a Consul agent"),
+            (8502, "gRPC of the task's Consul agent"),
+            (8600, "DNS of the task's Consul agent"),
+            (8301, "gossip of the task's Consul agent"),
+        ]),
+        Mode::Agentless => BTreeMap::from([
+            (8600, "Consul's DNS in the task"),
+            (sidecars::readiness_port(settings, role).into(), "Envoy's readiness listener"),
+        ]),
+    };
+    ports.insert(19000, "Envoy's admin page");
     match role {
         Role::Service(_) => {
             let proxy = &settings.config.proxy;
@@ -338,7 +344,7 @@ fn depends_on(settings: &Settings, task: &Task, found: &mut Collected) {
             }
         }
         if !container.is_log_router() {
-            on.push(PROXY);
+            on.push(sidecars::proxy(&settings.mode));
             on.extend(through_router(container.logs_by_firelens()));
         }
         if delayed.contains(&container.name.as_str()) {

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use mesh_config::schema::schema_of_modes;
 use mesh_config::shape::Shape;
-use mesh_config::{Config, Object, Role, Unknown, rules};
+use mesh_config::{Config, FieldReader, Object, Role, Unknown, rules};
 use serde_json::{Map, Value, json};
 use sidecar_kit::exit::parse_delay;
 
@@ -60,6 +61,8 @@ pub struct Settings {
 pub enum Mode {
     /// Through a Consul agent in the task.
     Agent(Agent),
+    /// Through Consul's servers: the document has `consulServers`.
+    Agentless,
 }
 
 /// The agent of the task.
@@ -80,6 +83,7 @@ pub struct Images {
     pub mesh_init: String,
     pub consul: String,
     pub sidecar_proxy: String,
+    pub mesh_dataplane: String,
     pub health_sync: String,
     pub app_entrypoint: String,
 }
@@ -101,7 +105,7 @@ pub struct Secrets {
 struct Own {
     retry_join: Vec<String>,
     registry: Option<String>,
-    images: [Option<String>; 5],
+    images: [Option<String>; 6],
     secrets: Secrets,
     datacenter: Option<String>,
     consul_version: Option<String>,
@@ -133,6 +137,7 @@ impl Settings {
         document.retain(|name, value| !OWN.contains(&name.as_str()) && !value.is_null());
         document.insert("bootstrapDir".to_owned(), json!(BOOTSTRAP_DIR));
 
+        let agentless = config.consul_servers.is_some();
         if value.get("retryJoin").and_then(Value::as_array).is_some_and(Vec::is_empty) {
             found.missing("retryJoin", "the addresses of Consul's servers, such as [\"consul.internal\"]", None);
         }
@@ -163,14 +168,15 @@ impl Settings {
                 None
             }
         });
-        let images = own.images(shutdown_delay.is_some() && config.gateway.is_none(), &mut found);
+        let images = own.images(shutdown_delay.is_some() && config.gateway.is_none(), agentless, &mut found);
         let log_configuration = (!own.log_configuration.is_empty()).then_some(Value::Object(own.log_configuration));
         let settings = Self {
-            mode: Mode::Agent(Agent {
-                retry_join: own.retry_join,
-                datacenter: own.datacenter,
-                consul_version: own.consul_version,
-            }),
+            mode: if agentless {
+                Mode::Agentless
+            } else {
+                let Own { retry_join, datacenter, consul_version, .. } = own;
+                Mode::Agent(Agent { retry_join, datacenter, consul_version })
+            },
             config,
             document,
             images,
@@ -207,7 +213,8 @@ impl Settings {
                 None,
             );
         }
-        if self.secrets.client_token.is_none() && self.config.consul_http_addr.is_none() {
+        if self.mode != Mode::Agentless && self.secrets.client_token.is_none() && self.config.consul_http_addr.is_none()
+        {
             found.missing(
                 "consulHTTPAddr",
                 "the URL of Consul's servers, at which the agent logs in; or set `secrets.clientToken`",
@@ -215,6 +222,19 @@ impl Settings {
             );
         }
     }
+}
+
+/// A field of the task's agent. The settings of a task without an agent must not have it.
+fn of_agent<'o, 'a>(
+    object: &'o mut Object<'a>,
+    name: &'static str,
+    about: &'static str,
+) -> Option<FieldReader<'o, 'a>> {
+    if object.is_agentless() {
+        object.refuse(name, "the task has no Consul agent, because `consulServers` is set");
+        return None;
+    }
+    Some(object.field(name, about))
 }
 
 /// Whether a cloud auto-join string contains a credential.
@@ -228,10 +248,9 @@ fn holds_a_key(address: &str) -> bool {
 impl Own {
     fn read(root: &mut Object<'_>) -> Self {
         Self {
-            retry_join: root
-                .field("retryJoin", "Consul's servers, which the task's agent joins: addresses or cloud auto-join strings.")
-                .required()
-                .texts(),
+            retry_join: of_agent(root, "retryJoin", "Consul's servers, which the task's agent joins: addresses or cloud auto-join strings.")
+                .map(|field| field.required().texts())
+                .unwrap_or_default(),
             registry: root
                 .field("registry", "The registry with the images of ecs-mesh, which are named `<registry>/<image>:<version>`.")
                 .text()
@@ -241,10 +260,12 @@ impl Own {
                 .object(Unknown::Refused, |images| {
                     [
                         images.field("meshInit", "The image of `consul-config` and `mesh-init`.").text(),
-                        images
-                            .field("consul", "The image of `consul-client`; default HashiCorp's image of Consul.")
-                            .text(),
+                        of_agent(images, "consul", "The image of `consul-client`; default HashiCorp's image of Consul.")
+                            .and_then(FieldReader::text),
                         images.field("sidecarProxy", "The image of `sidecar-proxy`: Envoy with envoy-entrypoint.").text(),
+                        images
+                            .field("meshDataplane", "The image of `dataplane`, in a task without an agent: Envoy with mesh-dataplane.")
+                            .text(),
                         images.field("healthSync", "The image of `health-sync`.").text(),
                         images.field("appEntrypoint", "The image of `app-entrypoint`.").text(),
                     ]
@@ -253,24 +274,23 @@ impl Own {
             secrets: root
                 .field("secrets", "The ARNs of secrets in Secrets Manager or of parameters in the Parameter Store. As in `valueFrom`, an ARN may name a JSON key and a version.")
                 .object(Unknown::Refused, |secrets| Secrets {
-                    client_token: secrets
-                        .field("clientToken", "The token of all agents: the secret that acl-controller fills, or an ARN with the JSON key that holds the token.")
-                        .text(),
+                    client_token: of_agent(secrets, "clientToken", "The token of all agents: the secret that acl-controller fills, or an ARN with the JSON key that holds the token.")
+                        .and_then(FieldReader::text),
                     service_token: secrets
                         .field("serviceToken", "The token of this service: the secret that acl-controller fills, or an ARN with the JSON key that holds the token.")
                         .text(),
-                    gossip_key: secrets.field("gossipKey", "The gossip key. Without it, gossip is not encrypted.").text(),
-                    ca: secrets.field("ca", "The CA certificate of the servers. Without it, the agent uses no TLS.").text(),
+                    gossip_key: of_agent(secrets, "gossipKey", "The gossip key. Without it, gossip is not encrypted.").and_then(FieldReader::text),
+                    ca: secrets.field("ca", "The CA certificate of the servers. Without it, an agent uses no TLS. A task without an agent then trusts public authorities.").text(),
                 })
                 .unwrap_or_default(),
-            datacenter: root.field("datacenter", "The datacenter of the agent; default Consul's, `dc1`.").text(),
-            consul_version: root
-                .field("consulVersion", "The version of the agent's Consul, such as `1.8`; default a current one.")
-                .text(),
+            datacenter: of_agent(root, "datacenter", "The datacenter of the agent; default Consul's, `dc1`.").and_then(FieldReader::text),
+            consul_version: of_agent(root, "consulVersion", "The version of the agent's Consul, such as `1.8`; default a current one.")
+                .and_then(FieldReader::text),
             listener_ports: root
                 .field("listenerPorts", "The ports of an ingress gateway's listeners. A load balancer leads only to ports of a task definition.")
                 .ports(),
-            tls: root.field("tls", "Whether the agent speaks TLS to the servers; by default it does if `secrets.ca` is set.").boolean(),
+            tls: of_agent(root, "tls", "Whether the agent speaks TLS to the servers; by default it does if `secrets.ca` is set.")
+                .and_then(FieldReader::boolean),
             shutdown_delay: root
                 .field("shutdownDelay", "How long the app runs on after TERM, such as `10s`. In the task of a gateway, Envoy runs on for this long.")
                 .text(),
@@ -283,14 +303,20 @@ impl Own {
         }
     }
 
-    /// The images. Only a task with a delayed app needs the one of app-entrypoint.
-    fn images(&self, delayed: bool, found: &mut Collected) -> Images {
+    /// The images. Only a task with a delayed app needs the one of app-entrypoint. The mode decides which image has Envoy.
+    fn images(&self, delayed: bool, agentless: bool, found: &mut Collected) -> Images {
         let version = env!("CARGO_PKG_VERSION");
-        let [mesh_init, consul, sidecar_proxy, health_sync, app_entrypoint] = &self.images;
+        let [mesh_init, consul, sidecar_proxy, mesh_dataplane, health_sync, app_entrypoint] = &self.images;
+        let needed = |name: &str| match name {
+            "app-entrypoint" => delayed,
+            "sidecar-proxy" => !agentless,
+            "mesh-dataplane" => agentless,
+            _ => true,
+        };
         let mut image = |given: &Option<String>, field: &str, name: &str| {
             let from_registry = || self.registry.as_ref().map(|registry| format!("{registry}/{name}:{version}"));
             given.clone().or_else(from_registry).unwrap_or_else(|| {
-                if name != "app-entrypoint" || delayed {
+                if needed(name) {
                     found.missing(
                         format!("images.{field}"),
                         "an image; or set `registry`, the registry with the images of ecs-mesh",
@@ -303,6 +329,7 @@ impl Own {
         Images {
             mesh_init: image(mesh_init, "meshInit", "mesh-init"),
             sidecar_proxy: image(sidecar_proxy, "sidecarProxy", "sidecar-proxy"),
+            mesh_dataplane: image(mesh_dataplane, "meshDataplane", "mesh-dataplane"),
             health_sync: image(health_sync, "healthSync", "health-sync"),
             app_entrypoint: image(app_entrypoint, "appEntrypoint", "app-entrypoint"),
             consul: consul.clone().unwrap_or_else(|| CONSUL_IMAGE.to_owned()),
@@ -313,8 +340,5 @@ impl Own {
 /// The JSON schema of the settings. The rules of the document and of this crate are not part of the schema.
 #[must_use]
 pub fn schema() -> Value {
-    let mut schema = Shape::of_document_beside(Own::read).schema();
-    schema.insert("$schema".to_owned(), json!("http://json-schema.org/draft-07/schema#"));
-    schema.insert("title".to_owned(), json!("Settings of mesh-task"));
-    schema.into()
+    schema_of_modes("Settings of mesh-task", |mode| Shape::of_document_beside(mode, Own::read))
 }

@@ -1,6 +1,6 @@
 //! The containers that mesh-task adds to a task, in the order in which they start.
 
-use mesh_config::{GATEWAY_PORT, GatewayKind, Role};
+use mesh_config::{GATEWAY_PORT, GatewayKind, HEALTH_CHECK_PORT, Role};
 use serde_json::{Map, Value, json};
 
 use crate::resources::{self, Share};
@@ -9,7 +9,10 @@ use crate::settings::{Agent, BOOTSTRAP_DIR, Mode, Settings};
 /// The docker label of every container that mesh-task added.
 pub const LABEL: &str = "ecs-mesh.rendered-by";
 
-pub(crate) const PROXY: &str = "sidecar-proxy";
+/// Envoy's container in a task with an agent.
+const SIDECAR_PROXY: &str = "sidecar-proxy";
+/// Envoy's container in a task without an agent.
+const DATAPLANE: &str = "dataplane";
 /// The name of the container and volume with the app-entrypoint binary, which delays an app's TERM.
 pub(crate) const APP_ENTRYPOINT: &str = "app-entrypoint";
 const WRAPPER_DIR: &str = "/ecs-mesh";
@@ -24,6 +27,10 @@ pub(crate) const VOLUMES: [&str; 4] = [MESH, CONSUL_CONFIG, CONSUL_DATA, APP_ENT
 
 /// The longest start period of a health check that ECS accepts, in seconds.
 const START_PERIOD: u64 = 300;
+
+/// The variables with the CA certificate of the servers in a task without an agent: for their HTTP API, and for their gRPC.
+const HTTPS_CA: &str = "CONSUL_HTTPS_CACERT_PEM";
+const GRPC_CA: &str = "CONSUL_GRPC_CACERT_PEM";
 
 const OUR_USER: &str = "10001:10001";
 
@@ -49,10 +56,37 @@ pub(crate) fn dependencies(mode: &Mode) -> &'static [(&'static str, &'static [(&
             ("consul-config", &[]),
             ("consul-client", &[("consul-config", "SUCCESS")]),
             ("mesh-init", &[("consul-client", "START")]),
-            (PROXY, &[("mesh-init", "SUCCESS"), ("consul-client", "START")]),
+            (SIDECAR_PROXY, &[("mesh-init", "SUCCESS"), ("consul-client", "START")]),
+            ("health-sync", &[("mesh-init", "SUCCESS")]),
+        ],
+        Mode::Agentless => &[
+            ("mesh-init", &[]),
+            (DATAPLANE, &[("mesh-init", "SUCCESS")]),
             ("health-sync", &[("mesh-init", "SUCCESS")]),
         ],
     }
+}
+
+/// The name of Envoy's container, for which the apps wait.
+pub(crate) fn proxy(mode: &Mode) -> &'static str {
+    match mode {
+        Mode::Agent(_) => SIDECAR_PROXY,
+        Mode::Agentless => DATAPLANE,
+    }
+}
+
+/// Whether a value names the container that runs Envoy in a task of the other mode.
+pub(crate) fn is_proxy_of_other_mode(name: &Value, mode: &Mode) -> bool {
+    [SIDECAR_PROXY, DATAPLANE].into_iter().any(|proxy_name| proxy_name != proxy(mode) && name == proxy_name)
+}
+
+/// The port of Envoy's readiness listener in a task without an agent.
+pub(crate) fn readiness_port(settings: &Settings, role: Role<'_>) -> u16 {
+    let port = match role {
+        Role::Service(_) => settings.config.proxy.health_check_port,
+        Role::Gateway(gateway) => gateway.health_check_port,
+    };
+    port.filter(|port| *port != 0).unwrap_or(HEALTH_CHECK_PORT)
 }
 
 /// The sidecars as container definitions, and the volumes that they need.
@@ -64,13 +98,17 @@ pub(crate) fn make(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> 
                 ("consul-config", Mode::Agent(agent)) => consul_config(settings, agent, role),
                 ("consul-client", Mode::Agent(_)) => consul_client(settings),
                 ("mesh-init", _) => mesh_init(settings, around),
-                (PROXY, _) => sidecar_proxy(settings, role, around),
+                (SIDECAR_PROXY, _) => sidecar_proxy(settings, role, around),
+                (DATAPLANE, _) => dataplane(settings, role, around),
                 (_, _) => health_sync(settings, around),
             };
             container(settings, name, depends_on, own)
         })
         .collect();
-    let mut volumes = vec![MESH, CONSUL_CONFIG, CONSUL_DATA];
+    let mut volumes = match settings.mode {
+        Mode::Agent(_) => vec![MESH, CONSUL_CONFIG, CONSUL_DATA],
+        Mode::Agentless => vec![MESH],
+    };
     if around.delays {
         containers.push(container(settings, APP_ENTRYPOINT, &[], app_entrypoint(settings)));
         volumes.push(APP_ENTRYPOINT);
@@ -195,13 +233,17 @@ fn consul_client(settings: &Settings) -> Value {
     })
 }
 
-/// The variables with the service's token, or with the settings of a login.
-fn service_secrets(settings: &Settings) -> Vec<Value> {
-    if settings.logs_in() {
-        secret("CONSUL_CACERT_PEM", settings.secrets.ca.as_ref()).into_iter().collect()
-    } else {
-        token("CONSUL_HTTP_TOKEN", settings.secrets.service_token.as_ref()).into_iter().collect()
-    }
+/// The variables with the service's token, unless it comes from a login, and with the CA certificate of the servers, if the container
+/// speaks to them. `ca` are the names for that certificate in a task without an agent.
+fn service_secrets(settings: &Settings, ca: &[&str]) -> Vec<Value> {
+    let (secrets, logs_in) = (&settings.secrets, settings.logs_in());
+    let token = if logs_in { None } else { token("CONSUL_HTTP_TOKEN", secrets.service_token.as_ref()) };
+    let ca = match settings.mode {
+        Mode::Agentless => ca,
+        Mode::Agent(_) if logs_in => &["CONSUL_CACERT_PEM"],
+        Mode::Agent(_) => &[],
+    };
+    token.into_iter().chain(ca.iter().filter_map(|name| secret(name, secrets.ca.as_ref()))).collect()
 }
 
 fn mesh_init(settings: &Settings, around: &Around<'_>) -> Value {
@@ -210,9 +252,20 @@ fn mesh_init(settings: &Settings, around: &Around<'_>) -> Value {
         "essential": false,
         "user": OUR_USER,
         "environment": [variable(mesh_config::VARIABLE, &around.document)],
-        "secrets": service_secrets(settings),
+        "secrets": service_secrets(settings, &[HTTPS_CA, GRPC_CA]),
         "mountPoints": [mount(MESH, BOOTSTRAP_DIR, false)],
     })
+}
+
+/// Envoy's container in a task without an agent. It has the service's token, because mesh-dataplane speaks to the servers.
+fn dataplane(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
+    let mut own = sidecar_proxy(settings, role, around);
+    own["image"] = json!(settings.images.mesh_dataplane);
+    own["secrets"] = service_secrets(settings, &[]).into();
+    let port = readiness_port(settings, role);
+    own["healthCheck"]["command"] =
+        json!(["CMD", "/usr/local/bin/mesh-dataplane", "dial", format!("localhost:{port}")]);
+    own
 }
 
 fn sidecar_proxy(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
@@ -262,13 +315,14 @@ fn health_sync(settings: &Settings, around: &Around<'_>) -> Value {
         "essential": true,
         "user": OUR_USER,
         "environment": [variable(mesh_config::VARIABLE, &around.document)],
-        "secrets": service_secrets(settings),
+        "secrets": service_secrets(settings, &[HTTPS_CA]),
         "mountPoints": [mount(MESH, BOOTSTRAP_DIR, false)],
         "healthCheck": {
             "command": ["CMD", "/health-sync", "healthy", "--in-mesh"],
             "interval": 5, "timeout": 5, "retries": 3, "startPeriod": START_PERIOD,
         },
-        "restartPolicy": { "enabled": true },
+        // ECS restarts the container only if it has run for this many seconds.
+        "restartPolicy": { "enabled": true, "restartAttemptPeriod": 60 },
         "stopTimeout": 30,
     })
 }

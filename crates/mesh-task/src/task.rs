@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::problem::Collected;
-use crate::sidecars::{APP_ENTRYPOINT, LABEL, VOLUMES, WRAPPER};
+use crate::settings::Mode;
+use crate::sidecars::{self, APP_ENTRYPOINT, LABEL, VOLUMES, WRAPPER};
 
 /// Fields that `describe-task-definition` returns and `register-task-definition` refuses.
 const READ_ONLY: [&str; 8] = [
@@ -73,8 +74,9 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// Reads the task definition and removes the additions of an earlier rendering. The result is valid only if there are no problems.
-    pub(crate) fn read(value: &Value, found: &mut Collected) -> Self {
+    /// Reads the task definition and removes the additions of an earlier rendering, which may have been for the other mode. The result is
+    /// valid only if there are no problems.
+    pub(crate) fn read(value: &Value, mode: &Mode, found: &mut Collected) -> Self {
         let mut definition = registrable(value);
         if !value.is_object() {
             found.wrong("the document", value, "a task definition, an object", None);
@@ -116,16 +118,17 @@ impl Task {
         }
         let mut task = Self { definition, family: family.unwrap_or_default(), containers: read };
         if rendered {
-            task.take_out();
+            task.take_out(mode);
         }
         task
     }
 
     /// Removes the additions of a rendering from the user's fields.
-    fn take_out(&mut self) {
+    fn take_out(&mut self, mode: &Mode) {
         retain(&mut self.definition, "volumes", |volume| !VOLUMES.iter().any(|name| volume["name"] == **name));
         for container in &mut self.containers {
             let fields = &mut container.fields;
+            retain(fields, "dependsOn", |on| !sidecars::is_proxy_of_other_mode(&on["containerName"], mode));
             let entry_point = fields.get("entryPoint").and_then(Value::as_array);
             let Some([wrapper, rest @ ..]) = entry_point.map(Vec::as_slice) else { continue };
             if wrapper != WRAPPER {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use local_mesh::tasks::{self, Given, Name, Own, TasksError};
+use local_mesh::tasks::{self, Agentless, Given, Name, Own, TasksError};
 
 /// Task definitions to run in the mesh beside `web` and `api`.
 #[derive(Debug, Args)]
@@ -22,6 +22,10 @@ pub struct OwnArguments {
     /// A file with the value of a secret of a container. Other secrets have made-up values. May be given more than once.
     #[arg(long, value_name = "NAME=FILE", value_parser = name, requires = "task_definition")]
     secret: Vec<Name>,
+    /// These tasks have no Consul agent. Without names, that is all tasks except ingress gateways, which need an agent. The other tasks
+    /// have one, unless their settings have `consulServers`.
+    #[arg(long, value_name = "TASK,TASK", value_delimiter = ',', num_args = 0..=1)]
+    agentless: Option<Vec<String>>,
 }
 
 fn name(text: &str) -> Result<Name, &'static str> {
@@ -32,12 +36,16 @@ fn name(text: &str) -> Result<Name, &'static str> {
 impl OwnArguments {
     /// Reads the files.
     pub fn read(self) -> Result<Own, TasksError> {
-        let Self { task_definition, settings, image, secret } = self;
+        let Self { task_definition, settings, image, secret, agentless } = self;
         if task_definition.len() != settings.len() {
             return Err(TasksError::Settings { definitions: task_definition.len(), settings: settings.len() });
         }
         let given = task_definition.into_iter().zip(settings);
         let given: Vec<_> = given.map(|(definition, settings)| Given { definition, settings }).collect();
-        tasks::read(&given, &image, &secret)
+        let agentless = match agentless {
+            Some(tasks) if tasks.is_empty() => Agentless::All,
+            tasks => Agentless::Tasks(tasks.unwrap_or_default()),
+        };
+        tasks::read(&given, &image, &secret, agentless)
     }
 }

@@ -9,7 +9,7 @@ use sidecar_kit::file::write_atomically;
 use sidecar_kit::secret::Secret;
 
 use super::project::{self, PORTS, json_of};
-use super::{Made, Source, TasksError, make, refused};
+use super::{Agentless, Made, Source, TasksError, agentless, make, refused};
 use crate::mesh_dir;
 
 /// The field of the second file with the tasks' names and services.
@@ -38,20 +38,23 @@ pub struct Own {
     pub images: Vec<Name>,
     /// The ports of the host that lead to the tasks.
     pub ports: Vec<u16>,
+    /// The tasks of docker-compose.yml without a Consul agent.
+    agentless: Agentless,
     /// The second file of docker-compose.
     file: Value,
 }
 
 /// Reads task definitions. `images` are images by the container's name. `secrets` are files with the values of the apps' secrets, by the
 /// variable's name; a newline at the end of a file does not count.
-pub fn read(given: &[Given], images: &[Name], secrets: &[Name]) -> Result<Own, TasksError> {
+pub fn read(given: &[Given], images: &[Name], secrets: &[Name], agentless: Agentless) -> Result<Own, TasksError> {
+    let committed = project::made(&agentless)?;
+    agentless.check(&project::names(&committed))?;
     if given.is_empty() && images.is_empty() && secrets.is_empty() {
-        return Ok(Own::default());
+        return Ok(Own { agentless, ..Own::default() });
     }
     let images: BTreeMap<_, _> = images.iter().cloned().collect();
     let secrets = secrets.iter().map(|(name, file)| Ok((name.clone(), secret(file.into())?)));
     let secrets = secrets.collect::<Result<BTreeMap<_, _>, TasksError>>()?;
-    let committed = project::made()?;
     let mut taken = PORTS.to_vec();
     taken.extend(committed.iter().flat_map(|made| &made.ports));
     let mut made: Vec<Made> = Vec::new();
@@ -62,6 +65,7 @@ pub fn read(given: &[Given], images: &[Name], secrets: &[Name]) -> Result<Own, T
             images: &images,
             secrets: &secrets,
             taken_ports: &taken,
+            agentless: &agentless,
         };
         let one = make(&source, &[]).map_err(|problems| refused(&problems, settings, definition))?;
         taken.extend(&one.ports);
@@ -92,6 +96,7 @@ pub fn read(given: &[Given], images: &[Name], secrets: &[Name]) -> Result<Own, T
         images: made.iter().flat_map(|made| made.images.clone()).collect(),
         ports: made.iter().flat_map(|made| made.ports.clone()).collect(),
         file: file(&committed, &made)?,
+        agentless,
     })
 }
 
@@ -143,30 +148,34 @@ fn path() -> PathBuf {
     mesh_dir().join("tasks.yml")
 }
 
-pub(crate) fn extension() -> Option<PathBuf> {
-    Some(path()).filter(|path| path.exists())
+/// The files that docker-compose reads.
+pub(crate) fn files() -> Vec<PathBuf> {
+    [agentless::compose_file(), path()].into_iter().filter(|path| path.exists()).collect()
 }
 
-/// Writes the second file. Only its owner may read it, because it holds the values of secrets.
+/// Writes what differs from docker-compose.yml: the tasks without an agent, and the tasks of the user. Only its owner may read the second
+/// file, because it holds the values of secrets.
 pub(crate) fn write(own: &Own) -> Result<(), TasksError> {
+    own.agentless.write()?;
     if own.tasks.is_empty() {
-        return remove();
+        return remove(path());
     }
     Ok(write_atomically(&path(), format!("{:#}\n", own.file).as_bytes(), 0o600)?)
 }
 
-/// Removes the second file, if it exists.
-fn remove() -> Result<(), TasksError> {
-    match fs::remove_file(path()) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(TasksError::Read { path: path(), source }),
+/// Removes a file, if it exists.
+pub(super) fn remove(path: PathBuf) -> Result<(), TasksError> {
+    match fs::remove_file(&path) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(TasksError::Read { path, source }),
         _ => Ok(()),
     }
 }
 
 /// All tasks, each with its services: those of docker-compose.yml, and those of the user.
 pub(crate) fn known() -> Result<BTreeMap<String, Vec<String>>, TasksError> {
-    let mut all = project::committed()?;
-    if let Some(path) = extension() {
+    let mut all = project::committed(&Agentless::of_mesh()?)?;
+    let path = path();
+    if path.exists() {
         let mut file = json_of(&path)?;
         let own = serde_json::from_value::<BTreeMap<String, Vec<String>>>(file[TASKS].take());
         all.extend(own.map_err(|source| TasksError::NotJson { path, source })?);

@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 use super::text;
 
 /// The fields of the settings that the local mesh replaces by its own.
-const REPLACED: [&str; 11] = [
+const REPLACED: [&str; 12] = [
     "retryJoin",
+    "consulServers",
     "registry",
     "images",
     "secrets",
@@ -22,23 +23,30 @@ const REPLACED: [&str; 11] = [
 ];
 
 /// The images of ecs-mesh that the local mesh builds.
-const IMAGES: [&str; 8] = [
+const IMAGES: [&str; 9] = [
     "acl-controller",
     "app-entrypoint",
     "consul",
     "demo-app",
     "envoy-entrypoint",
     "health-sync",
+    "mesh-dataplane",
     "mesh-init",
     "sidecar-proxy",
 ];
+
+/// Consul's servers.
+const SERVERS: [&str; 3] = ["consul-server-1", "consul-server-2", "consul-server-3"];
+
+/// The file with the servers' CA certificate, for the sidecars of a task without an agent.
+const CA_FILE: &str = "/secrets/CONSUL_HTTPS_CACERT_PEM";
 
 fn built(image: &str) -> String {
     format!("ecs-mesh/{image}:dev")
 }
 
-/// The settings for the local mesh, and what they replace.
-pub(crate) fn settings(settings: &Value, service: &str) -> (Value, Vec<String>) {
+/// The settings for a task of the local mesh, and what they replace.
+pub(crate) fn settings(settings: &Value, service: &str, agentless: bool) -> (Value, Vec<String>) {
     let mut local = settings.clone();
     let Some(fields) = local.as_object_mut() else { return (local, Vec::new()) };
     let replaced: Vec<_> =
@@ -47,22 +55,23 @@ pub(crate) fn settings(settings: &Value, service: &str) -> (Value, Vec<String>) 
     if !replaced.is_empty() {
         notes.push(format!("settings: the local mesh has its own {}", replaced.join(", ")));
     }
-    fields.insert("retryJoin".to_owned(), json!(["consul-server-1", "consul-server-2", "consul-server-3"]));
-    fields.insert("datacenter".to_owned(), json!("dc1"));
-    fields.insert(
-        "images".to_owned(),
-        json!({
-            "meshInit": built("mesh-init"), "sidecarProxy": built("sidecar-proxy"), "healthSync": built("health-sync"),
-            "appEntrypoint": built("app-entrypoint"), "consul": built("consul"),
-        }),
-    );
-    fields.insert(
-        "secrets".to_owned(),
-        json!({
-            "clientToken": "ecs-mesh-consul-client-token:token", "serviceToken": format!("ecs-mesh-{service}:token"),
-            "gossipKey": "consul-gossip-key", "ca": "consul-ca",
-        }),
-    );
+    let mut images = json!({
+        "meshInit": built("mesh-init"), "sidecarProxy": built("sidecar-proxy"), "meshDataplane": built("mesh-dataplane"),
+        "healthSync": built("health-sync"), "appEntrypoint": built("app-entrypoint"),
+    });
+    let mut secrets = json!({ "serviceToken": format!("ecs-mesh-{service}:token"), "ca": "consul-ca" });
+    if agentless {
+        let servers = json!({ "hosts": SERVERS.join(","), "defaults": { "caCertFile": CA_FILE } });
+        fields.insert("consulServers".to_owned(), servers);
+    } else {
+        fields.insert("retryJoin".to_owned(), json!(SERVERS));
+        fields.insert("datacenter".to_owned(), json!("dc1"));
+        images["consul"] = json!(built("consul"));
+        secrets["clientToken"] = json!("ecs-mesh-consul-client-token:token");
+        secrets["gossipKey"] = json!("consul-gossip-key");
+    }
+    fields.insert("images".to_owned(), images);
+    fields.insert("secrets".to_owned(), secrets);
     for role in ["service", "gateway"] {
         for field in ["namespace", "partition"] {
             let of_role = fields.get_mut(role).and_then(Value::as_object_mut);

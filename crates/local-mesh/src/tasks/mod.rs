@@ -1,6 +1,7 @@
 //! The tasks of the local mesh, made from task definitions. mesh-task adds the sidecars, as for a task on ECS. This module turns the result
 //! into services of docker-compose, with settings of the local mesh in place of those of production, and reports what it cannot simulate.
 
+mod agentless;
 mod container;
 mod given;
 mod local;
@@ -20,9 +21,10 @@ use sidecar_kit::secret::Secret;
 
 use container::{Place, escaped};
 
+pub use agentless::Agentless;
 pub(crate) use container::task_id_variable;
 pub use given::{Given, Name, Own, read};
-pub(crate) use given::{extension, known, write};
+pub(crate) use given::{files, known, write};
 pub use project::{committed, compose_file};
 
 /// The account, region and cluster of every task.
@@ -63,6 +65,14 @@ pub enum TasksError {
     /// Two containers would have the same name.
     #[error("the local mesh already has a container {0}: give the task's family, or the container, another name")]
     SameName(String),
+    /// An option names a task that docker-compose.yml lacks.
+    #[error("--agentless {name}: there is no such task: expected one of {known}")]
+    NoTask {
+        /// The name.
+        name: String,
+        /// The tasks that exist.
+        known: String,
+    },
     /// An option names a container or a secret that no given task has.
     #[error("--{option} {name}: no given task definition has a {what} of this name: expected one of {known}")]
     Unknown {
@@ -93,6 +103,8 @@ pub(crate) struct Source<'a> {
     pub(crate) secrets: &'a BTreeMap<String, Secret>,
     /// The ports of the host that are in use, so that they cannot lead to this task.
     pub(crate) taken_ports: &'a [u16],
+    /// The tasks that have no Consul agent, whatever the settings say.
+    pub(crate) agentless: &'a Agentless,
 }
 
 /// A task of the local mesh.
@@ -131,10 +143,19 @@ pub(crate) fn make(source: &Source<'_>, names: &[&str]) -> Result<Made, Problems
     // What the local mesh replaces must be valid too: the same documents go into production.
     let produced = mesh_task::render(source.settings, source.definition)?;
     let service = tag(&produced.definition, "service-name");
-    let (settings, replaced) = local::settings(source.settings, &service);
-    let rendered = mesh_task::render(&settings, source.definition)?;
-    let definition = rendered.definition;
-    let family = text(&definition["family"]);
+    let family = text(&produced.definition["family"]);
+    let names = if names.is_empty() { vec![family.as_str()] } else { names.to_vec() };
+    let by_settings = source.settings.get("consulServers").is_some_and(|servers| !servers.is_null());
+    let rendered = |agentless: bool| {
+        let (settings, replaced) = local::settings(source.settings, &service, agentless);
+        mesh_task::render(&settings, source.definition).map(|rendered| (settings, rendered.definition, replaced))
+    };
+    let is_ingress = source.settings["gateway"]["kind"] == "ingress-gateway";
+    let is_agentless = |name: &str| by_settings || source.agentless.includes(name, is_ingress);
+    let definitions =
+        names.iter().map(|name| Ok(rendered(is_agentless(name))?.1)).collect::<Result<Vec<_>, Problems>>()?;
+    // The tasks differ only in their sidecars.
+    let (settings, definition, replaced) = rendered(is_agentless(names[0]))?;
     let is_gateway = settings.get("gateway").is_some();
     let empty = Vec::new();
     let containers = definition["containerDefinitions"].as_array().unwrap_or(&empty);
@@ -160,8 +181,8 @@ pub(crate) fn make(source: &Source<'_>, names: &[&str]) -> Result<Made, Problems
     };
     let image = |container: &Value| local::image(container, registry, source.images);
     let made_image = |container: &&Value| (text(&container["name"]), image(container));
-    let names = if names.is_empty() { vec![family.as_str()] } else { names.to_vec() };
-    let tasks = names.iter().map(|name| task(&place(name), containers, &definition, source, &ports, &image)).collect();
+    let tasks = names.iter().zip(&definitions);
+    let tasks = tasks.map(|(name, definition)| task(&place(name), definition, source, &ports, &image)).collect();
     let upstreams = settings["proxy"]["upstreams"].as_array().into_iter().flatten();
     Ok(Made {
         tasks,
@@ -178,12 +199,12 @@ pub(crate) fn make(source: &Source<'_>, names: &[&str]) -> Result<Made, Problems
 /// The services and volumes of one task.
 fn task(
     place: &Place,
-    containers: &[Value],
     definition: &Value,
     source: &Source<'_>,
     ports: &[u16],
     image: &impl Fn(&Value) -> String,
 ) -> Task {
+    let containers = definition["containerDefinitions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let volumes: Vec<String> =
         definition["volumes"].as_array().into_iter().flatten().map(|volume| text(&volume["name"])).collect();
     let mut services = vec![(place.task.clone(), holder(place, &volumes, ports))];

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{Made, Source, TasksError, make, refused, yaml};
+use super::{Agentless, Made, Source, TasksError, make, refused, yaml};
 use crate::workspace;
 
 /// Everything except the tasks.
@@ -32,7 +32,7 @@ pub(super) fn json_of(path: &Path) -> Result<Value, TasksError> {
 }
 
 /// The tasks of docker-compose.yml: each task definition in `deploy/examples` that has settings beside it.
-pub(super) fn made() -> Result<Vec<Made>, TasksError> {
+pub(super) fn made(agentless: &Agentless) -> Result<Vec<Made>, TasksError> {
     let folder = workspace().join(EXAMPLES);
     let failed = |source| TasksError::Read { path: folder.clone(), source };
     let mut names = Vec::new();
@@ -52,6 +52,7 @@ pub(super) fn made() -> Result<Vec<Made>, TasksError> {
                 images: &images,
                 secrets: &secrets,
                 taken_ports: &PORTS,
+                agentless,
             };
             let tasks: &[&str] = if *name == TWICE.0 { &TWICE.1 } else { &[name] };
             make(&source, tasks).map_err(|problems| refused(&problems, &files[0], &files[1]))
@@ -60,8 +61,8 @@ pub(super) fn made() -> Result<Vec<Made>, TasksError> {
 }
 
 /// The names of docker-compose.yml's tasks, each with its services. The first service holds the task's network namespace.
-pub fn committed() -> Result<BTreeMap<String, Vec<String>>, TasksError> {
-    Ok(names(&made()?))
+pub fn committed(agentless: &Agentless) -> Result<BTreeMap<String, Vec<String>>, TasksError> {
+    Ok(names(&made(agentless)?))
 }
 
 pub(super) fn names(made: &[Made]) -> BTreeMap<String, Vec<String>> {
@@ -94,9 +95,9 @@ pub(super) fn setup(committed: &[Made], of_users: &[Made]) -> Value {
     json!(command)
 }
 
-/// docker-compose.yml.
-pub fn compose_file() -> Result<String, TasksError> {
-    let made = made()?;
+/// docker-compose.yml, or the same file with tasks that have no agent.
+pub fn compose_file(agentless: &Agentless) -> Result<String, TasksError> {
+    let made = made(agentless)?;
     let mut command = String::new();
     yaml::field(&mut command, 2, "command", &setup(&made, &[]));
     let (mut services, mut volumes) = (String::new(), String::new());

@@ -86,7 +86,7 @@ fn adjust(place: &Place, container: &Value, service: &mut Value) {
             service["tmpfs"] = json!(["/tmp:mode=1777"]);
         }
         "mesh-init" => service["tmpfs"] = json!(["/consul/config:uid=10001,gid=10001,mode=2770"]),
-        "sidecar-proxy" => proxy(service),
+        "sidecar-proxy" | "dataplane" => proxy(service),
         "health-sync" => health_sync(service),
         _ => {}
     }
@@ -108,7 +108,12 @@ fn secrets_as_files(place: &Place, container: &Value, service: &mut Value) {
     let Some(environment) = service["environment"].as_object_mut().filter(|_| !names.is_empty()) else { return };
     for name in names {
         environment.remove(&name);
-        let file = if name == "CONSUL_CACERT_PEM" { "CONSUL_CACERT".to_owned() } else { format!("{name}_FILE") };
+        let file = match name.as_str() {
+            "CONSUL_CACERT_PEM" => "CONSUL_CACERT".to_owned(),
+            // The document has the path.
+            "CONSUL_HTTPS_CACERT_PEM" | "CONSUL_GRPC_CACERT_PEM" => continue,
+            _ => format!("{name}_FILE"),
+        };
         environment.insert(file, json!(format!("/secrets/{name}")));
     }
     let mount = json!(format!("{}:/secrets:ro", place.volume("secrets")));
