@@ -16,7 +16,7 @@ pub(crate) struct Share {
 pub(crate) fn share(sidecar: &str) -> Share {
     let (cpu, memory) = match sidecar {
         "consul-client" => (32, 128),
-        "sidecar-proxy" => (64, 96),
+        "sidecar-proxy" | "dataplane" => (64, 96),
         _ => (8, 16),
     };
     Share { cpu, memory }

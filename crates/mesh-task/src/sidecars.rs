@@ -257,54 +257,78 @@ fn mesh_init(settings: &Settings, around: &Around<'_>) -> Value {
     })
 }
 
-/// Envoy's container in a task without an agent. It has the service's token, because mesh-dataplane speaks to the servers.
-fn dataplane(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
-    let mut own = sidecar_proxy(settings, role, around);
-    own["image"] = json!(settings.images.mesh_dataplane);
-    own["secrets"] = service_secrets(settings, &[]).into();
-    let port = readiness_port(settings, role);
-    own["healthCheck"]["command"] =
-        json!(["CMD", "/usr/local/bin/mesh-dataplane", "dial", format!("localhost:{port}")]);
+fn sidecar_proxy(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
+    let bootstrap = format!("{BOOTSTRAP_DIR}/{}", mesh_config::BOOTSTRAP_FILE);
+    let mut own = envoy(settings, role, around, "ENVOY_ENTRYPOINT", &["--config-path", &bootstrap]);
+    own["image"] = json!(settings.images.sidecar_proxy);
+    own["mountPoints"] = json!([mount(MESH, BOOTSTRAP_DIR, true)]);
+    let dial = format!("localhost:{}", listener_port(settings, role));
+    own["healthCheck"]["command"] = json!(["CMD", "/usr/local/bin/envoy-entrypoint", "dial", dial]);
     own
 }
 
-fn sidecar_proxy(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
-    let mut environment = vec![variable("ENVOY_ENTRYPOINT_DRAIN", "true")];
-    let mut stop_timeout = (around.longest_stop + 10).max(40);
-    let port = match role {
+/// Envoy's container in a task without an agent. mesh-dataplane speaks to the servers, so it has the service's token. It writes Envoy's
+/// bootstrap.
+fn dataplane(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
+    let mut own = envoy(settings, role, around, "MESH_DATAPLANE", &[]);
+    own["image"] = json!(settings.images.mesh_dataplane);
+    own["secrets"] = service_secrets(settings, &[]).into();
+    own["mountPoints"] = json!([mount(MESH, BOOTSTRAP_DIR, false)]);
+    own["healthCheck"]["command"] = json!(["CMD", "/usr/local/bin/mesh-dataplane", "healthy"]);
+    own
+}
+
+/// The port of Envoy's public listener, or of the gateway.
+fn listener_port(settings: &Settings, role: Role<'_>) -> u16 {
+    match role {
         Role::Service(_) => settings.config.proxy.public_listener_port,
         Role::Gateway(gateway) => {
-            let delay = settings.shutdown_delay.as_ref();
-            environment.push(variable("ENVOY_ENTRYPOINT_GATEWAY_DELAY", delay.map_or("6s", |(text, _)| text)));
-            // An ingress gateway has no listener before it has a config entry.
-            if gateway.kind == GatewayKind::Ingress {
-                environment.push(variable("ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", "0s"));
-            }
-            stop_timeout = stop_timeout.max(delay.map_or(0, |(_, delay)| delay.as_secs() + 10));
             let port = gateway.lan_address.as_ref().and_then(|address| address.port);
             port.filter(|port| *port != 0).unwrap_or(GATEWAY_PORT)
         }
-    };
+    }
+}
+
+/// What both containers with Envoy have. `variables` is the prefix of the variables of the program that runs Envoy.
+fn envoy(settings: &Settings, role: Role<'_>, around: &Around<'_>, variables: &str, flags: &[&str]) -> Value {
+    let own = |name: &str, value: &str| variable(&format!("{variables}_{name}"), value);
+    let mut environment = vec![own("DRAIN", "true")];
+    let mut stop_timeout = (around.longest_stop + 10).max(40);
+    if let Role::Gateway(gateway) = role {
+        let delay = settings.shutdown_delay.as_ref();
+        environment.push(own("GATEWAY_DELAY", delay.map_or("6s", |(text, _)| text)));
+        // An ingress gateway has no listener before it has a config entry.
+        if gateway.kind == GatewayKind::Ingress {
+            environment.push(own("LISTENER_TIMEOUT", "0s"));
+        }
+        stop_timeout = stop_timeout.max(delay.map_or(0, |(_, delay)| delay.as_secs() + 10));
+    }
     if !around.log_routers.is_empty() {
-        environment.push(variable("ENVOY_ENTRYPOINT_IGNORE_CONTAINERS", around.log_routers.join(",")));
+        environment.push(own("IGNORE_CONTAINERS", &around.log_routers.join(",")));
     }
     environment.extend(log_level(settings));
+    let port = listener_port(settings, role);
     let ports = std::iter::once(&port).chain(&settings.listener_ports);
     let mappings: Vec<_> = ports.map(|port| json!({ "containerPort": port, "protocol": "tcp" })).collect();
+    let mut command = vec!["envoy"];
+    command.extend(flags);
+    command.extend([
+        "--disable-hot-restart",
+        "--concurrency",
+        "2",
+        "--drain-time-s",
+        "3",
+        "--drain-strategy",
+        "immediate",
+    ]);
     json!({
-        "image": settings.images.sidecar_proxy,
-        "command": ["envoy", "--config-path", format!("{BOOTSTRAP_DIR}/{}", mesh_config::BOOTSTRAP_FILE),
-            "--disable-hot-restart", "--concurrency", "2", "--drain-time-s", "3", "--drain-strategy", "immediate"],
+        "command": command,
         "essential": true,
         "user": "101:10001",
         "environment": environment,
-        "mountPoints": [mount(MESH, BOOTSTRAP_DIR, true)],
         "portMappings": mappings,
         "ulimits": [{ "name": "nofile", "softLimit": 1_048_576, "hardLimit": 1_048_576 }],
-        "healthCheck": {
-            "command": ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", format!("localhost:{port}")],
-            "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD,
-        },
+        "healthCheck": { "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD },
         "stopTimeout": around.stop_limit.map_or(stop_timeout, |limit| stop_timeout.min(limit)),
     })
 }

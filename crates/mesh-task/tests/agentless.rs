@@ -60,8 +60,10 @@ fn the_servers_in_the_settings_make_a_task_without_an_agent() {
         of(&definition, "dataplane", "image"),
         format!("registry.example/ecs-mesh/mesh-dataplane:{}", env!("CARGO_PKG_VERSION"))
     );
-    let dial = json!(["CMD", "/usr/local/bin/mesh-dataplane", "dial", "localhost:22000"]);
-    assert_eq!(of(&definition, "dataplane", "healthCheck")["command"], dial);
+    let healthy = json!(["CMD", "/usr/local/bin/mesh-dataplane", "healthy"]);
+    assert_eq!(of(&definition, "dataplane", "healthCheck")["command"], healthy);
+    let command = of(&definition, "dataplane", "command").to_string();
+    assert!(!command.contains("--config-path"), "mesh-dataplane sets it: {command}");
     assert_eq!(rendered(&settings(), &definition), definition, "a second rendering changes nothing");
 }
 

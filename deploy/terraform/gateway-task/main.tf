@@ -40,6 +40,11 @@ module "task" {
   consul_image = var.consul_image
 
   retry_join                = var.retry_join
+  consul_server_hosts       = var.consul_server_hosts
+  http_config               = var.http_config
+  grpc_config               = var.grpc_config
+  tls_server_name           = var.tls_server_name
+  skip_server_watch         = var.skip_server_watch
   consul_datacenter         = var.consul_datacenter
   consul_version            = var.consul_version
   gossip_key_secret_arn     = var.gossip_key_secret_arn
@@ -80,7 +85,7 @@ resource "aws_ecs_service" "this" {
 
     content {
       target_group_arn = load_balancer.value.arn
-      container_name   = "sidecar-proxy"
+      container_name   = var.consul_server_hosts == "" ? "sidecar-proxy" : "dataplane"
       container_port   = local.lb_port
     }
   }

@@ -228,8 +228,39 @@ variable "consul_image" {
 }
 
 variable "retry_join" {
-  description = "Addresses of Consul's servers, or cloud auto-join strings without keys."
+  description = "Addresses of Consul's servers, or cloud auto-join strings without keys, for the task's Consul agent. Required unless `consul_server_hosts` is set."
   type        = list(string)
+  default     = []
+}
+
+variable "consul_server_hosts" {
+  description = "Names or addresses of Consul's servers, separated by commas. If this is set, the task has no Consul agent. This input and the next four have the names of terraform-aws-consul-ecs 0.7 and later."
+  type        = string
+  default     = ""
+}
+
+variable "http_config" {
+  description = "How a task without an agent reaches the servers' HTTP API, as `consulServers.http` in docs/config.md. `https` is `tls` unless it is set here."
+  type        = any
+  default     = {}
+}
+
+variable "grpc_config" {
+  description = "How a task without an agent reaches the servers' gRPC, as `consulServers.grpc` in docs/config.md."
+  type        = any
+  default     = {}
+}
+
+variable "tls_server_name" {
+  description = "Name in the servers' certificates, for a task without an agent. Empty: the host."
+  type        = string
+  default     = ""
+}
+
+variable "skip_server_watch" {
+  description = "Whether a task without an agent uses only `consul_server_hosts`. Set it to true if the servers are behind a load balancer."
+  type        = bool
+  default     = false
 }
 
 variable "consul_datacenter" {

@@ -6,6 +6,7 @@ locals {
     for name, image in {
       meshInit      = "mesh-init"
       sidecarProxy  = "sidecar-proxy"
+      meshDataplane = "mesh-dataplane"
       healthSync    = "health-sync"
       appEntrypoint = "app-entrypoint"
     } : name => lookup(var.images, name, "${var.registry}/${image}:${local.version}")
@@ -42,16 +43,20 @@ locals {
     ) if contains(local.delayed, container.name)
   }
 
+  # The container with Envoy, for which the apps wait, and the prefix of its variables.
+  proxy_name      = local.agentless ? "dataplane" : "sidecar-proxy"
+  proxy_variables = local.agentless ? "MESH_DATAPLANE" : "ENVOY_ENTRYPOINT"
+
   depends_on = {
     for container in local.apps : container.name => concat(
       [
         for on in try(container.dependsOn, []) : {
           containerName = on.containerName
-          condition     = on.containerName == "sidecar-proxy" ? "HEALTHY" : on.condition
+          condition     = on.containerName == local.proxy_name ? "HEALTHY" : on.condition
         } if on.containerName != "app-entrypoint" || !contains(local.delayed, container.name)
       ],
       [
-        for name in ["sidecar-proxy"] : { containerName = name, condition = "HEALTHY" }
+        for name in [local.proxy_name] : { containerName = name, condition = "HEALTHY" }
         if !contains([for on in try(container.dependsOn, []) : on.containerName], name)
       ],
       [
@@ -97,10 +102,19 @@ locals {
     for secret in [["CONSUL_CLIENT_TOKEN", "clientToken"], ["CONSUL_GOSSIP_KEY", "gossipKey"], ["CONSUL_CACERT_PEM", "ca"]] :
     { name = secret[0], valueFrom = local.value_from[secret[1]] } if contains(keys(local.value_from), secret[1])
   ]
-  service_secrets = [
-    for secret in [local.uses_login ? ["CONSUL_CACERT_PEM", "ca"] : ["CONSUL_HTTP_TOKEN", "serviceToken"]] :
-    { name = secret[0], valueFrom = local.value_from[secret[1]] } if contains(keys(local.value_from), secret[1])
-  ]
+  # With a login there is no `serviceToken`.
+  token_secret = [["CONSUL_HTTP_TOKEN", "serviceToken"]]
+  https_ca     = local.agentless ? [["CONSUL_HTTPS_CACERT_PEM", "ca"]] : local.uses_login ? [["CONSUL_CACERT_PEM", "ca"]] : []
+  grpc_ca      = local.agentless ? [["CONSUL_GRPC_CACERT_PEM", "ca"]] : []
+  service_secrets = {
+    for container, secrets in {
+      meshInit   = concat(local.token_secret, local.https_ca, local.grpc_ca)
+      dataplane  = local.token_secret
+      healthSync = concat(local.token_secret, local.https_ca)
+      } : container => [
+      for secret in secrets : { name = secret[0], valueFrom = local.value_from[secret[1]] } if contains(keys(local.value_from), secret[1])
+    ]
+  }
 
   partition      = local.is_gateway ? try(local.document.gateway.partition, "") : try(local.service.partition, "")
   namespace      = local.is_gateway ? try(local.document.gateway.namespace, "") : try(local.service.namespace, "")
@@ -124,7 +138,7 @@ locals {
       command = ["agent-config"]
       environment = concat(
         [for variable in [
-          { name = "CONSUL_RETRY_JOIN", value = join(",", var.retry_join) },
+          { name = "CONSUL_RETRY_JOIN", value = local.agentless ? "" : coalesce(join(",", var.retry_join)) },
           { name = "CONSUL_DATACENTER", value = var.consul_datacenter },
           { name = "MESH_INIT_CONSUL_VERSION", value = var.consul_version },
           { name = "CONSUL_PARTITION", value = local.partition },
@@ -166,14 +180,18 @@ locals {
       name        = "mesh-init"
       image       = local.images.meshInit
       environment = [{ name = "CONSUL_ECS_CONFIG_JSON", value = local.document_json }]
-      secrets     = local.service_secrets
+      secrets     = local.service_secrets.meshInit
       mountPoints = [{ sourceVolume = "mesh", containerPath = "/consul" }]
-      dependsOn   = [{ containerName = "consul-client", condition = "START" }]
+      dependsOn   = [for name in ["consul-client"] : { containerName = name, condition = "START" } if !local.agentless]
     },
     {
-      name      = "sidecar-proxy"
-      image     = local.images.sidecarProxy
-      command   = ["envoy", "--config-path", "/consul/envoy-bootstrap.json", "--disable-hot-restart", "--concurrency", "2", "--drain-time-s", "3", "--drain-strategy", "immediate"]
+      name  = local.proxy_name
+      image = local.agentless ? local.images.meshDataplane : local.images.sidecarProxy
+      command = concat(
+        ["envoy"],
+        local.agentless ? [] : ["--config-path", "/consul/envoy-bootstrap.json"],
+        ["--disable-hot-restart", "--concurrency", "2", "--drain-time-s", "3", "--drain-strategy", "immediate"],
+      )
       essential = true
       # Envoy's user, in the group that may read the bootstrap.
       user              = "101:10001"
@@ -181,25 +199,35 @@ locals {
       memoryReservation = 96
       environment = concat(
         [for variable in [
-          { name = "ENVOY_ENTRYPOINT_DRAIN", value = "true" },
-          { name = "ENVOY_ENTRYPOINT_GATEWAY_DELAY", value = local.is_gateway ? "${local.delay_seconds > 0 ? local.delay_seconds : 6}s" : "" },
+          { name = "${local.proxy_variables}_DRAIN", value = "true" },
+          { name = "${local.proxy_variables}_GATEWAY_DELAY", value = local.is_gateway ? "${local.delay_seconds > 0 ? local.delay_seconds : 6}s" : "" },
           # An ingress gateway has no listener before it has a config entry.
-          { name = "ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", value = try(local.document.gateway.kind, "") == "ingress-gateway" ? "0s" : "" },
-          { name = "ENVOY_ENTRYPOINT_IGNORE_CONTAINERS", value = join(",", local.log_routers) },
+          { name = "${local.proxy_variables}_LISTENER_TIMEOUT", value = try(local.document.gateway.kind, "") == "ingress-gateway" ? "0s" : "" },
+          { name = "${local.proxy_variables}_IGNORE_CONTAINERS", value = join(",", local.log_routers) },
         ] : variable if variable.value != ""],
         local.log_level,
       )
-      mountPoints  = [{ sourceVolume = "mesh", containerPath = "/consul", readOnly = true }]
+      # mesh-dataplane speaks to the servers. envoy-entrypoint needs no token.
+      secrets = local.agentless ? local.service_secrets.dataplane : []
+      # mesh-dataplane writes Envoy's bootstrap.
+      mountPoints  = [merge({ sourceVolume = "mesh", containerPath = "/consul" }, { for name, value in { readOnly = true } : name => value if !local.agentless })]
       portMappings = [for port in concat([local.proxy_port], var.listener_ports) : { containerPort = port, protocol = "tcp" }]
       ulimits      = [{ name = "nofile", softLimit = 1048576, hardLimit = 1048576 }]
       healthCheck = {
-        command     = ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", "localhost:${local.proxy_port}"]
+        command = local.agentless ? (
+          ["CMD", "/usr/local/bin/mesh-dataplane", "healthy"]
+          ) : (
+          ["CMD", "/usr/local/bin/envoy-entrypoint", "dial", "localhost:${local.proxy_port}"]
+        )
         interval    = 5
         timeout     = 2
         retries     = 3
         startPeriod = 300
       }
-      dependsOn   = [{ containerName = "mesh-init", condition = "SUCCESS" }, { containerName = "consul-client", condition = "START" }]
+      dependsOn = concat(
+        [{ containerName = "mesh-init", condition = "SUCCESS" }],
+        [for name in ["consul-client"] : { containerName = name, condition = "START" } if !local.agentless],
+      )
       stopTimeout = local.has_stop_limit ? min(local.proxy_stop_timeout, 120) : local.proxy_stop_timeout
     },
     {
@@ -207,7 +235,7 @@ locals {
       image       = local.images.healthSync
       essential   = true
       environment = [{ name = "CONSUL_ECS_CONFIG_JSON", value = local.document_json }]
-      secrets     = local.service_secrets
+      secrets     = local.service_secrets.healthSync
       mountPoints = [{ sourceVolume = "mesh", containerPath = "/consul" }]
       healthCheck = {
         command     = ["CMD", "/health-sync", "healthy", "--in-mesh"]
@@ -216,7 +244,7 @@ locals {
         retries     = 3
         startPeriod = 300
       }
-      restartPolicy = { enabled = true }
+      restartPolicy = { enabled = true, restartAttemptPeriod = 60 }
       dependsOn     = [{ containerName = "mesh-init", condition = "SUCCESS" }]
       stopTimeout   = 30
     },
@@ -229,6 +257,11 @@ locals {
   ]
 
   has_delay = length(local.delayed) > 0
+  sidecar_names = concat(
+    [for name in ["consul-config", "consul-client"] : name if !local.agentless],
+    ["mesh-init", local.proxy_name, "health-sync"],
+    [for name in ["app-entrypoint"] : name if local.has_delay],
+  )
 
   container_definitions = concat(local.app_containers, [
     for sidecar in local.sidecars : {
@@ -242,10 +275,10 @@ locals {
         readonlyRootFilesystem = true
         logConfiguration       = var.log_configuration
       }, sidecar) : name => value if value != null && try(length(value), 1) > 0
-    } if sidecar.name != "app-entrypoint" || local.has_delay
+    } if contains(local.sidecar_names, sidecar.name)
   ])
 
-  sidecar_volumes = concat(["mesh", "consul-config", "consul-data"], [for name in ["app-entrypoint"] : name if local.has_delay])
+  sidecar_volumes = concat(local.agentless ? ["mesh"] : ["mesh", "consul-config", "consul-data"], [for name in ["app-entrypoint"] : name if local.has_delay])
 
   # acl-controller finds the task by these tags.
   service_name = lower(coalesce(try(local.document.gateway.name, local.service.name, null), var.family))

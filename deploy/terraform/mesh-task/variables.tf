@@ -13,7 +13,7 @@ variable "container_definitions" {
   validation {
     condition = length(setintersection(
       [for container in var.container_definitions : container.name],
-      ["app-entrypoint", "consul-client", "consul-config", "consul-ecs-health-sync", "consul-ecs-mesh-init", "envoy-entrypoint", "health-sync", "mesh-init", "sidecar-proxy"]
+      ["app-entrypoint", "consul-client", "consul-config", "consul-dataplane", "consul-ecs-control-plane", "consul-ecs-health-sync", "consul-ecs-mesh-init", "dataplane", "envoy-entrypoint", "health-sync", "mesh-init", "sidecar-proxy"]
     )) == 0
     error_message = "A container has the name of a sidecar: give it another name."
   }
@@ -36,13 +36,13 @@ variable "requires_compatibilities" {
 }
 
 variable "cpu" {
-  description = "CPU units of the task. The sidecars take 120 of them, and 8 more with a shutdown delay."
+  description = "CPU units of the task. The sidecars take 120 of them (80 without an agent), and 8 more with a shutdown delay."
   type        = number
   default     = 256
 }
 
 variable "memory" {
-  description = "Memory of the task in MiB. The sidecars reserve 272 of them, and 16 more with a shutdown delay."
+  description = "Memory of the task in MiB. The sidecars reserve 272 of them (128 without an agent), and 16 more with a shutdown delay."
   type        = number
   default     = 512
 }
@@ -98,7 +98,7 @@ variable "registry" {
 }
 
 variable "images" {
-  description = "Images one by one, in place of those in `registry`: `meshInit`, `sidecarProxy`, `healthSync`, `appEntrypoint`."
+  description = "Images one by one, in place of those in `registry`: `meshInit`, `sidecarProxy`, `meshDataplane`, `healthSync`, `appEntrypoint`."
   type        = map(string)
   default     = {}
 }
@@ -185,8 +185,45 @@ variable "consul_ecs_config" {
 # Consul's servers.
 
 variable "retry_join" {
-  description = "Addresses of Consul's servers, or cloud auto-join strings without keys."
+  description = "Addresses of Consul's servers, or cloud auto-join strings without keys, for the task's Consul agent. Required unless `consul_server_hosts` is set."
   type        = list(string)
+  default     = []
+}
+
+variable "consul_server_hosts" {
+  description = "Names or addresses of Consul's servers, separated by commas. If this is set, the task has no Consul agent. This input and the next four have the names of terraform-aws-consul-ecs 0.7 and later."
+  type        = string
+  default     = ""
+}
+
+variable "http_config" {
+  description = "How a task without an agent reaches the servers' HTTP API, as `consulServers.http` in docs/config.md. `https` is `tls` unless it is set here."
+  type        = any
+  default     = {}
+}
+
+variable "grpc_config" {
+  description = "How a task without an agent reaches the servers' gRPC, as `consulServers.grpc` in docs/config.md."
+  type        = any
+  default     = {}
+}
+
+variable "tls_server_name" {
+  description = "Name in the servers' certificates, for a task without an agent. Empty: the host."
+  type        = string
+  default     = ""
+}
+
+variable "skip_server_watch" {
+  description = "Whether a task without an agent uses only `consul_server_hosts`. Set it to true if the servers are behind a load balancer."
+  type        = bool
+  default     = false
+}
+
+variable "envoy_readiness_port" {
+  description = "Port on which Envoy says that it is ready, in a task without an agent."
+  type        = number
+  default     = 22000
 }
 
 variable "consul_datacenter" {
@@ -258,7 +295,7 @@ variable "service_token_secret_arn" {
 }
 
 variable "consul_http_addr" {
-  description = "URL of Consul's servers; required for a login."
+  description = "URL of Consul's servers; required for a login of a task with an agent."
   type        = string
   default     = ""
 }

@@ -59,6 +59,10 @@ fn cases() -> Vec<Case> {
     after_migration["mountPoints"] = json!([{ "sourceVolume": "mine", "containerPath": "/m" }]);
     after_migration["dependsOn"] = json!([{ "containerName": "sidecar-proxy", "condition": "START" },
         { "containerName": "migrate", "condition": "SUCCESS" }]);
+    let mut after_migration_of_dataplane = after_migration.clone();
+    after_migration_of_dataplane["dependsOn"][0]["containerName"] = json!("dataplane");
+    let agentless_images =
+        json!({ "meshInit": "a/init:1", "meshDataplane": "a/dataplane:1", "healthSync": "a/sync:1" });
     let migrate = json!({ "name": "migrate", "image": "registry.example/migrate:1", "essential": false });
     let agent = json!({ "name": "agent", "image": "registry.example/agent:1", "entryPoint": [""], "command": ["run"],
         "logConfiguration": { "logDriver": "awsfirelens", "options": { "Name": "stdout" } } });
@@ -137,6 +141,43 @@ fn cases() -> Vec<Case> {
                 "create_service_token_secret": false, "service_token_secret_arn": secret("p-outbound") }),
             json!({ "service": { "port": 0 }, "retryJoin": ["a", "b"], "registry": registry, "datacenter": "dc1",
                 "secrets": { "clientToken": "arn:aws:ssm:eu-west-1:111122223333:parameter/client", "serviceToken": secret("p-outbound") } }),
+        ),
+        Case::service(
+            "agentless",
+            json!([after_migration_of_dataplane, migrate]),
+            json!({
+                "port": 8080, "consul_server_hosts": "consul.internal", "registry": registry, "tls": true,
+                "consul_ca_cert_arn": secret("ca"), "acls": true, "acl_secret_name_prefix": "p",
+                "create_service_token_secret": false, "service_token_secret_arn": secret("p-agentless"),
+                "application_shutdown_delay_seconds": 10, "volumes": [{ "name": "mine" }],
+            }),
+            json!({
+                "service": { "port": 8080 }, "registry": registry, "shutdownDelay": "10s",
+                "consulServers": { "hosts": "consul.internal", "defaults": { "tls": true }, "http": { "https": true } },
+                "secrets": { "ca": secret("ca"), "serviceToken": secret("p-agentless") },
+            }),
+        ),
+        Case::service(
+            "agentless-login",
+            json!([app]),
+            json!({
+                "port": 8080, "consul_server_hosts": "10.0.0.1,10.0.0.2", "images": agentless_images, "acls": true,
+                "http_config": { "port": 8500 }, "grpc_config": { "port": 8502, "tls": false }, "tls_server_name": "server.dc1.consul",
+                "skip_server_watch": true, "envoy_readiness_port": 22001,
+            }),
+            json!({
+                "service": { "port": 8080 }, "proxy": { "healthCheckPort": 22001 }, "images": agentless_images,
+                "consulLogin": { "enabled": true },
+                "consulServers": { "hosts": "10.0.0.1,10.0.0.2", "skipServerWatch": true,
+                    "defaults": { "tls": false, "tlsServerName": "server.dc1.consul" },
+                    "http": { "https": false, "port": 8500 }, "grpc": { "port": 8502, "tls": false } },
+            }),
+        ),
+        Case::gateway(
+            "agentless-gateway",
+            json!({ "kind": "mesh-gateway", "consul_server_hosts": "consul.internal", "registry": registry }),
+            json!({ "gateway": { "kind": "mesh-gateway" }, "registry": registry,
+                "consulServers": { "hosts": "consul.internal", "defaults": { "tls": false }, "http": { "https": false } } }),
         ),
         Case::gateway(
             "Mesh-gateway",

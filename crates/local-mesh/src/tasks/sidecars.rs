@@ -86,7 +86,8 @@ fn adjust(place: &Place, container: &Value, service: &mut Value) {
             service["tmpfs"] = json!(["/tmp:mode=1777"]);
         }
         "mesh-init" => service["tmpfs"] = json!(["/consul/config:uid=10001,gid=10001,mode=2770"]),
-        "sidecar-proxy" | "dataplane" => proxy(service),
+        "sidecar-proxy" => proxy(service, "ENVOY_ENTRYPOINT"),
+        "dataplane" => proxy(service, "MESH_DATAPLANE"),
         "health-sync" => health_sync(service),
         _ => {}
     }
@@ -125,10 +126,11 @@ fn secrets_as_files(place: &Place, container: &Value, service: &mut Value) {
     service["depends_on"][place.service("secrets")] = filled;
 }
 
-fn proxy(service: &mut Value) {
+/// `variables` is the prefix of the variables of the program that runs Envoy.
+fn proxy(service: &mut Value, variables: &str) {
     // `cargo xtask demo shutdown` shows what happens without draining and without a delay.
-    service["environment"]["ENVOY_ENTRYPOINT_DRAIN"] = json!("${DRAIN:-true}");
-    if let Some(delay) = service["environment"].get_mut("ENVOY_ENTRYPOINT_GATEWAY_DELAY") {
+    service["environment"][format!("{variables}_DRAIN")] = json!("${DRAIN:-true}");
+    if let Some(delay) = service["environment"].get_mut(format!("{variables}_GATEWAY_DELAY")) {
         *delay = json!(format!("${{SHUTDOWN_DELAY:-{}}}", text(delay)));
     }
     if let Value::Array(command) = &mut service["command"] {
