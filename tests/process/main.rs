@@ -15,6 +15,7 @@ mod envoy_entrypoint;
 mod envoy_lifecycle;
 mod gateways;
 mod health_sync;
+mod health_sync_agentless;
 mod ipv6;
 mod login;
 mod machine;

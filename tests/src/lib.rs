@@ -1,6 +1,7 @@
 //! Shared code of the tests: real programs, HTTP, and [`eventually`], the one way to wait.
 
 pub mod aws;
+pub mod catalog;
 pub mod consul;
 pub mod http;
 pub mod metadata;

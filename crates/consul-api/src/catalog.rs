@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use consul_types::{CatalogRegistration, CheckId, CheckStatus, ServiceId, null_as_empty};
+use consul_types::{CatalogCheck, CatalogRegistration, CheckId, CheckStatus, ServiceId, null_as_empty};
 use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -103,6 +103,9 @@ pub struct HealthCheck {
     /// What the last run or update said.
     #[serde(default)]
     pub output: String,
+    /// The description, for operators. In a maintenance check, it is the reason.
+    #[serde(default)]
+    pub notes: String,
     /// The service's ID; empty for a check of the node.
     #[serde(default, rename = "ServiceID")]
     pub service_id: ServiceId,
@@ -198,12 +201,44 @@ impl Client {
         Ok(found.into_iter().filter(|check| check.service_id == *id).collect())
     }
 
-    /// Registers a service of a node, with its checks. To register the same again changes nothing.
+    /// Registers a service of a node, with its checks. To register the same again changes nothing. Consul before 1.16 refuses a locality,
+    /// which is then left out.
     ///
     /// # Errors
     /// [`Error::PermissionDenied`] if the token may not write the service, or if the catalog does not have the node.
     pub async fn register_in_catalog(&self, registration: &CatalogRegistration) -> Result<(), Error> {
-        self.execute(Call::new(Method::PUT, "/v1/catalog/register").json(registration)).await
+        let register = |registration| Call::new(Method::PUT, "/v1/catalog/register").json(registration);
+        match self.execute(register(registration)).await {
+            Err(Error::UnknownField { field, .. }) if field == "Locality" => {
+                let mut registration = registration.clone();
+                registration.service.locality = None;
+                self.execute(register(&registration)).await
+            }
+            other => other,
+        }
+    }
+
+    /// Writes checks of a node's services, all or none. The services may differ.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] or [`Error::PermissionDenied`], depending on Consul's version, if the catalog does not have one of the services.
+    pub async fn write_checks(
+        &self,
+        node: &str,
+        partition: Option<&str>,
+        checks: &[CatalogCheck],
+    ) -> Result<(), Error> {
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Checks<'a> {
+            node: &'a str,
+            skip_node_update: bool,
+            checks: &'a [CatalogCheck],
+            #[serde(skip_serializing_if = "Option::is_none")]
+            partition: Option<&'a str>,
+        }
+        let body = Checks { node, skip_node_update: true, checks, partition };
+        self.execute(Call::new(Method::PUT, "/v1/catalog/register").json(&body)).await
     }
 
     /// Deregisters a service of a node, with its checks. A service that does not exist is no error.
@@ -216,6 +251,21 @@ impl Client {
             service_id: &'a ServiceId,
         }
         match self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Service { node, service_id })).await {
+            Err(Error::NotFound { .. }) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Deregisters a check of a node. A check that does not exist is no error.
+    pub async fn deregister_check(&self, node: &str, check_id: &CheckId) -> Result<(), Error> {
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Check<'a> {
+            node: &'a str,
+            #[serde(rename = "CheckID")]
+            check_id: &'a CheckId,
+        }
+        match self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Check { node, check_id })).await {
             Err(Error::NotFound { .. }) => Ok(()),
             other => other,
         }

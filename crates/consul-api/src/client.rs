@@ -1,6 +1,7 @@
 //! One request and its answer.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,6 +37,8 @@ pub struct Client {
     most: Duration,
     /// Whether a server has answered that it has neither namespaces nor partitions, as Consul without Enterprise does.
     without_scope: AtomicBool,
+    /// The token in place of the configuration's.
+    renewed: Mutex<Option<Secret>>,
 }
 
 /// A request to be sent: method, path with its segments encoded, query and body.
@@ -133,6 +136,7 @@ impl Client {
             current: AtomicUsize::new(0),
             most: Duration::MAX,
             without_scope: AtomicBool::new(false),
+            renewed: Mutex::new(None),
         })
     }
 
@@ -140,6 +144,11 @@ impl Client {
     #[must_use]
     pub fn no_longer_than(self, most: Duration) -> Self {
         Self { most, ..self }
+    }
+
+    /// From now on, sends this token and not the configuration's. A login that is renewed needs no new client.
+    pub fn use_token(&self, token: Secret) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
     }
 
     /// The client's configuration.
@@ -218,8 +227,9 @@ impl Client {
     }
 
     fn token_of(&self, call: &Call) -> Result<Option<Secret>, Error> {
-        match (&call.token, &self.config.token) {
-            (Some(token), _) => Ok(Some(token.clone())),
+        let renewed = self.renewed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (call.token.clone().or(renewed), &self.config.token) {
+            (Some(token), _) => Ok(Some(token)),
             (None, Some(source)) => Ok(Some(source.read()?)),
             (None, None) => Ok(None),
         }

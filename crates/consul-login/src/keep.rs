@@ -59,6 +59,12 @@ pub struct Keeper {
 }
 
 impl Keeper {
+    /// Logs in and keeps the token. Tries without end: without a token the task can do nothing.
+    pub async fn log_in(source: Arc<impl Source>) -> Self {
+        let first = log_in(&*source).await;
+        Self::start(source, first)
+    }
+
     /// Starts to keep this token.
     #[must_use]
     pub fn start(source: Arc<impl Source>, first: Held) -> Self {
@@ -109,13 +115,12 @@ fn renewed_after(left: Duration) -> Duration {
     left.mul_f64(2.0 / 3.0 - fastrand::f64() / 15.0)
 }
 
-/// Tries without end: without a token the task can do nothing.
 async fn log_in(source: &impl Source) -> Held {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
     loop {
         match source.log_in().await {
             Ok(held) => return held,
-            Err(error) => tracing::warn!("cannot replace the token of the login, trying again: {}", one_line(&error)),
+            Err(error) => tracing::warn!("cannot log in, trying again: {}", one_line(&error)),
         }
         sleep(backoff.delay()).await;
     }

@@ -1,7 +1,8 @@
 //! ACL tokens from an auth method of Consul.
 //!
 //! [`Login`] logs in at the servers' HTTP API, `GrpcLogin` at their gRPC (feature `grpc`). [`Prover`] makes the proof that the auth method
-//! asks for: a signed AWS request, or a text that the platform gives. [`Keeper`] replaces a token before it expires.
+//! asks for: a signed AWS request, or a text that the platform gives. [`Keeper`] replaces a token before it expires; [`TaskLogin`] is its source
+//! for a login by HTTP.
 
 mod aws;
 mod credentials;
@@ -10,6 +11,7 @@ mod grpc;
 mod keep;
 mod login;
 mod proof;
+mod task;
 
 pub use aws::AwsError;
 pub use credentials::CredentialsError;
@@ -18,3 +20,4 @@ pub use grpc::GrpcLogin;
 pub use keep::{Held, Keeper, Source, expiry};
 pub use login::{Login, LoginError, LoginToken, servers};
 pub use proof::{Prover, Settings, meta};
+pub use task::TaskLogin;

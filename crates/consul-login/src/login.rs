@@ -1,8 +1,8 @@
 //! A login at the servers' HTTP API: log in, write the token to a file, and wait until the servers and the agent know it.
 
-use std::cell::Cell;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use consul_api::{Builder, Client, ConfigError};
@@ -22,7 +22,7 @@ use crate::proof::{BEARER_TOKEN, Prover, Settings};
 /// Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
 /// How long a logout may delay the report of an error.
-const LOGOUT_BOUND: Duration = Duration::from_secs(5);
+pub(crate) const LOGOUT_BOUND: Duration = Duration::from_secs(5);
 
 /// There is no token.
 #[derive(Debug, thiserror::Error)]
@@ -136,23 +136,33 @@ enum Progress {
 
 /// Notes whether a login got no answer and so may have created a token. This is logged once.
 #[derive(Debug)]
-struct Attempts(Cell<Progress>);
+struct Attempts(Mutex<Progress>);
 
 impl Attempts {
-    fn begin(&self) {
-        if self.0.get() == Progress::Idle {
-            self.0.set(Progress::Waiting);
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes from one progress to another; false if it is not there.
+    fn moves(&self, from: Progress, to: Progress) -> bool {
+        let mut progress = self.progress();
+        let moves = *progress == from;
+        if moves {
+            *progress = to;
         }
+        moves
+    }
+
+    fn begin(&self) {
+        self.moves(Progress::Idle, Progress::Waiting);
     }
 
     fn answered(&self) {
-        if self.0.get() == Progress::Waiting {
-            self.0.set(Progress::Idle);
-        }
+        self.moves(Progress::Waiting, Progress::Idle);
     }
 
     fn unanswered(&self, why: &str) {
-        if self.0.replace(Progress::Reported) != Progress::Reported {
+        if std::mem::replace(&mut *self.progress(), Progress::Reported) != Progress::Reported {
             tracing::warn!(
                 "a login had no answer ({why}): if it made a token, the token stays until the auth method's MaxTokenTTL"
             );
@@ -160,7 +170,7 @@ impl Attempts {
     }
 
     fn cut_off(&self) {
-        if self.0.get() == Progress::Waiting {
+        if *self.progress() == Progress::Waiting {
             self.unanswered("cut off at the timeout");
         }
     }
@@ -196,6 +206,12 @@ impl Login {
         self.file.as_deref()
     }
 
+    /// The servers at which it logs in.
+    #[must_use]
+    pub fn servers(&self) -> &Client {
+        &self.servers
+    }
+
     /// Returns the token in the file if the servers still know it. Otherwise this logs in and writes the new token to the file. It returns
     /// only when all servers know the token, and the agent too, if there is one.
     ///
@@ -203,7 +219,7 @@ impl Login {
     /// See [`LoginError`]. After a failure, a new token is logged out.
     pub async fn token(&self, task: &Task, agent: Option<&Client>) -> Result<LoginToken, LoginError> {
         let what = format!("a login at Consul's servers at {}", self.servers.config().address());
-        let attempts = Attempts(Cell::new(Progress::Idle));
+        let attempts = Attempts(Mutex::new(Progress::Idle));
         let token =
             until(&what, self.bound, Backoff::default(), async || match self.reused_or_new(task, &attempts).await {
                 Ok(token) => Attempt::Done(token),
@@ -222,6 +238,12 @@ impl Login {
             self.log_out(&token).await;
         }
         known.map(|()| token)
+    }
+
+    /// One attempt to log in, for a caller that tries again. There is no file.
+    pub(crate) async fn once(&self, task: &Task) -> Result<Secret, LoginError> {
+        let token = self.reused_or_new(task, &Attempts(Mutex::new(Progress::Idle))).await?;
+        Ok(token.secret)
     }
 
     async fn reused_or_new(&self, task: &Task, attempts: &Attempts) -> Result<LoginToken, LoginError> {

@@ -1,26 +1,51 @@
-//! Turns the ECS health of containers into statuses of Consul's checks. Compares the metadata with what the agent has, and decides what to
+//! Turns the ECS health of containers into statuses of Consul's checks. Compares the metadata with what Consul has, and decides what to
 //! write.
 
-use consul_api::{CheckId, CheckStatus};
+use consul_api::{CheckId, CheckStatus, ServiceId};
 use ecs_meta::{HealthStatus, Status, Task};
-use mesh_config::Names;
+use mesh_config::{Names, catalog, is_dataplane};
 
-/// The checks of the synced containers.
+/// The checks that health-sync writes.
 #[derive(Debug)]
-pub struct Checks(Vec<Check>);
+pub struct Checks {
+    checks: Vec<Check>,
+    words: Words,
+}
 
 #[derive(Debug)]
 struct Check {
-    container: String,
     id: CheckId,
-    /// The status and output that the agent took last; none before the first write and after the agent lost the check.
+    /// What the check is about, for the log: a container, or a service or proxy.
+    subject: String,
+    /// The check is passing only if all of them are healthy.
+    of: Vec<Part>,
+    /// The status and output that Consul took last; none before the first write and after Consul lost the check.
     written: Option<(CheckStatus, String)>,
+}
+
+/// A part of the task that ECS watches.
+#[derive(Debug, Clone)]
+enum Part {
+    /// The container with this name.
+    Container(String),
+    /// The container that runs the proxy of a task without an agent.
+    Dataplane,
+}
+
+/// The form of a check's output.
+#[derive(Debug, Clone, Copy)]
+enum Words {
+    /// That of a check at an agent.
+    Agent,
+    /// That of consul-ecs 0.7 to 0.10, for a check in the catalog.
+    Catalog,
 }
 
 /// A status to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Update {
-    pub container: String,
+    /// What the check is about, for the log.
+    pub subject: String,
     pub id: CheckId,
     pub status: CheckStatus,
     /// The reason, as the check shows it.
@@ -28,95 +53,165 @@ pub struct Update {
 }
 
 impl Checks {
-    /// One for each container.
-    pub fn new(containers: &[String], names: &Names) -> Self {
+    /// Those at an agent: one for each container.
+    pub fn at_agent(containers: &[String], names: &Names) -> Self {
         let check = |container: &String| Check {
-            container: container.clone(),
             id: names.health_sync_check_id(container),
+            subject: container.clone(),
+            of: vec![Part::Container(container.clone())],
             written: None,
         };
-        Self(containers.iter().map(check).collect())
+        Self { checks: containers.iter().map(check).collect(), words: Words::Agent }
+    }
+
+    /// Those in the catalog: one for each container, and one for each of these services that shows whether the whole task is healthy.
+    pub fn in_catalog<'a>(containers: &[String], names: &Names, services: impl Iterator<Item = &'a ServiceId>) -> Self {
+        let parts = containers.iter().cloned().map(Part::Container);
+        let all = std::iter::once(Part::Dataplane).chain(parts).collect::<Vec<_>>();
+        let own = containers.iter().map(|container| Check {
+            id: catalog::container_check_id(names, container),
+            subject: container.clone(),
+            of: vec![Part::Container(container.clone())],
+            written: None,
+        });
+        let whole = services.map(|service| Check {
+            id: catalog::readiness_check_id(service),
+            subject: service.to_string(),
+            of: all.clone(),
+            written: None,
+        });
+        Self { checks: own.chain(whole).collect(), words: Words::Catalog }
     }
 
     /// All their IDs.
     pub fn ids(&self) -> Vec<CheckId> {
-        self.0.iter().map(|check| check.id.clone()).collect()
+        self.checks.iter().map(|check| check.id.clone()).collect()
     }
 
     /// The updates for all checks whose status differs from the one written last.
     pub fn changes(&self, task: &Task) -> Vec<Update> {
         let change = |check: &Check| {
-            let (status, output) = health(task, &check.container);
+            let (status, output) = self.health(task, check);
             let changed = check.written.as_ref().is_none_or(|(written, _)| *written != status);
-            changed.then(|| Update { container: check.container.clone(), id: check.id.clone(), status, output })
+            changed.then(|| Update { subject: check.subject.clone(), id: check.id.clone(), status, output })
         };
-        self.0.iter().filter_map(change).collect()
+        self.checks.iter().filter_map(change).collect()
     }
 
-    /// Whether every synced container is healthy.
+    /// Whether every check is passing, by the metadata.
     pub fn all_healthy(&self, task: &Task) -> bool {
-        self.0.iter().all(|check| health(task, &check.container).0 == CheckStatus::Passing)
+        self.checks.iter().all(|check| self.health(task, check).0 == CheckStatus::Passing)
     }
 
     /// The updates written last, for the heartbeat.
     pub fn written(&self) -> Vec<Update> {
         let update = |check: &Check| {
             let (status, output) = check.written.clone()?;
-            Some(Update { container: check.container.clone(), id: check.id.clone(), status, output })
+            Some(Update { subject: check.subject.clone(), id: check.id.clone(), status, output })
         };
-        self.0.iter().filter_map(update).collect()
+        self.checks.iter().filter_map(update).collect()
     }
 
-    /// Records that the agent has taken a change.
+    /// Records that Consul has taken a change.
     pub fn record(&mut self, update: Update) {
-        for check in self.0.iter_mut().filter(|check| check.id == update.id) {
+        for check in self.checks.iter_mut().filter(|check| check.id == update.id) {
             check.written = Some((update.status, update.output.clone()));
         }
     }
 
-    /// Records that the agent has taken a heartbeat. If the status changed while the heartbeat was under way, either write may have
+    /// Records that Consul has taken a heartbeat. If the status changed while the heartbeat was under way, either write may have
     /// come last. So the current status is written again.
     pub fn record_heartbeat(&mut self, heartbeat: &Update) {
-        for check in self.0.iter_mut().filter(|check| check.id == heartbeat.id) {
+        for check in self.checks.iter_mut().filter(|check| check.id == heartbeat.id) {
             if check.written.as_ref().is_some_and(|(written, _)| *written != heartbeat.status) {
                 check.written = None;
             }
         }
     }
 
-    /// Compares the agent's statuses with the updates that were `written` when the agent was asked. A check that differs is written
-    /// again. True if the agent lacks a check.
-    pub fn compare(&mut self, written: &[Update], at_agent: impl Fn(&CheckId) -> Option<CheckStatus>) -> bool {
+    /// Compares Consul's statuses with the updates that were `written` when Consul was asked. A check that differs is written
+    /// again. True if Consul lacks a check.
+    pub fn compare(&mut self, written: &[Update], in_consul: impl Fn(&CheckId) -> Option<CheckStatus>) -> bool {
         let mut lost = false;
-        for check in &mut self.0 {
-            let status = at_agent(&check.id);
+        for check in &mut self.checks {
+            let status = in_consul(&check.id);
             lost |= status.is_none();
             let written_then = written.iter().find(|update| update.id == check.id).map(|update| update.status);
             let written_now = check.written.as_ref().map(|(status, _)| *status);
-            // If the status was written after the agent was asked, the agent's answer is too old.
+            // If the status was written after Consul was asked, Consul's answer is too old.
             if status.is_none() || (status != written_then && written_then == written_now) {
                 check.written = None;
             }
         }
         lost
     }
+
+    /// The status of a check: critical if one of its parts is not healthy. The output names the first of those.
+    fn health(&self, task: &Task, check: &Check) -> (CheckStatus, String) {
+        let mut healths = check.of.iter().map(|part| self.words.of(part.name(task), health(task, part)));
+        let first = healths.next().expect("a check is about at least one part");
+        if first.0 != CheckStatus::Passing {
+            return first;
+        }
+        healths.find(|(status, _)| *status != CheckStatus::Passing).unwrap_or(first)
+    }
 }
 
-/// HEALTHY makes the check passing. Any other health makes it critical. The check is also critical if the container has stopped, or
-/// if the metadata lacks it.
-fn health(task: &Task, container: &str) -> (CheckStatus, String) {
-    let Some(found) = task.containers.iter().find(|found| found.name == container) else {
-        return (CheckStatus::Critical, "ECS does not know the container".to_owned());
+impl Part {
+    fn is(&self, container: &str) -> bool {
+        match self {
+            Self::Container(name) => name == container,
+            Self::Dataplane => is_dataplane(container),
+        }
+    }
+
+    fn name<'a>(&'a self, task: &'a Task) -> &'a str {
+        match self {
+            Self::Container(name) => name,
+            Self::Dataplane => {
+                let found = task.containers.iter().find(|container| self.is(&container.name));
+                found.map_or("dataplane", |container| &container.name)
+            }
+        }
+    }
+}
+
+/// What the metadata says of a part.
+enum Health<'a> {
+    /// ECS's word.
+    Word(&'a HealthStatus),
+    /// A reason why there is none.
+    None(&'static str),
+}
+
+/// A stopped container may still be HEALTHY in the metadata: ECS keeps its last health.
+fn health<'a>(task: &'a Task, part: &Part) -> Health<'a> {
+    let Some(found) = task.containers.iter().find(|found| part.is(&found.name)) else {
+        return Health::None("ECS does not know the container");
     };
     match &found.health {
-        // A stopped container may still be HEALTHY in the metadata: ECS keeps its last health.
-        _ if found.known_status == Status::Stopped => (CheckStatus::Critical, "the container has stopped".to_owned()),
-        None => (CheckStatus::Critical, "the container has no health check in ECS".to_owned()),
-        Some(health) => {
-            let healthy = health.status == HealthStatus::Healthy;
-            let status = if healthy { CheckStatus::Passing } else { CheckStatus::Critical };
-            (status, format!("ECS says {}", health.status.as_str()))
-        }
+        _ if found.known_status == Status::Stopped => Health::None("the container has stopped"),
+        None => Health::None("the container has no health check in ECS"),
+        Some(health) => Health::Word(&health.status),
+    }
+}
+
+impl Words {
+    /// HEALTHY makes the check passing. Anything else makes it critical.
+    fn of(self, container: &str, health: Health<'_>) -> (CheckStatus, String) {
+        let status = match health {
+            Health::Word(HealthStatus::Healthy) => CheckStatus::Passing,
+            _ => CheckStatus::Critical,
+        };
+        let output = match (self, health) {
+            (Self::Agent, Health::Word(word)) => format!("ECS says {}", word.as_str()),
+            (Self::Agent, Health::None(reason)) => reason.to_owned(),
+            (Self::Catalog, Health::Word(word)) => {
+                format!("ECS health status is {:?} for container {container:?}", word.as_str())
+            }
+            (Self::Catalog, Health::None(reason)) => format!("{container}: {reason}"),
+        };
+        (status, output)
     }
 }
 
@@ -139,7 +234,7 @@ mod tests {
     }
 
     fn checks() -> Checks {
-        Checks::new(&["app".to_owned()], &Names::new(None, "shop", &"f1a2".into()))
+        Checks::at_agent(&["app".to_owned()], &Names::new(None, "shop", &"f1a2".into()))
     }
 
     fn write(checks: &mut Checks, task: &Task) {
@@ -206,5 +301,39 @@ mod tests {
         write(&mut checks, &app("UNHEALTHY"));
         checks.record_heartbeat(&heartbeat);
         assert_eq!(checks.changes(&app("UNHEALTHY")).len(), 1, "either write may have come last");
+    }
+    #[test]
+    fn in_the_catalog_one_unhealthy_part_makes_the_whole_task_critical() {
+        let names = Names::new(None, "shop", &"f1a2".into());
+        let checks = Checks::in_catalog(&["app".to_owned()], &names, [&names.service_id, &names.proxy_id].into_iter());
+        let written = |app: &str, dataplane: &str, health: &str| {
+            let containers = json!([{ "Name": "app", "Health": { "status": app } },
+                { "Name": dataplane, "Health": { "status": health } }]);
+            checks.changes(&task(containers)).into_iter().map(|it| (it.id.to_string(), it.status, it.output)).collect()
+        };
+        let expected = |app: (CheckStatus, &str), whole: (CheckStatus, &str)| -> Vec<_> {
+            let ids = ["shop-f1a2-app", "shop-f1a2-consul-dataplane", "shop-f1a2-sidecar-proxy-consul-dataplane"];
+            let texts = [app, whole, whole].into_iter();
+            ids.into_iter().zip(texts).map(|(id, (status, text))| (id.to_owned(), status, text.to_owned())).collect()
+        };
+        let (passing, critical) = (CheckStatus::Passing, CheckStatus::Critical);
+        let healthy = r#"ECS health status is "HEALTHY" for container "app""#;
+        let unknown = r#"ECS health status is "UNKNOWN" for container "app""#;
+        for dataplane in ["dataplane", "consul-dataplane"] {
+            let all = format!(r#"ECS health status is "HEALTHY" for container "{dataplane}""#);
+            let rows: [(Vec<_>, Vec<_>); 3] = [
+                (written("HEALTHY", dataplane, "HEALTHY"), expected((passing, healthy), (passing, &all))),
+                (written("UNKNOWN", dataplane, "HEALTHY"), expected((critical, unknown), (critical, unknown))),
+                (
+                    written("HEALTHY", dataplane, "UNHEALTHY"),
+                    expected((passing, healthy), (critical, &all.replace("HEALTHY", "UNHEALTHY"))),
+                ),
+            ];
+            for (got, wanted) in rows {
+                assert_eq!(got, wanted);
+            }
+        }
+        let none = json!([{ "Name": "app", "Health": { "status": "HEALTHY" } }]);
+        assert_eq!(checks.changes(&task(none))[2].output, "dataplane: ECS does not know the container");
     }
 }

@@ -1,15 +1,21 @@
 //! Copies the ECS health of a task's containers to Consul's checks, and takes the task out of the mesh on TERM.
 //!
-//! Three loops run at the same time. One writes a status when the metadata changes. The heartbeat refreshes the checks before their time to
-//! live is over. The read-back restores what the agent lost. No loop waits for another, so a changed status is written at once. TERM ends
-//! all three. health-sync waits for a write that is under way, but not for long. Then it writes the critical statuses, for at most a
-//! second. A write that was cut off may still arrive. So health-sync reads the agent's checks for the rest of this second, and sets again
-//! what such a write undid.
+//! Three loops run at the same time. One writes a status when the metadata changes. The heartbeat refreshes the checks at an agent before
+//! their time to live is over. The read-back restores what Consul lost. No loop waits for another, so a changed status is written at once.
+//! TERM ends all three. health-sync waits for a write that is under way, but not for long. Then it writes the critical statuses. A write
+//! that was cut off may still arrive. So health-sync then reads the checks, and sets again what such a write undid.
+//!
+//! [`Registry`](registry::Registry) is where the checks are: at the agent in the task ([`agent`]), or in the catalog of the servers
+//! ([`catalog`], [`agentless`]).
 
+mod agent;
+mod agentless;
+mod catalog;
 mod health;
 mod logout;
 mod mesh;
 mod probe;
+mod registry;
 mod shutdown;
 mod sync;
 mod writes;
@@ -19,21 +25,21 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consul_api::{Client, ServiceId};
 use ecs_meta::{Answer, MetadataClient, Task, Watch};
-use mesh_config::{CheckTtl, Config, Mode, Role, SERVICE_TOKEN_FILE, VARIABLE};
+use mesh_access::AccessError;
+use mesh_config::{CheckTtl, Config, VARIABLE};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::failure::LastFailure;
 use sidecar_kit::log;
-use sidecar_kit::secret::SecretSource;
 use sidecar_kit::signals::{SignalsError, StopSignals};
 use tokio::time::{sleep, timeout};
 
+use crate::catalog::NotDeregistered;
 use crate::logout::NotLoggedOut;
-use crate::mesh::LastWrite;
 use crate::probe::Probe;
 pub use crate::probe::{NotHealthy, Question, ask as healthy};
+use crate::registry::Registry;
 use crate::shutdown::NotSet;
 use crate::sync::{Syncer, report};
 
@@ -50,8 +56,10 @@ pub struct Options {
     pub interval: Duration,
     /// After TERM: how long the critical statuses may be held back until another instance is passing.
     pub hold: Duration,
-    /// The time to live of the checks.
+    /// The time to live of the checks at an agent.
     pub check_ttl: CheckTtl,
+    /// After TERM, in a task without an agent: how long the deregistration waits until the dataplane has stopped.
+    pub dataplane_wait: Duration,
 }
 
 impl Options {
@@ -81,11 +89,8 @@ pub enum RunError {
     NoConfig,
     #[error("{VARIABLE}")]
     Config(#[source] mesh_config::ConfigError),
-    #[error(
-        "{VARIABLE}: consulServers: expected none, since this health-sync cannot serve a task without a Consul agent: keep \
-         consul-ecs for this task, or give it an agent"
-    )]
-    Agentless,
+    #[error("consulServers ({VARIABLE})")]
+    Access(#[from] AccessError),
     #[error("cannot start logging")]
     Log(#[from] log::LogError),
     #[error(transparent)]
@@ -94,12 +99,20 @@ pub enum RunError {
     MetadataVariable(#[from] ecs_meta::Error),
     #[error("TERM before there was any task metadata: nothing was written to Consul")]
     NothingWritten,
+    #[error(
+        "TERM before a login succeeded: nothing was written to Consul; the controller deregisters the task once it has stopped"
+    )]
+    NotLoggedIn,
+    #[error("the task metadata has no usable cluster")]
+    Cluster(#[source] ecs_meta::ArnError),
     #[error("cannot use the address of Consul's agent")]
     Consul(#[from] consul_api::ConfigError),
     #[error("cannot use the address of Consul's servers")]
     Servers(#[source] consul_api::ConfigError),
     #[error(transparent)]
     NotSet(#[from] NotSet),
+    #[error(transparent)]
+    NotDeregistered(#[from] NotDeregistered),
     #[error(transparent)]
     NotLoggedOut(#[from] NotLoggedOut),
 }
@@ -114,29 +127,38 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     options.check()?;
     let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
     log::init(env, config.log_level.and_then(|level| level.as_str().parse().ok()))?;
-    if config.mode() == Mode::Agentless {
-        return Err(RunError::Agentless);
-    }
     let metadata = MetadataClient::from_env(env)?;
-    let sync = OnceCell::new();
-    let probe = Probe::open(env);
-    let answering = async {
-        match &probe {
-            Ok(probe) => probe.serve(async |question| is_healthy(sync.get(), question).await).await,
-            Err(error) => {
-                tracing::warn!("`health-sync healthy` gets no answer from this process: {}", one_line(error));
-                std::future::pending().await
+    match &config.consul_servers {
+        None => {
+            let known = OnceCell::new();
+            tokio::select! {
+                ended = agent::run(options, env, &config, &metadata, signals, &known) => ended,
+                () = answer(env, &known) => unreachable!("it answers without end"),
             }
         }
-    };
-    tokio::select! {
-        ended = sync_until_term(options, env, &config, &metadata, signals, &sync) => ended,
-        () = answering => unreachable!("it answers without end"),
+        Some(servers) => {
+            let known = OnceCell::new();
+            tokio::select! {
+                ended = agentless::run(options, env, &config, servers, &metadata, signals, &known) => ended,
+                () = answer(env, &known) => unreachable!("it answers without end"),
+            }
+        }
+    }
+}
+
+/// Answers `health-sync healthy`, without end.
+async fn answer(env: &Env, sync: &OnceCell<Syncer<impl Registry>>) {
+    match Probe::open(env) {
+        Ok(probe) => probe.serve(async |question| is_healthy(sync.get(), question).await).await,
+        Err(error) => {
+            tracing::warn!("`health-sync healthy` gets no answer from this process: {}", one_line(&error));
+            std::future::pending().await
+        }
     }
 }
 
 /// The answer to `health-sync healthy`.
-async fn is_healthy(sync: Option<&Syncer>, question: Question) -> Result<(), String> {
+async fn is_healthy(sync: Option<&Syncer<impl Registry>>, question: Question) -> Result<(), String> {
     match (sync, question) {
         (None, Question::Alive) => Ok(()),
         (None, Question::InMesh) => Err("there is no task metadata yet".to_owned()),
@@ -146,78 +168,6 @@ async fn is_healthy(sync: Option<&Syncer>, question: Question) -> Result<(), Str
         (Some(_), Question::Alive) => Ok(()),
         (Some(sync), Question::InMesh) => sync.is_in_mesh().await,
     }
-}
-
-/// Waits for the metadata, syncs until TERM, takes the task out of the mesh, and logs out. Sets `known` once the task is known.
-async fn sync_until_term(
-    options: Options,
-    env: &Env,
-    config: &Config,
-    metadata: &MetadataClient,
-    mut signals: StopSignals,
-    known: &OnceCell<Syncer>,
-) -> Result<ExitCode, RunError> {
-    let role = Role::of(config);
-    let login = config.consul_login.as_ref().is_some_and(|login| login.enabled);
-    let (namespace, partition) = role.place();
-    let config_of = || {
-        let builder = consul_api::Config::builder(env);
-        let token = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);
-        if login { builder.token(SecretSource::File(token)) } else { builder }
-    };
-    let consul = Client::new(config_of().build()?.within(namespace, partition))?;
-    let (address, ca_file) = (config.consul_http_addr.as_deref(), config.consul_ca_cert_file.as_deref());
-    let servers = || {
-        let servers = config_of()
-            .address("consulHTTPAddr (CONSUL_ECS_CONFIG_JSON)", address)
-            .ca_file("consulCACertFile (CONSUL_ECS_CONFIG_JSON)", ca_file)
-            .build();
-        let client = servers.and_then(|servers| Client::new(servers.within(namespace, partition)));
-        client.map(|client| client.no_longer_than(logout::PATIENCE)).map_err(RunError::Servers)
-    };
-    if login {
-        // A wrong setting is reported now, not only when the task stops.
-        servers()?;
-    }
-    let log_out = async |instances: &[(&str, &ServiceId)]| {
-        let tokens = logout::files(&config.bootstrap_dir, login);
-        match servers() {
-            _ if tokens.is_empty() => Ok(()),
-            Ok(servers) => logout::log_out(&servers, &tokens, instances).await.map_err(RunError::from),
-            Err(error) => Err(error),
-        }
-    };
-    let mut watch = metadata.watch(options.interval);
-    let (task, own) = tokio::select! {
-        first = first_answer(metadata, &mut watch) => first,
-        _ = signals.next() => {
-            // Nothing was written, so there is nothing to wait for.
-            if let Err(error) = log_out(&[]).await {
-                tracing::warn!("{}", one_line(&error));
-            }
-            return Err(RunError::NothingWritten);
-        }
-    };
-    let names = role.names(&task);
-    let sync = known.get_or_init(|| Syncer::new(consul, options, config, role, &names, &task, watch.last_fetch()));
-    if let Some(own) = own {
-        sync.set_own_id(own);
-    }
-    let left = match sync.run(metadata, &mut watch, task, signals.next()).await {
-        LastWrite::Critical => sync.leave_mesh().await,
-        LastWrite::Nothing(reason) => {
-            tracing::info!("{reason}: nothing is written");
-            Ok(())
-        }
-    };
-    let instances = [(names.service.as_str(), &names.service_id), (&names.proxy, &names.proxy_id)];
-    let logged_out = log_out(&instances).await;
-    if let (Err(_), Err(error)) = (&left, &logged_out) {
-        tracing::warn!("{}", one_line(error));
-    }
-    left?;
-    logged_out?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// The task's metadata, and Docker's ID of this container if the endpoint gives it in time. Waits for the metadata without end: ECS's
@@ -263,7 +213,7 @@ mod tests {
     fn a_hold_longer_than_two_thirds_of_the_ttl_is_refused() {
         let check = |hold: u64, ttl: &str| {
             let hold = Duration::from_millis(hold);
-            Options { interval: AGAIN, hold, check_ttl: ttl.parse().unwrap() }
+            Options { interval: AGAIN, hold, check_ttl: ttl.parse().unwrap(), dataplane_wait: AGAIN }
                 .check()
                 .map_err(|error| error.to_string())
         };

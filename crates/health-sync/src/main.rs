@@ -10,12 +10,18 @@ use mesh_config::CheckTtl;
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::{self, parse_delay, parse_duration};
 
-/// Copies the ECS health of a task's containers to Consul's TTL checks. On TERM it sets them critical, puts service and proxy into
-/// maintenance, and exits.
+/// Copies the ECS health of a task's containers to Consul's checks. On TERM it takes the task out of the mesh, and exits.
 ///
-/// The containers are named in CONSUL_ECS_CONFIG_JSON (healthSyncContainers). ECS sets ECS_CONTAINER_METADATA_URI_V4. Consul's own
-/// variables give the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, and so on. LOG_LEVEL and LOG_FORMAT (text,
-/// json) configure logging. An empty variable counts as not set.
+/// The containers are named in CONSUL_ECS_CONFIG_JSON (healthSyncContainers). ECS sets ECS_CONTAINER_METADATA_URI_V4.
+///
+/// With an agent in the task, the checks are TTL checks. On TERM, health-sync sets them critical and puts service and proxy into
+/// maintenance. Consul's own variables give the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, and so on.
+///
+/// With consulServers in the document, the task has no agent, and the checks are in the catalog. On TERM, health-sync sets them critical.
+/// When the dataplane has stopped, it deregisters the task and logs out. The document says how to reach the servers and how to log in;
+/// CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE takes the place of a login.
+///
+/// LOG_LEVEL and LOG_FORMAT (text, json) configure logging. An empty variable counts as not set.
 #[derive(Debug, Parser)]
 #[command(
     name = "health-sync",
@@ -52,6 +58,10 @@ struct RunArguments {
     /// the longest allowed time, that never happens.
     #[arg(long, env = "CONSUL_ECS_CHECK_TTL", default_value_t, value_name = "DURATION")]
     check_ttl: CheckTtl,
+    /// Without an agent, after TERM: how long health-sync waits until the dataplane has stopped, before it deregisters the task. The stop
+    /// timeout of this container must be 10 s longer.
+    #[arg(long, env = "HEALTH_SYNC_DATAPLANE_WAIT", default_value = "20s", value_name = "DURATION", value_parser = parse_delay)]
+    dataplane_wait: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -62,7 +72,8 @@ struct HealthyArguments {
 }
 
 fn main() -> ExitCode {
-    let Arguments { command, run: RunArguments { interval, hold, check_ttl } } = exit::parse_arguments();
+    let Arguments { command, run: RunArguments { interval, hold, check_ttl, dataplane_wait } } =
+        exit::parse_arguments();
     let env = Env::of_process();
     match command {
         Some(Command::Healthy(HealthyArguments { in_mesh })) => {
@@ -70,7 +81,7 @@ fn main() -> ExitCode {
             exit::run("health-sync", async { health_sync::healthy(&env, question) })
         }
         None => {
-            let options = Options { interval, hold, check_ttl };
+            let options = Options { interval, hold, check_ttl, dataplane_wait };
             exit::run("health-sync", health_sync::run(options, &env))
         }
     }

@@ -9,10 +9,12 @@ use mesh_config::{Names, Role};
 use sidecar_kit::exit::one_line;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::registry::Registry;
+
 /// How long the servers may take to answer whether the task is in the mesh: the container's health check waits for the answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long the agent may take to answer whether an earlier run of health-sync has seen the task in the mesh. The first write waits for the
+/// How long Consul may take to answer whether an earlier run of health-sync has seen the task in the mesh. The first write waits for the
 /// answer.
 const GATE_BOUND: Duration = Duration::from_secs(1);
 
@@ -80,20 +82,11 @@ impl Instance {
         Ok(())
     }
 
-    /// Asks the agent whether an earlier run of health-sync in this task saw the instance in the mesh. If one of the task's checks `own` is
-    /// passing, it did, because only health-sync sets them. In a task without such checks, the sign is that all checks of the instance are
-    /// passing. Call this before the first write.
-    pub async fn recall(&self, consul: &Client, own: &[CheckId], services: &[&ServiceId]) {
-        let Ok(Ok(checks)) = timeout(GATE_BOUND, consul.agent_checks(services)).await else { return };
-        let was_in_mesh = if own.is_empty() {
-            let mut all = checks.values().filter(|check| check.service_id == self.id).peekable();
-            all.peek().is_some() && all.all(|check| check.status == CheckStatus::Passing)
-        } else {
-            own.iter().any(|id| checks.get(id).is_some_and(|check| check.status == CheckStatus::Passing))
-        };
-        if was_in_mesh {
+    /// Opens the gate if an earlier run of health-sync has seen the instance in the mesh. Call this before the first write.
+    pub async fn recall(&self, consul: &impl Registry, own: &[CheckId]) {
+        if matches!(timeout(GATE_BOUND, consul.was_in_mesh(own, &self.id)).await, Ok(Ok(true))) {
             self.in_mesh.set(true);
-            tracing::info!("{} is passing at the agent since an earlier run: the task has been in the mesh", self.id);
+            tracing::info!("{} is passing since an earlier run: the task has been in the mesh", self.id);
         }
     }
 

@@ -4,24 +4,17 @@ use std::cell::{OnceCell, RefCell};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use consul_api::{Client, Error as ConsulError, ServiceId, ServiceRegistration};
+use consul_api::CheckId;
 use ecs_meta::{Answer, MetadataClient, Task, Watch};
-use futures_util::future::join_all;
-use mesh_config::{Config, Names, Role};
 use sidecar_kit::backoff::Backoff;
-use sidecar_kit::exit::one_line;
 use sidecar_kit::failure::LastFailure;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use crate::health::{Checks, Update};
 use crate::mesh::{Instance, LastWrite};
-use crate::shutdown::{self, NotSet};
-use crate::writes::{WriteError, Writes};
+use crate::registry::Registry;
 use crate::{AGAIN, Options, complete, own_id};
-
-/// How often health-sync asks the agent for its services and checks. It also asks after each write that failed.
-const READ_BACK: Duration = Duration::from_secs(60);
 
 /// How long one read-back may take, with registering again.
 const READ_BACK_BOUND: Duration = Duration::from_secs(10);
@@ -43,17 +36,14 @@ pub fn report(failure: &mut LastFailure, outcome: &Result<(), String>, over: &st
 }
 
 /// Syncs a task whose metadata is known.
-pub struct Syncer {
-    consul: Client,
+pub struct Syncer<R> {
+    registry: R,
     options: Options,
-    /// Service and proxy, or the gateway, as mesh-init registers them.
-    registrations: Vec<ServiceRegistration>,
     checks: RefCell<Checks>,
     instance: Instance,
-    writes: Writes,
-    /// A write has failed: the agent may have lost what was registered.
+    /// A write has failed: Consul may have lost what was registered.
     failed: Notify,
-    /// The agent may have other statuses than those written last.
+    /// Consul may have other statuses than those written last.
     stale: Notify,
     /// Docker's ID of this container, once it is known.
     own: OnceCell<String>,
@@ -61,29 +51,24 @@ pub struct Syncer {
     asked: Arc<Mutex<Instant>>,
 }
 
-impl Syncer {
+impl<R: Registry> Syncer<R> {
     pub fn new(
-        consul: Client,
+        registry: R,
         options: Options,
-        config: &Config,
-        role: Role,
-        names: &Names,
-        task: &Task,
+        checks: Checks,
+        instance: Instance,
+        own: Option<String>,
         asked: Arc<Mutex<Instant>>,
     ) -> Self {
-        // A gateway has no check of a container: Consul connects to its listener.
-        let containers = if matches!(role, Role::Gateway(_)) { &[] } else { &*config.health_sync_containers };
-        tracing::info!(?containers, "syncing the health of {}", names.service_id);
+        tracing::info!(checks = ?checks.ids(), "syncing the health of {}", registry.service_id());
         Self {
-            consul,
+            registry,
             options,
-            registrations: role.registrations(config, names, task, options.check_ttl),
-            checks: RefCell::new(Checks::new(containers, names)),
-            instance: Instance::new(role, names),
-            writes: Writes::default(),
+            checks: RefCell::new(checks),
+            instance,
             failed: Notify::new(),
             stale: Notify::new(),
-            own: OnceCell::new(),
+            own: own.map(OnceCell::from).unwrap_or_default(),
             asked,
         }
     }
@@ -98,8 +83,7 @@ impl Syncer {
     ) -> LastWrite {
         let latest = watch.clone();
         let loops = async {
-            let checks = self.checks.borrow().ids();
-            self.instance.recall(&self.consul, &checks, &self.services()).await;
+            self.instance.recall(&self.registry, &self.check_ids()).await;
             tokio::join!(self.learn_own_id(metadata), self.statuses(watch, task), self.heartbeats(), self.read_backs())
         };
         tokio::pin!(loops);
@@ -108,30 +92,40 @@ impl Syncer {
             _ = term => {}
             _ = &mut loops => {}
         }
-        self.writes.stop();
-        tracing::info!("TERM: taking {} out of the mesh", self.registrations[0].id);
+        self.registry.writes().stop();
+        tracing::info!("TERM: taking {} out of the mesh", self.registry.service_id());
         let last_writes = async {
             tokio::select! {
-                () = self.writes.ended() => {}
+                () = self.registry.writes().ended() => {}
                 _ = &mut loops => {}
                 () = sleep(LAST_WRITE) => {}
             }
         };
         let healthy = || latest.latest().is_none_or(|answer| self.containers_are_healthy(&answer));
-        let ((), last) = tokio::join!(last_writes, self.instance.hold(&self.consul, self.options.hold, healthy));
+        let ((), last) =
+            tokio::join!(last_writes, self.instance.hold(self.registry.consul(), self.options.hold, healthy));
         last
     }
 
-    /// Sets the checks critical and puts service and proxy into maintenance.
-    pub async fn leave_mesh(&self) -> Result<(), NotSet> {
-        let checks = self.checks.borrow().ids();
-        let checks = checks.iter().collect::<Vec<_>>();
-        shutdown::leave_mesh(&self.consul, &checks, &self.services(), self.writes.may_come_late()).await
+    /// Waits until complete metadata fulfil the condition.
+    pub async fn until(&self, watch: &mut Watch, condition: impl Fn(&Task) -> bool) {
+        let fulfilled = |answer: &Answer| self.complete(answer).is_ok_and(|task| condition(&task));
+        if watch.latest().is_none_or(|answer| !fulfilled(&answer)) {
+            while !fulfilled(&watch.changed().await) {}
+        }
+    }
+
+    pub fn registry(&self) -> &R {
+        &self.registry
+    }
+
+    pub fn check_ids(&self) -> Vec<CheckId> {
+        self.checks.borrow().ids()
     }
 
     /// Whether Consul's servers have listed the task's proxy as passing at least one time.
     pub async fn is_in_mesh(&self) -> Result<(), String> {
-        self.instance.is_in_mesh(&self.consul).await
+        self.instance.is_in_mesh(self.registry.consul()).await
     }
 
     pub fn hangs(&self) -> bool {
@@ -140,15 +134,6 @@ impl Syncer {
 
     pub fn since_last_poll(&self) -> Duration {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
-    }
-
-    pub fn set_own_id(&self, id: String) {
-        let _ = self.own.set(id);
-    }
-
-    /// The IDs of service and proxy, or of the gateway.
-    fn services(&self) -> Vec<&ServiceId> {
-        self.registrations.iter().map(|registration| &registration.id).collect()
     }
 
     /// False only if the answer shows that a synced container isn't healthy.
@@ -163,7 +148,7 @@ impl Syncer {
     /// Asks for this container's ID if the endpoint did not give it before the first write.
     async fn learn_own_id(&self, metadata: &MetadataClient) {
         if self.own.get().is_none() {
-            self.set_own_id(own_id(metadata).await);
+            let _ = self.own.set(own_id(metadata).await);
         }
     }
 
@@ -188,27 +173,22 @@ impl Syncer {
 
     async fn write_changes(&self, task: &Task) -> Result<(), String> {
         let changes = self.checks.borrow().changes(task);
-        let written = join_all(changes.into_iter().map(async |change| {
-            self.update(&change).await?;
-            tracing::info!("{}: {}, check {}", change.container, change.output, change.status.as_str());
+        let accepted = |change: Update| {
+            tracing::info!("{}: {}, check {}", change.subject, change.output, change.status.as_str());
             self.checks.borrow_mut().record(change);
-            Ok(())
-        }));
-        written.await.into_iter().collect()
+        };
+        self.noting(self.registry.write(changes, accepted)).await
     }
 
-    async fn update(&self, Update { id, status, output, .. }: &Update) -> Result<(), String> {
-        self.writes.make(self.consul.update_check(id, *status, output)).await.map_err(|error| {
-            self.failed.notify_one();
-            self.explained(&error)
-        })
+    /// A write that fails causes a read-back.
+    async fn noting(&self, write: impl Future<Output = Result<(), String>>) -> Result<(), String> {
+        write.await.inspect_err(|_| self.failed.notify_one())
     }
 
     /// Writes each check's status again before its time to live is over. It does so even while there is no metadata. It stops while the
     /// thread that asks for the metadata hangs: the checks then turn critical.
     async fn heartbeats(&self) {
-        // At least once a day, even with a time to live of 100000h.
-        let interval = (self.options.check_ttl.duration() / 3).min(Duration::from_secs(24 * 60 * 60));
+        let Some(interval) = self.registry.heartbeat() else { return };
         let mut failure = LastFailure::default();
         loop {
             sleep(if failure.lasts() { interval.min(AGAIN) } else { interval }).await;
@@ -216,80 +196,35 @@ impl Syncer {
                 continue;
             }
             let written = self.checks.borrow().written();
-            let refreshed = join_all(written.iter().map(async |update| {
-                self.update(update).await?;
-                self.checks.borrow_mut().record_heartbeat(update);
-                Ok(())
-            }));
-            report(&mut failure, &refreshed.await.into_iter().collect(), "the checks are refreshed again");
+            let accepted = |update: Update| self.checks.borrow_mut().record_heartbeat(&update);
+            let refreshed = self.noting(self.registry.write(written, accepted)).await;
+            report(&mut failure, &refreshed, "the checks are refreshed again");
             self.stale.notify_one();
         }
     }
 
-    /// Compares the agent's services and checks with those registered and written, and restores what the agent lost.
+    /// Compares what Consul has with what was registered and written, and restores what Consul lost.
     async fn read_backs(&self) {
         let mut failure = LastFailure::default();
         let mut backoff = Backoff::new(AGAIN, READ_BACK_BOUND);
         loop {
-            let restored = timeout(READ_BACK_BOUND, self.restore()).await;
+            let restored = timeout(READ_BACK_BOUND, self.registry.restore(&self.checks)).await;
             let restored =
-                restored.unwrap_or_else(|_| Err(format!("Consul's agent does not answer within {READ_BACK_BOUND:?}")));
-            report(&mut failure, &restored, "the agent has all that was registered");
+                restored.unwrap_or_else(|_| Err(format!("Consul does not answer within {READ_BACK_BOUND:?}")));
+            report(&mut failure, &restored, "Consul has all that was registered");
             if restored.is_err() {
                 sleep(backoff.delay()).await;
                 continue;
             }
+            // Consul now has all checks, so their statuses can be written.
+            self.stale.notify_one();
             backoff.reset();
             // At most one read-back a second, even if a write fails again and again.
             sleep(AGAIN).await;
             tokio::select! {
-                () = sleep(READ_BACK) => {}
+                () = sleep(R::READ_BACK) => {}
                 () = self.failed.notified() => {}
             }
-        }
-    }
-
-    /// Registers again what the agent lost when it restarted without its data, and ends a maintenance that an earlier run set.
-    async fn restore(&self) -> Result<(), String> {
-        let explained = |error: ConsulError| self.explained(&WriteError::Consul(error));
-        let ids = self.services();
-        let services = self.consul.agent_services(&ids).await.map_err(explained)?;
-        for registration in &self.registrations {
-            if !services.contains_key(&registration.id) {
-                self.register(registration).await?;
-                tracing::warn!("the agent had lost {}: registered it again", registration.id);
-            }
-        }
-        let written = self.checks.borrow().written();
-        let checks = self.consul.agent_checks(&ids).await.map_err(explained)?;
-        for id in ids {
-            let maintenance = checks.get(&shutdown::maintenance_check_id(id));
-            if maintenance.is_some_and(|check| check.notes == shutdown::REASON) {
-                let end = self.consul.set_maintenance(id, false, "");
-                self.writes.make(end).await.map_err(|error| self.explained(&error))?;
-            }
-        }
-        let lost = self.checks.borrow_mut().compare(&written, |id| checks.get(id).map(|check| check.status));
-        // Somebody deregistered a check by hand. Registering the service restores the check, as critical.
-        let registered = if lost { self.register(&self.registrations[0]).await } else { Ok(()) };
-        // The agent now has all checks, so their statuses can be written.
-        self.stale.notify_one();
-        registered
-    }
-
-    async fn register(&self, registration: &ServiceRegistration) -> Result<(), String> {
-        let register = self.consul.register_service_keeping_checks(registration);
-        self.writes.make(register).await.map_err(|error| self.explained(&error))
-    }
-
-    /// The error on one line. If the agent refused the token, the line names the service identity that a token needs.
-    fn explained(&self, error: &WriteError) -> String {
-        let line = one_line(error);
-        match error {
-            WriteError::Consul(ConsulError::PermissionDenied { .. }) => {
-                format!("{line}; expected a token with the service identity {}", self.registrations[0].name)
-            }
-            _ => line,
         }
     }
 }

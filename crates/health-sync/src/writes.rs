@@ -1,4 +1,4 @@
-//! Writes to the agent. Each has a bound and is counted. Once the task stops, no new write begins.
+//! Writes to Consul. Each has a bound and is counted. Once the task stops, no new write begins.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 /// How long one write may take before it counts as failed.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// How long after a write without an answer the agent may still carry it out.
+/// How long after a write without an answer Consul may still carry it out.
 const LATE: Duration = Duration::from_secs(30);
 
 /// The writes of a running task.
@@ -32,7 +32,7 @@ impl Writes {
     /// Makes one write. After [`Writes::stop`] the write doesn't begin, and this never returns.
     ///
     /// # Errors
-    /// If the agent gives no answer within [`BOUND`], or refuses the write.
+    /// If Consul gives no answer within [`BOUND`], or refuses the write.
     pub async fn make(&self, write: impl Future<Output = Result<(), Error>>) -> Result<(), WriteError> {
         if self.stopped.get() {
             std::future::pending::<()>().await;
@@ -56,7 +56,7 @@ impl Writes {
         }
     }
 
-    /// Whether the agent may still carry out an earlier write.
+    /// Whether Consul may still carry out an earlier write.
     pub fn may_come_late(&self) -> bool {
         self.under_way.get() > 0 || self.unanswered.get().is_some_and(|since| since.elapsed() < LATE)
     }
@@ -76,8 +76,8 @@ impl Drop for UnderWay<'_> {
 /// A write that failed.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    #[error("Consul's agent gives no answer within {}", humantime::format_duration(BOUND))]
+    #[error("Consul gives no answer within {}", humantime::format_duration(BOUND))]
     NoAnswer,
     #[error(transparent)]
-    Consul(Error),
+    Consul(#[from] Error),
 }

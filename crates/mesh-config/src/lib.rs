@@ -30,7 +30,7 @@ pub use document::{
 pub use gateway::{GATEWAY_PORT, Role};
 pub use names::{
     BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, DATAPLANE_FILE, HEALTH_SYNC_NAME, Names, PUBLIC_LISTENER_PORT,
-    SERVICE_TOKEN_FILE, is_sidecar, meta,
+    SERVICE_TOKEN_FILE, is_dataplane, is_sidecar, meta,
 };
 pub use reader::{ConfigError, FieldError, FieldReader, Findings, Object, Unknown, describe_value};
 

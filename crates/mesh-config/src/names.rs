@@ -43,6 +43,12 @@ pub fn is_sidecar(container: &str) -> bool {
         || container.starts_with("aws-guardduty-agent")
 }
 
+/// Whether a container with this name runs the proxy of a task without an agent: that of ecs-mesh or that of consul-ecs.
+#[must_use]
+pub fn is_dataplane(container: &str) -> bool {
+    ["dataplane", "consul-dataplane"].contains(&container)
+}
+
 /// The names of one task in Consul, as of consul-ecs 0.6. The fields describe a service. For a gateway, see `Role::names`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {

@@ -171,9 +171,8 @@ pub fn reference() -> String {
          \n\
          This page lists the fields of `CONSUL_ECS_CONFIG_JSON`: every field of consul-ecs 0.6 and of 0.7 to 0.10, and ingress\n\
          and terminating gateways. A document with `consulServers` is that of a task without a Consul agent, as in consul-ecs\n\
-         0.7 to 0.10. mesh-init registers such a task; its dataplane and health-sync are not there yet. Without\n\
-         `consulServers`, the task has an agent. In the tables, the column \"task\" says which of the two has the field; it is\n\
-         empty if both have it.\n\
+         0.7 to 0.10. Without `consulServers`, the task has an agent. mesh-init and health-sync serve both kinds of task. In\n\
+         the tables, the column \"task\" says which of the two has the field; it is empty if both have it.\n\
          \n\
          `mesh-init validate` reports all errors of a document and changes nothing\n\
          ([build mesh-init](task-definition.md#4-build-the-images) on your machine). `UPDATE_DOCS=1 cargo test -p mesh-config`\n\

@@ -1,26 +1,23 @@
 //! A task's start without a Consul agent. mesh-init logs in at the servers, and waits for the node of the task's cluster. Then it registers
 //! in the catalog, and writes the file for mesh-dataplane.
 
-use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use consul_api::{Client, ConfigError};
-use consul_login::{Login, LoginError};
+use consul_api::Client;
+use consul_login::LoginError;
 use ecs_meta::{MetadataClient, Task};
+use mesh_access::{Access, AccessError};
 use mesh_config::{Config, ConsulServers, Role, catalog};
 use sidecar_kit::env::Env;
 use sidecar_kit::file::{WriteError, write_if_changed};
-use sidecar_kit::secret::SecretSource;
 use sidecar_kit::tls::{CertificatesPem, PemError};
 use sidecar_kit::wait::WaitError;
 
 use crate::catalog::{Catalog, RegisterError};
 use crate::dataplane;
-use crate::run::login_settings;
 
-/// The variables of consul-ecs with the servers' CA certificates, in PEM.
-const HTTP_CA_PEM: &str = "CONSUL_HTTPS_CACERT_PEM";
+/// The variable of consul-ecs with the CA certificate of the servers' gRPC, in PEM.
 const GRPC_CA_PEM: &str = "CONSUL_GRPC_CACERT_PEM";
 /// The file for the certificate in [`GRPC_CA_PEM`].
 const GRPC_CA_FILE: &str = "consul-grpc-ca-cert.pem";
@@ -31,8 +28,8 @@ const MODE: u32 = 0o640;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum AgentlessError {
-    #[error("cannot use the HTTP API of Consul's servers")]
-    Servers(#[from] ConfigError),
+    #[error(transparent)]
+    Access(#[from] AccessError),
     #[error("consulLogin")]
     Login(#[from] LoginError),
     #[error("no task metadata")]
@@ -60,30 +57,13 @@ pub(crate) async fn run(
     bound: Duration,
     env: &Env,
 ) -> Result<(), AgentlessError> {
-    let address = http_address(servers);
-    let (namespace, partition) = role.place();
-    let client = builder(servers, &address, env).build()?.within(namespace, partition);
-    // As in consul-ecs, a token that is given makes a login unnecessary.
-    let login = match &config.consul_login {
-        Some(settings) if settings.enabled && client.token().is_none() => {
-            let place = consul_login::servers(builder(servers, &address, env), partition)?;
-            let place = match &settings.datacenter {
-                Some(datacenter) => Client::new(place.config().clone().in_datacenter(datacenter))?,
-                None => place,
-            };
-            Some(Login::new(login_settings(settings), place, None, bound, env)?)
-        }
-        _ => None,
-    };
+    let Access { consul, login } = Access::of(config, servers, role, bound, env)?;
     let task = MetadataClient::from_env(env)?.task_within(bound).await?;
     let node = task.cluster_arn().map_err(AgentlessError::Cluster)?.to_string();
-    let Some(login) = login else {
-        return join(config, servers, role, &task, &node, Client::new(client)?, bound, env).await;
-    };
+    let Some(login) = login else { return join(config, servers, role, &task, &node, &consul, bound, env).await };
     let token = login.token(&task, None).await?;
-    let client = builder(servers, &address, env).token(SecretSource::Value(token.secret().clone()));
-    let client = Client::new(client.build()?.within(namespace, partition))?;
-    let joined = join(config, servers, role, &task, &node, client, bound, env).await;
+    consul.use_token(token.secret().clone());
+    let joined = join(config, servers, role, &task, &node, &consul, bound, env).await;
     // mesh-dataplane and health-sync log in themselves, so this token is no longer needed.
     login.log_out(&token).await;
     joined
@@ -96,12 +76,12 @@ async fn join(
     role: Role<'_>,
     task: &Task,
     node: &str,
-    consul: Client,
+    consul: &Client,
     bound: Duration,
     env: &Env,
 ) -> Result<(), AgentlessError> {
     let names = catalog::names(role, task);
-    let mut catalog = Catalog::new(&consul, node, catalog::registrations(role, config, &names, task, node));
+    let mut catalog = Catalog::new(consul, node, catalog::registrations(role, config, &names, task, node));
     let joined = async {
         catalog.register(&names, bound).await?;
         let ca_file = grpc_authority(config, servers, env)?;
@@ -115,26 +95,6 @@ async fn join(
         catalog.deregister().await;
     }
     joined
-}
-
-/// The servers' HTTP addresses, separated by commas.
-fn http_address(servers: &ConsulServers) -> String {
-    let endpoint = servers.http_endpoint();
-    let scheme = if endpoint.tls { "https" } else { "http" };
-    let address = |host: &str| match host.parse::<Ipv6Addr>() {
-        Ok(ip) => format!("{scheme}://[{ip}]:{}", endpoint.port),
-        Err(_) => format!("{scheme}://{host}:{}", endpoint.port),
-    };
-    servers.hosts().map(address).collect::<Vec<_>>().join(",")
-}
-
-fn builder<'a>(servers: &'a ConsulServers, address: &'a str, env: &'a Env) -> consul_api::Builder<'a> {
-    let endpoint = servers.http_endpoint();
-    consul_api::Config::builder(env)
-        .address("consulServers.hosts (CONSUL_ECS_CONFIG_JSON)", Some(address))
-        .ca_file("consulServers (CONSUL_ECS_CONFIG_JSON): caCertFile", endpoint.ca_file)
-        .ca_pem(HTTP_CA_PEM, env.get(HTTP_CA_PEM))
-        .server_name(endpoint.server_name)
 }
 
 /// The file with the CA certificate for gRPC. If a variable has the certificate, mesh-init writes it to the shared volume.

@@ -64,7 +64,8 @@ impl<'a> Catalog<'a> {
                 let known = known.await.map_err(|source| failed("read the checks of", source))?;
                 registration.checks.retain(|check| known.iter().all(|known| known.check_id != check.check_id));
             }
-            let registered = register(self.consul, registration, bound).await;
+            let registered =
+                at_start("Consul's servers", bound, async || self.consul.register_in_catalog(registration).await).await;
             if !exists && registered.as_ref().map_or_else(may_have_arrived, |()| true) {
                 self.created.push(id.clone());
             }
@@ -102,25 +103,6 @@ impl<'a> Catalog<'a> {
     pub(crate) async fn deregister(self) {
         let deregister = async |id: &ServiceId| self.consul.deregister_from_catalog(self.node, id).await;
         deregister_all(self.created.iter().rev(), deregister).await;
-    }
-}
-
-/// Registers one service. Consul before 1.16 refuses a locality, which is then left out.
-async fn register(
-    consul: &Client,
-    registration: &mut CatalogRegistration,
-    bound: Duration,
-) -> Result<(), WaitError<consul_api::Error>> {
-    let once = async |registration: &CatalogRegistration| {
-        at_start("Consul's servers", bound, async || consul.register_in_catalog(registration).await).await
-    };
-    match once(registration).await {
-        Err(WaitError::Final(consul_api::Error::UnknownField { field, .. })) if field == "Locality" => {
-            tracing::info!("registering without a locality, because this Consul does not know it");
-            registration.service.locality = None;
-            once(registration).await
-        }
-        other => other,
     }
 }
 

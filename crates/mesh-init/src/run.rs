@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use consul_api::Client;
-use consul_login::{Login, LoginError, LoginToken, Settings};
+use consul_login::{Login, LoginError, LoginToken};
 use ecs_meta::{MetadataClient, Task};
-use mesh_config::{CheckTtl, Config, ConsulLogin, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
+use mesh_access::login_settings;
+use mesh_config::{CheckTtl, Config, Names, Role, SERVICE_TOKEN_FILE, VARIABLE};
 use serde_json::Map;
 use sidecar_kit::env::Env;
 use sidecar_kit::file::WriteError;
@@ -242,18 +243,6 @@ fn login(config: &Config, role: Role<'_>, bound: Duration, env: &Env) -> Result<
     let servers = consul_login::servers(servers, partition)?;
     let file = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);
     Login::new(login_settings(settings), servers, Some(file), bound, env).map(Some)
-}
-
-/// The settings of a login, as the document has them.
-pub(crate) fn login_settings(login: &ConsulLogin) -> Settings {
-    Settings {
-        method: login.method.clone(),
-        include_entity: login.include_entity,
-        meta: login.meta.clone(),
-        region: login.region.clone(),
-        sts_endpoint: login.sts_endpoint.clone(),
-        server_id: login.server_id_header_value.clone(),
-    }
 }
 
 /// A client of the agent beside the task. The document's `consulHTTPAddr` is the address of the servers, and only a login

@@ -1,22 +1,22 @@
 //! Logins of a task without an agent, and how long their tokens live.
 
-use super::*;
+use mesh_tests::catalog::{NODE, host_and_port, on_node, register_node, servers};
+use mesh_tests::eventually;
 
-const NODE: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
+use super::*;
 
 #[tokio::test]
 async fn mesh_init_logs_in_at_the_servers_and_out_again() {
     let agent = Agent::start_with_acls().await;
     let platform = Platform::trusted_by(&agent, "${value.service}").await;
     let proof = platform.proof("web");
-    agent.call("PUT", "/v1/catalog/register", &json!({ "Node": NODE, "Address": "10.0.0.14" })).await;
-    let (host, port) = agent.http.split_once(':').unwrap();
+    register_node(&agent).await;
+    let (host, port) = host_and_port(&agent.http);
     let mut task = Task::that_logs_in("");
     let document = task.document.as_object_mut().unwrap();
     document.remove("consulHTTPAddr");
     document.insert("transparentProxy".to_owned(), json!({ "enabled": false }));
-    let http = json!({ "https": false, "port": port.parse::<u16>().unwrap() });
-    document.insert("consulServers".to_owned(), json!({ "hosts": host, "http": http }));
+    document.insert("consulServers".to_owned(), servers(host, port));
     let variables = [("CONSUL_LOGIN_BEARER_TOKEN_FILE", path(proof.path()))];
     let started = task.starts(&variables).await;
     let bearer = std::fs::read_to_string(proof.path()).unwrap();
@@ -44,6 +44,60 @@ async fn mesh_init_logs_in_at_the_servers_and_out_again() {
     let failed = run(&mut refused.command("mesh-init", &variables), BOUND).await;
     assert!(failed.code == 1 && failed.stderr.contains("expected a token with the service identity api"));
     assert_eq!(logins(&agent).await, Vec::<Value>::new());
+}
+
+/// The token's life is the shortest that Consul allows. health-sync renews it after about two thirds of a minute.
+#[tokio::test]
+async fn health_sync_renews_its_login_replaces_a_deleted_token_and_logs_out() {
+    let agent = Agent::start_with_acls().await;
+    let platform = Platform::trusted_by(&agent, "${value.service}").await;
+    let mut method = agent.call("GET", &format!("/v1/acl/auth-method/{METHOD}"), &Value::Null).await;
+    method["MaxTokenTTL"] = "1m".into();
+    agent.call("PUT", &format!("/v1/acl/auth-method/{METHOD}"), &method).await;
+    let proof = platform.proof("web");
+    register_node(&agent).await;
+    let mut task = Task::that_logs_in("");
+    let (host, port) = host_and_port(&agent.http);
+    let document = task.document.as_object_mut().unwrap();
+    document.remove("consulHTTPAddr");
+    document.insert("transparentProxy".to_owned(), json!({ "enabled": false }));
+    document.insert("consulServers".to_owned(), servers(host, port));
+    let app = |health: &str| json!([{ "Name": "app", "Health": { "status": health } }]);
+    task.metadata.set_containers(app("HEALTHY"));
+    let variables = [("CONSUL_LOGIN_BEARER_TOKEN_FILE", path(proof.path())), ("HEALTH_SYNC_INTERVAL", "50ms")];
+    let mut sync = Process::spawn(task.command("health-sync", &variables).env("LOG_LEVEL", "debug"));
+    let becomes = async |wanted: &str| {
+        eventually(&format!("the app's check is {wanted}"), BOUND, async || {
+            let (_, checks) = on_node(&agent).await;
+            if checks["web-f1a2-app"]["Status"] == wanted { Ok(()) } else { Err(checks.to_string()) }
+        })
+        .await;
+    };
+    let one_login = async |what: &str, not: &Value| {
+        eventually(what, BOUND, async || match &*logins(&agent).await {
+            [login] if login["AccessorID"] != *not => Ok(login["AccessorID"].clone()),
+            other => Err(format!("{other:?}")),
+        })
+        .await
+    };
+    becomes("passing").await;
+    let first = one_login("health-sync has logged in", &Value::Null).await;
+    agent.call("DELETE", &format!("/v1/acl/token/{}", first.as_str().unwrap()), &Value::Null).await;
+    task.metadata.set_containers(app("UNHEALTHY"));
+    becomes("critical").await;
+    sync.says("logging in again", BOUND).await;
+    let second = one_login("the deleted token is replaced", &first).await;
+    // The new token is in use before the old one is deleted.
+    let third = one_login("the login is renewed, and the token before it deleted", &second).await;
+    task.metadata.set_containers(app("HEALTHY"));
+    becomes("passing").await;
+    assert_eq!(logins(&agent).await[0]["AccessorID"], third);
+    sync.signal(Signal::TERM);
+    assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
+    assert_eq!(logins(&agent).await, Vec::<Value>::new());
+    assert_eq!(on_node(&agent).await.0, json!({}));
+    let bearer = std::fs::read_to_string(proof.path()).unwrap();
+    assert!(!sync.output().contains(&bearer), "{}", sync.output());
 }
 
 #[tokio::test]

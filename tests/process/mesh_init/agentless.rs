@@ -1,35 +1,16 @@
 //! mesh-init in a task without an agent: its registration in the catalog, and its files on the volume.
 
-use super::*;
+use mesh_tests::catalog::{NODE, host_and_port, on_node, register_node, servers};
 
-const NODE: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
+use super::*;
 
 /// A task without an agent, whose server is `agent`.
 fn agentless(agent: &Agent, token: &str) -> Task {
     let mut task = Task::new("", token);
-    let (host, port) = agent.http.split_once(':').unwrap();
-    task.document["consulServers"] = json!({
-        "hosts": host, "defaults": { "tls": false }, "http": { "https": false, "port": port.parse::<u16>().unwrap() },
-        "grpc": { "port": 8502 },
-    });
+    let (host, port) = host_and_port(&agent.http);
+    task.document["consulServers"] = servers(host, port);
     task.document["transparentProxy"] = json!({ "enabled": false });
     task
-}
-
-/// Registers the node, as the controller does.
-async fn register_node(agent: &Agent) {
-    let node = json!({ "Node": NODE, "Address": "10.0.0.14", "NodeMeta": { "synthetic-node": "true" } });
-    agent.call("PUT", "/v1/catalog/register", &node).await;
-}
-
-/// The node's services by ID, and its checks by ID.
-async fn on_node(agent: &Agent) -> (Value, Value) {
-    let node = agent.call("GET", &format!("/v1/catalog/node/{}", NODE.replace('/', "%2F")), &Value::Null).await;
-    let checks = agent.call("GET", &format!("/v1/health/node/{}", NODE.replace('/', "%2F")), &Value::Null).await;
-    let checks = checks.as_array().into_iter().flatten();
-    let checks: serde_json::Map<_, _> =
-        checks.map(|check| (check["CheckID"].as_str().unwrap().to_owned(), check.clone())).collect();
-    (node["Services"].clone(), checks.into())
 }
 
 #[tokio::test]
@@ -185,19 +166,4 @@ async fn gateway_without_an_agent_is_one_registration() {
     let written = std::fs::read(task.volume.path().join("dataplane.json")).unwrap();
     let written: Value = serde_json::from_slice(&written).unwrap();
     assert_eq!((&written["proxy"]["id"], &written["envoy"]["readyBindPort"]), (&json!("door-f1a2"), &json!(22001)));
-}
-
-#[tokio::test]
-async fn health_sync_refuses_a_task_without_an_agent() {
-    let agent = Agent::start().await;
-    let task = agentless(&agent, "");
-    let mut health_sync = Command::new(binary("health-sync"));
-    health_sync.env_clear().env("CONSUL_ECS_CONFIG_JSON", task.document.to_string());
-    let refused = run(&mut health_sync, BOUND).await;
-    assert_eq!((refused.code, refused.stderr.lines().count()), (1, 1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("consulServers: expected none, since this health-sync cannot"),
-        "{}",
-        refused.stderr
-    );
 }

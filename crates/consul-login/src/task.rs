@@ -1,0 +1,84 @@
+//! The login of a task for its whole life, at the servers' HTTP API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use consul_api::Client;
+use ecs_meta::Task;
+use sidecar_kit::exit::one_line;
+use sidecar_kit::secret::Secret;
+use tokio::time::{Instant, sleep};
+
+use crate::keep::{Held, Source, expiry};
+use crate::login::{LOGOUT_BOUND, Login, LoginError};
+
+/// How long the servers may take to learn a new token.
+const KNOWN: Duration = Duration::from_secs(5);
+/// How soon a server that does not know the token yet is asked again.
+const AGAIN: Duration = Duration::from_millis(50);
+/// How long one server may take to answer.
+const ATTEMPT: Duration = Duration::from_secs(2);
+
+/// A [`Login`] of one task. A [`Keeper`](crate::Keeper) renews it.
+#[derive(Debug)]
+pub struct TaskLogin {
+    login: Login,
+    task: Arc<Task>,
+}
+
+impl TaskLogin {
+    /// A login, which must have no file, of this task.
+    #[must_use]
+    pub fn new(login: Login, task: Arc<Task>) -> Self {
+        Self { login, task }
+    }
+
+    /// The login.
+    #[must_use]
+    pub fn login(&self) -> &Login {
+        &self.login
+    }
+}
+
+impl TaskLogin {
+    /// How long the token is still valid, once the server at each address knows it. A server that fails now is left out.
+    async fn known_everywhere(&self, token: &Secret) -> Result<Option<Duration>, LoginError> {
+        let deadline = Instant::now() + KNOWN;
+        let mut answer = None;
+        for config in self.login.servers().config().each() {
+            let server = Client::new(config)?.no_longer_than(ATTEMPT);
+            let left = loop {
+                match expiry(&server, token).await {
+                    Err(error) if error.is_unknown_token() && Instant::now() < deadline => sleep(AGAIN).await,
+                    left => break left,
+                }
+            };
+            match left {
+                Err(error) if error.is_unknown_token() => return Err(error.into()),
+                Ok(left) => answer = Some(Ok(left)),
+                Err(error) if answer.is_none() => answer = Some(Err(error)),
+                Err(_) => {}
+            }
+        }
+        Ok(answer.unwrap_or(Ok(None))?)
+    }
+}
+
+impl Source for TaskLogin {
+    async fn log_in(&self) -> Result<Held, LoginError> {
+        let secret = self.login.once(&self.task).await?;
+        match self.known_everywhere(&secret).await {
+            Ok(left) => Ok(Held { secret, left }),
+            Err(error) => {
+                self.log_out(&secret).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn log_out(&self, token: &Secret) {
+        if let Err(error) = self.login.servers().logout(token, LOGOUT_BOUND).await {
+            tracing::warn!("a token of this login stays until it expires: {}", one_line(&error));
+        }
+    }
+}
