@@ -5,8 +5,8 @@
 //! TERM ends all three. health-sync waits for a write that is under way, but not for long. Then it writes the critical statuses. A write
 //! that was cut off may still arrive. So health-sync then reads the checks, and sets again what such a write undid.
 //!
-//! [`Registry`](registry::Registry) is where the checks are: at the agent in the task ([`agent`]), or in the catalog of the servers
-//! ([`catalog`], [`agentless`]).
+//! `Registry` is where the checks are: at the agent in the task (`agent`), or in the catalog of the servers
+//! (`catalog`, `agentless`).
 
 mod agent;
 mod agentless;
