@@ -9,6 +9,7 @@ use bollard::Docker;
 use bollard::query_parameters::RemoveVolumeOptions;
 
 mod acl;
+mod agentless;
 mod consul_gone;
 mod demo;
 mod dies;

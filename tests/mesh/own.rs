@@ -5,7 +5,7 @@ use std::path::Path;
 use local_mesh::docker;
 use local_mesh::events::{Recorder, What};
 use local_mesh::task::{self, StopOrder};
-use local_mesh::tasks::{self, Given, Own};
+use local_mesh::tasks::{self, Agentless, Given, Own};
 use mesh_tests::{eventually, http};
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ fn read(folder: &Path) -> Own {
     };
     let secret = write("password", "pa$$word\n".to_owned()).display().to_string();
     let images = [("app".to_owned(), IMAGE.to_owned())];
-    tasks::read(&[given], &images, &[("DB_PASSWORD".to_owned(), secret)]).unwrap()
+    tasks::read(&[given], &images, &[("DB_PASSWORD".to_owned(), secret)], Agentless::default()).unwrap()
 }
 
 #[tokio::test]
