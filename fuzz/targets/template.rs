@@ -3,9 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use envoy_bootstrap::{Bootstrap, Endpoint, Prometheus, ProxyOptions, XdsAddress};
 use libfuzzer_sys::fuzz_target;
-use mesh_config::Names;
-use mesh_init::bootstrap::{Bootstrap, Endpoint, Prometheus, ProxyOptions, XdsAddress};
 use serde_json::{Map, Value};
 use sidecar_kit::env::Env;
 
@@ -14,7 +13,9 @@ fuzz_target!(|text: &str| {
     let filled = ProxyOptions::parse(&config, &Env::default()).and_then(|options| {
         let localhost = Ipv4Addr::LOCALHOST.into();
         Bootstrap {
-            names: &Names::new(None, "web", &"f1a2".into()),
+            service: "web",
+            proxy_id: "web-f1a2-sidecar-proxy",
+            node: None,
             namespace: None,
             partition: None,
             datacenter: None,

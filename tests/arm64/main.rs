@@ -18,13 +18,14 @@ use tempfile::TempDir;
 const BOUND: Duration = Duration::from_secs(120);
 
 /// The images, each with its program.
-const IMAGES: [(&str, &str); 6] = [
+const IMAGES: [(&str, &str); 7] = [
     ("mesh-init", "mesh-init"),
     ("envoy-entrypoint", "envoy-entrypoint"),
     ("health-sync", "health-sync"),
     ("app-entrypoint", "app-entrypoint"),
     ("acl-controller", "acl-controller"),
     ("sidecar-proxy", "usr/local/bin/envoy-entrypoint"),
+    ("mesh-dataplane", "usr/local/bin/mesh-dataplane"),
 ];
 
 /// `e_machine` of an ELF file.

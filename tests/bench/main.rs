@@ -34,8 +34,9 @@ const BOUND: Duration = Duration::from_secs(120);
 const PAGE: usize = 100;
 
 /// The largest size of each shipped binary, in MB.
-const SIZES: [(&str, f64); 5] = [
+const SIZES: [(&str, f64); 6] = [
     ("mesh-init", 5.0),
+    ("mesh-dataplane", 5.0),
     ("health-sync", 5.0),
     ("envoy-entrypoint", 2.5),
     ("app-entrypoint", 1.7),

@@ -19,6 +19,7 @@ mod health_sync_agentless;
 mod ipv6;
 mod login;
 mod machine;
+mod mesh_dataplane;
 mod mesh_init;
 mod mesh_task;
 mod migration;

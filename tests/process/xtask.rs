@@ -87,7 +87,15 @@ async fn packages(arguments: &[&str]) -> BTreeSet<String> {
 async fn what_ships_depends_on_no_crate_of_the_local_mesh() {
     let local =
         ["local-mesh", "ecs-local", "xds-bridge", "demo-app", "mesh-setup", "mesh-probe", "xtask", "mesh-tests"];
-    let shipped = ["acl-controller", "app-entrypoint", "envoy-entrypoint", "health-sync", "mesh-init", "mesh-task"];
+    let shipped = [
+        "acl-controller",
+        "app-entrypoint",
+        "envoy-entrypoint",
+        "health-sync",
+        "mesh-dataplane",
+        "mesh-init",
+        "mesh-task",
+    ];
     for program in shipped {
         let packages = packages(&["--package", program, "--edges", "normal"]).await;
         assert!(packages.contains("sidecar-kit"), "{program}");

@@ -180,6 +180,11 @@ impl Agent {
         self.process.exit_code(bound).await
     }
 
+    /// Kills the agent, as a crash does.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+    }
+
     /// Its log.
     #[must_use]
     pub fn output(&self) -> String {

@@ -11,6 +11,6 @@ use supervise::entrypoint::{Error, start_logging};
 fn main() -> ExitCode {
     let held = HeldSignals::hold("app-entrypoint");
     let arguments: Arguments = exit::parse_arguments();
-    start_logging(&Env::of_process());
+    start_logging(&Env::of_process(), None);
     exit::run_with("app-entrypoint", app_entrypoint::main(held, arguments), Error::exit_code)
 }

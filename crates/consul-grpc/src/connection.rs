@@ -1,9 +1,14 @@
 //! A connection to one server, and the calls.
 
+use std::error::Error as StdError;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::body::Body;
+use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, TE};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::{Map, Value};
@@ -16,6 +21,7 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Streaming};
 use tonic_prost::ProstCodec;
+use tower_service::Service;
 
 use crate::connector::Once;
 use crate::error::Error;
@@ -124,6 +130,8 @@ const BOOTSTRAP: &str = "/hashicorp.consul.dataplane.DataplaneService/GetEnvoyBo
 const LOGIN: &str = "/hashicorp.consul.acl.ACLService/Login";
 const LOGOUT: &str = "/hashicorp.consul.acl.ACLService/Logout";
 const WATCH: &str = "/hashicorp.consul.serverdiscovery.ServerDiscoveryService/WatchServers";
+/// The stream by which Envoy gets its configuration (incremental xDS, aggregated).
+pub const XDS: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const DNS: &str = "/hashicorp.consul.dns.DNSService/Query";
 
 impl Connection {
@@ -267,6 +275,31 @@ impl Connection {
         let request = DnsRequest { message: query, protocol: protocol as i32 };
         let answer: DnsResponse = self.unary(DNS, request, token, &[]).await?;
         Ok(answer.message)
+    }
+
+    /// Opens an xDS stream. It passes on the bytes of both bodies as they are. The server's answer begins with its first message, so this
+    /// waits without a limit. Its trailers, or the header fields of an answer without a body, have `grpc-status`.
+    ///
+    /// # Errors
+    /// [`Error::Broken`] if the connection breaks before the answer.
+    pub async fn xds<B>(&self, token: Option<&Secret>, requests: B) -> Result<hyper::Response<tonic::body::Body>, Error>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let mut request = hyper::Request::post(XDS).body(tonic::body::Body::new(requests)).expect("a path is a URI");
+        let fields = request.headers_mut();
+        fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        fields.insert(TE, HeaderValue::from_static("trailers"));
+        if let Some(token) = token {
+            let mut value = HeaderValue::from_str(token.expose()).map_err(|_| Error::Token)?;
+            value.set_sensitive(true);
+            fields.insert(HeaderName::from_static(TOKEN), value);
+        }
+        let mut channel = self.channel.clone();
+        let broken = |error: tonic::transport::Error| Error::broken(XDS, self.server, &error);
+        poll_fn(|context| channel.poll_ready(context)).await.map_err(broken)?;
+        channel.call(request).await.map_err(broken)
     }
 
     /// Sends a message and waits for the answer. An error does not hold the token or one of `secrets`.

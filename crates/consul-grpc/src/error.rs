@@ -49,6 +49,11 @@ impl Error {
         }
     }
 
+    /// The error of a broken connection.
+    pub(crate) fn broken(call: &'static str, server: SocketAddr, error: &(dyn std::error::Error + 'static)) -> Self {
+        Self::Broken { call, server, reason: innermost(error) }
+    }
+
     /// The code that a server answered.
     #[must_use]
     pub fn code(&self) -> Option<Code> {

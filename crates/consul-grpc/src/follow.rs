@@ -19,7 +19,7 @@ use crate::servers::Servers;
 const POLL: Duration = Duration::from_secs(20);
 /// If a server fails within this time, the follower waits before the next attempt.
 const WORKS_AFTER: Duration = Duration::from_secs(1);
-/// A server may not know a new token for some 80 ms. Until then, the old one stays in use.
+/// A server may not know a new token for some 80 ms. Until then, an old one stays in use.
 const CONFIRM_EVERY: Duration = Duration::from_millis(100);
 const MOST_UNCONFIRMED: u32 = 20;
 
@@ -103,8 +103,10 @@ impl Loop {
         let new_backoff = || Backoff::growing(Duration::from_millis(500), 1.5, Duration::from_secs(60));
         let mut backoff = new_backoff();
         let mut failure = LastFailure::default();
-        // How many times a server has refused the new token while the old one is in use. None if there is no new token.
-        let mut unconfirmed = None;
+        // How many times a server has refused the new token. None once the token is not new.
+        let mut unconfirmed = Some(0);
+        // How many servers were left soon after they were chosen.
+        let mut left_soon = 0;
         loop {
             let token = self.token.borrow_and_update().clone();
             let asked = token.as_ref();
@@ -121,6 +123,7 @@ impl Loop {
                     let stayed = since.elapsed() >= WORKS_AFTER;
                     if stayed {
                         backoff = new_backoff();
+                        left_soon = 0;
                     }
                     unconfirmed = matches!(end, End::NewToken).then_some(0);
                     match end {
@@ -131,9 +134,12 @@ impl Loop {
                             tracing::info!("leaving Consul's server at {}: {why}", ready.connection.server());
                             self.servers.leave(ready.connection.server());
                             self.publish.send_replace(State::Searching);
-                            if stayed {
+                            left_soon += 1;
+                            // Another server may be better. There is a delay once each of them was left.
+                            if stayed || left_soon < self.servers.known() {
                                 continue;
                             }
+                            left_soon = 0;
                         }
                     }
                 }
@@ -156,7 +162,10 @@ impl Loop {
             }
             tokio::select! {
                 () = sleep(backoff.delay()) => {}
-                changed = self.token.changed() => if changed.is_err() { return },
+                changed = self.token.changed() => match changed {
+                    Ok(()) => unconfirmed = Some(0),
+                    Err(_) => return,
+                },
             }
         }
     }

@@ -13,7 +13,7 @@ mod servers;
 mod tls;
 
 pub use connection::{
-    BootstrapParams, Connection, DnsProtocol, Features, LoginRequest, LoginToken, Server, WatchServers,
+    BootstrapParams, Connection, DnsProtocol, Features, LoginRequest, LoginToken, Server, WatchServers, XDS,
 };
 pub use error::Error;
 pub use follow::{Follower, Ready, State};

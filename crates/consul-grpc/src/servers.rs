@@ -37,6 +37,8 @@ struct State {
     /// The server that failed last. All others are chosen before it.
     left: Option<SocketAddr>,
     current: Option<Connection>,
+    /// How many servers there were when one was chosen.
+    known: usize,
 }
 
 impl Servers {
@@ -123,6 +125,11 @@ impl Servers {
         }
     }
 
+    /// How many servers there were when one was chosen.
+    pub(crate) fn known(&self) -> usize {
+        self.state().known
+    }
+
     /// Notes that the server in use works.
     pub(crate) fn works(&self) {
         self.state().failed.clear();
@@ -183,7 +190,7 @@ impl Servers {
         }
         // A reported address has no name. Its certificate must have the first given name, otherwise the address.
         let name = self.hosts.iter().find(|host| host.parse::<IpAddr>().is_err());
-        let state = self.state();
+        let mut state = self.state();
         for address in &state.reported {
             if all.iter().all(|(known, _)| known != address) {
                 all.push((*address, name.cloned().unwrap_or_else(|| address.ip().to_string())));
@@ -193,6 +200,7 @@ impl Servers {
             Some(error) if all.is_empty() => return Err(error),
             _ => {}
         }
+        state.known = all.len();
         all.retain(|(address, _)| !state.failed.contains(address));
         if all.iter().any(|(address, _)| Some(*address) != state.left) {
             all.retain(|(address, _)| Some(*address) != state.left);

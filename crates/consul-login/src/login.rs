@@ -83,7 +83,9 @@ fn cure(body: &str) -> Option<&'static str> {
 }
 
 impl LoginError {
-    pub(crate) fn may_pass(&self) -> bool {
+    /// Whether another attempt may succeed.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
         match self {
             Self::Credentials(error) => error.may_pass(),
             Self::Aws(error) => error.may_pass(),

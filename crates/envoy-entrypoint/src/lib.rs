@@ -3,21 +3,19 @@
 //! There are three verbs. `run` runs Envoy as a container's first process. `install` copies this binary into a volume, for a task that
 //! keeps a stock Envoy image. `dial` connects to an address: a health check for an image without a shell.
 
-mod admin;
-mod apps;
-mod command;
-mod run;
+mod options;
 
+use std::convert::Infallible;
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::future::pending;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use ecs_meta::MetadataClient;
 use sidecar_kit::env::Env;
+use supervise::envoy::{self, DialError, Failure, dial};
 use supervise::{HeldSignals, entrypoint};
-use tokio::net::TcpStream;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -39,7 +37,7 @@ use tokio::net::TcpStream;
 )]
 pub struct Arguments {
     #[command(flatten)]
-    options: run::Options,
+    options: options::Flags,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -82,21 +80,8 @@ pub enum Error {
     #[error(transparent)]
     Metadata(#[from] ecs_meta::Error),
     /// The address accepts no connection.
-    #[error("cannot connect to {address}")]
-    Dial {
-        /// The address.
-        address: String,
-        /// The cause.
-        source: std::io::Error,
-    },
-    /// The connection was not made in time.
-    #[error("no connection to {address} within {}", humantime::format_duration(*timeout))]
-    DialTimeout {
-        /// The address.
-        address: String,
-        /// The bound.
-        timeout: Duration,
-    },
+    #[error(transparent)]
+    Dial(#[from] DialError),
 }
 
 impl Error {
@@ -123,7 +108,13 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
                 Err(ecs_meta::Error::MissingVariable) => None,
                 Err(error) => return Err(error.into()),
             };
-            Ok(run::run(held, &command, &options, metadata).await?.into())
+            let options = options.into();
+            let ended = envoy::run(held, &command, &options, metadata, pending::<Infallible>()).await;
+            ended.map(Into::into).map_err(|failure| match failure {
+                Failure::Start(error) => entrypoint::Error::from(error).into(),
+                Failure::NoListeners => Error::NoListeners { bound: options.listener_timeout },
+                Failure::Refused(never) => match never {},
+            })
         }
         Verb::Entrypoint(entrypoint::Verb::Install { directory }) => {
             sidecar_kit::file::install(&directory, "envoy-entrypoint").map_err(entrypoint::Error::from)?;
@@ -134,25 +125,5 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
             dial(address, timeout).await?;
             Ok(ExitCode::SUCCESS)
         }
-    }
-}
-
-async fn dial(address: String, timeout: Duration) -> Result<(), Error> {
-    match tokio::time::timeout(timeout, connect(&address)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(source)) => Err(Error::Dial { address, source }),
-        Err(_) => Err(Error::DialTimeout { address, timeout }),
-    }
-}
-
-/// Connects to the address. In a task that has only an IPv6 address, Envoy listens only on IPv6, and the image has no file that says what
-/// `localhost` is.
-async fn connect(address: &str) -> std::io::Result<TcpStream> {
-    match address.strip_prefix("localhost:").and_then(|port| port.parse::<u16>().ok()) {
-        Some(port) => {
-            let loopback = [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), (Ipv6Addr::LOCALHOST, port).into()];
-            TcpStream::connect(&loopback[..]).await
-        }
-        None => TcpStream::connect(address).await,
     }
 }

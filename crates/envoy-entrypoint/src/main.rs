@@ -12,6 +12,6 @@ fn main() -> ExitCode {
     let held = HeldSignals::hold("envoy-entrypoint");
     let arguments: Arguments = exit::parse_arguments();
     let env = Env::of_process();
-    start_logging(&env);
+    start_logging(&env, None);
     exit::run_with("envoy-entrypoint", envoy_entrypoint::main(held, arguments, &env), Error::exit_code)
 }

@@ -25,8 +25,20 @@ pub(crate) const LABEL: &str = "ecs-mesh.built-by=xtask";
 const MADE_OF: &str = "ecs-mesh.made-of";
 
 /// The programs of production. Each has an image of the same name.
-pub(crate) const SHIPPED: [&str; 5] =
-    ["mesh-init", "envoy-entrypoint", "health-sync", "app-entrypoint", "acl-controller"];
+pub(crate) const SHIPPED: [&str; 6] =
+    ["mesh-init", "envoy-entrypoint", "health-sync", "app-entrypoint", "acl-controller", MESH_DATAPLANE];
+
+/// Its image is built on an image of Envoy, and all others on none.
+const MESH_DATAPLANE: &str = "mesh-dataplane";
+
+/// The images that are built on an image of Envoy, each with its program.
+pub(crate) const ON_ENVOY: [(&str, &str); 2] =
+    [("sidecar-proxy", "envoy-entrypoint"), (MESH_DATAPLANE, MESH_DATAPLANE)];
+
+/// The programs of production whose image is built on no other.
+pub(crate) fn from_scratch() -> impl Iterator<Item = &'static str> {
+    SHIPPED.into_iter().filter(|image| *image != MESH_DATAPLANE)
+}
 
 /// The programs that only the local mesh has.
 const LOCAL: [&str; 4] = ["ecs-local", "demo-app", "mesh-setup", "mesh-probe"];
@@ -233,7 +245,7 @@ pub async fn build(progress: &dyn Progress, of: usize, programs: &Programs) -> R
     progress.step(5, of, "building the images");
     keys::make(version)?;
     version::record(version).map_err(|source| ImagesError::Context { path: mesh_dir(), source })?;
-    for image in SHIPPED.into_iter().chain(LOCAL) {
+    for image in from_scratch().chain(LOCAL) {
         program_image(image, Profile::Dev, progress).await?;
     }
     if moto_image.is_none() {
@@ -247,7 +259,7 @@ pub async fn build(progress: &dyn Progress, of: usize, programs: &Programs) -> R
         context.program(&envoy, "envoy").await?;
         docker_build("envoy", Profile::Dev, &context, &[]).await?;
     }
-    sidecar_proxy(&envoy_image.unwrap_or_else(|| Profile::Dev.tag("envoy")), Profile::Dev, progress).await
+    on_envoy(&envoy_image.unwrap_or_else(|| Profile::Dev.tag("envoy")), Profile::Dev, progress).await
 }
 
 /// Pulls a vendor's image, unless Docker has it.
@@ -310,15 +322,16 @@ pub(crate) async fn program_image(image: &str, profile: Profile, progress: &dyn 
     docker_build(image, profile, &context, &[]).await
 }
 
-pub(crate) async fn sidecar_proxy(
-    envoy_image: &str,
-    profile: Profile,
-    progress: &dyn Progress,
-) -> Result<(), ImagesError> {
-    progress.detail(&profile.tag("sidecar-proxy"));
-    let context = Context::new("sidecar-proxy")?;
-    context.binary("envoy-entrypoint", profile)?;
-    docker_build("sidecar-proxy", profile, &context, &["--build-arg", &format!("ENVOY_IMAGE={envoy_image}")]).await
+/// Builds the images that are built on an image of Envoy.
+pub(crate) async fn on_envoy(envoy_image: &str, profile: Profile, progress: &dyn Progress) -> Result<(), ImagesError> {
+    let argument = format!("ENVOY_IMAGE={envoy_image}");
+    for (image, program) in ON_ENVOY {
+        progress.detail(&profile.tag(image));
+        let context = Context::new(image)?;
+        context.binary(program, profile)?;
+        docker_build(image, profile, &context, &["--build-arg", &argument]).await?;
+    }
+    Ok(())
 }
 
 /// Builds moto's image. If the image was already built from this Dockerfile and this root file system, this does nothing: Docker needs

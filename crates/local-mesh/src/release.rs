@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use tokio::process::Command;
 
 use crate::command::{self, run};
-use crate::images::{Context, ImagesError, Profile, SHIPPED, docker_build, image_in, program_image, sidecar_proxy};
+use crate::images::{
+    Context, ImagesError, ON_ENVOY, Profile, SHIPPED, docker_build, from_scratch, image_in, on_envoy, program_image,
+};
 use crate::machine::Needs;
 use crate::{Progress, oci, parts, workspace};
 
@@ -41,14 +43,14 @@ impl Arch {
     }
 }
 
-/// What the image sidecar-proxy is built on.
+/// What the images sidecar-proxy and mesh-dataplane are built on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Envoy {
     /// An image that a registry has for both architectures.
     Image(String),
     /// Envoy from PyPI, for both architectures.
     StandIn,
-    /// Nothing: the image is not built.
+    /// Nothing: these images are not built.
     None,
 }
 
@@ -88,16 +90,16 @@ pub async fn build(progress: &dyn Progress, envoy: &Envoy) -> Result<Vec<&'stati
     }
     progress.step(2, STEPS, "building the images");
     for arch in Arch::ALL {
-        for image in SHIPPED {
+        for image in from_scratch() {
             program_image(image, Profile::Release(arch), progress).await?;
         }
         if let Some(base) = base(envoy, arch).await? {
-            sidecar_proxy(&base, Profile::Release(arch), progress).await?;
+            on_envoy(&base, Profile::Release(arch), progress).await?;
         }
     }
-    let mut images = SHIPPED.to_vec();
+    let mut images = from_scratch().collect::<Vec<_>>();
     if *envoy != Envoy::None {
-        images.push("sidecar-proxy");
+        images.extend(ON_ENVOY.map(|(image, _)| image));
     }
     progress.step(3, STEPS, "writing the OCI layouts");
     for image in &images {

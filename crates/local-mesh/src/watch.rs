@@ -250,6 +250,7 @@ mod tests {
             name: String::new(),
             status,
             output: String::new(),
+            notes: String::new(),
             service_id: service.into(),
         };
         let (passing, critical) = (CheckStatus::Passing, CheckStatus::Critical);

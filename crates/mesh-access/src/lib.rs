@@ -9,7 +9,7 @@ use mesh_config::{Config, ConsulLogin, ConsulServers, Role};
 use sidecar_kit::env::Env;
 
 /// The variable of consul-ecs with the CA certificate of the servers' HTTP API, in PEM.
-const HTTP_CA_PEM: &str = "CONSUL_HTTPS_CACERT_PEM";
+pub const HTTP_CA_PEM: &str = "CONSUL_HTTPS_CACERT_PEM";
 
 /// The document or a variable cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ use sidecar_kit::file::files_below;
 use sidecar_kit::secret::{shown, shown_path};
 use sidecar_kit::tls::{CertificatesPem, PemError};
 
-use crate::bootstrap::{Endpoint, XdsAddress};
+use envoy_bootstrap::{Endpoint, XdsAddress};
 
 /// The variables that name the file of a CA certificate, and a directory with such files.
 const GRPC: (&str, &str) = ("CONSUL_GRPC_CACERT", "CONSUL_GRPC_CAPATH");

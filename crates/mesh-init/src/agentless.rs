@@ -7,8 +7,8 @@ use std::time::Duration;
 use consul_api::Client;
 use consul_login::LoginError;
 use ecs_meta::{MetadataClient, Task};
-use mesh_access::{Access, AccessError};
-use mesh_config::{Config, ConsulServers, Role, catalog};
+use mesh_access::{Access, AccessError, HTTP_CA_PEM};
+use mesh_config::{Config, ConsulServers, Role, ServerEndpoint, catalog};
 use sidecar_kit::env::Env;
 use sidecar_kit::file::{WriteError, write_if_changed};
 use sidecar_kit::tls::{CertificatesPem, PemError};
@@ -19,7 +19,8 @@ use crate::dataplane;
 
 /// The variable of consul-ecs with the CA certificate of the servers' gRPC, in PEM.
 const GRPC_CA_PEM: &str = "CONSUL_GRPC_CACERT_PEM";
-/// The file for the certificate in [`GRPC_CA_PEM`].
+/// The files for these certificates.
+const HTTP_CA_FILE: &str = "consul-https-ca-cert.pem";
 const GRPC_CA_FILE: &str = "consul-grpc-ca-cert.pem";
 /// Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
@@ -40,8 +41,8 @@ pub enum AgentlessError {
     Cluster(#[source] ecs_meta::ArnError),
     #[error(transparent)]
     Register(#[from] RegisterError),
-    #[error("{GRPC_CA_PEM}")]
-    Authority(#[source] PemError),
+    #[error("{variable}")]
+    Authority { variable: &'static str, source: PemError },
     #[error("cannot write a file for the dataplane")]
     Write(#[from] WriteError),
 }
@@ -84,9 +85,10 @@ async fn join(
     let mut catalog = Catalog::new(consul, node, catalog::registrations(role, config, &names, task, node));
     let joined = async {
         catalog.register(&names, bound).await?;
-        let ca_file = grpc_authority(config, servers, env)?;
-        let dataplane =
-            dataplane::File { config, servers, role, task, names: &names, node, ca_file: ca_file.as_deref() };
+        let ca_file = authority(config, &servers.grpc_endpoint(), (GRPC_CA_PEM, GRPC_CA_FILE), env)?;
+        let http_ca_file = authority(config, &servers.http_endpoint(), (HTTP_CA_PEM, HTTP_CA_FILE), env)?;
+        let (ca_file, http_ca_file) = (ca_file.as_deref(), http_ca_file.as_deref());
+        let dataplane = dataplane::File { config, servers, role, task, names: &names, node, ca_file, http_ca_file };
         Ok(dataplane.write()?)
     };
     let joined: Result<(), AgentlessError> = joined.await;
@@ -97,15 +99,19 @@ async fn join(
     joined
 }
 
-/// The file with the CA certificate for gRPC. If a variable has the certificate, mesh-init writes it to the shared volume.
-fn grpc_authority(config: &Config, servers: &ConsulServers, env: &Env) -> Result<Option<PathBuf>, AgentlessError> {
-    let endpoint = servers.grpc_endpoint();
+/// The file with the CA certificate of an endpoint. If a variable has the certificate, mesh-init writes it to the shared volume.
+fn authority(
+    config: &Config,
+    endpoint: &ServerEndpoint<'_>,
+    (variable, file): (&'static str, &str),
+    env: &Env,
+) -> Result<Option<PathBuf>, AgentlessError> {
     if !endpoint.tls {
         return Ok(None);
     }
-    let Some(pem) = env.get(GRPC_CA_PEM) else { return Ok(endpoint.ca_file.map(Into::into)) };
-    let pem = CertificatesPem::new(pem).map_err(AgentlessError::Authority)?;
-    let path = config.bootstrap_dir.join(GRPC_CA_FILE);
+    let Some(pem) = env.get(variable) else { return Ok(endpoint.ca_file.map(Into::into)) };
+    let pem = CertificatesPem::new(pem).map_err(|source| AgentlessError::Authority { variable, source })?;
+    let path = config.bootstrap_dir.join(file);
     write_if_changed(&path, pem.as_str().as_bytes(), MODE)?;
     Ok(Some(path))
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use ecs_meta::Task;
-use mesh_config::{Config, ConsulServers, DATAPLANE_FILE, HEALTH_CHECK_PORT, LogLevel, Names, Role};
+use mesh_config::{Config, ConsulServers, DATAPLANE_FILE, HEALTH_CHECK_PORT, LogLevel, Names, Role, ServerEndpoint};
 use serde_json::{Value, json};
 use sidecar_kit::file::{WriteError, write_if_changed};
 
@@ -21,6 +21,8 @@ pub(crate) struct File<'a> {
     pub node: &'a str,
     /// The CA certificate for gRPC.
     pub ca_file: Option<&'a Path>,
+    /// The CA certificate for the HTTP API.
+    pub http_ca_file: Option<&'a Path>,
 }
 
 impl File<'_> {
@@ -51,22 +53,16 @@ impl File<'_> {
 
     fn consul(&self) -> Value {
         let endpoint = self.servers.grpc_endpoint();
-        let mut tls = json!({ "disabled": !endpoint.tls });
-        if endpoint.tls {
-            if let Some(file) = self.ca_file {
-                tls["caCertsPath"] = json!(file);
-            }
-            if let Some(name) = endpoint.server_name {
-                tls["serverName"] = name.into();
-            }
-        }
         let mut consul = json!({
             "addresses": self.servers.hosts().collect::<Vec<_>>().join(","),
             "grpcPort": endpoint.port,
             "serverWatchDisabled": self.servers.skip_server_watch,
-            "tls": tls,
+            "tls": tls(&endpoint, self.ca_file),
         });
         if let Some(login) = self.config.consul_login.as_ref().filter(|login| login.enabled) {
+            // Only the HTTP API says when the token of a login expires.
+            let http = self.servers.http_endpoint();
+            consul["http"] = json!({ "port": http.port, "tls": tls(&http, self.http_ca_file) });
             let meta = consul_login::meta(&login.meta, self.task);
             consul["credentials"] = json!({
                 "type": "login",
@@ -86,4 +82,17 @@ impl File<'_> {
         }
         consul
     }
+}
+
+fn tls(endpoint: &ServerEndpoint<'_>, ca_file: Option<&Path>) -> Value {
+    let mut tls = json!({ "disabled": !endpoint.tls });
+    if endpoint.tls {
+        if let Some(file) = ca_file {
+            tls["caCertsPath"] = json!(file);
+        }
+        if let Some(name) = endpoint.server_name {
+            tls["serverName"] = name.into();
+        }
+    }
+    tls
 }

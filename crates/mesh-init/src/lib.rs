@@ -8,7 +8,6 @@ pub mod address;
 mod agent;
 pub mod agent_config;
 pub mod agentless;
-pub mod bootstrap;
 pub mod catalog;
 mod compat;
 pub mod consul_version;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use consul_login::Settings;
+use envoy_bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
 use mesh_config::CheckTtl;
-use mesh_init::bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
 use mesh_init::consul_version::ConsulVersion;
 use mesh_init::{agent_config, run, validate};
 use sidecar_kit::env::Env;

@@ -21,9 +21,9 @@ use sidecar_kit::wait::WaitError;
 use crate::address::{self, AddressError};
 use crate::agent;
 use crate::agentless::{self, AgentlessError};
-use crate::bootstrap::{Bootstrap, BootstrapError, Prometheus, ProxyOptions, XdsAddress, access_log_of, ready_bind};
 use crate::register::{RegisterError, Registrar};
 use crate::volume::{self, NotWritable};
+use envoy_bootstrap::{Bootstrap, BootstrapError, Prometheus, ProxyOptions, XdsAddress, access_log_of, ready_bind};
 
 const ADMIN_PORT: u16 = 19000;
 
@@ -192,7 +192,9 @@ async fn join(
     let access_log = proxy_defaults.as_ref().map(access_log_of).transpose()?.flatten();
     let scope = consul.config();
     let bootstrap = Bootstrap {
-        names,
+        service: &names.service,
+        proxy_id: names.proxy_id.as_str(),
+        node: None,
         namespace: registered.namespace.as_deref().or(scope.namespace()),
         partition: registered.partition.as_deref().or(scope.partition()),
         datacenter: datacenter.as_deref(),

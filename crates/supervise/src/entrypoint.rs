@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use sidecar_kit::env::Env;
 use sidecar_kit::log;
+use tracing::Level;
 
 use crate::StartError;
 
@@ -27,10 +28,10 @@ pub enum Verb {
 
 /// Starts logging. The command may read `LOG_LEVEL` and `LOG_FORMAT` too, and may accept values that are unknown here. Such a value gives a
 /// warning, and the entry point uses its default.
-pub fn start_logging(env: &Env) {
+pub fn start_logging(env: &Env, default_level: Option<Level>) {
     let mut env = env.clone();
     let mut refused = Vec::new();
-    while let Err(error) = log::init(&env, None) {
+    while let Err(error) = log::init(&env, default_level) {
         // An empty value counts as not set, so this loop ends.
         env = env.with(error.variable, "");
         refused.push(error);

@@ -4,6 +4,8 @@
 //! forwarded to the child, except those that the caller handles. Orphans are reaped, and the child's end becomes an exit code.
 
 pub mod entrypoint;
+#[cfg(feature = "envoy")]
+pub mod envoy;
 mod signals;
 
 use std::ffi::OsString;

@@ -48,6 +48,16 @@ impl HeldSignals {
         let _ = self.before.thread_set_mask();
     }
 
+    /// Waits for TERM, INT or QUIT. They end a program whose child has not started yet. All other signals stay for the child.
+    ///
+    /// # Errors
+    /// If the signals cannot be read.
+    pub async fn stop(&self) -> io::Result<()> {
+        let stops = SigSet::from_iter([Named::SIGTERM, Named::SIGINT, Named::SIGQUIT]);
+        Signals::of(&stops)?.next().await;
+        Ok(())
+    }
+
     /// The signals that were blocked before.
     pub(crate) fn mask_before(&self) -> SigSet {
         self.before
@@ -58,11 +68,7 @@ impl HeldSignals {
         // If the parent process has set SIGCHLD to be ignored, the kernel doesn't report how a child ended. Any handler changes that.
         // This one never runs, because the signal is blocked.
         signal_hook::flag::register(SIGCHLD, Arc::new(AtomicBool::new(false)))?;
-        let descriptor = SignalFd::with_flags(&self.held, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        // SAFETY: a SignalFd owns its descriptor, which stays open and the same until it is dropped.
-        #[allow(unsafe_code, reason = "tokio can't know this of every type")]
-        let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
-        Ok(Signals(descriptor.map_err(io::Error::from)?))
+        Signals::of(&self.held)
     }
 }
 
@@ -71,6 +77,14 @@ impl HeldSignals {
 pub(crate) struct Signals(AsyncFd<SignalFd>);
 
 impl Signals {
+    fn of(signals: &SigSet) -> io::Result<Self> {
+        let descriptor = SignalFd::with_flags(signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        // SAFETY: a SignalFd owns its descriptor, which stays open and the same until it is dropped.
+        #[allow(unsafe_code, reason = "tokio can't know this of every type")]
+        let descriptor = unsafe { AsyncFd::register_with_interest(descriptor, Interest::READABLE) };
+        Ok(Self(descriptor.map_err(io::Error::from)?))
+    }
+
     /// The next signal that another process sent. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         loop {

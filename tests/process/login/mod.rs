@@ -36,7 +36,7 @@ mod servers;
 mod transport;
 
 const BOUND: Duration = Duration::from_secs(60);
-const METHOD: &str = "platform";
+pub(super) const METHOD: &str = "platform";
 
 /// A task: its metadata, its volume and its document.
 struct Task {
@@ -95,14 +95,14 @@ impl Task {
 }
 
 /// A platform that signs the identity of a task as a JSON Web Token, for Consul's auth method of type `jwt`.
-struct Platform {
+pub(super) struct Platform {
     key: EcdsaKeyPair,
     random: SystemRandom,
 }
 
 impl Platform {
     /// Creates a platform, and in Consul an auth method that trusts it. The claim `service` decides the service identity of a token.
-    async fn trusted_by(agent: &Agent, identity: &str) -> Self {
+    pub(super) async fn trusted_by(agent: &Agent, identity: &str) -> Self {
         let pair = KeyPair::generate().unwrap();
         let method = json!({
             "Name": METHOD, "Type": "jwt", "MaxTokenTTL": "1h",
@@ -129,13 +129,13 @@ impl Platform {
         file
     }
 
-    fn proof(&self, service: &str) -> tempfile::NamedTempFile {
+    pub(super) fn proof(&self, service: &str) -> tempfile::NamedTempFile {
         self.proof_at(service, SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
     }
 }
 
 /// The tokens in Consul that logins have created.
-async fn logins(agent: &Agent) -> Vec<Value> {
+pub(super) async fn logins(agent: &Agent) -> Vec<Value> {
     let tokens = agent.call("GET", "/v1/acl/tokens", &Value::Null).await;
     tokens.as_array().unwrap().iter().filter(|token| token["AuthMethod"] == METHOD).cloned().collect()
 }

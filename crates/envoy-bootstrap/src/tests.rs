@@ -16,6 +16,7 @@ struct Case {
     access_log: Option<Value>,
     authorities: Option<CertificatesPem>,
     datacenter: Option<&'static str>,
+    node: Option<&'static str>,
     env: Env,
 }
 
@@ -31,6 +32,7 @@ impl Default for Case {
             access_log: None,
             authorities: None,
             datacenter: Some("dc1"),
+            node: None,
             env: Env::default(),
         }
     }
@@ -38,10 +40,10 @@ impl Default for Case {
 
 impl Case {
     fn bootstrap(&self) -> Result<Value, BootstrapError> {
-        let mut names = Names::new(Some("test"), "", &"".into());
-        names.proxy_id = "test-proxy".into();
         Bootstrap {
-            names: &names,
+            service: "test",
+            proxy_id: "test-proxy",
+            node: self.node,
             namespace: None,
             partition: None,
             datacenter: self.datacenter,
@@ -80,7 +82,7 @@ fn difference(path: &str, ours: &Value, theirs: &Value) -> Option<String> {
     }
 }
 
-/// `UPDATE_GOLDEN=1 cargo test -p mesh-init` writes the files in `golden/` anew.
+/// `UPDATE_GOLDEN=1 cargo test -p envoy-bootstrap` writes the files in `golden/` anew.
 #[test]
 fn golden_cases_give_their_bootstraps() {
     let tls = PrometheusTls {
@@ -135,8 +137,9 @@ fn golden_cases_give_their_bootstraps() {
                 ..Case::default()
             },
         ),
+        ("dataplane", Case { node: Some("arn:aws:ecs:eu-north-1:210987654321:cluster/blue"), ..Case::default() }),
     ];
-    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bootstrap/golden");
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/golden");
     for (name, case) in cases {
         let made = case.bootstrap().unwrap();
         let path = golden.join(format!("{name}.json"));
@@ -195,10 +198,11 @@ fn bootstraps_equal_those_of_consul() {
 
 #[test]
 fn node_and_tags_have_namespace_partition_and_service() {
-    let names = Names::new(None, "Shop", &"f1a2".into());
     let xds = XdsAddress { endpoint: Endpoint::Unix("/run/consul.sock".to_owned()), authorities: None };
     let bootstrap = Bootstrap {
-        names: &names,
+        service: "shop",
+        proxy_id: "shop-f1a2-sidecar-proxy",
+        node: None,
         namespace: Some("ns1"),
         partition: Some("ap1"),
         datacenter: None,

@@ -10,7 +10,7 @@ use sidecar_kit::http::{self, Client, Limits};
 use sidecar_kit::wait::{Attempt, until};
 use tokio::time::{Instant, sleep};
 
-/// How long envoy-entrypoint tries to send the drain request: Envoy may still be starting, or be busy.
+/// How long to try to send the drain request: Envoy may still be starting, or be busy.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// How often Envoy is asked whether Consul has sent listeners.
@@ -27,13 +27,13 @@ enum Refused {
 }
 
 /// The admin page of one Envoy.
-pub(crate) struct Admin {
+pub(super) struct Admin {
     address: SocketAddr,
     client: Client,
 }
 
 impl Admin {
-    pub(crate) fn at(address: SocketAddr) -> Self {
+    pub(super) fn at(address: SocketAddr) -> Self {
         Self { address, client: Client::plain() }
     }
 
@@ -47,7 +47,7 @@ impl Admin {
     /// Drains inbound listeners: from now on, each answer closes its connection. Envoy accepts new connections for as long as it runs
     /// (`skip_exit`). `/healthcheck/fail` would close outbound connections too. With `all`, every listener drains: Consul marks none of
     /// a gateway's listeners as inbound.
-    pub(crate) async fn drain_listeners(&self, all: bool) {
+    pub(super) async fn drain_listeners(&self, all: bool) {
         let (which, only) = if all { ("all", "") } else { ("the inbound", "inboundonly&") };
         let path = format!("/drain_listeners?{only}graceful&skip_exit");
         let drained = until("Envoy's admin page", BOUND, Backoff::default(), async || {
@@ -64,7 +64,7 @@ impl Admin {
 
     /// Returns if Envoy has no listener from Consul once `bound` is over. Never returns once Consul has sent
     /// listeners, for an Envoy that doesn't ask Consul for listeners, or while the page gives no answer.
-    pub(crate) async fn without_listeners_for(&self, bound: Duration) {
+    pub(super) async fn without_listeners_for(&self, bound: Duration) {
         let deadline = Instant::now() + bound;
         loop {
             let late = Instant::now() >= deadline;

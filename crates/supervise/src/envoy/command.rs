@@ -21,7 +21,7 @@ fn value_of<'a>(command: &'a [OsString], name: &str) -> Option<&'a OsStr> {
 }
 
 /// Warns if draining would close connections too slowly.
-pub(crate) fn warn_of_draining(command: &[OsString]) {
+pub(super) fn warn_of_draining(command: &[OsString]) {
     if value_of(command, "--drain-strategy").is_none_or(|strategy| strategy != "immediate") {
         tracing::warn!(
             "--drain without Envoy's --drain-strategy immediate: connections close gradually, over --drain-time-s"
@@ -30,7 +30,7 @@ pub(crate) fn warn_of_draining(command: &[OsString]) {
 }
 
 /// The command with this `--concurrency` instead of its own.
-pub(crate) fn with_concurrency(command: &[OsString], workers: u32) -> Vec<OsString> {
+pub(super) fn with_concurrency(command: &[OsString], workers: u32) -> Vec<OsString> {
     let mut with = Vec::with_capacity(command.len() + 2);
     let mut words = command.iter();
     while let Some(word) = words.next() {
@@ -46,7 +46,7 @@ pub(crate) fn with_concurrency(command: &[OsString], workers: u32) -> Vec<OsStri
 }
 
 /// The address of Envoy's admin page, from the bootstrap that the command names.
-pub(crate) fn admin(command: &[OsString]) -> SocketAddr {
+pub(super) fn admin(command: &[OsString]) -> SocketAddr {
     // `-c` counts only with a .json file: a shell has a `-c` too, and Envoy knows the format by the extension.
     let short =
         value_of(command, "-c").filter(|path| Path::new(path).extension().is_some_and(|format| format == "json"));

@@ -1,5 +1,6 @@
 //! Envoy's bootstrap, equal as JSON to what `consul connect envoy -bootstrap` of Consul 1.15 and later writes for the
-//! same registration ("Consul Connect Envoy", "Envoy proxy configuration reference").
+//! same registration ("Consul Connect Envoy", "Envoy proxy configuration reference"). mesh-init writes it for an Envoy with an agent, and
+//! mesh-dataplane for one without.
 
 mod access_log;
 mod listener;
@@ -11,7 +12,6 @@ use std::net::IpAddr;
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use mesh_config::Names;
 use serde_json::{Map, Value, json};
 use sidecar_kit::secret::Secret;
 use sidecar_kit::tls::CertificatesPem;
@@ -82,15 +82,19 @@ pub enum Endpoint {
 /// Everything that goes into the bootstrap.
 #[derive(Clone, Copy)]
 pub struct Bootstrap<'a> {
-    /// The proxy's and its service's names.
-    pub names: &'a Names,
+    /// The proxy's service, or the gateway's.
+    pub service: &'a str,
+    /// The ID of the proxy or gateway.
+    pub proxy_id: &'a str,
+    /// The node in the catalog, for a proxy without an agent. Its Envoy sends no token, and comes back at once after a stream has ended.
+    pub node: Option<&'a str>,
     /// The proxy's namespace (Consul Enterprise).
     pub namespace: Option<&'a str>,
     /// The proxy's admin partition (Consul Enterprise).
     pub partition: Option<&'a str>,
     /// The datacenter, if it is known.
     pub datacenter: Option<&'a str>,
-    /// The token that Envoy sends to the agent.
+    /// The token that Envoy sends to the agent; none with `node`.
     pub token: Option<&'a Secret>,
     /// Where Envoy finds xDS.
     pub xds: &'a XdsAddress,
@@ -208,11 +212,10 @@ impl Bootstrap<'_> {
             ("AgentSocket", Datum::Text(socket)),
             ("AgentTLS", Datum::Flag(self.xds.authorities.is_some())),
             ("AgentCAPEM", Datum::Text(authorities)),
-            ("ProxyCluster", text(&self.names.service)),
-            ("ProxyID", text(self.names.proxy_id.as_str())),
-            ("ProxySourceService", text(&self.names.service)),
-            // Consul sets this field only for a proxy that has no agent on its host.
-            ("NodeName", text("")),
+            ("ProxyCluster", text(self.service)),
+            ("ProxyID", text(self.proxy_id)),
+            ("ProxySourceService", text(self.service)),
+            ("NodeName", text(self.node.unwrap_or_default())),
             ("AdminAccessLogConfig", Datum::List(self.access_log.iter().map(ToString::to_string).collect())),
             ("AdminAccessLogPath", text(self.admin_access_log_path)),
             ("AdminBindAddress", Datum::Text(self.admin.0.to_string())),
@@ -237,11 +240,11 @@ impl Bootstrap<'_> {
     }
 
     fn node(&self) -> Value {
-        json!({
-            "cluster": self.names.service,
-            "id": self.names.proxy_id,
-            "metadata": { "namespace": or_default(self.namespace), "partition": or_default(self.partition) },
-        })
+        let mut metadata = json!({ "namespace": or_default(self.namespace), "partition": or_default(self.partition) });
+        if let Some(node) = self.node {
+            metadata["node_name"] = node.into();
+        }
+        json!({ "cluster": self.service, "id": self.proxy_id, "metadata": metadata })
     }
 
     fn agent_cluster(&self) -> Value {
@@ -267,7 +270,7 @@ impl Bootstrap<'_> {
     /// The cluster for the loopback listener of the telemetry collector. Consul gives Envoy that listener by xDS, at the same path. The
     /// file's name is a hash, because the path of a socket is limited to about a hundred characters.
     fn telemetry_cluster(&self, directory: &str) -> Value {
-        let id = format!("{}_{}", or_default(self.namespace), self.names.proxy_id);
+        let id = format!("{}_{}", or_default(self.namespace), self.proxy_id);
         let hash = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, id.as_bytes());
         let name = BASE64_URL_SAFE_NO_PAD.encode(hash);
         let path = format!("{}/{name}.sock", directory.trim_end_matches('/'));
@@ -281,8 +284,8 @@ impl Bootstrap<'_> {
 
     fn stats_config(&self, user_tags: &[String]) -> Value {
         let fixed = [
-            ("local_cluster", Some(self.names.service.as_str())),
-            ("consul.source.service", Some(self.names.service.as_str())),
+            ("local_cluster", Some(self.service)),
+            ("consul.source.service", Some(self.service)),
             ("consul.source.namespace", Some(or_default(self.namespace))),
             ("consul.source.partition", Some(or_default(self.partition))),
             ("consul.source.datacenter", self.datacenter),
@@ -292,18 +295,24 @@ impl Bootstrap<'_> {
 
     fn dynamic_resources(&self) -> Value {
         let ads = json!({ "ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3" });
-        let token = self.token.map_or("", Secret::expose);
+        let services = match self.node {
+            None => {
+                let token = self.token.map_or("", Secret::expose);
+                json!({
+                    "initial_metadata": [{ "key": "x-consul-token", "value": token }],
+                    "envoy_grpc": { "cluster_name": AGENT_CLUSTER },
+                })
+            }
+            // By default, Envoy waits up to half a second before it opens a stream again.
+            Some(_) => json!({ "envoy_grpc": {
+                "cluster_name": AGENT_CLUSTER,
+                "retry_policy": { "retry_back_off": { "base_interval": "0.010s", "max_interval": "1s" } },
+            } }),
+        };
         json!({
             "lds_config": ads,
             "cds_config": ads,
-            "ads_config": {
-                "api_type": "DELTA_GRPC",
-                "transport_api_version": "V3",
-                "grpc_services": {
-                    "initial_metadata": [{ "key": "x-consul-token", "value": token }],
-                    "envoy_grpc": { "cluster_name": AGENT_CLUSTER },
-                },
-            },
+            "ads_config": { "api_type": "DELTA_GRPC", "transport_api_version": "V3", "grpc_services": services },
         })
     }
 }

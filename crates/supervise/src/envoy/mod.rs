@@ -1,4 +1,9 @@
-//! Envoy's life: it runs, it waits for the apps after TERM, it ends.
+//! Envoy's life in a task: it runs, it waits for the apps after TERM, it ends.
+
+mod admin;
+mod apps;
+mod command;
+mod dial;
 
 use std::borrow::Cow;
 use std::convert::Infallible;
@@ -6,81 +11,82 @@ use std::ffi::OsString;
 use std::future::pending;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::time::Duration;
 
-use clap::Args;
 use ecs_meta::MetadataClient;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use sidecar_kit::backoff::Backoff;
-use sidecar_kit::exit::{parse_delay, parse_duration};
-use supervise::{Ended, Event, HeldSignals, Supervised, Target, entrypoint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::admin::Admin;
-use crate::{Error, apps, command};
+use crate::{Ended, Event, HeldSignals, StartError, Supervised, Target};
+use admin::Admin;
+pub use dial::{DialError, dial};
 
 /// How long Envoy may take to end after TERM.
 const END_BOUND: Duration = Duration::from_secs(5);
 
-/// The flags.
-#[derive(Debug, Args)]
-pub(crate) struct Options {
-    /// A container that Envoy need not wait for, beside the sidecars; may be repeated, or separated by commas.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_IGNORE_CONTAINERS", value_name = "NAME", value_delimiter = ',', value_parser = trimmed)]
-    ignore_container: Vec<String>,
+/// How Envoy runs. The flags of the entry points say it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Containers that Envoy need not wait for, beside the sidecars.
+    pub ignore_container: Vec<String>,
     /// The longest time that Envoy runs on after TERM.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
-    grace: Duration,
-    /// Drain Envoy's inbound listeners when the task stops: each answer closes its connection, and Envoy accepts new connections
-    /// until it ends. Start Envoy with --drain-time-s below the app's delay, and with --drain-strategy immediate.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN")]
-    drain: bool,
-    /// This Envoy is a gateway. It waits for no app and runs on for this long after TERM, at most for --grace, until other proxies
-    /// know that the gateway stops. With --drain all of its listeners drain, not only the inbound ones.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_GATEWAY_DELAY", value_name = "DURATION", value_parser = parse_delay)]
-    gateway_delay: Option<Duration>,
-    /// Where Envoy's admin page is. [default: the address in the bootstrap of Envoy's --config-path or -c FILE.json, else
-    /// 127.0.0.1:19000]
-    #[arg(long, env = "ENVOY_ENTRYPOINT_ADMIN", value_name = "ADDRESS:PORT")]
-    admin: Option<SocketAddr>,
-    /// Envoy's worker threads. Replaces --concurrency in Envoy's command.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_CONCURRENCY", value_name = "N")]
-    concurrency: Option<NonZeroU32>,
-    /// How long Envoy may run without listeners from Consul; then envoy-entrypoint ends it. 0s: no limit, for an ingress gateway,
-    /// which has no listeners before its config entry. An Envoy that has had listeners from Consul is never ended for this reason.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_delay)]
-    listener_timeout: Duration,
+    pub grace: Duration,
+    /// Drain Envoy's inbound listeners when the task stops.
+    pub drain: bool,
+    /// For a gateway: how long it runs on after TERM. It waits for no app, and all of its listeners drain.
+    pub gateway_delay: Option<Duration>,
+    /// Where Envoy's admin page is; else the address in the bootstrap that the command names, else 127.0.0.1:19000.
+    pub admin: Option<SocketAddr>,
+    /// Envoy's worker threads. This replaces `--concurrency` in the command.
+    pub concurrency: Option<NonZeroU32>,
+    /// How long Envoy may run without listeners from Consul; zero: no limit.
+    pub listener_timeout: Duration,
     /// How often Envoy is started again when it ends by itself before TERM.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_RESTARTS", value_name = "N", default_value = "0")]
-    restarts: u32,
-    /// How long to wait before the first restart; twice as long before each that follows, at most 30s.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_RESTART_DELAY", value_name = "DURATION", default_value = "1s", value_parser = parse_duration)]
-    restart_delay: Duration,
-    /// Send signals to Envoy's whole process group, not to Envoy alone.
-    #[arg(long, env = "ENVOY_ENTRYPOINT_SIGNAL_GROUP")]
-    signal_group: bool,
+    pub restarts: u32,
+    /// How long to wait before the first restart; twice as long before each that follows, at most 30 s.
+    pub restart_delay: Duration,
+    /// Send signals to Envoy's whole process group.
+    pub signal_group: bool,
 }
 
-#[allow(clippy::unnecessary_wraps, reason = "clap wants a parser that may fail")]
-fn trimmed(name: &str) -> Result<String, Infallible> {
-    Ok(name.trim().to_owned())
+/// Why Envoy did not run, or was ended before TERM.
+#[derive(Debug)]
+pub enum Failure<E> {
+    /// It could not start.
+    Start(StartError),
+    /// It had no listeners from Consul within [`Options::listener_timeout`].
+    NoListeners,
+    /// The caller's reason.
+    Refused(E),
 }
 
-/// Runs Envoy to its end.
-pub(crate) async fn run(
+impl<E> From<StartError> for Failure<E> {
+    fn from(error: StartError) -> Self {
+        Self::Start(error)
+    }
+}
+
+/// Runs Envoy to its end. Before TERM, Envoy is also ended if `refused` is ready. Without metadata, Envoy waits for no app.
+///
+/// # Errors
+/// See [`Failure`].
+pub async fn run<E>(
     held: HeldSignals,
     command: &[OsString],
     options: &Options,
     metadata: Option<MetadataClient>,
-) -> Result<Ended, Error> {
+    refused: impl Future<Output = E>,
+) -> Result<Ended, Failure<E>> {
     raise_file_limit();
     let command = match options.concurrency {
         Some(workers) => Cow::Owned(command::with_concurrency(command, workers.get())),
         None => Cow::Borrowed(command),
     };
     let target = if options.signal_group { Target::Group } else { Target::Child };
-    let mut envoy = Supervised::start(held, &command, target, &[Signal::TERM]).map_err(entrypoint::Error::from)?;
+    let mut envoy = Supervised::start(held, &command, target, &[Signal::TERM])?;
     if metadata.is_none() {
         tracing::warn!("{} is not set: after TERM, Envoy waits for no app", ecs_meta::VARIABLE);
     }
@@ -90,7 +96,7 @@ pub(crate) async fn run(
     let admin = Admin::at(options.admin.unwrap_or_else(|| command::admin(&command)));
     let term = Notify::new();
     let life = async {
-        if let Some(ended) = run_until_term(&mut envoy, options, &admin).await? {
+        if let Some(ended) = run_until_term(&mut envoy, options, &admin, refused).await? {
             return Ok(ended);
         }
         term.notify_one();
@@ -153,8 +159,14 @@ async fn stop_is_desired(metadata: Option<&MetadataClient>) {
     }
 }
 
-/// Runs Envoy until TERM, or until it has ended for good. Ends an Envoy that gets no listeners from Consul.
-async fn run_until_term(envoy: &mut Supervised, options: &Options, admin: &Admin) -> Result<Option<Ended>, Error> {
+/// Runs Envoy until TERM, or until it has ended for good. Ends an Envoy that gets no listeners from Consul, or that is refused.
+async fn run_until_term<E>(
+    envoy: &mut Supervised,
+    options: &Options,
+    admin: &Admin,
+    refused: impl Future<Output = E>,
+) -> Result<Option<Ended>, Failure<E>> {
+    let mut refused = pin!(refused);
     let mut restarts = options.restarts;
     let mut backoff = Backoff::new(options.restart_delay, Duration::from_secs(30));
     loop {
@@ -163,7 +175,11 @@ async fn run_until_term(envoy: &mut Supervised, options: &Options, admin: &Admin
             event = envoy.next() => event,
             () = without_listeners(admin, options.listener_timeout) => {
                 let _ = end(envoy).await;
-                return Err(Error::NoListeners { bound: options.listener_timeout });
+                return Err(Failure::NoListeners);
+            }
+            reason = &mut refused => {
+                let _ = end(envoy).await;
+                return Err(Failure::Refused(reason));
             }
         };
         match event {
@@ -173,7 +189,7 @@ async fn run_until_term(envoy: &mut Supervised, options: &Options, admin: &Admin
                 restarts -= 1;
                 tracing::warn!("Envoy ended with {}: starting it again, {restarts} restarts left", ended.code());
                 tokio::select! {
-                    () = sleep(backoff.delay()) => envoy.restart().map_err(entrypoint::Error::from)?,
+                    () = sleep(backoff.delay()) => envoy.restart()?,
                     // TERM came during the delay: do not restart.
                     _ = envoy.next() => return Ok(Some(ended)),
                 }

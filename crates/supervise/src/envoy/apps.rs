@@ -64,14 +64,14 @@ impl<'a> Poll<'a> {
 }
 
 /// Returns when ECS's desired status for the task is STOPPED.
-pub(crate) async fn stop_is_desired(metadata: &MetadataClient) {
+pub(super) async fn stop_is_desired(metadata: &MetadataClient) {
     let mut poll = Poll::every(RUNNING_PERIOD, metadata);
     while poll.task(None).await.desired_status != Status::Stopped {}
 }
 
 /// Warns if this container logs through a log router that is not ignored. ECS starts a log router before the containers that log
 /// through it, and stops it after them ("Container dependency").
-pub(crate) async fn warn_of_log_router(metadata: &MetadataClient, ignored: &[String]) {
+pub(super) async fn warn_of_log_router(metadata: &MetadataClient, ignored: &[String]) {
     let waits =
         until("the task metadata", LOG_DRIVER_BOUND, Backoff::default(), async || {
             match waits_for_log_router(metadata, ignored).await {
@@ -102,7 +102,7 @@ async fn waits_for_log_router(metadata: &MetadataClient, ignored: &[String]) -> 
 }
 
 /// Warns of names in --ignore-container that no container of the task has.
-pub(crate) async fn warn_of_unknown_names(metadata: &MetadataClient, ignored: &[String]) {
+pub(super) async fn warn_of_unknown_names(metadata: &MetadataClient, ignored: &[String]) {
     if ignored.is_empty() {
         return;
     }
@@ -118,7 +118,7 @@ pub(crate) async fn warn_of_unknown_names(metadata: &MetadataClient, ignored: &[
 }
 
 /// Returns when every app container has stopped.
-pub(crate) async fn all_stopped(metadata: &MetadataClient, ignored: &[String]) {
+pub(super) async fn all_stopped(metadata: &MetadataClient, ignored: &[String]) {
     let mut poll = Poll::every(STOPPING_PERIOD, metadata);
     // This container is not an app, whatever its name in the task definition.
     let own = poll.next(MetadataClient::own_id).await;

@@ -1,0 +1,260 @@
+//! Passes Envoy's xDS stream on to a server of Consul, byte by byte. The relay adds the token, and decodes nothing.
+//!
+//! If the server or the token changes, the relay ends Envoy's stream. Envoy opens a new one after some milliseconds, and tells which
+//! versions it has. So nothing is lost, and the relay needs to know nothing of xDS.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use consul_grpc::{Code, Error, Ready, Servers, State, XDS};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use sidecar_kit::exit::one_line;
+use sidecar_kit::server::accept;
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use crate::status::Metrics;
+
+const STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// A server may learn of a new token's rights a moment later than of the token.
+const RIGHTS_WITHIN: Duration = Duration::from_secs(3);
+
+/// What the relay knows.
+pub(crate) struct Relay {
+    servers: Arc<Servers>,
+    state: watch::Receiver<State>,
+    metrics: Arc<Metrics>,
+    /// Whether Envoy has got something from Consul.
+    configured: AtomicBool,
+    /// The refusal of a proxy that has no configuration yet.
+    refused: watch::Sender<Option<String>>,
+    started: Instant,
+}
+
+/// How a stream has ended.
+enum End {
+    /// Envoy has ended it, or is gone.
+    Envoy,
+    /// The server or the token has changed.
+    Moved,
+    /// The server has ended it with this status.
+    Status(Code, String),
+    /// The connection to the server broke.
+    Broken(String),
+}
+
+impl Relay {
+    pub(crate) fn new(servers: Arc<Servers>, state: watch::Receiver<State>, metrics: Arc<Metrics>) -> Self {
+        let configured = AtomicBool::new(false);
+        Self { servers, state, metrics, configured, refused: watch::Sender::new(None), started: Instant::now() }
+    }
+
+    /// Waits until Consul refuses a proxy that has no configuration yet, and returns the reason. Never returns after that.
+    pub(crate) async fn refused(&self) -> String {
+        let mut refused = self.refused.subscribe();
+        let reason = refused.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.expect("the sender is ours")
+    }
+
+    /// Serves Envoy on the socket. Never returns.
+    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener) {
+        loop {
+            let stream = accept(|| listener.accept()).await;
+            let relay = self.clone();
+            let service = service_fn(move |request| {
+                let response = relay.clone().answer(request);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let mut http = http2::Builder::new(TokioExecutor::new());
+            let connection = http.timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+            // An error means that Envoy is gone.
+            tokio::spawn(async move { drop(connection.await) });
+        }
+    }
+
+    fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Piped> {
+        let (to_envoy, piped) = mpsc::channel(1);
+        let mut response = Response::new(Piped(piped));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+        if request.uri().path() == XDS {
+            tokio::spawn(async move { self.relay(request.into_body(), to_envoy).await });
+        } else {
+            response.headers_mut().insert(STATUS, (Code::Unimplemented as i32).into());
+        }
+        response
+    }
+
+    /// Relays one stream, and ends it with a status.
+    async fn relay(&self, from_envoy: Incoming, to_envoy: mpsc::Sender<Frame<Bytes>>) {
+        let mut state = self.state.clone();
+        // Envoy waits here while no server works. An error means that this program ends.
+        let ready = tokio::select! {
+            ready = state.wait_for(|state| matches!(state, State::Ready(_))) => match ready.as_deref() {
+                Ok(State::Ready(ready)) => ready.clone(),
+                _ => return,
+            },
+            () = to_envoy.closed() => return,
+        };
+        let server = ready.connection.server();
+        tracing::debug!("Envoy's stream goes to Consul's server at {server}");
+        let end = tokio::select! {
+            end = self.pass_on(&ready, from_envoy, &to_envoy) => end,
+            _ = state.wait_for(|state| is_other(state, &ready)) => End::Moved,
+            () = to_envoy.closed() => End::Envoy,
+        };
+        let (code, message) = match end {
+            End::Envoy => {
+                tracing::debug!("Envoy has ended its stream");
+                return self.metrics.stream_ended("envoy");
+            }
+            End::Moved => {
+                self.metrics.stream_ended("moved");
+                (Code::Unavailable, "the server or the token changes".to_owned())
+            }
+            End::Broken(reason) => {
+                self.metrics.stream_ended("broken");
+                tracing::info!("the stream to Consul's server at {server} broke: {reason}");
+                self.servers.leave(server);
+                (Code::Unavailable, "the connection to Consul's server broke".to_owned())
+            }
+            End::Status(code, message) => {
+                self.metrics.stream_ended("server");
+                tracing::info!("Consul's server at {server} ended the stream with {code:?}: {message}");
+                self.judge(&ready, code, &message);
+                (code, message)
+            }
+        };
+        let _ = to_envoy.send(Frame::trailers(trailers(code, &message))).await;
+    }
+
+    /// Leaves the server if another one may be better. Reports a refusal before Envoy's first configuration.
+    fn judge(&self, ready: &Ready, code: Code, message: &str) {
+        match code {
+            Code::ResourceExhausted | Code::Aborted | Code::Unavailable | Code::Unauthenticated => {
+                self.servers.leave(ready.connection.server());
+            }
+            Code::PermissionDenied
+                if !self.configured.load(Ordering::Relaxed) && self.started.elapsed() >= RIGHTS_WITHIN =>
+            {
+                self.refused.send_replace(Some(message.to_owned()));
+            }
+            _ => {}
+        }
+    }
+
+    /// Passes on the bytes of both directions, until one side ends.
+    async fn pass_on(&self, ready: &Ready, mut from_envoy: Incoming, to_envoy: &mpsc::Sender<Frame<Bytes>>) -> End {
+        let (to_consul, requests) = mpsc::channel(1);
+        let up = async {
+            while let Some(Ok(frame)) = from_envoy.frame().await {
+                if let Ok(data) = frame.into_data()
+                    && to_consul.send(Frame::data(data)).await.is_err()
+                {
+                    // The other direction knows why.
+                    std::future::pending::<Infallible>().await;
+                }
+            }
+            End::Envoy
+        };
+        let down = async {
+            let response = match ready.connection.xds(ready.token.as_ref(), Piped(requests)).await {
+                Ok(response) => response,
+                Err(Error::Broken { reason, .. }) => return End::Broken(reason),
+                Err(error) => return End::Broken(one_line(&error)),
+            };
+            if let Some(end) = status(response.headers()) {
+                return end;
+            }
+            let mut body = response.into_body();
+            loop {
+                match body.frame().await {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => {
+                            self.configured.store(true, Ordering::Relaxed);
+                            if to_envoy.send(Frame::data(data)).await.is_err() {
+                                return End::Envoy;
+                            }
+                        }
+                        Err(frame) => {
+                            let end = frame.trailers_ref().and_then(status);
+                            return end.unwrap_or_else(|| End::Broken("the server's answer has no status".to_owned()));
+                        }
+                    },
+                    Some(Err(status)) => return End::Broken(one_line(&status)),
+                    None => return End::Broken("the server's answer has no status".to_owned()),
+                }
+            }
+        };
+        tokio::select! {
+            end = down => end,
+            end = up => end,
+        }
+    }
+}
+
+/// Whether Envoy's stream should go to another server, or have another token.
+fn is_other(state: &State, ready: &Ready) -> bool {
+    let State::Ready(now) = state else { return false };
+    now.connection.server() != ready.connection.server() || now.token != ready.token
+}
+
+/// The status in trailers, or in the header fields of an answer without a body.
+fn status(fields: &HeaderMap) -> Option<End> {
+    let text =
+        |name| fields.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let code = text(STATUS)?.parse().map_or(Code::Unknown, Code::from_i32);
+    Some(End::Status(code, text(MESSAGE).unwrap_or_default()))
+}
+
+fn trailers(code: Code, message: &str) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    trailers.insert(STATUS, (code as i32).into());
+    // Consul's own message is already encoded.
+    if let Ok(message) = HeaderValue::from_str(message) {
+        trailers.insert(MESSAGE, message);
+    }
+    trailers
+}
+
+/// A body whose frames come through a channel.
+struct Piped(mpsc::Receiver<Frame<Bytes>>);
+
+impl Body for Piped {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|frame| frame.map(Ok))
+    }
+}
+
+/// Listens on the socket. Only this user may connect: who can connect gets the keys of the proxy's certificates.
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
+    // An earlier run may have left its socket.
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Until the mode is set, the directory keeps strangers out.
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    Ok(listener)
+}

@@ -1,0 +1,77 @@
+//! DNS for the task's apps.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+
+use super::*;
+
+/// A query for A records, which allows an answer of this size.
+fn query(name: &str, size: Option<u16>) -> Vec<u8> {
+    let mut query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
+    for label in name.split('.') {
+        query.push(u8::try_from(label.len()).unwrap());
+        query.extend(label.as_bytes());
+    }
+    query.extend([0, 0, 1, 0, 1]);
+    if let Some(size) = size {
+        query[11] = 1;
+        query.extend([0, 0, 41]);
+        query.extend(size.to_be_bytes());
+        query.extend([0; 6]);
+    }
+    query
+}
+
+/// Rcode, truncated, number of answers, length.
+fn read(answer: &[u8]) -> (u8, bool, u16, usize) {
+    assert_eq!(answer[..2], *b"\x12\x34");
+    (answer[3] & 0x0f, answer[2] & 2 != 0, u16::from_be_bytes([answer[6], answer[7]]), answer.len())
+}
+
+async fn udp(port: u16, query: &[u8]) -> (u8, bool, u16, usize) {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(query, ("127.0.0.1", port)).await.unwrap();
+    let mut answer = vec![0; 65_535];
+    let length = tokio::time::timeout(BOUND, socket.recv(&mut answer)).await.expect("in time").unwrap();
+    read(&answer[..length])
+}
+
+async fn tcp(port: u16, query: &[u8]) -> (u8, bool, u16, usize) {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let length = u16::try_from(query.len()).unwrap();
+    stream.write_all(&[&length.to_be_bytes()[..], query].concat()).await.unwrap();
+    let mut answer = vec![0; stream.read_u16().await.unwrap().into()];
+    stream.read_exact(&mut answer).await.unwrap();
+    read(&answer)
+}
+
+#[tokio::test]
+async fn queries_are_answered_by_udp_and_tcp_and_refused_when_the_servers_fail() {
+    let mut servers = Servers::start(1).await;
+    // So many instances that an answer needs more than 512 bytes.
+    for number in 1..=60 {
+        let service = json!({ "ID": format!("many-{number}"), "Service": "many", "Port": 80 });
+        let registration =
+            json!({ "Node": format!("n{number}"), "Address": format!("10.1.0.{number}"), "Service": service });
+        servers.any().call("PUT", "/v1/catalog/register", &registration).await;
+    }
+    let (web, _) = web(&servers);
+    let web = web.with("CONSUL_HTTP_TOKEN", servers.any().service_token("web").await);
+    web.register().await;
+    let web = web.starts().await;
+    let dns = web.task.dns;
+    let many = "many.service.consul";
+    let (code, _, answers, length) = udp(dns, &query(many, None)).await;
+    assert!(code == 0 && answers > 0 && length <= 512, "{code} {answers} {length}");
+    let (code, _, answers, length) = udp(dns, &query(many, Some(4096))).await;
+    assert!(code == 0 && answers > 0 && length <= 4096, "{code} {answers} {length}");
+    let (code, truncated, answers, length) = tcp(dns, &query(many, None)).await;
+    assert!(code == 0 && !truncated && answers == 60 && length > 512, "{code} {answers} {length}");
+    // Consul refuses what is not below its own domain.
+    assert_eq!(udp(dns, &query("example.com", None)).await.0, 5);
+    assert_eq!(web.metric("mesh_dataplane_dns_queries_total{result=\"answered\"}").await, 4);
+    servers.all[0].kill();
+    let (code, _, answers, _) = udp(dns, &query(many, Some(1232))).await;
+    assert_eq!((code, answers), (2, 0));
+    assert_eq!(tcp(dns, &query(many, None)).await.0, 2);
+}

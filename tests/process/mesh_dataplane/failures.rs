@@ -1,0 +1,71 @@
+//! What ends mesh-dataplane before Envoy has its first configuration, and what does not end it later.
+
+use super::*;
+
+async fn registered(servers: &Servers) -> Task {
+    let token = servers.any().service_token("web").await;
+    let (web, _) = web(servers);
+    let web = web.with("CONSUL_HTTP_TOKEN", token).with("MESH_DATAPLANE_TIMEOUT", "5s");
+    web.register().await;
+    web
+}
+
+#[tokio::test]
+async fn unknown_proxy_refused_token_and_silent_server_are_one_line_each() {
+    let servers = Servers::start(1).await;
+    let web = registered(&servers).await;
+
+    let unknown = web.with("CONSUL_HTTP_TOKEN", "6f1c2c1e-0000-4000-8000-5ec3e7000000");
+    unknown.fails_with(&["Consul's servers do not know the token", "CONSUL_HTTP_TOKEN", "Unauthenticated"]).await;
+
+    let other = servers.any().service_token("api").await;
+    let other = unknown.with("CONSUL_HTTP_TOKEN", other).with("MESH_DATAPLANE_LISTENER_TIMEOUT", "3s");
+    // This token may read the service `web`, so only the silence of xDS shows that it is the wrong one.
+    let texts =
+        ["no listeners from Consul within 3s", "web-w1-sidecar-proxy", "has its token the identity of its service"];
+    other.fails_with(&texts).await;
+
+    let id = other.proxy_id();
+    let token = servers.any().service_token("web").await;
+    let web = other.with("CONSUL_HTTP_TOKEN", token);
+    let deregister = json!({ "Node": CLUSTER, "ServiceID": id });
+    servers.any().call("PUT", "/v1/catalog/deregister", &deregister).await;
+    web.fails_with(&["Consul does not know the proxy web-w1-sidecar-proxy", CLUSTER, "expected mesh-init"]).await;
+
+    // A server that accepts connections and says nothing.
+    let silent = std::net::TcpListener::bind(("127.0.0.9", servers.grpc)).unwrap();
+    let mut settings: Value = serde_json::from_slice(&std::fs::read(web.file("dataplane.json")).unwrap()).unwrap();
+    settings["consul"]["addresses"] = "127.0.0.9".into();
+    std::fs::write(web.file("dataplane.json"), settings.to_string()).unwrap();
+    let silence = web.with("MESH_DATAPLANE_TIMEOUT", "2s");
+    silence.fails_with(&["Envoy cannot start: gave up waiting for Consul's servers at 127.0.0.9 after 2s"]).await;
+    drop(silent);
+    std::fs::remove_file(silence.file("dataplane.json")).unwrap();
+    silence.fails_with(&["cannot read", "dataplane.json: expected the file that mesh-init writes"]).await;
+}
+
+#[tokio::test]
+async fn term_before_envoy_starts_ends_the_program() {
+    let servers = Servers::start(1).await;
+    let web = registered(&servers).await.with("MESH_DATAPLANE_TIMEOUT", "60s");
+    let mut settings: Value = serde_json::from_slice(&std::fs::read(web.file("dataplane.json")).unwrap()).unwrap();
+    settings["consul"]["addresses"] = "127.0.0.9".into();
+    std::fs::write(web.file("dataplane.json"), settings.to_string()).unwrap();
+    let mut waiting = Process::spawn(&mut web.with_envoy("warning"));
+    waiting.says("waiting for Consul's servers at 127.0.0.9", BOUND).await;
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.exit_code(BOUND).await, 143);
+}
+
+#[tokio::test]
+async fn outage_of_consul_ends_nothing_and_shows_in_ready() {
+    let mut mesh = Mesh::start(1, 1).await;
+    mesh.servers.all[0].kill();
+    let status = mesh.web.task.status;
+    mesh.web.dataplane.says("no server of Consul can be used", BOUND).await;
+    // The default allows an outage of a minute.
+    assert_eq!(mesh.web.get(status, "/ready").await.unwrap(), "ready\n");
+    assert_eq!(mesh.web.metric("mesh_dataplane_connected").await, 0);
+    http::get(&mesh.upstream).await.unwrap();
+    assert_eq!(mesh.web.task.healthy().await, 0);
+}

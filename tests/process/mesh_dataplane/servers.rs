@@ -1,0 +1,50 @@
+//! Servers that fail, under load.
+
+use std::time::Instant;
+
+use super::*;
+
+impl Mesh {
+    /// Which server the web task's xDS stream goes to: its index.
+    fn server_of_web(&self) -> usize {
+        let output = self.web.dataplane.output();
+        let line = output.lines().rev().find(|line| line.contains("stream goes to Consul's server at 127.0.0."));
+        let server = line.and_then(|line| line.split("127.0.0.").nth(1)).and_then(|rest| rest.split(':').next());
+        server.unwrap_or_else(|| panic!("{output}")).parse::<usize>().unwrap() - 1
+    }
+}
+
+#[tokio::test]
+async fn killed_server_costs_no_request_and_little_time() {
+    let mut mesh = Mesh::start(3, 2).await;
+    let load = Load::start(&mesh.upstream);
+    let server = mesh.server_of_web();
+    mesh.servers.kept = (server + 1) % 3;
+    let broken = "mesh_dataplane_streams_ended_total{end=\"broken\"}";
+    let before = mesh.web.metric(broken).await;
+    mesh.servers.all[server].kill();
+    let begin = Instant::now();
+    eventually("the stream has moved", BOUND, async || {
+        if mesh.server_of_web() == server { Err("not yet".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    println!("Envoy's stream was at another server {:?} after the kill", begin.elapsed());
+    assert!(mesh.web.metric(broken).await > before);
+    // Writes need a leader, so the change waits for the election if the leader was killed.
+    eventually("a write succeeds", BOUND, async || {
+        let token = [("X-Consul-Token", mesh.servers.any().management.as_str())];
+        let url = mesh.servers.any().url("/v1/kv/probe");
+        match http::request("PUT", &url, &token, "x").await? {
+            (200, _) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    mesh.api[0].set_status(&mesh.servers, "critical").await;
+    let begin = Instant::now();
+    mesh.web.has_endpoints(1).await;
+    println!("a changed endpoint was in Envoy after {:?}", begin.elapsed());
+    let report = load.end().await;
+    assert_eq!(report.failed, 0, "{report:?}");
+    assert_eq!(mesh.web.get(mesh.web.task.status, "/ready").await.unwrap(), "ready\n");
+}

@@ -1,0 +1,107 @@
+//! Tokens that expire, are deleted, or are replaced.
+
+use super::*;
+use crate::login::{METHOD, Platform, logins};
+
+/// The tasks of `web` and of two instances of `api`. `web` logs in.
+async fn with_login(
+    max_token_ttl: Option<&str>,
+) -> (Servers, Member, Vec<Member>, String, Vec<Process>, tempfile::NamedTempFile) {
+    let servers = Servers::start(1).await;
+    let platform = Platform::trusted_by(servers.any(), "${value.service}").await;
+    if let Some(ttl) = max_token_ttl {
+        let mut method = servers.any().call("GET", &format!("/v1/acl/auth-method/{METHOD}"), &Value::Null).await;
+        method["MaxTokenTTL"] = ttl.into();
+        servers.any().call("PUT", &format!("/v1/acl/auth-method/{METHOD}"), &method).await;
+    }
+    let token = servers.any().service_token("api").await;
+    let (mut api, mut apps) = (Vec::new(), Vec::new());
+    for id in ["a1", "a2"] {
+        let (port, app) = app();
+        apps.push(app);
+        let task = Task::new(&servers, "api", id, port).with("CONSUL_HTTP_TOKEN", &token);
+        task.register().await;
+        let member = task.starts().await;
+        member.set_status(&servers, "passing").await;
+        api.push(member);
+    }
+    let proof = platform.proof("web");
+    let (mut web, upstream) = web(&servers);
+    web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD });
+    let web = web.with("CONSUL_LOGIN_BEARER_TOKEN_FILE", proof.path().to_str().unwrap());
+    web.register().await;
+    let web = web.starts().await;
+    web.has_endpoints(2).await;
+    eventually("requests reach api", BOUND, async || http::get(&upstream).await).await;
+    (servers, web, api, upstream, apps, proof)
+}
+
+#[tokio::test]
+async fn expiring_token_is_replaced_under_load_and_later_changes_arrive() {
+    let (servers, mut web, api, upstream, _apps, _proof) = with_login(Some("60s")).await;
+    let load = Load::start(&upstream);
+    let [first] = &logins(servers.any()).await[..] else { panic!("one login") };
+    let expired = async || {
+        let tokens = logins(servers.any()).await;
+        if tokens.iter().all(|token| token["AccessorID"] != first["AccessorID"]) {
+            Ok(())
+        } else {
+            Err(format!("{tokens:?}"))
+        }
+    };
+    eventually("the first token is gone", Duration::from_secs(90), expired).await;
+    assert!(web.metric("mesh_dataplane_tokens_total").await >= 2);
+    assert!(!web.dataplane.output().contains("no longer know the token"), "it was replaced in time");
+    api[0].set_status(&servers, "critical").await;
+    web.has_endpoints(1).await;
+    let report = load.end().await;
+    assert_eq!(report.failed, 0, "{report:?}");
+    // At the end, the tokens are given back.
+    web.task.metadata.set_containers(json!([]));
+    web.dataplane.signal(Signal::TERM);
+    assert_eq!(web.dataplane.exit_code(BOUND).await, 0);
+    assert_eq!(logins(servers.any()).await, Vec::<Value>::new(), "{}", web.dataplane.output());
+}
+
+#[tokio::test]
+async fn deleted_token_is_noticed_and_replaced() {
+    let (servers, web, api, upstream, _apps, _proof) = with_login(None).await;
+    let load = Load::start(&upstream);
+    let accessor = logins(servers.any()).await[0]["AccessorID"].as_str().unwrap().to_owned();
+    servers.any().call("DELETE", &format!("/v1/acl/token/{accessor}"), &Value::Null).await;
+    web.dataplane.says("no longer know the token", Duration::from_secs(10)).await;
+    eventually("a second token is confirmed", BOUND, async || match web.metric("mesh_dataplane_tokens_total").await {
+        2 => Ok(()),
+        other => Err(format!("{other} tokens")),
+    })
+    .await;
+    assert_eq!(logins(servers.any()).await.len(), 1);
+    api[0].set_status(&servers, "critical").await;
+    web.has_endpoints(1).await;
+    let report = load.end().await;
+    assert_eq!(report.failed, 0, "{report:?}");
+}
+
+#[tokio::test]
+async fn replaced_token_in_a_file_is_read_again() {
+    let servers = Servers::start(1).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), servers.any().service_token("web").await).unwrap();
+    let (web, _) = web(&servers);
+    let web = web.with("CONSUL_HTTP_TOKEN_FILE", file.path().to_str().unwrap());
+    web.register().await;
+    let web = web.starts().await;
+    let tokens = servers.any().call("GET", "/v1/acl/tokens", &Value::Null).await;
+    let own = tokens.as_array().unwrap().iter().find(|token| token["ServiceIdentities"].is_array()).unwrap();
+    let own = own["AccessorID"].as_str().unwrap();
+    std::fs::write(file.path(), servers.any().service_token("web").await).unwrap();
+    servers.any().call("DELETE", &format!("/v1/acl/token/{own}"), &Value::Null).await;
+    web.dataplane.says("its file has another one, which is used now", BOUND).await;
+    eventually("the second token is confirmed", BOUND, async || {
+        match web.metric("mesh_dataplane_tokens_total").await {
+            2 => Ok(()),
+            other => Err(format!("{other} tokens")),
+        }
+    })
+    .await;
+}
