@@ -89,7 +89,7 @@ pub enum RunError {
     NoConfig,
     #[error("{VARIABLE}")]
     Config(#[source] mesh_config::ConfigError),
-    #[error("consulServers ({VARIABLE})")]
+    #[error(transparent)]
     Access(#[from] AccessError),
     #[error("cannot start logging")]
     Log(#[from] log::LogError),
