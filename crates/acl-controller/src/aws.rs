@@ -2,7 +2,7 @@
 
 mod http;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -155,9 +155,20 @@ pub struct Followed {
 struct Described {
     arns: HashSet<String>,
     found: Tasks,
-    /// The ARNs of the tasks that have stopped or that ECS does not know.
-    ended: HashSet<String>,
+    ended: Ended,
 }
+
+/// How ECS says that a task has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The task has stopped. ECS says this for about an hour.
+    Stopped,
+    /// ECS does not know the task. It stopped long ago, or it has just been created and ECS does not show it yet.
+    Missing,
+}
+
+/// The tasks that have ended, by their ARN.
+pub type Ended = HashMap<String, End>;
 
 /// The running tasks of the cluster.
 #[derive(Debug)]
@@ -191,6 +202,7 @@ pub struct Aws {
     secrets: aws_sdk_secretsmanager::Client,
     place: Place,
     cluster: String,
+    /// The start of the secrets' names; empty if the controller uses no secrets.
     prefix: String,
     concurrency: usize,
     metrics: Arc<Metrics>,
@@ -242,6 +254,9 @@ impl Aws {
         let tasks = self.judge("ecs:ListTasks", list.send().await)?;
         if let Some(arn) = tasks.task_arns.unwrap_or_default().pop() {
             return Ok(Some(arn));
+        }
+        if self.prefix.is_empty() {
+            return Ok(None);
         }
         let page = self.list_secrets(None).await?;
         Ok(page.secret_list.unwrap_or_default().into_iter().find_map(|secret| secret.arn))
@@ -337,7 +352,7 @@ impl Aws {
         };
         followed.listed = Some(began);
         followed.tasks =
-            running.arns.union(&to_stop.arns).filter(|arn| !to_stop.ended.contains(*arn)).cloned().collect();
+            running.arns.union(&to_stop.arns).filter(|arn| !to_stop.ended.contains_key(*arn)).cloned().collect();
         Ok(merge(running.found, to_stop.found))
     }
 
@@ -370,21 +385,21 @@ impl Aws {
             .await
     }
 
-    /// Describes tasks. Returns those that have not stopped, and the ARNs of those that have stopped or that ECS does not know.
-    pub async fn describe(&self, arns: Vec<String>) -> Result<(Tasks, Vec<String>), Error> {
+    /// Describes tasks. Returns those that have not stopped, and those that have stopped or that ECS does not know.
+    pub async fn describe(&self, arns: Vec<String>) -> Result<(Tasks, Ended), Error> {
         let mut found = Tasks::default();
-        let mut ended = Vec::new();
+        let mut ended = Ended::new();
         for batch in arns.chunks(PAGE as usize) {
             let describe = self.ecs.describe_tasks().cluster(&self.cluster).set_tasks(Some(batch.to_vec()));
             let answer = self.judge("ecs:DescribeTasks", describe.include(TaskField::Tags).send().await)?;
             for failure in answer.failures() {
                 // MISSING: the task has vanished since the listing.
                 if failure.reason() == Some("MISSING") {
-                    ended.extend(failure.arn().map(str::to_owned));
+                    ended.extend(failure.arn().map(|arn| (arn.to_owned(), End::Missing)));
                 } else {
                     let (arn, reason) = (failure.arn().unwrap_or_default(), failure.reason().unwrap_or_default());
                     tracing::warn!(
-                        "ecs:DescribeTasks: {arn}: {reason}; this cycle deletes no token that the task may use"
+                        "ecs:DescribeTasks: {arn}: {reason}; this cycle removes nothing that the task may use"
                     );
                     found.complete = false;
                 }
@@ -392,7 +407,7 @@ impl Aws {
             for task in answer.tasks() {
                 match Task::new(task) {
                     Some(task) => found.tasks.push(task),
-                    None => ended.extend(task.task_arn().map(str::to_owned)),
+                    None => ended.extend(task.task_arn().map(|arn| (arn.to_owned(), End::Stopped))),
                 }
             }
         }
@@ -400,9 +415,12 @@ impl Aws {
     }
 
     /// The names of all secrets that begin with the prefix, with the ID of each one's current version. This list may be
-    /// up to five minutes late.
+    /// up to five minutes late. Without a prefix there are none.
     pub async fn secrets(&self) -> Result<BTreeMap<String, Option<String>>, Error> {
         let mut secrets = BTreeMap::new();
+        if self.prefix.is_empty() {
+            return Ok(secrets);
+        }
         let mut token = None;
         loop {
             let page = self.list_secrets(token).await?;

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use consul_api::{
-    AccessorId, Client, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession, Policy, Role, SessionId, Token,
-    TokenEntry, TokenGrants,
+    AccessorId, Client, HealthNode, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession, NodeServices, Policy,
+    Role, ServiceId, SessionId, Token, TokenEntry, TokenGrants,
 };
 
 use sidecar_kit::secret::Secret;
@@ -20,6 +20,8 @@ const HIDDEN: &str = "<hidden>";
 const GATEWAYS: &str = "service_prefix \"\" { policy = \"read\" }";
 const SESSION: &str = "session_prefix \"\" { policy = \"write\" }";
 const KEY: &str = "key_prefix \"ecs-mesh/acl-controller/\" { policy = \"write\" }";
+const NODE: &str =
+    "node \"ARN of the ECS cluster\" { policy = \"write\" } and service_prefix \"\" { policy = \"read\" }";
 const NODES: &str = "node_prefix \"\" { policy = \"write\" } and service_prefix \"\" { policy = \"read\" }";
 
 /// A call that failed.
@@ -91,6 +93,11 @@ impl Consul {
         };
         *self.acls.lock().unwrap_or_else(PoisonError::into_inner) = client;
         Ok(())
+    }
+
+    /// Whether this datacenter is where tokens and policies are written.
+    pub fn is_primary(&self) -> bool {
+        Arc::ptr_eq(&self.acls(), &self.client)
     }
 
     fn acls(&self) -> Arc<Client> {
@@ -209,8 +216,12 @@ impl Consul {
 
     /// Deletes a token. It succeeds if there is no such token.
     pub async fn delete_token(&self, term: &Term, accessor_id: &AccessorId) -> Result<(), Error> {
+        self.delete_token_at(term, &self.acls(), accessor_id).await
+    }
+
+    async fn delete_token_at(&self, term: &Term, client: &Client, accessor_id: &AccessorId) -> Result<(), Error> {
         let deleted = async {
-            match self.acls().delete_token(accessor_id).await {
+            match client.delete_token(accessor_id).await {
                 // Consul 1.8 answers 200, later versions 404.
                 Err(consul_api::Error::NotFound { .. }) => Ok(()),
                 deleted => deleted,
@@ -278,6 +289,35 @@ impl Consul {
     /// Deregisters a node.
     pub async fn deregister_node(&self, term: &Term, node: &str) -> Result<(), Error> {
         term.hold(self.counted("DeregisterNode", NODES, self.client.deregister_node(node))).await?
+    }
+
+    /// A node with its services; none if Consul does not have it.
+    pub async fn node(&self, name: &str) -> Result<Option<NodeServices>, Error> {
+        self.counted("ReadNode", NODE, self.client.node_with_services(name)).await
+    }
+
+    /// Registers a node, or replaces its address and meta.
+    pub async fn register_node(&self, term: &Term, node: &HealthNode) -> Result<(), Error> {
+        term.hold(self.counted("RegisterNode", NODE, self.client.register_node(node))).await?
+    }
+
+    /// Deregisters a service of a node. It succeeds if there is no such service.
+    pub async fn deregister_service(&self, term: &Term, node: &str, id: &ServiceId) -> Result<(), Error> {
+        term.hold(self.counted("DeregisterService", NODE, self.client.deregister_from_catalog(node, id))).await?
+    }
+
+    /// The tokens of a secondary datacenter, which has the tokens of its logins; none in the primary, where [`Consul::tokens`] has them.
+    pub async fn tokens_of_secondary(&self) -> Result<Option<Vec<TokenEntry>>, Error> {
+        if self.is_primary() {
+            return Ok(None);
+        }
+        self.counted("ListTokens", ACL, self.client.tokens()).await.map(Some)
+    }
+
+    /// Deletes a token of a login. It succeeds if there is no such token. The token of a login exists only in its datacenter, unless
+    /// the auth method says otherwise.
+    pub async fn delete_login_token(&self, term: &Term, accessor_id: &AccessorId) -> Result<(), Error> {
+        self.delete_token_at(term, &self.client, accessor_id).await
     }
 
     /// Creates a session.

@@ -11,6 +11,7 @@ use futures_util::stream;
 use sidecar_kit::exit::one_line;
 use tokio::time::Instant;
 
+use crate::aws::Tasks;
 use crate::controller::Controller;
 use crate::demand::demands;
 use crate::error::Error;
@@ -50,6 +51,8 @@ enum Outcome {
     Gone,
     /// The owner and its tokens are gone, but the secret cannot be used and may still hold a token.
     GoneButStored,
+    /// The owner has no secret and needs none.
+    WithoutSecret,
 }
 
 impl Controller {
@@ -58,34 +61,52 @@ impl Controller {
     /// # Errors
     /// When a list fails, or the lock is lost.
     pub async fn cycle(&self, term: &Term, memory: &mut Memory) -> Result<bool, Error> {
-        if !memory.acls_located {
-            self.consul.locate_acls().await?;
-            memory.acls_located = true;
-        }
-        let lists = self.lists(memory).await;
-        let mut lists = lists.inspect_err(|_| memory.acls_located = false)?;
-        let mut record = match memory.record.take() {
-            Some(record) => record,
-            None => Record::read(&self.consul, &self.names).await?,
+        let (tasks, lists) = self.lists(memory).await?;
+        let served = match &self.agentless {
+            Some(agentless) => {
+                let tokens = lists.as_ref().ok().map(|lists| &*lists.tokens);
+                self.serve_agentless(term, agentless, &mut memory.registered, &tasks, tokens).await?
+            }
+            None => true,
         };
-        let cycle = self.cycle_with(term, memory, &mut record, &mut lists).await;
-        memory.record = Some(record);
-        cycle
+        let mut lists = match lists {
+            // Without ACLs, tasks without an agent still need their node.
+            Err(error) if error.is_without_acls() && !self.rules.secrets => return Ok(served),
+            lists => lists?,
+        };
+        let mut whole = served;
+        if self.rules.secrets {
+            let mut record = match memory.record.take() {
+                Some(record) => record,
+                None => Record::read(&self.consul, &self.names).await?,
+            };
+            let kept = self.keep_tokens(term, memory, &mut record, &tasks, &mut lists).await;
+            memory.record = Some(record);
+            whole &= kept?;
+        }
+        if self.rules.deregister_nodes && tasks.complete {
+            let removed = self.deregister_nodes(term, &tasks.tasks).await;
+            whole &= self.went_on("remove the nodes of gone tasks", removed)?;
+        }
+        Ok(whole)
     }
 
-    async fn cycle_with(
+    /// Makes sure that each owner has its token, and that the secret holds it. False if something failed.
+    async fn keep_tokens(
         &self,
         term: &Term,
         memory: &mut Memory,
         record: &mut Record,
+        tasks: &Tasks,
         lists: &mut Lists,
     ) -> Result<bool, Error> {
         self.report_colliding_prefixes(&mut memory.colliding, &lists.policies);
         let not_taken_over = self.take_over(term, &mut memory.former, lists).await?;
         let lists = &*lists;
-        let desired = Desired::new(&lists.tasks.tasks);
-        let mut demands = demands(&self.rules, &self.names, memory, record, lists, &desired);
+        let desired = Desired::new(&tasks.tasks);
+        let mut demands = demands(&self.rules, &self.names, memory, record, tasks, lists, &desired);
         memory.failures.retain(|owner, _| demands.contains_key(owner));
+        memory.without_secret.retain(|owner| demands.contains_key(owner));
         // The secret may hold a token that is not taken over yet, and must not be overwritten.
         let mut failures = Vec::new();
         for (owner, error) in not_taken_over {
@@ -136,6 +157,10 @@ impl Controller {
                         continue;
                     }
                     memory.known.remove(&owner);
+                    if matches!(outcome, Outcome::WithoutSecret) {
+                        memory.without_secret.insert(owner);
+                        continue;
+                    }
                     if matches!(outcome, Outcome::Gone) && !self.rules.keep_secrets {
                         record.remove(&owner);
                     }
@@ -161,29 +186,10 @@ impl Controller {
             tracing::error!("{} more services failed", failures.len() - LOGGED);
         }
         let mut whole = failures.is_empty() && waiting == 0;
-        for (what, done) in [
-            ("record the stored tokens", record.write(&self.consul, term, &self.names).await),
-            ("remove policies of consul-ecs", self.remove_policies(term, &mut memory.former, lists).await),
-        ] {
-            match done {
-                Ok(()) => {}
-                Err(error) if error.is_not_leader() => return Err(error),
-                Err(error) => {
-                    tracing::error!("cannot {what}: {}; trying again", one_line(&error));
-                    whole = false;
-                }
-            }
-        }
-        if self.rules.deregister_nodes && lists.tasks.complete {
-            match self.deregister_nodes(term, &lists.tasks.tasks).await {
-                Ok(removed) => whole &= removed,
-                Err(error) if error.is_not_leader() => return Err(error),
-                Err(error) => {
-                    tracing::error!("cannot remove the nodes of gone tasks: {}; trying again", one_line(&error));
-                    whole = false;
-                }
-            }
-        }
+        let recorded = record.write(&self.consul, term, &self.names).await;
+        whole &= self.went_on("record the stored tokens", recorded.map(|()| true))?;
+        let removed = self.remove_policies(term, &mut memory.former, lists).await;
+        whole &= self.went_on("remove policies of consul-ecs", removed.map(|()| true))?;
         self.metrics.services(desired.services.len(), failures.len() + waiting);
         Ok(whole)
     }
@@ -220,7 +226,13 @@ impl Controller {
         }
         let (mut work, mut waiting) = (Vec::new(), 0);
         for (owner, demand) in demands {
-            let listed = lists.version(&self.names.secret(&owner));
+            let secret = self.names.secret(&owner);
+            let of_owner = tokens.remove(&owner).unwrap_or_default();
+            let is_known = owner == TokenOwner::Clients || memory.without_secret.contains(&owner);
+            if is_known && self.has_no_use(&secret, lists, &of_owner) {
+                continue;
+            }
+            let listed = lists.version(&secret);
             let failure = memory.failures.get(&owner);
             if failure.is_some_and(|failure| failure.listed.as_ref() == listed && Instant::now() < failure.again) {
                 waiting += 1;
@@ -232,7 +244,7 @@ impl Controller {
             };
             let scope = scope.cloned().unwrap_or_default();
             let known = memory.known.get(&owner).cloned();
-            let tokens = tokens.remove(&owner).unwrap_or_default();
+            let tokens = of_owner;
             let grants = self.grants(&owner, lists);
             let is_mesh_gateway = match (&owner, &demand) {
                 (TokenOwner::Service(service), Demand::Needed(_)) => desired.mesh_gateways.contains(service),
@@ -244,6 +256,11 @@ impl Controller {
             work.push(Work { owner, grants, demand, refused, scope, listed, tokens, known, note });
         }
         (work, waiting)
+    }
+
+    /// Whether an owner uses no secret: tasks without an agent may log in instead.
+    fn has_no_use(&self, secret: &str, lists: &Lists, tokens: &[&TokenEntry]) -> bool {
+        self.agentless.is_some() && !lists.secrets.contains_key(secret) && tokens.is_empty()
     }
 
     /// Reads the secret if needed, plans the changes and applies them.
@@ -293,6 +310,10 @@ impl Controller {
                     Maker::Unknown => Some(Error::UnknownToken { name, accessor }),
                 };
             }
+        }
+        if known.stored == Stored::Missing && self.has_no_use(&name, lists, &tokens) {
+            tracing::info!("{owner}: gets no token, because there is no secret {name}; its tasks must log in");
+            return Ok(Outcome::WithoutSecret);
         }
         if known.stored == Stored::Missing && matches!(demand, Demand::Needed(_)) {
             let found = format!("{name}-{scope}");

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::SystemTime;
 
+use crate::aws::Tasks;
 use crate::controller::Rules;
 use crate::memory::Memory;
 use crate::observe::Lists;
@@ -19,11 +20,12 @@ pub(crate) fn demands(
     names: &Names,
     memory: &mut Memory,
     record: &mut Record,
+    tasks: &Tasks,
     lists: &Lists,
     desired: &Desired,
 ) -> BTreeMap<TokenOwner, Demand> {
     // A stopping task that the controller never saw with its tags may have any of the tokens.
-    let known = lists.tasks.complete && memory.listings.complete_for(rules.stop_timeout);
+    let known = tasks.complete && memory.listings.complete_for(rules.stop_timeout);
     let running = |starts: &Vec<_>| if known { Running::These(starts.clone()) } else { Running::Unknown };
     let mut demands = BTreeMap::from([(TokenOwner::Clients, Demand::Needed(Running::Unknown))]);
     let service = |name: &String| TokenOwner::Service(name.clone());
@@ -36,7 +38,7 @@ pub(crate) fn demands(
     let mut without = memory.known.keys().chain(record.without_tasks()).cloned().collect::<BTreeSet<_>>();
     without.extend(lists.tokens.iter().filter_map(|token| names.owner(&token.grants)));
     without.retain(|owner| !demands.contains_key(owner));
-    if !lists.tasks.complete {
+    if !tasks.complete {
         // ECS lists a task without describing it, and the task may belong to one of these owners.
         demands.extend(without.into_iter().map(|owner| (owner, Demand::Idle)));
         return demands;
@@ -68,11 +70,11 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::aws::Tasks;
     use crate::gateways::Links;
 
     const SECOND: Duration = Duration::from_secs(1);
     const RULES: Rules = Rules {
+        secrets: true,
         grace: Duration::from_secs(60),
         keep_secrets: false,
         stop_timeout: Duration::from_secs(30),
@@ -87,6 +89,7 @@ mod tests {
         names: Names,
         memory: Memory,
         record: Record,
+        tasks: Tasks,
         lists: Lists,
     }
 
@@ -106,20 +109,19 @@ mod tests {
             let mut record = Record::default();
             record.stored(&web(), &"a".into());
             let lists = Lists {
-                tasks: Tasks::default(),
                 secrets: BTreeMap::from([("p-web".to_owned(), Some("1".to_owned()))]),
                 tokens: vec![token],
                 policies: Vec::new(),
                 links: Links::default(),
             };
-            Self { rules, names, memory: Memory::of_new_term(SECOND), record, lists }
+            Self { rules, names, memory: Memory::of_new_term(SECOND), record, tasks: Tasks::default(), lists }
         }
 
         /// The demand of web in the next cycle.
         fn web(&mut self) -> Option<Demand> {
-            self.memory.listings.listed(self.lists.tasks.complete);
-            let Self { rules, names, memory, record, lists } = self;
-            demands(rules, names, memory, record, lists, &Desired::default()).remove(&web())
+            self.memory.listings.listed(self.tasks.complete);
+            let Self { rules, names, memory, record, tasks, lists } = self;
+            demands(rules, names, memory, record, tasks, lists, &Desired::default()).remove(&web())
         }
 
         /// Records that web has had no tasks for this long.
@@ -150,12 +152,12 @@ mod tests {
         case.without_tasks_for(40 * SECOND);
         assert_eq!(case.web(), Some(Demand::Idle));
         let since = case.record.without_tasks_since(&web()).unwrap();
-        case.lists.tasks.complete = false;
+        case.tasks.complete = false;
         for _ in 0..2 {
             advance(5 * SECOND).await;
             assert_eq!(case.web(), Some(Demand::Idle));
         }
-        case.lists.tasks.complete = true;
+        case.tasks.complete = true;
         advance(5 * SECOND).await;
         assert_eq!(case.web(), Some(Demand::Idle));
         assert_eq!(case.record.without_tasks_since(&web()), Some(since + 15 * SECOND));
@@ -195,10 +197,10 @@ mod tests {
         assert_eq!(case.web(), None);
         assert!(has(&case), "it has a secret");
         case.lists.secrets.clear();
-        case.lists.tasks.complete = false;
+        case.tasks.complete = false;
         assert_eq!(case.web(), None);
         assert!(has(&case), "it may have a task");
-        case.lists.tasks.complete = true;
+        case.tasks.complete = true;
         assert_eq!(case.web(), None);
         assert!(!has(&case));
     }

@@ -92,6 +92,11 @@ impl Error {
         }
     }
 
+    /// Whether this Consul has no ACLs.
+    pub(crate) fn is_without_acls(&self) -> bool {
+        matches!(self, Self::Consul(consul::Error::Failed(error)) if error.is_without_acls())
+    }
+
     pub(crate) fn is_not_leader(&self) -> bool {
         match self {
             Self::Aws(error) => matches!(error, aws::Error::NotLeader(_)),

@@ -3,6 +3,7 @@
 //! Each [`cycle`] lists tasks, secrets and tokens. Then [`plan`] decides what to change, without calling anything, and the cycle applies
 //! the changes. Each write needs the [`term`], the proof that this controller is the leader. The [`election`] makes it the leader.
 
+pub mod agentless;
 mod apply;
 pub mod aws;
 pub mod consul;
@@ -21,12 +22,14 @@ pub mod owner;
 pub mod plan;
 mod policies;
 pub mod record;
+mod registered;
 pub mod rotation;
+mod sweep;
 mod takeover;
 pub mod tasks;
 pub mod term;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -43,6 +46,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::agentless::Agentless;
 use crate::aws::{Aws, Place};
 use crate::consul::Consul;
 use crate::controller::{Controller, Rules};
@@ -66,7 +70,7 @@ const FAREWELL: Duration = Duration::from_secs(3);
 pub struct Options {
     /// The cluster; otherwise that of the metadata.
     pub cluster: Option<Cluster>,
-    /// The start of the names of secrets and policies.
+    /// The start of the names of secrets and policies; empty if the controller uses no secrets.
     pub secret_name_prefix: String,
     /// The address of Consul, or several with commas between them.
     pub consul_http_addr: String,
@@ -74,6 +78,10 @@ pub struct Options {
     pub poll_interval: Duration,
     /// The rules for each cycle.
     pub rules: Rules,
+    /// Whether the controller works for tasks without an agent.
+    pub agentless: bool,
+    /// The address of the node of the tasks without an agent; otherwise that of this task.
+    pub node_address: Option<IpAddr>,
     /// The address that serves metrics and health.
     pub listen: SocketAddr,
 }
@@ -130,6 +138,8 @@ pub enum RunError {
     Tls(#[from] sidecar_kit::tls::TlsOptionsError),
     #[error("cannot use the address of Consul")]
     Consul(#[from] consul_api::ConfigError),
+    #[error("cannot find out this task's address for the node of the tasks without an agent: set --node-address")]
+    NoNodeAddress,
     #[error("cannot listen on {0} (--listen)")]
     Listen(SocketAddr, #[source] std::io::Error),
 }
@@ -142,7 +152,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     let mut signals = StopSignals::catch()?;
     log::init(env, None)?;
     let metrics = Arc::new(Metrics::default());
-    let (mut aws, consul, place) = tokio::select! {
+    let (mut aws, consul, place, agentless) = tokio::select! {
         started = start(&options, env, metrics.clone()) => started?,
         _ = signals.next() => return Ok(ExitCode::SUCCESS),
     };
@@ -156,12 +166,15 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     aws.set_cluster(&cluster);
     let names = Names { cluster, prefix: options.secret_name_prefix.clone() };
     let controller =
-        Controller { aws, consul: Arc::new(consul), names, rules: options.rules, metrics: metrics.clone() };
+        Controller { aws, consul: Arc::new(consul), names, rules: options.rules, agentless, metrics: metrics.clone() };
     let Names { cluster, prefix } = &controller.names;
-    tracing::info!(
-        "keeping the tokens of the cluster {cluster} in the secrets {prefix}-…; metrics on {}",
-        options.listen
-    );
+    if controller.rules.secrets {
+        tracing::info!("keeping the tokens of the cluster {cluster} in the secrets {prefix}-…");
+    }
+    if controller.agentless.is_some() {
+        tracing::info!("working for the cluster's tasks without an agent, which are on the node {cluster}");
+    }
+    tracing::info!("metrics on {}", options.listen);
     let key = controller.names.key("leader");
     let election = Election::new(controller.consul.clone(), metrics, key, name(env));
     let (publish, term) = watch::channel(None);
@@ -176,7 +189,11 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
 }
 
 /// Finds out cluster and region, and creates the clients.
-async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(Aws, Consul, Whereabouts), RunError> {
+async fn start(
+    options: &Options,
+    env: &Env,
+    metrics: Arc<Metrics>,
+) -> Result<(Aws, Consul, Whereabouts, Option<Agentless>), RunError> {
     let region = env.get("AWS_REGION").or(env.get("AWS_DEFAULT_REGION"));
     let given = options.cluster.as_ref();
     let known = given.is_some_and(|cluster| region.is_some() || matches!(cluster, Cluster::Arn(_)));
@@ -184,6 +201,14 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(A
         Ok(metadata) => Some(metadata.task_within(METADATA).await?),
         Err(_) if known => None,
         Err(error) => return Err(RunError::NoMetadata(error)),
+    };
+    let agentless = match options.agentless {
+        true => {
+            let own = || task.as_ref().and_then(|task| task.private_ip()?.parse().ok());
+            let node_address = options.node_address.or_else(own).ok_or(RunError::NoNodeAddress)?;
+            Some(Agentless { node_address })
+        }
+        false => None,
     };
     let credentials =
         ["AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_ACCESS_KEY_ID"];
@@ -211,7 +236,8 @@ async fn start(options: &Options, env: &Env, metrics: Arc<Metrics>) -> Result<(A
         Whereabouts::Named { name, region } => (Place::in_region(region), name.clone()),
     };
     let prefix = options.secret_name_prefix.clone();
-    Ok((Aws::new(here, cluster, prefix, options.rules.concurrency, metrics, env).await?, consul, place))
+    let aws = Aws::new(here, cluster, prefix, options.rules.concurrency, metrics, env).await?;
+    Ok((aws, consul, place, agentless))
 }
 
 /// What the controller knows of the cluster at start.

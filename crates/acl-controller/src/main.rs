@@ -1,6 +1,6 @@
 //! Gives each service of an ECS cluster its Consul ACL token, repairs it, and deletes it when the service is gone.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -34,9 +34,10 @@ struct Arguments {
     /// The ECS cluster, by name or ARN; by default the cluster of this task. Tokens carry its ARN.
     #[arg(long, env = "ACL_CONTROLLER_CLUSTER", value_name = "NAME|ARN")]
     cluster: Option<Cluster>,
-    /// The start of the names of the secrets and policies.
-    #[arg(long, env = "ACL_CONTROLLER_SECRET_NAME_PREFIX", value_name = "PREFIX", value_parser = prefix)]
-    secret_name_prefix: String,
+    /// The start of the names of the secrets and policies. With --agentless it may be absent: then the controller uses no secrets.
+    #[arg(long, env = "ACL_CONTROLLER_SECRET_NAME_PREFIX", value_name = "PREFIX", value_parser = prefix,
+          required_unless_present = "agentless")]
+    secret_name_prefix: Option<String>,
     /// Consul's servers: host:port, http://… or https://…, separated by commas. If one fails, the controller asks another one.
     #[arg(long, env = "CONSUL_HTTP_ADDR", value_name = "ADDRESSES", default_value = "127.0.0.1:8500")]
     consul_http_addr: String,
@@ -66,6 +67,13 @@ struct Arguments {
     /// Remove failed nodes from Consul if their tasks are gone. A killed task otherwise leaves a failed node for 72 hours.
     #[arg(long, env = "ACL_CONTROLLER_DEREGISTER_NODES")]
     deregister_nodes: bool,
+    /// Work for tasks without an agent, too: keep the node under which Consul has their services, and remove the services and the login
+    /// tokens of tasks that have stopped.
+    #[arg(long, env = "ACL_CONTROLLER_AGENTLESS")]
+    agentless: bool,
+    /// The address of the node of the tasks without an agent; by default that of this task. Nobody connects to it.
+    #[arg(long, env = "ACL_CONTROLLER_NODE_ADDRESS", value_name = "IP")]
+    node_address: Option<IpAddr>,
     /// The address that serves /metrics, /healthz and /readyz.
     #[arg(long, env = "ACL_CONTROLLER_LISTEN", default_value = "0.0.0.0:9641", value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
@@ -110,10 +118,23 @@ fn main() -> ExitCode {
         rotate_after,
         concurrency,
         deregister_nodes,
+        agentless,
+        node_address,
         listen,
     } = exit::parse_arguments();
     let concurrency = usize::from(concurrency.get());
-    let rules = Rules { grace, keep_secrets, stop_timeout, rotate_after, concurrency, deregister_nodes };
-    let options = Options { cluster, secret_name_prefix, consul_http_addr, poll_interval, rules, listen };
+    let secrets = secret_name_prefix.is_some();
+    let secret_name_prefix = secret_name_prefix.unwrap_or_default();
+    let rules = Rules { secrets, grace, keep_secrets, stop_timeout, rotate_after, concurrency, deregister_nodes };
+    let options = Options {
+        cluster,
+        secret_name_prefix,
+        consul_http_addr,
+        poll_interval,
+        rules,
+        agentless,
+        node_address,
+        listen,
+    };
     exit::run("acl-controller", acl_controller::run(options, &Env::of_process()))
 }

@@ -14,6 +14,7 @@ use crate::owner::TokenOwner;
 use crate::plan::Stored;
 use crate::policies::RightPolicies;
 use crate::record::Record;
+use crate::registered::Registered;
 use crate::takeover::Former;
 use crate::tasks::Tagged;
 
@@ -31,6 +32,8 @@ pub struct Memory {
     pub(crate) known: HashMap<TokenOwner, Known>,
     /// The owners whose last attempt failed.
     pub(crate) failures: HashMap<TokenOwner, Failure>,
+    /// The services without a secret, whose tasks log in.
+    pub(crate) without_secret: BTreeSet<TokenOwner>,
     /// The tasks of the last cycle.
     pub(crate) followed: Followed,
     /// The record in Consul; none before the first cycle has read it.
@@ -45,6 +48,8 @@ pub struct Memory {
     pub(crate) unlinked: Unlinked,
     /// The policies whose rules were right when they were last read.
     pub(crate) policies: RightPolicies,
+    /// Which services without an agent are old; none before they were first needed.
+    pub(crate) registered: Option<Registered>,
 }
 
 impl Memory {
@@ -56,6 +61,7 @@ impl Memory {
             tagged: Tagged::default(),
             known: HashMap::new(),
             failures: HashMap::new(),
+            without_secret: BTreeSet::new(),
             followed: Followed::default(),
             record: None,
             former: Former::default(),
@@ -63,6 +69,7 @@ impl Memory {
             acls_located: false,
             unlinked: Unlinked::new(),
             policies: RightPolicies::new(),
+            registered: None,
         }
     }
 }

@@ -55,6 +55,8 @@ impl Change {
 /// A label's name and value.
 type Label = (&'static str, &'static str);
 
+const SERVICE: [Label; 1] = [("what", "service")];
+const LOGIN_TOKEN: [Label; 1] = [("what", "login_token")];
 const OK: [Label; 1] = [("result", "ok")];
 const FAILED: [Label; 1] = [("result", "failed")];
 
@@ -67,6 +69,7 @@ pub struct Metrics {
     failing: Gauge,
     tokens: Family<[Label; 1], Counter>,
     nodes: Counter,
+    leftovers: Family<[Label; 1], Counter>,
     cycles: Family<[Label; 1], Counter>,
     cycle_seconds: Histogram,
     calls: Family<[Label; 3], Counter>,
@@ -104,6 +107,12 @@ impl Default for Metrics {
             "Nodes removed from Consul because their tasks are gone",
             Counter::default(),
         );
+        let leftovers = register(
+            &mut registry,
+            "leftovers_removed",
+            "Services and tokens of logins that were removed because their task without an agent has stopped",
+            Family::default(),
+        );
         let cycles = register(
             &mut registry,
             "cycles",
@@ -121,11 +130,14 @@ impl Default for Metrics {
         for labels in Change::ALL.map(Change::labels) {
             drop(tokens.get_or_create(&labels));
         }
+        for labels in [SERVICE, LOGIN_TOKEN] {
+            drop(leftovers.get_or_create(&labels));
+        }
         for labels in [OK, FAILED] {
             drop(cycles.get_or_create(&labels));
         }
         let health = Mutex::new(Health { alive: (Instant::now(), LONGEST_STEP), ready: false });
-        Self { registry, leader, services, failing, tokens, nodes, cycles, cycle_seconds, calls, health }
+        Self { registry, leader, services, failing, tokens, nodes, leftovers, cycles, cycle_seconds, calls, health }
     }
 }
 
@@ -160,6 +172,11 @@ impl Metrics {
     /// Counts a node that was removed.
     pub fn deregistered(&self) {
         self.nodes.inc();
+    }
+
+    /// Counts something that a stopped task had left and that was removed: a service, or the token of a login.
+    pub fn leftover_removed(&self, is_service: bool) {
+        self.leftovers.get_or_create(if is_service { &SERVICE } else { &LOGIN_TOKEN }).inc();
     }
 
     /// Sets how many services have tasks, and for how many owners the last attempt failed.
@@ -249,6 +266,7 @@ mod tests {
             "acl_controller_cycle_seconds_bucket{le=\"0.5\"} 1",
             "acl_controller_cycle_seconds_count 1",
             "acl_controller_cycles_total{result=\"failed\"} 0",
+            "acl_controller_leftovers_removed_total{what=\"service\"} 0",
             "acl_controller_nodes_deregistered_total 0",
             "acl_controller_tokens_total{change=\"created\"} 1",
             "acl_controller_tokens_total{change=\"deleted\"} 0",

@@ -24,9 +24,8 @@ pub(crate) struct Value {
     pub(crate) token: String,
 }
 
-/// Everything that a cycle lists.
+/// Everything that a cycle lists beside the tasks.
 pub(crate) struct Lists {
-    pub(crate) tasks: Tasks,
     pub(crate) secrets: BTreeMap<String, Option<String>>,
     pub(crate) tokens: Vec<TokenEntry>,
     pub(crate) policies: Vec<Policy>,
@@ -41,24 +40,37 @@ impl Lists {
 }
 
 impl Controller {
-    /// Lists what ECS, Secrets Manager and Consul have now.
-    pub(crate) async fn lists(&self, memory: &mut Memory) -> Result<Lists, Error> {
-        let Memory { followed, tagged, listings, unlinked, .. } = memory;
-        let (tasks, secrets, tokens, policies, gateways) = tokio::try_join!(
-            async {
-                let mut tasks = self.aws.tasks(followed).await?;
-                // Remember the tags now: another list may fail, and ECS may not show them again.
-                tagged.restore(&mut tasks.tasks, tasks.complete);
-                listings.listed(tasks.complete);
-                Ok(tasks)
-            },
-            async { self.aws.secrets().await.map_err(Error::from) },
-            async { self.consul.tokens().await.map_err(Error::from) },
-            async { self.consul.policies().await.map_err(Error::from) },
-            async { self.consul.terminating_gateways().await.map_err(Error::from) },
-        )?;
-        let links = gateways::links(&gateways, unlinked);
-        Ok(Lists { tasks, secrets, tokens, policies, links })
+    /// Lists what ECS, Secrets Manager and Consul have now. The tasks come apart, because the work for tasks without an agent needs no
+    /// other list.
+    ///
+    /// # Errors
+    /// When the tasks cannot be listed.
+    pub(crate) async fn lists(&self, memory: &mut Memory) -> Result<(Tasks, Result<Lists, Error>), Error> {
+        let Memory { followed, tagged, listings, unlinked, acls_located, .. } = memory;
+        let tasks = async {
+            let mut tasks = self.aws.tasks(followed).await?;
+            // Remember the tags now: another list may fail, and ECS may not show them again.
+            tagged.restore(&mut tasks.tasks, tasks.complete);
+            listings.listed(tasks.complete);
+            Ok::<_, Error>(tasks)
+        };
+        let others = async {
+            if !*acls_located {
+                self.consul.locate_acls().await?;
+                *acls_located = true;
+            }
+            let (secrets, tokens, policies, gateways) = tokio::try_join!(
+                async { self.aws.secrets().await.map_err(Error::from) },
+                async { self.consul.tokens().await.map_err(Error::from) },
+                async { self.consul.policies().await.map_err(Error::from) },
+                async { self.consul.terminating_gateways().await.map_err(Error::from) },
+            )
+            .inspect_err(|_| *acls_located = false)?;
+            let links = gateways::links(&gateways, unlinked);
+            Ok(Lists { secrets, tokens, policies, links })
+        };
+        let (tasks, others) = tokio::join!(tasks, others);
+        Ok((tasks?, others))
     }
 
     /// Reads a secret's value; none if the secret has no value yet.

@@ -57,7 +57,7 @@ pub enum Maker {
 pub struct Names {
     /// The cluster. The name alone is not enough: two accounts or regions may each have a cluster `default`.
     pub cluster: ClusterArn,
-    /// The start of the names of secrets and policies.
+    /// The start of the names of secrets and policies; empty if the controller uses no secrets.
     pub prefix: String,
 }
 

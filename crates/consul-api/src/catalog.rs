@@ -63,13 +63,16 @@ pub struct ServiceHealth {
 }
 
 /// A node.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct HealthNode {
     /// Its name.
     pub node: String,
     /// Its address.
     pub address: String,
+    /// Metadata.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub meta: BTreeMap<String, String>,
 }
 
 /// A service instance.
@@ -87,6 +90,18 @@ pub struct HealthService {
     /// Metadata.
     #[serde(default, deserialize_with = "null_as_empty")]
     pub meta: BTreeMap<String, String>,
+    /// Services that are registered later have a higher index. To register a service again does not change it.
+    #[serde(default)]
+    pub create_index: u64,
+}
+
+/// A node with its services.
+#[derive(Debug, Clone)]
+pub struct NodeServices {
+    /// The node.
+    pub node: HealthNode,
+    /// Its services. Consul leaves out those that the token may not read.
+    pub services: Vec<HealthService>,
 }
 
 /// A check in the catalog.
@@ -177,19 +192,30 @@ impl Client {
         Ok(found.map(|node| node.services.into_values().collect()).unwrap_or_default())
     }
 
+    /// A node with its services; none if the catalog does not have the node, or the token may not read it. The leader first confirms with
+    /// its peers that it is the leader (`?consistent`). Namespaces are not looked at.
+    pub async fn node_with_services(&self, node: &str) -> Result<Option<NodeServices>, Error> {
+        self.services_of_node(Call::new(Method::GET, "/v1/catalog/node-services").segment(node)).await
+    }
+
     /// Those of a node's services that have one of these IDs; none if the catalog does not have the node. Namespaces are not looked at.
     pub async fn services_on_node(&self, node: &str, ids: &[&ServiceId]) -> Result<Option<Vec<HealthService>>, Error> {
+        let filter = ids.iter().map(|id| equals("ID", id.as_str())).collect::<Vec<_>>().join(" or ");
+        let call = Call::new(Method::GET, "/v1/catalog/node-services").segment(node).query("filter", filter);
+        Ok(self.services_of_node(call).await?.map(|found| found.services))
+    }
+
+    async fn services_of_node(&self, call: Call) -> Result<Option<NodeServices>, Error> {
+        // Consul answers with null, or with a node that is null.
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
-        struct Node {
-            node: Option<serde_json::Value>,
+        struct Answer {
+            node: Option<HealthNode>,
             #[serde(default, deserialize_with = "null_as_empty")]
             services: Vec<HealthService>,
         }
-        let filter = ids.iter().map(|id| equals("ID", id.as_str())).collect::<Vec<_>>().join(" or ");
-        let call = Call::new(Method::GET, "/v1/catalog/node-services").segment(node).query("filter", filter);
-        let found: Option<Node> = self.fetch(call.query("consistent", "")).await?;
-        Ok(found.and_then(|found| found.node.map(|_| found.services)))
+        let found: Option<Answer> = self.fetch(call.query("consistent", "")).await?;
+        Ok(found.and_then(|found| Some(NodeServices { node: found.node?, services: found.services })))
     }
 
     /// The checks of one instance of a service, as the leader has them.
@@ -269,6 +295,20 @@ impl Client {
             Err(Error::NotFound { .. }) => Ok(()),
             other => other,
         }
+    }
+
+    /// Registers a node without a service, or replaces its address and its meta. Its services and checks stay.
+    pub async fn register_node(&self, node: &HealthNode) -> Result<(), Error> {
+        #[derive(serde::Serialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Body<'a> {
+            node: &'a str,
+            address: &'a str,
+            node_meta: &'a BTreeMap<String, String>,
+        }
+        let HealthNode { node, address, meta } = node;
+        let body = Body { node, address, node_meta: meta };
+        self.execute(Call::new(Method::PUT, "/v1/catalog/register").json(&body)).await
     }
 
     /// Deregisters a node with its services and checks. A node that does not exist is no error.

@@ -128,6 +128,12 @@ impl Error {
         }
     }
 
+    /// Whether this Consul has no ACLs, and so no tokens and policies.
+    #[must_use]
+    pub fn is_without_acls(&self) -> bool {
+        matches!(self, Self::Refused { status: StatusCode::UNAUTHORIZED, body, .. } if body.contains("ACL support disabled"))
+    }
+
     /// Whether another server may succeed: this one is gone, too slow, without a leader or over its rate limit, or the TLS handshake
     /// failed.
     pub(crate) fn is_of_the_server(&self) -> bool {

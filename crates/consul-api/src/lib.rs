@@ -20,7 +20,9 @@ mod start;
 
 pub use acl::{AclLink, NewPolicy, Policy, Role, ServiceIdentity, Token, TokenEntry, TokenGrants};
 pub use agent::{AgentCheck, AgentSelf, AgentSelfConfig, AgentService, XdsPort};
-pub use catalog::{CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, Instances, ServiceHealth};
+pub use catalog::{
+    CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, Instances, NodeServices, ServiceHealth,
+};
 pub use client::Client;
 pub use config::{Builder, Config, ConfigError};
 pub use consul_types::{

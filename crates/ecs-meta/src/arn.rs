@@ -191,6 +191,18 @@ impl ClusterArn {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// The ARN of the cluster's task with this ID.
+    #[must_use]
+    pub fn task(&self, task_id: &str) -> TaskArn {
+        TaskArn {
+            partition: self.partition.clone(),
+            region: self.region.clone(),
+            account: self.account.clone(),
+            cluster: Some(self.name.clone()),
+            task_id: TaskId(task_id.to_owned()),
+        }
+    }
 }
 
 impl FromStr for ClusterArn {

@@ -18,6 +18,7 @@ use mesh_tests::{binary, eventually, free_port, http};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+mod agentless;
 mod calls;
 mod datacenters;
 mod gateways;

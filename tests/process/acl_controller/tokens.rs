@@ -343,7 +343,7 @@ async fn undescribed_task_keeps_a_replaced_token() {
     let mut command = world.command("key");
     let address = listens(&command);
     let controller = Process::spawn(&mut command);
-    controller.says("this cycle deletes no token that the task may use", TAKEOVER + BOUND).await;
+    controller.says("this cycle removes nothing that the task may use", TAKEOVER + BOUND).await;
     cycles(&address, 3.0).await;
     assert!(lives().await, "the task that is not told of may have it");
     // No grace begins, but the controller still repairs tokens and secrets.
