@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use consul_api::{HealthNode, NodeServices, TokenEntry};
 
+use crate::auth_method::AuthMethodOptions;
 use crate::aws::Tasks;
 use crate::controller::Controller;
 use crate::error::Error;
@@ -18,6 +19,8 @@ const SYNTHETIC: (&str, &str) = ("synthetic-node", "true");
 pub struct Agentless {
     /// The node's address. Nobody connects to it: each service has its own address.
     pub node_address: IpAddr,
+    /// The auth method with which tasks log in; none if somebody else sets it up.
+    pub auth_method: Option<AuthMethodOptions>,
 }
 
 impl Controller {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use consul_api::{
-    AccessorId, Client, HealthNode, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession, NodeServices, Policy,
-    Role, ServiceId, SessionId, Token, TokenEntry, TokenGrants,
+    AccessorId, AuthMethod, BindingRule, Client, HealthNode, HealthService, KeyValue, KeyWrite, NewPolicy, NewSession,
+    NodeServices, Policy, Role, ServiceId, SessionId, Token, TokenEntry, TokenGrants,
 };
 
 use sidecar_kit::secret::Secret;
@@ -46,6 +46,9 @@ pub enum Error {
         /// Its accessor ID.
         accessor: AccessorId,
     },
+    /// This Consul lacks the auth method's type.
+    #[error("auth methods of the type aws-iam need Consul 1.12 or later; with an earlier one, leave out --auth-method")]
+    OldConsul(#[source] consul_api::Error),
     /// Any other failure.
     #[error(transparent)]
     Failed(consul_api::Error),
@@ -258,6 +261,36 @@ impl Consul {
     /// All roles.
     pub async fn roles(&self) -> Result<Vec<Role>, Error> {
         self.counted("ListRoles", ACL, self.acls().roles()).await
+    }
+
+    /// Creates or replaces a role.
+    pub async fn put_role(&self, term: &Term, role: &Role) -> Result<(), Error> {
+        term.hold(self.counted("WriteRole", ACL, self.acls().put_role(role))).await?
+    }
+
+    /// An auth method of this datacenter; none if there is none of this name.
+    pub async fn auth_method(&self, name: &str) -> Result<Option<AuthMethod>, Error> {
+        self.counted("ReadAuthMethod", ACL, self.client.auth_method(name)).await
+    }
+
+    /// Creates or replaces an auth method of this datacenter.
+    pub async fn put_auth_method(&self, term: &Term, method: &AuthMethod) -> Result<(), Error> {
+        let put = term.hold(self.counted("WriteAuthMethod", ACL, self.client.put_auth_method(method))).await?;
+        put.map_err(|error| match error {
+            // "Type should be one of: [jwt kubernetes]"
+            Error::Failed(source) if source.to_string().contains("Type should be one of") => Error::OldConsul(source),
+            error => error,
+        })
+    }
+
+    /// The binding rules of an auth method of this datacenter.
+    pub async fn binding_rules(&self, method: &str) -> Result<Vec<BindingRule>, Error> {
+        self.counted("ListBindingRules", ACL, self.client.binding_rules(method)).await
+    }
+
+    /// Creates or replaces a binding rule of this datacenter.
+    pub async fn put_binding_rule(&self, term: &Term, rule: &BindingRule) -> Result<(), Error> {
+        term.hold(self.counted("WriteBindingRule", ACL, self.client.put_binding_rule(rule))).await?
     }
 
     /// All keys that begin with a prefix.

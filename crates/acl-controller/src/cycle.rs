@@ -71,10 +71,14 @@ impl Controller {
         };
         let mut lists = match lists {
             // Without ACLs, tasks without an agent still need their node.
-            Err(error) if error.is_without_acls() && !self.rules.secrets => return Ok(served),
+            Err(error) if error.is_without_acls() && self.needs_no_acls() => return Ok(served),
             lists => lists?,
         };
         let mut whole = served;
+        if let Some(options) = self.agentless.as_ref().and_then(|agentless| agentless.auth_method.as_ref()) {
+            let kept = self.keep_auth_method(term, options, &mut memory.policies, &lists).await;
+            whole &= self.went_on(&format!("set up the auth method {}", options.name), kept)?;
+        }
         if self.rules.secrets {
             let mut record = match memory.record.take() {
                 Some(record) => record,
@@ -256,6 +260,11 @@ impl Controller {
             work.push(Work { owner, grants, demand, refused, scope, listed, tokens, known, note });
         }
         (work, waiting)
+    }
+
+    /// Whether there is nothing to do with ACLs.
+    fn needs_no_acls(&self) -> bool {
+        !self.rules.secrets && self.agentless.as_ref().is_some_and(|agentless| agentless.auth_method.is_none())
     }
 
     /// Whether an owner uses no secret: tasks without an agent may log in instead.

@@ -71,6 +71,14 @@ pub enum Error {
         /// What the token's description says.
         description: String,
     },
+    /// There is an auth method of the same name and of another type.
+    #[error("the auth method {name} has the type {kind}, not aws-iam; give another name with --auth-method")]
+    OtherAuthMethod {
+        /// Its name.
+        name: String,
+        /// Its type.
+        kind: String,
+    },
     /// A token was deleted between two calls.
     #[error("the token {accessor} was deleted in the meantime")]
     Vanished {

@@ -5,6 +5,7 @@
 
 pub mod agentless;
 mod apply;
+pub mod auth_method;
 pub mod aws;
 pub mod consul;
 pub mod controller;
@@ -47,6 +48,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::agentless::Agentless;
+use crate::auth_method::AuthMethodOptions;
 use crate::aws::{Aws, Place};
 use crate::consul::Consul;
 use crate::controller::{Controller, Rules};
@@ -82,6 +84,8 @@ pub struct Options {
     pub agentless: bool,
     /// The address of the node of the tasks without an agent; otherwise that of this task.
     pub node_address: Option<IpAddr>,
+    /// The auth method with which these tasks log in; none if somebody else sets it up.
+    pub auth_method: Option<AuthMethodOptions>,
     /// The address that serves metrics and health.
     pub listen: SocketAddr,
 }
@@ -206,7 +210,7 @@ async fn start(
         true => {
             let own = || task.as_ref().and_then(|task| task.private_ip()?.parse().ok());
             let node_address = options.node_address.or_else(own).ok_or(RunError::NoNodeAddress)?;
-            Some(Agentless { node_address })
+            Some(Agentless { node_address, auth_method: options.auth_method.clone() })
         }
         false => None,
     };

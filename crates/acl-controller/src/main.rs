@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use acl_controller::auth_method::AuthMethodOptions;
 use acl_controller::controller::Rules;
 use acl_controller::{Cluster, Options};
 use clap::Parser;
@@ -74,6 +75,13 @@ struct Arguments {
     /// The address of the node of the tasks without an agent; by default that of this task. Nobody connects to it.
     #[arg(long, env = "ACL_CONTROLLER_NODE_ADDRESS", value_name = "IP")]
     node_address: Option<IpAddr>,
+    /// Keep the AWS IAM auth method of this name, such as iam-ecs-service-token, with which tasks log in, and its binding rules, roles and
+    /// policies. It needs --agentless.
+    #[arg(long, env = "ACL_CONTROLLER_AUTH_METHOD", value_name = "NAME", requires = "agentless")]
+    auth_method: Option<String>,
+    /// The path of the IAM roles that may log in, with --auth-method.
+    #[arg(long, env = "ACL_CONTROLLER_IAM_ROLE_PATH", default_value = "/consul-ecs/", value_name = "PATH")]
+    iam_role_path: String,
     /// The address that serves /metrics, /healthz and /readyz.
     #[arg(long, env = "ACL_CONTROLLER_LISTEN", default_value = "0.0.0.0:9641", value_name = "ADDRESS:PORT")]
     listen: SocketAddr,
@@ -120,8 +128,11 @@ fn main() -> ExitCode {
         deregister_nodes,
         agentless,
         node_address,
+        auth_method,
+        iam_role_path,
         listen,
     } = exit::parse_arguments();
+    let auth_method = auth_method.map(|name| AuthMethodOptions { name, iam_role_path });
     let concurrency = usize::from(concurrency.get());
     let secrets = secret_name_prefix.is_some();
     let secret_name_prefix = secret_name_prefix.unwrap_or_default();
@@ -134,6 +145,7 @@ fn main() -> ExitCode {
         rules,
         agentless,
         node_address,
+        auth_method,
         listen,
     };
     exit::run("acl-controller", acl_controller::run(options, &Env::of_process()))

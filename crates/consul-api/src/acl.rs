@@ -3,6 +3,7 @@
 use consul_types::{AccessorId, null_as_empty};
 use hyper::Method;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use sidecar_kit::secret::Secret;
 
 use crate::client::{Call, Client};
@@ -114,14 +115,20 @@ pub struct Policy {
 }
 
 /// A role with the policies that it links.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Role {
+    /// Its ID; empty for a new role.
+    #[serde(rename = "ID", skip_serializing_if = "String::is_empty")]
+    pub id: String,
     /// Its name.
     pub name: String,
     /// Its policies.
     #[serde(default, deserialize_with = "null_as_empty")]
     pub policies: Vec<AclLink>,
+    /// All other keys, such as `Description` and `ServiceIdentities`.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
 }
 
 /// The writable part of a policy.
@@ -239,6 +246,13 @@ impl Client {
     /// Deletes a policy. A token that links it keeps its other rights.
     pub async fn delete_policy(&self, id: &str) -> Result<(), Error> {
         self.execute(Call::new(Method::DELETE, "/v1/acl/policy").segment(id)).await
+    }
+
+    /// Creates a role, or replaces the one with this ID.
+    pub async fn put_role(&self, role: &Role) -> Result<(), Error> {
+        let call = Call::new(Method::PUT, "/v1/acl/role");
+        let call = if role.id.is_empty() { call } else { call.segment(&role.id) };
+        self.execute(call.json(role)).await
     }
 
     /// All roles.

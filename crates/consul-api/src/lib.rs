@@ -7,6 +7,7 @@
 mod acl;
 mod acl_replication;
 mod agent;
+mod auth_method;
 mod catalog;
 mod client;
 mod config;
@@ -20,6 +21,7 @@ mod start;
 
 pub use acl::{AclLink, NewPolicy, Policy, Role, ServiceIdentity, Token, TokenEntry, TokenGrants};
 pub use agent::{AgentCheck, AgentSelf, AgentSelfConfig, AgentService, XdsPort};
+pub use auth_method::{AuthMethod, BindingRule};
 pub use catalog::{
     CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, Instances, NodeServices, ServiceHealth,
 };

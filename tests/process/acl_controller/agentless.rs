@@ -29,7 +29,7 @@ fn arn(digit: char) -> String {
 
 impl World {
     /// A world whose controller may do what it needs for tasks without an agent.
-    async fn agentless(services: &[&str]) -> Self {
+    pub(super) async fn agentless(services: &[&str]) -> Self {
         let mut world = Self::new(services).await;
         world.token = limited(&world.agent, "agentless", &rules()).await;
         world

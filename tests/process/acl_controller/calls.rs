@@ -405,7 +405,7 @@ async fn memory_stays_flat_over_a_thousand_cycles() {
 #[tokio::test]
 async fn bad_input_ends_in_one_line() {
     type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
-    let rows: [Row; 9] = [
+    let rows: [Row; 10] = [
         (&[], &[], 2, "--secret-name-prefix"),
         (&["--secret-name-prefix", "prod/mesh"], &[], 2, "expected letters, digits, _ and -"),
         (&["--secret-name-prefix", "p", "--rotate-after", "soon"], &[], 2, "expected a duration such as 12h or 30days"),
@@ -429,6 +429,7 @@ async fn bad_input_ends_in_one_line() {
             "cannot find out this task's address for the node of the tasks without an agent: set --node-address",
         ),
         (&["--agentless", "--node-address", "here"], &[], 2, "--node-address"),
+        (&["--secret-name-prefix", "p", "--auth-method", "m"], &[], 2, "--agentless"),
         (
             &["--secret-name-prefix", "p", "--cluster", "c", "--listen", "192.0.2.1:1"],
             &[("AWS_REGION", "r"), ("AWS_ACCESS_KEY_ID", "a")],

@@ -19,6 +19,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 mod agentless;
+mod auth_method;
 mod calls;
 mod datacenters;
 mod gateways;
