@@ -177,7 +177,8 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
     }
     add(stopped.checks_critical, None, "Consul", "checks of service and proxy are critical");
     let mark = (stopped.left == out_of_rotation).then_some("T2");
-    add(stopped.left, mark, "Consul", "the node has left the catalog");
+    let left = if stopped.has_agent { "the node has left the catalog" } else { "the services have left the catalog" };
+    add(stopped.left, mark, "Consul", left);
     for (name, at) in &stopped.removed {
         let mark = (*at == out_of_rotation).then_some("T2");
         add(*at, mark, &format!("{name}'s Envoy"), "no longer sends to this task");
@@ -233,7 +234,11 @@ pub fn shutdown(task: &str, order: StopOrder, stopped: &Stopped) -> Option<Timel
         lanes.push(Lane { name, container: false, from: None, to, end: end.to_owned(), ticks: Vec::new() });
     };
     observed("checks passing".to_owned(), stopped.checks_critical, "critical");
-    observed("node in the catalog".to_owned(), stopped.left, "left the cluster");
+    let (what, left) = match stopped.has_agent {
+        true => ("node in the catalog", "left the cluster"),
+        false => ("services in the catalog", "deregistered"),
+    };
+    observed(what.to_owned(), stopped.left, left);
     for (name, at) in &stopped.removed {
         observed(format!("endpoint in {name}'s Envoy"), *at, "removed");
     }
@@ -326,6 +331,7 @@ mod tests {
                 event(31_200, "pause", What::Signalled(TERM)),
             ],
             checks_critical: ms(1200),
+            has_agent: true,
             left: ms(2000),
             removed: BTreeMap::from([("other".to_owned(), ms(1300)), ("web".to_owned(), ms(1400))]),
             last_inbound: ms(1350),

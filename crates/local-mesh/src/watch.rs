@@ -18,6 +18,7 @@ use crate::events::{Event, Recorder};
 use crate::load::{Load, LoadError, Options, Report};
 use crate::probe::{self, Probe, Sample, Seen};
 use crate::task::{self, StopOrder, TaskError};
+use crate::tasks::CLUSTER_ARN;
 
 /// How long one blocking query may wait for a change.
 const CONSUL_WAIT: Duration = Duration::from_secs(30);
@@ -68,8 +69,11 @@ pub struct Stopped {
     pub events: Vec<Event>,
     /// When service and proxy both had a critical check at the servers.
     pub checks_critical: Option<i64>,
+    /// Whether it has a Consul agent.
+    pub has_agent: bool,
     /// When its node left the catalog. The agent still runs for some seconds after that. If it then reports a check to the
-    /// servers, the node comes back as critical, until the servers reconcile a minute later.
+    /// servers, the node comes back as critical, until the servers reconcile a minute later. Without an agent: when its services left
+    /// the catalog.
     pub left: Option<i64>,
     /// When each Envoy that sent to the task removed its endpoint, by task; `None` if that Envoy still has the endpoint.
     pub removed: BTreeMap<String, Option<i64>>,
@@ -91,6 +95,7 @@ pub struct Watch {
     probes: BTreeMap<String, Probe>,
     states: Arc<Mutex<Vec<(i64, State)>>>,
     asking: JoinHandle<()>,
+    has_agent: bool,
     begun: i64,
 }
 
@@ -105,7 +110,9 @@ impl Watch {
             }
         }
         let states = Arc::new(Mutex::new(Vec::new()));
-        let asking = tokio::spawn(ask(consul::client().await?, watched.node(), states.clone()));
+        let has_agent = !docker::task(docker, task).await?.contains_key("dataplane");
+        let node = if has_agent { watched.node() } else { CLUSTER_ARN.to_owned() };
+        let asking = tokio::spawn(ask(consul::client().await?, node, watched.id, states.clone()));
         Ok(Self {
             task: task.to_owned(),
             endpoint: task::endpoint(docker, task).await?,
@@ -113,6 +120,7 @@ impl Watch {
             probes,
             states,
             asking,
+            has_agent,
             begun: probe::now(),
         })
     }
@@ -160,6 +168,7 @@ impl Watch {
         Stopped {
             events,
             checks_critical: first(State::Critical),
+            has_agent: self.has_agent,
             left: first(State::Gone),
             removed: removed.collect(),
             last_inbound: probe::last_rise(&own, self.begun, |seen| seen.inbound),
@@ -169,15 +178,20 @@ impl Watch {
     }
 }
 
-/// Follows a node's state in Consul with blocking queries, and appends each change.
-async fn ask(consul: consul_api::Client, node: String, states: Arc<Mutex<Vec<(i64, State)>>>) {
+/// Follows the state of a task on its node in Consul with blocking queries, and appends each change.
+async fn ask(consul: consul_api::Client, node: String, task_id: String, states: Arc<Mutex<Vec<(i64, State)>>>) {
     let mut index = None;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
     loop {
         match consul.node_health(&node, index, CONSUL_WAIT).await {
-            Ok(health) => {
+            Ok(mut health) => {
                 backoff.reset();
                 index = health.index;
+                // The node of tasks without an agent has all of them.
+                health.value.retain(|check| {
+                    let service = check.service_id.as_str();
+                    service.is_empty() || service.contains(&task_id)
+                });
                 let now = state(&health.value);
                 let mut states = states.lock().expect("no writer panics");
                 if states.last().is_none_or(|(_, last)| *last != now) {

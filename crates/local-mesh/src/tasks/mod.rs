@@ -30,6 +30,9 @@ pub use project::{committed, compose_file};
 /// The account, region and cluster of every task.
 const TASK_ARN: &str = "arn:aws:ecs:us-east-1:123456789012:task/ecs-mesh";
 
+/// The ARN of the cluster. Consul has the tasks without an agent on a node of this name.
+pub const CLUSTER_ARN: &str = "arn:aws:ecs:us-east-1:123456789012:cluster/ecs-mesh";
+
 /// Why a task definition cannot run in the local mesh.
 #[derive(Debug, thiserror::Error)]
 pub enum TasksError {
