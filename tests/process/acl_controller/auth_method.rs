@@ -222,3 +222,61 @@ async fn old_consul_without_aws_iam_is_one_line() {
     world.settles("web").await;
     assert_eq!(world.role(ROLES[0]).await, Value::Null);
 }
+
+/// The controller of consul-ecs 0.10, in a task whose address is 10.0.0.14.
+fn consul_ecs(world: &World, metadata: &Metadata) -> Process {
+    let (host, port) = world.agent.http.split_once(':').unwrap();
+    let document = json!({
+        "bootstrapDir": "/tmp",
+        "controller": { "iamRolePath": "/consul-ecs/" },
+        "consulServers": {
+            "hosts": host, "skipServerWatch": true, "defaults": { "tls": false },
+            "http": { "https": false, "port": port.parse::<u16>().unwrap() }, "grpc": { "port": world.agent.grpc_port },
+        },
+    });
+    let program = std::env::var("CONSUL_ECS").expect("CONSUL_ECS names the program of consul-ecs");
+    let mut command = Command::new(program);
+    command.arg("controller").env_clear().env("CONSUL_ECS_CONFIG_JSON", document.to_string());
+    command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).env("AWS_REGION", "eu-north-1");
+    command.env("AWS_ENDPOINT_URL", &world.aws.url).env("CONSUL_HTTP_TOKEN", &world.agent.management);
+    command.env("AWS_ACCESS_KEY_ID", "key").env("AWS_SECRET_ACCESS_KEY", "b1g-s3cr3t-key");
+    Process::spawn(&mut command)
+}
+
+#[tokio::test]
+#[ignore = "needs CONSUL_ECS, the program of consul-ecs 0.10, and CONSUL, a Consul since 1.16"]
+async fn consul_ecs_0_10_hands_over_and_takes_back() {
+    let world = World::agentless(&[]).await;
+    let networks = json!([{ "NetworkMode": "awsvpc", "IPv4Addresses": ["10.0.0.14"] }]);
+    let metadata = Metadata::start("controller", json!([{ "Name": "controller", "Networks": networks }]));
+    let theirs = consul_ecs(&world, &metadata);
+    world.logins_settle().await;
+    let path = format!("/v1/catalog/node/{}", CLUSTER.replace('/', "%2F"));
+    let node_is_there = async || {
+        eventually("the node is there", BOUND, async || {
+            let node = world.agent.call("GET", &path, &Value::Null).await;
+            if node["Node"].is_object() { Ok(node) } else { Err(node.to_string()) }
+        })
+        .await
+    };
+    let node = node_is_there().await;
+    drop(theirs);
+
+    let before = world.everything().await;
+    let (ours, address) = world.start_with_logins();
+    cycles(&address, 4.0).await;
+    assert_eq!((world.everything().await, node_is_there().await), (before.clone(), node), "nothing was written");
+    let mut method = world.method().await;
+    method["MaxTokenTTL"] = "1h0m0s".into();
+    world.put(&format!("/v1/acl/auth-method/{METHOD}"), method).await;
+    cycles(&address, 2.0).await;
+    assert!(!ours.output().contains("ERROR"), "{}", ours.output());
+    drop(ours);
+
+    // Theirs registers the node at the end of its start.
+    world.put("/v1/catalog/deregister", json!({ "Node": CLUSTER })).await;
+    let _theirs = consul_ecs(&world, &metadata);
+    node_is_there().await;
+    let after = world.logins_settle().await;
+    assert_eq!((after[0]["MaxTokenTTL"].as_str(), after[1].as_array().unwrap().len()), (Some("1h0m0s"), 4));
+}
