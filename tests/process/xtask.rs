@@ -116,10 +116,13 @@ async fn consul_libraries_know_neither_ecs_nor_each_other() {
     }
     let login = directly("consul-login").await;
     assert!(login.contains("consul-api") && login.contains("aws-sigv4") && !login.contains("mesh-config"));
-    // Only the feature `grpc` needs gRPC. mesh-init logs in by HTTP.
-    assert!(!login.contains("tonic") && !directly("mesh-init").await.contains("tonic"));
-    // Only acl-controller has AWS's SDK.
-    assert!(!directly("mesh-init").await.contains("aws-config"));
+    // Only the feature `grpc` needs gRPC.
+    assert!(!login.contains("tonic"));
+    // mesh-init and health-sync log in by HTTP. Only acl-controller has AWS's SDK.
+    for program in ["mesh-init", "health-sync"] {
+        let packages = directly(program).await;
+        assert!(packages.contains("mesh-access") && !packages.contains("tonic") && !packages.contains("aws-config"));
+    }
 }
 
 #[tokio::test]
