@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use consul_grpc::{Code, DnsProtocol, Follower, Servers, State, Tls, Trust};
-use mesh_tests::consul::{Agent, certificates};
+use mesh_tests::consul::{Agent, certificates, version};
 use mesh_tests::free_port;
 use serde_json::{Value, json};
 use sidecar_kit::secret::Secret;
@@ -21,6 +21,12 @@ fn servers(port: u16) -> Servers {
     Servers::new(vec!["127.0.0.1".to_owned()], port, None)
 }
 
+/// Consul 1.8 closes the connection when the catalog has a `null` in a list.
+fn nested() -> Value {
+    let last = if version().serves_xds_v3() { Value::Null } else { json!("text") };
+    json!({ "list": [1, 0.5, last] })
+}
+
 /// Registers a service `web` and its proxy on the node of a cluster.
 async fn register(agent: &Agent) {
     let node = json!({ "Node": NODE, "Address": "10.0.0.14" });
@@ -30,7 +36,7 @@ async fn register(agent: &Agent) {
         registration
     };
     let proxy = json!({ "DestinationServiceName": "web", "DestinationServiceID": "web-1",
-        "Config": { "envoy_stats_flush_interval": "7s", "nested": { "list": [1, 0.5, null] } } });
+        "Config": { "envoy_stats_flush_interval": "7s", "nested": nested() } });
     for service in [
         json!({ "ID": "web-1", "Service": "web", "Port": 9090 }),
         json!({ "ID": "web-1-sidecar-proxy", "Service": "web-sidecar-proxy", "Kind": "connect-proxy", "Port": 20000,
@@ -40,9 +46,18 @@ async fn register(agent: &Agent) {
     }
 }
 
+/// Lets everyone read nodes and services, as acl-controller does.
+async fn anonymous_may_read(agent: &Agent) {
+    let rules = r#"node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }"#;
+    let policy = agent.call("PUT", "/v1/acl/policy", &json!({ "Name": "anonymous", "Rules": rules })).await;
+    let anonymous = "00000000-0000-0000-0000-000000000002";
+    let token = json!({ "AccessorID": anonymous, "Policies": [{ "ID": policy["ID"] }] });
+    agent.call("PUT", &format!("/v1/acl/token/{anonymous}"), &token).await;
+}
+
 #[tokio::test]
 async fn every_call_is_answered_as_the_contract_says() {
-    let agent = Agent::start_with_acls().await;
+    let agent = Agent::start_for_agentless().await;
     register(&agent).await;
     let token = Secret::new(agent.service_token("web").await);
     let unknown = Secret::new("6f1c2c1e-0000-4000-8000-000000000000");
@@ -59,7 +74,7 @@ async fn every_call_is_answered_as_the_contract_says() {
     assert_eq!((params.service.as_str(), params.datacenter.as_str()), ("web", "dc1"));
     assert_eq!(params.node_name, NODE);
     assert_eq!(params.config["envoy_stats_flush_interval"], "7s");
-    assert_eq!(params.config["nested"], json!({ "list": [1, 0.5, null] }));
+    assert_eq!(params.config["nested"], nested());
     for (node, proxy) in [(NODE, "web-2-sidecar-proxy"), ("other", "web-1-sidecar-proxy")] {
         let missing = server.bootstrap_params(node, proxy, place, Some(&token)).await.unwrap_err();
         assert_eq!(missing.code(), Some(Code::NotFound), "{missing}");
@@ -70,6 +85,8 @@ async fn every_call_is_answered_as_the_contract_says() {
     assert_eq!(listed.len(), 1, "{listed:?}");
     assert_eq!(listed[0].address, "127.0.0.1");
 
+    // Consul 1.8 answers DNS queries with the rights of the anonymous token.
+    anonymous_may_read(&agent).await;
     // A query for the A records of consul.service.consul.
     let query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x06consul\x07service\x06consul\x00\x00\x01\x00\x01";
     let answer = server.dns_query(query.to_vec(), DnsProtocol::Udp, Some(&token)).await.unwrap();
@@ -85,7 +102,7 @@ async fn every_call_is_answered_as_the_contract_says() {
 
 #[tokio::test]
 async fn follower_notices_a_deleted_token_and_goes_on_with_another() {
-    let agent = Agent::start_with_acls().await;
+    let agent = Agent::start_for_agentless().await;
     let [old, new] = [agent.service_token("web").await, agent.service_token("web").await].map(Secret::new);
     let follower = Follower::start(Arc::new(servers(agent.grpc_port)), Some(old.clone()));
     let mut state = follower.state();
@@ -121,7 +138,7 @@ async fn relay(listener: TcpListener, server: SocketAddr, frozen: watch::Receive
 
 #[tokio::test]
 async fn server_that_falls_silent_is_left_within_25_seconds() {
-    let agent = Agent::start_with_acls().await;
+    let agent = Agent::start_for_agentless().await;
     let token = Secret::new(agent.service_token("web").await);
     let server = SocketAddr::from(([127, 0, 0, 1], agent.grpc_port));
     let port = free_port();
@@ -155,15 +172,11 @@ async fn server_that_falls_silent_is_left_within_25_seconds() {
 #[tokio::test]
 async fn tls_of_a_real_server_is_checked_by_its_name() {
     let directory = certificates().await;
-    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
     let grpc_tls = free_port();
-    let agent = Agent::start_with(&json!({
-        "ca_file": path("consul-agent-ca.pem"), "cert_file": path("dc1-server-consul-0.pem"),
-        "key_file": path("dc1-server-consul-0-key.pem"), "ports": { "grpc_tls": grpc_tls },
-    }))
-    .await;
+    let agent = Agent::start_with_grpc_tls(directory.path(), grpc_tls).await;
     let servers = |name: &str| {
-        let tls = Tls { trust: Trust::File(path("consul-agent-ca.pem").into()), server_name: Some(name.to_owned()) };
+        let authority = directory.path().join("consul-agent-ca.pem");
+        let tls = Tls { trust: Trust::File(authority), server_name: Some(name.to_owned()) };
         Servers::new(vec!["127.0.0.1".to_owned()], grpc_tls, Some(tls))
     };
     let features =

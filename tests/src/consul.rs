@@ -1,5 +1,6 @@
 //! A real Consul agent on loopback.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::process::{Process, run};
-use crate::{eventually, free_port, http, part};
+use crate::{binary, eventually, free_port, http, part};
 
 /// The version of the Consul that the tests run with. `tests/needs.txt` lists the tests that cannot run with every version.
 ///
@@ -50,6 +51,45 @@ pub async fn certificates() -> TempDir {
     directory
 }
 
+/// How Consul is run.
+enum Launch<'a> {
+    /// By itself.
+    Alone,
+    /// Consul 1.8 under xds-bridge, later ones by themselves.
+    ForAgentless,
+    /// The same with TLS: certificate, key and port.
+    WithTls(&'a Path, &'a Path, u16),
+}
+
+impl Launch<'_> {
+    /// The program that runs Consul. Changes Consul's configuration for it.
+    fn command(&self, data: &Path, config: &mut Value) -> Command {
+        if matches!(self, Self::Alone) || version().serves_xds_v3() {
+            return Command::new(part("consul"));
+        }
+        let dns = free_port();
+        config["ports"]["dns"] = dns.into();
+        let local = |port: &dyn std::fmt::Display| format!("127.0.0.1:{port}");
+        let mut command = Command::new(binary("xds-bridge"));
+        command.arg("--listen").arg(local(&config["ports"]["grpc"])).arg("--socket").arg(data.join("grpc.sock"));
+        command.arg("--http").arg(local(&config["ports"]["http"])).arg("--dns").arg(local(&dns));
+        if let Self::WithTls(certificate, key, port) = self {
+            // With an HTTPS port, Consul 1.8 has TLS on its gRPC too.
+            config["ports"]["https"] = free_port().into();
+            command
+                .arg("--socket-tls")
+                .arg("--tls-listen")
+                .arg(local(port))
+                .arg("--tls-cert")
+                .arg(certificate)
+                .arg("--tls-key")
+                .arg(key);
+        }
+        command.env("LOG_LEVEL", "debug").arg(part("consul"));
+        command
+    }
+}
+
 impl Agent {
     /// Starts a server without ACLs and waits for its leader.
     pub async fn start() -> Self {
@@ -62,13 +102,22 @@ impl Agent {
     }
 
     /// Starts such a server with more configuration.
-    pub async fn start_with_acls_and(mut more: Value) -> Self {
+    pub async fn start_with_acls_and(more: Value) -> Self {
+        Self::launch_with_acls(more, Launch::Alone).await
+    }
+
+    /// Starts such a server that answers the gRPC calls of tasks without an agent: Consul 1.16 or later, or Consul 1.8 under xds-bridge.
+    pub async fn start_for_agentless() -> Self {
+        Self::launch_with_acls(json!({}), Launch::ForAgentless).await
+    }
+
+    async fn launch_with_acls(mut more: Value, launch: Launch<'_>) -> Self {
         let management = "00000000-0000-0000-0000-00000000aaaa";
         let initial = if version().at_least(1, 11) { "initial_management" } else { "master" };
         more["acl"] = json!({
             "enabled": true, "default_policy": "deny", "tokens": { initial: management, "agent": management }
         });
-        let mut agent = Self::start_with(&more).await;
+        let mut agent = Self::launch(&more, launch).await;
         agent.management = management.to_owned();
         let url = agent.url("/v1/acl/token/self");
         eventually("the management token is known", Duration::from_secs(30), async || {
@@ -115,6 +164,22 @@ impl Agent {
 
     /// Starts a server with more configuration and waits for its leader.
     pub async fn start_with(more: &Value) -> Self {
+        Self::launch(more, Launch::Alone).await
+    }
+
+    /// Starts a server with a certificate, as [`certificates`] makes it, that answers gRPC calls with TLS on `port`. See
+    /// [`Agent::start_for_agentless`].
+    pub async fn start_with_grpc_tls(certificates: &Path, port: u16) -> Self {
+        let file = |name: &str| certificates.join(name);
+        let (certificate, key) = (file("dc1-server-consul-0.pem"), file("dc1-server-consul-0-key.pem"));
+        let mut more = json!({ "ca_file": file("consul-agent-ca.pem"), "cert_file": certificate, "key_file": key });
+        if version().serves_xds_v3() {
+            more["ports"] = json!({ "grpc_tls": port });
+        }
+        Self::launch(&more, Launch::WithTls(&certificate, &key, port)).await
+    }
+
+    async fn launch(more: &Value, launch: Launch<'_>) -> Self {
         let data = tempfile::tempdir().expect("a temporary directory can be made");
         let (http_port, grpc_port) = (free_port(), free_port());
         let mut config = json!({
@@ -136,8 +201,9 @@ impl Agent {
             }
         }
         let file = data.path().join("agent.json");
+        let mut command = launch.command(data.path(), &mut config);
         std::fs::write(&file, config.to_string()).expect("the configuration can be written");
-        let process = Process::spawn(Command::new(part("consul")).arg("agent").arg("-config-file").arg(file));
+        let process = Process::spawn(command.arg("agent").arg("-config-file").arg(file));
         let http = format!("127.0.0.1:{http_port}");
         let agent = Self { http, grpc_port, management: String::new(), process, _data: data };
         let leader = agent.url("/v1/status/leader");

@@ -113,6 +113,9 @@ pub struct AgentService {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AgentCheck {
+    /// The agent's node.
+    #[serde(default)]
+    pub node: String,
     /// The ID.
     #[serde(rename = "CheckID")]
     pub check_id: CheckId,

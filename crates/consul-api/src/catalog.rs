@@ -4,7 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use consul_types::{CatalogCheck, CatalogRegistration, CheckId, CheckStatus, ServiceId, null_as_empty};
+use consul_types::{
+    CatalogCheck, CatalogRegistration, CheckId, CheckStatus, Proxy, ServiceAddress, ServiceId, ServiceKind,
+    null_as_empty,
+};
 use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -134,6 +137,32 @@ impl ServiceHealth {
     }
 }
 
+/// A service instance of a node, with its proxy's configuration. `Debug` does not show the configuration.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ServiceOfNode {
+    /// Its kind; none for an ordinary service.
+    #[serde(default)]
+    pub kind: Option<ServiceKind>,
+    /// Its ID.
+    #[serde(rename = "ID")]
+    pub id: ServiceId,
+    /// The service's name.
+    pub service: String,
+    /// Its address; empty if it is the node's.
+    #[serde(default)]
+    pub address: String,
+    /// Its port; 0 for none.
+    #[serde(default)]
+    pub port: u16,
+    /// Other addresses, by their tag.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub tagged_addresses: BTreeMap<String, ServiceAddress>,
+    /// A proxy's service, upstreams and configuration, without the central configuration.
+    #[serde(default, deserialize_with = "null_as_empty")]
+    pub proxy: Proxy,
+}
+
 /// Which instances to list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instances<'a> {
@@ -148,6 +177,11 @@ impl Client {
     pub async fn leader(&self) -> Result<Option<String>, Error> {
         let leader: String = self.fetch(Call::new(Method::GET, "/v1/status/leader")).await?;
         Ok(Some(leader).filter(|leader| !leader.is_empty()))
+    }
+
+    /// The addresses of the servers, `IP:port` of their RPC.
+    pub async fn servers(&self) -> Result<Vec<String>, Error> {
+        self.fetch(Call::new(Method::GET, "/v1/status/peers")).await
     }
 
     /// The instances of a service.
@@ -216,6 +250,34 @@ impl Client {
         }
         let found: Option<Answer> = self.fetch(call.query("consistent", "")).await?;
         Ok(found.and_then(|found| Some(NodeServices { node: found.node?, services: found.services })))
+    }
+
+    /// A service of a node, and the node's datacenter. It is none if the catalog does not have it, or if the token may not read it. For
+    /// `after` and `wait` see [`Client::service_health`]; any change of the node's services ends the wait.
+    pub async fn service_of_node(
+        &self,
+        node: &str,
+        id: &ServiceId,
+        after: Option<Index>,
+        wait: Duration,
+    ) -> Result<Indexed<Option<(ServiceOfNode, String)>>, Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Node {
+            datacenter: String,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Found {
+            node: Option<Node>,
+            #[serde(default, deserialize_with = "null_as_empty")]
+            services: Vec<ServiceOfNode>,
+        }
+        let call = Call::new(Method::GET, "/v1/catalog/node-services").segment(node);
+        let call = call.query("filter", equals("ID", id.as_str()));
+        let Indexed { index, value: found } = self.blocking::<Option<Found>>(call, after, wait).await?;
+        let service = found.and_then(|Found { node, services }| Some((services.into_iter().next()?, node?.datacenter)));
+        Ok(Indexed { index, value: service })
     }
 
     /// The checks of one instance of a service, as the leader has them.
@@ -329,7 +391,7 @@ impl Client {
         after: Option<Index>,
         wait: Duration,
     ) -> Result<Indexed<Vec<ServiceHealth>>, Error> {
-        self.blocking("/v1/health/service", name, after, wait).await
+        self.blocking(Call::new(Method::GET, "/v1/health/service").segment(name), after, wait).await
     }
 
     /// Instances with their checks. The leader first confirms with its peers that it is the leader (`?consistent`).
@@ -353,24 +415,22 @@ impl Client {
         after: Option<Index>,
         wait: Duration,
     ) -> Result<Indexed<Vec<HealthCheck>>, Error> {
-        self.blocking("/v1/health/node", node, after, wait).await
+        self.blocking(Call::new(Method::GET, "/v1/health/node").segment(node), after, wait).await
     }
 
     async fn blocking<T: DeserializeOwned>(
         &self,
-        path: &str,
-        name: &str,
+        mut call: Call,
         after: Option<Index>,
         wait: Duration,
     ) -> Result<Indexed<T>, Error> {
-        let mut call = Call::new(Method::GET, path).segment(name);
+        let request = call.named();
         if let Some(Index(index)) = after {
             call = call.query("index", index.to_string()).query("wait", format!("{}ms", wait.as_millis()));
             call = call.blocks_for(wait + wait / 16);
         }
         let response = self.send(call).await?;
         let index = response.headers.get("x-consul-index").and_then(|index| index.to_str().ok()?.parse().ok());
-        let request = format!("GET {path}/{name}");
         Ok(Indexed { index: following(after, index), value: decode(request, &response)? })
     }
 }

@@ -113,7 +113,7 @@ impl Call {
         self
     }
 
-    fn named(&self) -> String {
+    pub(crate) fn named(&self) -> String {
         format!("{} {}", self.method, self.path)
     }
 }

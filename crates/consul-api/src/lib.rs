@@ -24,6 +24,7 @@ pub use agent::{AgentCheck, AgentSelf, AgentSelfConfig, AgentService, XdsPort};
 pub use auth_method::{AuthMethod, BindingRule};
 pub use catalog::{
     CatalogService, HealthCheck, HealthNode, HealthService, Index, Indexed, Instances, NodeServices, ServiceHealth,
+    ServiceOfNode,
 };
 pub use client::Client;
 pub use config::{Builder, Config, ConfigError};

@@ -26,13 +26,12 @@ use tower_service::Service;
 use crate::connector::Once;
 use crate::error::Error;
 use crate::messages::{
-    self, BootstrapRequest, DnsRequest, DnsResponse, Empty, LoginResponse, LogoutRequest, WATCH_SERVERS,
-    WatchServersRequest, WatchServersResponse,
+    self, BOOTSTRAP, BootstrapRequest, DNS, DnsRequest, DnsResponse, Empty, FEATURES, LOGIN, LOGOUT, LoginResponse,
+    LogoutRequest, TOKEN, WATCH, WATCH_SERVERS, WatchServersRequest, WatchServersResponse,
 };
 pub use crate::messages::{LoginRequest, Server};
 use crate::tls::Tls;
 
-const TOKEN: &str = "x-consul-token";
 /// How long connecting may take, including the TLS handshake.
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 /// Consul's servers drop a client that pings more often than every 15 s.
@@ -125,14 +124,8 @@ impl WatchServers {
     }
 }
 
-const FEATURES: &str = "/hashicorp.consul.dataplane.DataplaneService/GetSupportedDataplaneFeatures";
-const BOOTSTRAP: &str = "/hashicorp.consul.dataplane.DataplaneService/GetEnvoyBootstrapParams";
-const LOGIN: &str = "/hashicorp.consul.acl.ACLService/Login";
-const LOGOUT: &str = "/hashicorp.consul.acl.ACLService/Logout";
-const WATCH: &str = "/hashicorp.consul.serverdiscovery.ServerDiscoveryService/WatchServers";
 /// The stream by which Envoy gets its configuration (incremental xDS, aggregated).
 pub const XDS: &str = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-const DNS: &str = "/hashicorp.consul.dns.DNSService/Query";
 
 impl Connection {
     /// Connects to a server, by TLS if `tls` is given. The certificate must have the name `host`, unless `tls` has another name. Each call

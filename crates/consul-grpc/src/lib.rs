@@ -8,7 +8,7 @@ mod connection;
 mod connector;
 mod error;
 mod follow;
-mod messages;
+pub mod messages;
 mod servers;
 mod tls;
 

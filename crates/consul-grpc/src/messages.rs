@@ -1,10 +1,21 @@
-//! The messages, with the field numbers of Consul's `.proto` files. Messages that may hold a token or configuration have no derived
-//! `Debug`.
+//! The methods, and their messages with the field numbers of Consul's `.proto` files. Messages that may hold a token or configuration have no
+//! derived `Debug`.
+#![expect(missing_docs, reason = "Consul's own names")]
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Map, Number, Value as Json};
+
+/// The metadata with the ACL token.
+pub const TOKEN: &str = "x-consul-token";
+
+pub const FEATURES: &str = "/hashicorp.consul.dataplane.DataplaneService/GetSupportedDataplaneFeatures";
+pub const BOOTSTRAP: &str = "/hashicorp.consul.dataplane.DataplaneService/GetEnvoyBootstrapParams";
+pub const LOGIN: &str = "/hashicorp.consul.acl.ACLService/Login";
+pub const LOGOUT: &str = "/hashicorp.consul.acl.ACLService/Logout";
+pub const WATCH: &str = "/hashicorp.consul.serverdiscovery.ServerDiscoveryService/WatchServers";
+pub const DNS: &str = "/hashicorp.consul.dns.DNSService/Query";
 
 /// A message that `Debug` shows by its name only.
 macro_rules! opaque_debug {
@@ -218,6 +229,26 @@ impl From<Value> for Json {
     }
 }
 
+impl From<Map<String, Json>> for Struct {
+    fn from(object: Map<String, Json>) -> Self {
+        Self { fields: object.into_iter().map(|(name, value)| (name, value.into())).collect() }
+    }
+}
+
+impl From<Json> for Value {
+    fn from(value: Json) -> Self {
+        let kind = match value {
+            Json::Null => Kind::Null(0),
+            Json::Bool(boolean) => Kind::Boolean(boolean),
+            Json::Number(number) => Kind::Number(number.as_f64().unwrap_or_default()),
+            Json::String(text) => Kind::Text(text),
+            Json::Array(values) => Kind::List(List { values: values.into_iter().map(Self::from).collect() }),
+            Json::Object(object) => Kind::Object(object.into()),
+        };
+        Self { kind: Some(kind) }
+    }
+}
+
 /// The format has only floating-point numbers. An integer is written as an integer again.
 #[expect(clippy::cast_possible_truncation, reason = "only whole numbers that fit are converted")]
 fn json_number(number: f64) -> Json {
@@ -265,6 +296,7 @@ mod tests {
         let object = [vec![0x2a, u8::try_from(object.len()).unwrap()], object].concat();
         let bytes = [entry(b'a', &object), entry(b'c', &[0x1a, 1, b't']), entry(b'd', &[0x20, 1])].concat();
         let map = Map::from(Struct::decode(&bytes[..]).unwrap());
-        assert_eq!(Json::from(map), json!({ "a": { "b": [1, 0.5, null] }, "c": "t", "d": true }));
+        assert_eq!(Json::from(map.clone()), json!({ "a": { "b": [1, 0.5, null] }, "c": "t", "d": true }));
+        assert_eq!(Map::from(Struct::from(map.clone())), map);
     }
 }

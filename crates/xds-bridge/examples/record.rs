@@ -109,7 +109,7 @@ async fn record(scenario: &Value) -> Result<BTreeMap<Kind, Vec<u8>>> {
     });
     let mut metadata = MetadataMap::new();
     metadata.insert("x-consul-token", TOKEN.parse()?);
-    let consul = Consul::new(socket);
+    let consul = Consul::new(socket, false).unwrap();
     let mut stream = timeout(BOUND, consul.stream(&Token::of(&metadata), receiver)).await??;
     let mut recorded = BTreeMap::new();
     while let Ok(message) = timeout(QUIET, stream.message()).await {

@@ -6,8 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use consul_grpc::messages::TOKEN;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use sidecar_kit::secret::Secret;
+use sidecar_kit::tls::{TlsOptions, TlsOptionsError};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tokio_rustls::TlsConnector;
 use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
@@ -18,9 +24,6 @@ use crate::codec::Raw;
 /// The methods that Consul 1.8.7 serves.
 const STREAM: &str = "/envoy.service.discovery.v2.AggregatedDiscoveryService/StreamAggregatedResources";
 const CHECK: &str = "/envoy.service.auth.v2.Authorization/Check";
-
-/// The metadata with the ACL token.
-const TOKEN: &str = "x-consul-token";
 
 /// A client of Consul's gRPC on its unix socket.
 #[derive(Debug, Clone)]
@@ -33,10 +36,16 @@ impl Consul {
     ///
     /// The client sends no keepalive. Linux closes the socket when Consul ends, and Consul's gRPC server drops clients that
     /// ping more often than every five minutes (<https://github.com/grpc/grpc/blob/master/doc/keepalive.md>).
-    #[must_use]
-    pub fn new(socket: PathBuf) -> Self {
+    ///
+    /// `tls`: Consul uses TLS on the socket. Its certificate is not checked, because only Consul can have the socket.
+    ///
+    /// # Errors
+    /// If the TLS configuration cannot be made.
+    pub fn new(path: PathBuf, tls: bool) -> Result<Self, TlsOptionsError> {
+        let options = TlsOptions { insecure: true, ..TlsOptions::default() };
+        let tls = if tls { Some(TlsConnector::from(Arc::new(options.client_config()?))) } else { None };
         let endpoint = Endpoint::from_static("http://consul");
-        Self { channel: endpoint.connect_with_connector_lazy(Socket(Arc::new(socket))) }
+        Ok(Self { channel: endpoint.connect_with_connector_lazy(Socket { path, tls }) })
     }
 
     fn client(&self) -> tonic::client::Grpc<Channel> {
@@ -71,7 +80,7 @@ async fn ready_client(client: &mut tonic::client::Grpc<Channel>) -> Result<(), S
 }
 
 /// The ACL token of a request. Its `Debug` does not show it.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Token(Option<tonic::metadata::AsciiMetadataValue>);
 
 impl Token {
@@ -79,6 +88,17 @@ impl Token {
     #[must_use]
     pub fn of(metadata: &MetadataMap) -> Self {
         Self(metadata.get(TOKEN).cloned())
+    }
+
+    /// The token of a message. It is none if metadata cannot have it, and then Consul does not know it.
+    pub(crate) fn from_text(text: &str) -> Self {
+        Self(text.parse().ok())
+    }
+
+    /// The token as text; none if it is empty.
+    pub(crate) fn secret(&self) -> Option<Secret> {
+        let token = self.0.as_ref()?.to_str().ok()?;
+        Some(Secret::new(token)).filter(|token| !token.expose().is_empty())
     }
 
     fn on<T>(&self, mut request: Request<T>) -> Request<T> {
@@ -107,10 +127,13 @@ impl std::fmt::Debug for Token {
 }
 
 #[derive(Clone)]
-struct Socket(Arc<PathBuf>);
+struct Socket {
+    path: PathBuf,
+    tls: Option<TlsConnector>,
+}
 
 impl Service<Uri> for Socket {
-    type Response = TokioIo<UnixStream>;
+    type Response = TokioIo<Box<dyn Stream>>;
     type Error = std::io::Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -119,7 +142,22 @@ impl Service<Uri> for Socket {
     }
 
     fn call(&mut self, _: Uri) -> Self::Future {
-        let path = self.0.clone();
-        Box::pin(async move { UnixStream::connect(&*path).await.map(TokioIo::new) })
+        let Self { path, tls } = self.clone();
+        Box::pin(async move {
+            let stream = UnixStream::connect(&path).await?;
+            let stream: Box<dyn Stream> = match tls {
+                Some(tls) => {
+                    let name = ServerName::try_from("consul").map_err(std::io::Error::other)?;
+                    Box::new(tls.connect(name, stream).await?)
+                }
+                None => Box::new(stream),
+            };
+            Ok(TokioIo::new(stream))
+        })
     }
 }
+
+/// The bytes of a connection, with or without TLS.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}

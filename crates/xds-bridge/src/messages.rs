@@ -1,10 +1,34 @@
-//! The four discovery messages of the bridge, with the field numbers of Envoy's `discovery.proto`.
+//! The four discovery messages of the bridge, with the field numbers of Envoy's `discovery.proto`, and Envoy's node.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use consul_grpc::messages::Struct;
+
 use crate::resource::{Kind, Resource};
 use crate::wire::{self, Malformed, Value, put_bytes};
+
+/// The parts of Envoy's node that the bridge reads.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Node {
+    /// The proxy's ID.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// What the bootstrap says of it.
+    #[prost(message, optional, tag = "3")]
+    pub metadata: Option<Struct>,
+}
+
+impl Node {
+    /// The name of the catalog's node that has the proxy. A proxy with an agent names none.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        match &self.metadata.as_ref()?.fields.get("node_name")?.kind {
+            Some(consul_grpc::messages::Kind::Text(name)) if !name.is_empty() => Some(name.clone()),
+            _ => None,
+        }
+    }
+}
 
 /// v3's DeltaDiscoveryRequest, which Envoy sends.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,21 +1,26 @@
 //! Joins one ADS stream of an Envoy to one stream of Consul.
 
 use std::error::Error;
+use std::future::pending;
 use std::pin::pin;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::Stream;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt};
+use prost::Message;
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
 use crate::consul::{Consul, Token};
 use crate::convert;
+use crate::copies::{self, Copies};
 use crate::delta::{Delta, Outcome};
 use crate::messages::{self, DeltaRequest, Response};
 use crate::resource::Kind;
-use crate::wire::{self, Malformed};
+use crate::wire::Malformed;
 
 /// The responses to one Envoy.
 pub type Responses = BoxStream<'static, Result<Bytes, Status>>;
@@ -25,28 +30,32 @@ const REASON: usize = 2000;
 
 /// Starts to relay. This ends when Envoy drops the responses or when a side ends its stream. Envoy then gets Consul's status, keeps
 /// its configuration, and reconnects with the versions of that configuration.
-pub fn start(consul: Consul, token: Token, requests: Streaming<Bytes>) -> Responses {
+pub fn start(consul: Consul, copies: Copies, token: Token, requests: Streaming<Bytes>) -> Responses {
     let (responses, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let gone = responses.clone();
+        let stream = copies.stream();
         tokio::select! {
             () = gone.closed() => debug!("Envoy has disconnected"),
-            status = relay(&consul, &token, requests, &responses) => {
+            status = relay(&consul, (&copies, stream), &token, requests, &responses) => {
                 debug!(code = ?status.code(), message = token.redact(status.message()), "ending Envoy's stream");
                 let _ = responses.send(Err(status)).await;
             }
         }
+        copies.remove_that_of(stream).await;
     });
     received(receiver).boxed()
 }
 
-fn received<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
+/// What a channel receives, as a stream.
+pub(crate) fn received<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
     stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|item| (item, receiver)) })
 }
 
 /// Relays until one side ends. Returns the status for Envoy.
 async fn relay(
     consul: &Consul,
+    (copies, stream): (&Copies, copies::Stream),
     token: &Token,
     mut requests: Streaming<Bytes>,
     responses: &mpsc::Sender<Result<Bytes, Status>>,
@@ -56,6 +65,7 @@ async fn relay(
     let (from_consul, mut consul_responses) = mpsc::channel(1);
     let mut upstream = pin!(upstream(consul, token, consul_requests, from_consul));
     let mut session = Session { token, node: Vec::new(), id: String::new(), delta: Delta::default(), to_consul };
+    let mut kept: BoxFuture<'_, Status> = pending().boxed();
     loop {
         let outcome = tokio::select! {
             Some(message) = consul_responses.recv() => session.consul(&message),
@@ -63,8 +73,16 @@ async fn relay(
                 info!(node = session.id, code = ?status.code(), reason = token.redact(status.message()), "the stream to Consul ended");
                 return status;
             }
+            status = &mut kept => {
+                info!(node = session.id, code = ?status.code(), reason = token.redact(status.message()), "no copy of the proxy");
+                return status;
+            }
             request = requests.message() => match request {
-                Ok(Some(message)) => session.envoy(&message),
+                Ok(Some(message)) => session.envoy(&message).map(|catalog_node| {
+                    if let Some(node) = catalog_node {
+                        kept = copies.clone().keep(stream, token.clone(), node, session.id.as_str().into()).boxed();
+                    }
+                }),
                 Ok(None) => return Status::ok("Envoy ended the stream"),
                 Err(status) => return status,
             },
@@ -131,11 +149,15 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    fn envoy(&mut self, message: &[u8]) -> Result<(), Status> {
+    /// Handles a request. Returns the name of the catalog's node, if this is the first request, and if Envoy has no agent.
+    fn envoy(&mut self, message: &[u8]) -> Result<Option<String>, Status> {
         let mut request = DeltaRequest::decode(message).map_err(malformed)?;
+        let mut catalog_node = None;
         if let Some(node) = request.node.take() {
             if self.id.is_empty() {
-                self.id = node_id(&node).map_err(malformed)?;
+                let read = messages::Node::decode(&node[..]).map_err(|_| malformed(Malformed))?;
+                catalog_node = read.name();
+                self.id = read.id;
                 info!(node = self.id, "Envoy opened a stream");
             }
             self.node = node;
@@ -145,7 +167,7 @@ impl Session<'_> {
         }
         let Some(kind) = Kind::of_url(&request.type_url) else {
             debug!(node = self.id, type_url = request.type_url, "Consul does not serve this type");
-            return Ok(());
+            return Ok(catalog_node);
         };
         if !request.unsubscribe.is_empty() {
             debug!(node = self.id, %kind, resources = ?request.unsubscribe, "Envoy unsubscribed");
@@ -160,7 +182,7 @@ impl Session<'_> {
                 warn!(node = self.id, %kind, reason, "Envoy refused a change");
             }
         }
-        Ok(())
+        Ok(catalog_node)
     }
 
     fn consul(&mut self, message: &[u8]) -> Result<(), Status> {
@@ -183,14 +205,4 @@ impl Session<'_> {
 
 fn malformed(error: Malformed) -> Status {
     Status::internal(error.to_string())
-}
-
-fn node_id(node: &[u8]) -> Result<String, Malformed> {
-    for field in wire::fields(node) {
-        let field = field?;
-        if field.number == 1 {
-            return Ok(field.text()?.to_owned());
-        }
-    }
-    Ok(String::new())
 }

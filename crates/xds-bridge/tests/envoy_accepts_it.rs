@@ -20,6 +20,8 @@ use tonic::body::Body;
 use tonic::{Request, Response, Status, Streaming};
 use tower_service::Service;
 use xds_bridge::codec::Raw;
+use xds_bridge::copies::Copies;
+use xds_bridge::local::Local;
 use xds_bridge::resource::Kind;
 use xds_bridge::{consul, server, wire};
 
@@ -191,7 +193,10 @@ async fn envoy_accepts_every_recorded_resource_and_warms_all() {
         let consul = tokio::spawn(consul);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let bridge = tokio::spawn(server::serve(listener, consul::Consul::new(socket)));
+        // The HTTP API is for tasks without an agent.
+        let copies = Copies::new(Local::new("127.0.0.1:1".to_owned(), ([127, 0, 0, 1], 1).into()).unwrap());
+        let bridge =
+            tokio::spawn(server::serve(server::plain(listener), consul::Consul::new(socket, false).unwrap(), copies));
 
         let envoy = Envoy::start(directory.path(), port).await;
         let deadline = Instant::now() + BOUND;

@@ -83,6 +83,7 @@ fn a_missing_consul_exits_127_and_a_wrong_command_line_2() {
         (&["--socket", "grpc.sock", "consul"], "absolute"),
         (&["--socket", "/a\"b", "consul"], "quotes"),
         (&["--socket", &format!("/{}", "a".repeat(107)), "consul"], "107"),
+        (&["--tls-listen", "127.0.0.1:0", "consul"], "--tls-cert"),
         (&[], "arguments"),
     ] {
         let output = bridge(arguments);
@@ -92,11 +93,38 @@ fn a_missing_consul_exits_127_and_a_wrong_command_line_2() {
 }
 
 #[test]
+fn a_missing_certificate_or_a_wrong_http_address_gives_one_line_and_starts_no_consul() {
+    let directory = tempfile::tempdir().unwrap();
+    let consul = consul(&directory);
+    let tls = ["--tls-listen", "127.0.0.1:0", "--tls-cert", "/no/cert.pem", "--tls-key", "/no/key.pem"];
+    for (arguments, part) in [(&tls[..], "/no/cert.pem"), (&["--http", "ftp://x"], "--http")] {
+        let arguments = [&["--listen", "127.0.0.1:0"], arguments, &[consul.to_str().unwrap(), "agent"]].concat();
+        let output = bridge(&arguments);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(output.stdout.is_empty());
+        assert!(line(&output).contains(part), "{}", line(&output));
+    }
+}
+
+#[test]
 fn help_names_every_variable() {
     let output = bridge(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8(output.stdout).unwrap();
-    for part in ["XDS_BRIDGE_LISTEN", "XDS_BRIDGE_SOCKET", "LOG_LEVEL", "LOG_FORMAT", "Exit codes", "127.0.0.1:8502"] {
+    for part in [
+        "XDS_BRIDGE_LISTEN",
+        "XDS_BRIDGE_SOCKET",
+        "XDS_BRIDGE_SOCKET_TLS",
+        "XDS_BRIDGE_TLS_LISTEN",
+        "XDS_BRIDGE_TLS_CERT",
+        "XDS_BRIDGE_TLS_KEY",
+        "XDS_BRIDGE_HTTP",
+        "XDS_BRIDGE_DNS",
+        "LOG_LEVEL",
+        "LOG_FORMAT",
+        "Exit codes",
+        "127.0.0.1:8502",
+    ] {
         assert!(text.contains(part), "{part} in {text}");
     }
 }

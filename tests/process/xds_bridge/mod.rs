@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
+mod agentless;
 mod authorisation;
 mod changes;
 mod restarts;
@@ -156,8 +157,7 @@ fn upstream(service: &str, port: u16, config: Value) -> Value {
 }
 
 pub(super) struct Envoy {
-    /// Kills Envoy when it is dropped.
-    _process: Process,
+    process: Process,
     admin: String,
     _directory: TempDir,
 }
@@ -166,7 +166,17 @@ impl Envoy {
     pub(super) async fn start(node: &str, agent: u16) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("envoy.json");
-        std::fs::write(&config, bootstrap(node, agent).to_string()).unwrap();
+        std::fs::write(&config, bootstrap(node, agent, TOKEN).to_string()).unwrap();
+        Self::with(&config, directory).await
+    }
+
+    /// Starts the Envoy of a proxy of the catalog.
+    async fn start_for_catalog(proxy: &str, node: &str, server: u16, token: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("envoy.json");
+        let mut bootstrap = bootstrap(proxy, server, token);
+        bootstrap["node"]["metadata"] = json!({ "node_name": node });
+        std::fs::write(&config, bootstrap.to_string()).unwrap();
         Self::with(&config, directory).await
     }
 
@@ -182,7 +192,7 @@ impl Envoy {
             if address.is_empty() { Err("empty".into()) } else { Ok(address) }
         })
         .await;
-        Self { _process: process, admin, _directory: directory }
+        Self { process, admin, _directory: directory }
     }
 
     async fn get(&self, path: &str) -> Result<Value, String> {
@@ -271,7 +281,7 @@ fn names(entries: &[Value]) -> String {
     format!("{:?}", names.map(Option::unwrap_or_default).collect::<Vec<_>>())
 }
 
-fn bootstrap(node: &str, agent: u16) -> Value {
+fn bootstrap(node: &str, agent: u16, token: &str) -> Value {
     let ads = json!({"ads": {}, "resource_api_version": "V3"});
     json!({
         "node": {"id": node, "cluster": node},
@@ -280,7 +290,7 @@ fn bootstrap(node: &str, agent: u16) -> Value {
             "cds_config": ads, "lds_config": ads,
             "ads_config": {"api_type": "DELTA_GRPC", "transport_api_version": "V3",
                 "grpc_services": {"envoy_grpc": {"cluster_name": "local_agent"},
-                    "initial_metadata": [{"key": "x-consul-token", "value": TOKEN}]}},
+                    "initial_metadata": [{"key": "x-consul-token", "value": token}]}},
         },
         "static_resources": {"clusters": [{
             "name": "local_agent", "type": "STATIC", "connect_timeout": "1s",
