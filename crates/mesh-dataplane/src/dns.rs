@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::message::{SMALLEST, fits, limit, refusal};
-use crate::status::Metrics;
+use crate::status::{Metrics, Query};
 
 /// How long the servers have for an answer. Resolvers ask again after 5 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
@@ -49,7 +49,7 @@ impl Dns {
             let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
             let query = buffer[..length].to_vec();
             let Ok(permit) = self.waiting.clone().try_acquire_owned() else {
-                self.metrics.queried("dropped");
+                self.metrics.queried(Query::Dropped);
                 continue;
             };
             let (dns, socket) = (self.clone(), socket.clone());
@@ -106,13 +106,13 @@ impl Dns {
         }
         let failed = match timeout(ANSWER_WITHIN, self.ask(query, protocol)).await {
             Ok(Ok(answer)) => {
-                self.metrics.queried("answered");
+                self.metrics.queried(Query::Answered);
                 return Some(answer);
             }
             Ok(Err(error)) => one_line(&error),
             Err(_) => format!("no answer within {ANSWER_WITHIN:?}"),
         };
-        self.metrics.queried("failed");
+        self.metrics.queried(Query::Failed);
         tracing::debug!("a DNS query fails: {failed}");
         refusal(query)
     }

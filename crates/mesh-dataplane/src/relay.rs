@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use consul_grpc::{Code, Error, Ready, Servers, State, XDS};
+use consul_grpc::{Code, Error, Ready, Servers, State, XDS, innermost};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -27,7 +27,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use crate::status::Metrics;
+use crate::status::{Metrics, StreamEnd};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
@@ -120,20 +120,20 @@ impl Relay {
         let (code, message) = match end {
             End::Envoy => {
                 tracing::debug!("Envoy has ended its stream");
-                return self.metrics.stream_ended("envoy");
+                return self.metrics.stream_ended(StreamEnd::Envoy);
             }
             End::Moved => {
-                self.metrics.stream_ended("moved");
+                self.metrics.stream_ended(StreamEnd::Moved);
                 (Code::Unavailable, "the server or the token changes".to_owned())
             }
             End::Broken(reason) => {
-                self.metrics.stream_ended("broken");
+                self.metrics.stream_ended(StreamEnd::Broken);
                 tracing::info!("the stream to Consul's server at {server} broke: {reason}");
                 self.servers.leave(server);
                 (Code::Unavailable, "the connection to Consul's server broke".to_owned())
             }
             End::Status(code, message) => {
-                self.metrics.stream_ended("server");
+                self.metrics.stream_ended(StreamEnd::Server);
                 tracing::info!("Consul's server at {server} ended the stream with {code:?}: {message}");
                 self.judge(&ready, code, &message);
                 (code, message)
@@ -195,7 +195,7 @@ impl Relay {
                             return end.unwrap_or_else(|| End::Broken("the server's answer has no status".to_owned()));
                         }
                     },
-                    Some(Err(status)) => return End::Broken(one_line(&status)),
+                    Some(Err(status)) => return End::Broken(innermost(&status)),
                     None => return End::Broken("the server's answer has no status".to_owned()),
                 }
             }

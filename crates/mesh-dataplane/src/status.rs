@@ -1,34 +1,50 @@
 //! Whether Consul's servers can be used, and the metrics: `/ready` and `/metrics`.
 
 use std::future::ready;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use consul_grpc::State;
 use hyper::body::Incoming;
 use hyper::{Request, StatusCode};
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Metric, Registry};
 use sidecar_kit::server::{self, Response};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The format that `prometheus-client` writes ("OpenMetrics", version 1.0).
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The text format of Prometheus.
+const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-type Label = (&'static str, &'static str);
+/// How a stream of Envoy has ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StreamEnd {
+    /// The server or the token has changed.
+    Moved,
+    /// The connection to the server broke.
+    Broken,
+    /// The server ended it.
+    Server,
+    /// Envoy ended it.
+    Envoy,
+}
 
-/// The metrics, whose names begin with `mesh_dataplane_`.
+/// What became of a DNS query.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Query {
+    /// A server answered it.
+    Answered,
+    /// No server answered it.
+    Failed,
+    /// There were too many at a time.
+    Dropped,
+}
+
+/// The metrics, whose names begin with `mesh_dataplane_`. They are so few that a library for them would be a large part of the program.
 pub(crate) struct Metrics {
-    registry: Registry,
-    connected: Gauge,
-    streams: Family<[Label; 1], Counter>,
-    tokens: Counter,
-    queries: Family<[Label; 1], Counter>,
+    streams: [AtomicU64; 4],
+    tokens: AtomicU64,
+    queries: [AtomicU64; 3],
     /// Since when no server can be used. None while one can.
     lost: Mutex<Option<Instant>>,
 }
@@ -36,42 +52,52 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Begins as lost: no server was used yet.
     pub(crate) fn new() -> Self {
-        let mut registry = Registry::with_prefix("mesh_dataplane");
-        let connected =
-            register(&mut registry, "connected", "1 while a server of Consul can be used", Gauge::default());
-        let streams = register(
-            &mut registry,
-            "streams_ended",
-            "Envoy's xDS streams that have ended: moved, broken, server, envoy",
-            Family::<[Label; 1], Counter>::default(),
-        );
-        let tokens = register(&mut registry, "tokens", "Tokens that servers have confirmed", Counter::default());
-        let queries = register(
-            &mut registry,
-            "dns_queries",
-            "DNS queries by result: answered, failed, dropped",
-            Family::<[Label; 1], Counter>::default(),
-        );
-        // A counter that has no value yet is shown as 0.
-        for end in ["moved", "broken", "server", "envoy"] {
-            drop(streams.get_or_create(&[("end", end)]));
-        }
-        for result in ["answered", "failed", "dropped"] {
-            drop(queries.get_or_create(&[("result", result)]));
-        }
-        Self { registry, connected, streams, tokens, queries, lost: Mutex::new(Some(Instant::now())) }
+        let lost = Mutex::new(Some(Instant::now()));
+        Self { streams: Default::default(), tokens: AtomicU64::new(0), queries: Default::default(), lost }
     }
 
     fn lost(&self) -> MutexGuard<'_, Option<Instant>> {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn stream_ended(&self, end: &'static str) {
-        self.streams.get_or_create(&[("end", end)]).inc();
+    pub(crate) fn stream_ended(&self, end: StreamEnd) {
+        self.streams[end as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn queried(&self, result: &'static str) {
-        self.queries.get_or_create(&[("result", result)]).inc();
+    pub(crate) fn queried(&self, result: Query) {
+        self.queries[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The metrics as text.
+    fn render(&self) -> String {
+        let mut text = String::new();
+        let mut metric = |name: &str, kind: &str, help: &str, values: &[(&str, u64)]| {
+            text.push_str(&format!("# HELP mesh_dataplane_{name} {help}\n# TYPE mesh_dataplane_{name} {kind}\n"));
+            for (labels, value) in values {
+                text.push_str(&format!("mesh_dataplane_{name}{labels} {value}\n"));
+            }
+        };
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let connected = self.lost().is_none().into();
+        metric("connected", "gauge", "1 while a server of Consul can be used", &[("", connected)]);
+        let [moved, broken, server, envoy] = &self.streams;
+        let ends = [
+            ("{end=\"moved\"}", count(moved)),
+            ("{end=\"broken\"}", count(broken)),
+            ("{end=\"server\"}", count(server)),
+            ("{end=\"envoy\"}", count(envoy)),
+        ];
+        metric("streams_ended_total", "counter", "Envoy's xDS streams that have ended", &ends);
+        let tokens = count(&self.tokens);
+        metric("tokens_total", "counter", "Tokens that servers have confirmed", &[("", tokens)]);
+        let [answered, failed, dropped] = &self.queries;
+        let results = [
+            ("{result=\"answered\"}", count(answered)),
+            ("{result=\"failed\"}", count(failed)),
+            ("{result=\"dropped\"}", count(dropped)),
+        ];
+        metric("dns_queries_total", "counter", "DNS queries by result", &results);
+        text
     }
 
     /// Notes each change of the connection. Returns when the follower has ended.
@@ -82,7 +108,7 @@ impl Metrics {
                 State::Ready(ready) => {
                     let confirmed = ready.token.clone();
                     if confirmed.is_some() && confirmed != token {
-                        self.tokens.inc();
+                        self.tokens.fetch_add(1, Ordering::Relaxed);
                         token = confirmed;
                     }
                     true
@@ -97,7 +123,6 @@ impl Metrics {
     }
 
     fn note(&self, connected: bool) {
-        self.connected.set(connected.into());
         let mut lost = self.lost();
         *lost = if connected { None } else { lost.or_else(|| Some(Instant::now())) };
     }
@@ -105,11 +130,7 @@ impl Metrics {
     fn answer(&self, request: &Request<Incoming>, outage: Duration) -> Response {
         let plain = |status, text: String| server::response(status, "text/plain", text);
         match request.uri().path() {
-            "/metrics" => {
-                let mut text = String::new();
-                encode(&mut text, &self.registry).expect("writing to a String does not fail");
-                server::response(StatusCode::OK, OPENMETRICS, text)
-            }
+            "/metrics" => server::response(StatusCode::OK, TEXT, self.render()),
             "/ready" => match *self.lost() {
                 Some(since) if since.elapsed() > outage => {
                     let text = format!("no server of Consul can be used for {:.0?}\n", since.elapsed());
@@ -120,12 +141,6 @@ impl Metrics {
             _ => plain(StatusCode::NOT_FOUND, "there are /ready and /metrics\n".to_owned()),
         }
     }
-}
-
-/// Registers the metric, and returns another handle of it.
-fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
-    registry.register(name, help, metric.clone());
-    metric
 }
 
 /// Serves `/ready` and `/metrics`. Never returns. `/ready` is 503 once no server could be used for longer than `outage`.

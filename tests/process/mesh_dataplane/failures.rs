@@ -63,8 +63,12 @@ async fn outage_of_consul_ends_nothing_and_shows_in_ready() {
     mesh.servers.all[0].kill();
     let status = mesh.web.task.status;
     mesh.web.dataplane.says("no server of Consul can be used", BOUND).await;
-    // The default allows an outage of a minute.
-    assert_eq!(mesh.web.get(status, "/ready").await.unwrap(), "ready\n");
+    let url = format!("http://127.0.0.1:{status}/ready");
+    eventually("/ready shows the outage", BOUND, async || match http::request("GET", &url, &[], "").await? {
+        (503, body) => Ok(assert!(body.starts_with("no server of Consul can be used for"), "{body}")),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     assert_eq!(mesh.web.metric("mesh_dataplane_connected").await, 0);
     http::get(&mesh.upstream).await.unwrap();
     assert_eq!(mesh.web.task.healthy().await, 0);

@@ -278,7 +278,7 @@ impl Mesh {
         }
         let token = servers.any().service_token("web").await;
         let (web, upstream) = web(&servers);
-        let web = web.with("CONSUL_HTTP_TOKEN", token);
+        let web = web.with("CONSUL_HTTP_TOKEN", token).with("MESH_DATAPLANE_READY_OUTAGE", "3s");
         web.register().await;
         let web = web.starts().await;
         let mesh = Self { servers, web, api, upstream, _apps: apps };
@@ -308,8 +308,10 @@ impl Load {
     async fn end(mut self) -> Report {
         self.0.signal(Signal::INT);
         self.0.exit_code(BOUND).await;
-        let output = self.0.output();
-        let report = output.lines().find_map(|line| serde_json::from_str(line).ok());
-        report.unwrap_or_else(|| panic!("no report in {output}"))
+        eventually("the load has printed its report", BOUND, async || {
+            let output = self.0.output();
+            output.lines().find_map(|line| serde_json::from_str(line).ok()).ok_or(output)
+        })
+        .await
     }
 }

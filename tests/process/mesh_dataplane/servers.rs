@@ -22,13 +22,15 @@ async fn killed_server_costs_no_request_and_little_time() {
     mesh.servers.kept = (server + 1) % 3;
     let broken = "mesh_dataplane_streams_ended_total{end=\"broken\"}";
     let before = mesh.web.metric(broken).await;
+    let leader = mesh.servers.any().call("GET", "/v1/status/leader", &Value::Null).await;
+    let is_leader = leader.as_str().is_some_and(|leader| leader.starts_with(&format!("127.0.0.{}:", server + 1)));
     mesh.servers.all[server].kill();
     let begin = Instant::now();
     eventually("the stream has moved", BOUND, async || {
         if mesh.server_of_web() == server { Err("not yet".to_owned()) } else { Ok(()) }
     })
     .await;
-    println!("Envoy's stream was at another server {:?} after the kill", begin.elapsed());
+    println!("Envoy's stream was at another server {:?} after the kill (of the leader: {is_leader})", begin.elapsed());
     assert!(mesh.web.metric(broken).await > before);
     // Writes need a leader, so the change waits for the election if the leader was killed.
     eventually("a write succeeds", BOUND, async || {
