@@ -49,6 +49,13 @@ pub(crate) struct Around<'a> {
     pub(crate) delays: bool,
 }
 
+impl Around<'_> {
+    /// A stop timeout within the limit.
+    fn limited(&self, seconds: u64) -> u64 {
+        self.stop_limit.map_or(seconds, |limit| seconds.min(limit))
+    }
+}
+
 /// The names of all sidecars, each with its dependencies.
 pub(crate) fn dependencies(mode: &Mode) -> &'static [(&'static str, &'static [(&'static str, &'static str)])] {
     match mode {
@@ -100,7 +107,7 @@ pub(crate) fn make(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> 
                 ("mesh-init", _) => mesh_init(settings, around),
                 (SIDECAR_PROXY, _) => sidecar_proxy(settings, role, around),
                 (DATAPLANE, _) => dataplane(settings, role, around),
-                (_, _) => health_sync(settings, around),
+                (_, _) => health_sync(settings, role, around),
             };
             container(settings, name, depends_on, own)
         })
@@ -293,7 +300,6 @@ fn listener_port(settings: &Settings, role: Role<'_>) -> u16 {
 fn envoy(settings: &Settings, role: Role<'_>, around: &Around<'_>, variables: &str, flags: &[&str]) -> Value {
     let own = |name: &str, value: &str| variable(&format!("{variables}_{name}"), value);
     let mut environment = vec![own("DRAIN", "true")];
-    let mut stop_timeout = (around.longest_stop + 10).max(40);
     if let Role::Gateway(gateway) = role {
         let delay = settings.shutdown_delay.as_ref();
         environment.push(own("GATEWAY_DELAY", delay.map_or("6s", |(text, _)| text)));
@@ -301,7 +307,6 @@ fn envoy(settings: &Settings, role: Role<'_>, around: &Around<'_>, variables: &s
         if gateway.kind == GatewayKind::Ingress {
             environment.push(own("LISTENER_TIMEOUT", "0s"));
         }
-        stop_timeout = stop_timeout.max(delay.map_or(0, |(_, delay)| delay.as_secs() + 10));
     }
     if !around.log_routers.is_empty() {
         environment.push(own("IGNORE_CONTAINERS", &around.log_routers.join(",")));
@@ -329,16 +334,29 @@ fn envoy(settings: &Settings, role: Role<'_>, around: &Around<'_>, variables: &s
         "portMappings": mappings,
         "ulimits": [{ "name": "nofile", "softLimit": 1_048_576, "hardLimit": 1_048_576 }],
         "healthCheck": { "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD },
-        "stopTimeout": around.stop_limit.map_or(stop_timeout, |limit| stop_timeout.min(limit)),
+        "stopTimeout": around.limited(proxy_stop_timeout(settings, role, around)),
     })
 }
 
-fn health_sync(settings: &Settings, around: &Around<'_>) -> Value {
+/// The stop timeout of Envoy's container in seconds. Envoy ends after the last app, or after a gateway's own delay.
+fn proxy_stop_timeout(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> u64 {
+    let delay = settings.shutdown_delay.as_ref().filter(|_| matches!(role, Role::Gateway(_)));
+    (around.longest_stop + 10).max(40).max(delay.map_or(0, |(_, delay)| delay.as_secs() + 10))
+}
+
+fn health_sync(settings: &Settings, role: Role<'_>, around: &Around<'_>) -> Value {
+    let mut environment = vec![variable(mesh_config::VARIABLE, &around.document)];
+    let mut stop_timeout = 30;
+    if settings.mode == Mode::Agentless {
+        // It deregisters the task after Envoy has ended, which takes it less than 10 s.
+        stop_timeout = around.limited(proxy_stop_timeout(settings, role, around) + 10);
+        environment.push(variable("HEALTH_SYNC_DATAPLANE_WAIT", format!("{}s", stop_timeout - 10)));
+    }
     json!({
         "image": settings.images.health_sync,
         "essential": true,
         "user": OUR_USER,
-        "environment": [variable(mesh_config::VARIABLE, &around.document)],
+        "environment": environment,
         "secrets": service_secrets(settings, &[HTTPS_CA]),
         "mountPoints": [mount(MESH, BOOTSTRAP_DIR, false)],
         "healthCheck": {
@@ -347,7 +365,7 @@ fn health_sync(settings: &Settings, around: &Around<'_>) -> Value {
         },
         // ECS restarts the container only if it has run for this many seconds.
         "restartPolicy": { "enabled": true, "restartAttemptPeriod": 60 },
-        "stopTimeout": 30,
+        "stopTimeout": stop_timeout,
     })
 }
 

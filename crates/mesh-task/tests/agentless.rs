@@ -64,6 +64,11 @@ fn the_servers_in_the_settings_make_a_task_without_an_agent() {
     assert_eq!(of(&definition, "dataplane", "healthCheck")["command"], healthy);
     let command = of(&definition, "dataplane", "command").to_string();
     assert!(!command.contains("--config-path"), "mesh-dataplane sets it: {command}");
+    // health-sync deregisters the task after Envoy has ended.
+    assert_eq!(of(&definition, "dataplane", "stopTimeout"), 40);
+    assert_eq!(of(&definition, "health-sync", "stopTimeout"), 50);
+    let wait = json!({ "name": "HEALTH_SYNC_DATAPLANE_WAIT", "value": "40s" });
+    assert_eq!(of(&definition, "health-sync", "environment")[1], wait);
     assert_eq!(rendered(&settings(), &definition), definition, "a second rendering changes nothing");
 }
 

@@ -131,6 +131,9 @@ locals {
     [for delay in [local.delay_seconds + 10] : delay if local.is_gateway],
   )...)
 
+  # Without an agent, health-sync deregisters the task after Envoy has ended.
+  health_sync_stop_timeout = !local.agentless ? 30 : local.has_stop_limit ? min(local.proxy_stop_timeout + 10, 120) : local.proxy_stop_timeout + 10
+
   sidecars = [
     {
       name    = "consul-config"
@@ -231,10 +234,13 @@ locals {
       stopTimeout = local.has_stop_limit ? min(local.proxy_stop_timeout, 120) : local.proxy_stop_timeout
     },
     {
-      name        = "health-sync"
-      image       = local.images.healthSync
-      essential   = true
-      environment = [{ name = "CONSUL_ECS_CONFIG_JSON", value = local.document_json }]
+      name      = "health-sync"
+      image     = local.images.healthSync
+      essential = true
+      environment = concat(
+        [{ name = "CONSUL_ECS_CONFIG_JSON", value = local.document_json }],
+        [for wait in [local.health_sync_stop_timeout - 10] : { name = "HEALTH_SYNC_DATAPLANE_WAIT", value = "${wait}s" } if local.agentless],
+      )
       secrets     = local.service_secrets.healthSync
       mountPoints = [{ sourceVolume = "mesh", containerPath = "/consul" }]
       healthCheck = {
@@ -246,7 +252,7 @@ locals {
       }
       restartPolicy = { enabled = true, restartAttemptPeriod = 60 }
       dependsOn     = [{ containerName = "mesh-init", condition = "SUCCESS" }]
-      stopTimeout   = 30
+      stopTimeout   = local.health_sync_stop_timeout
     },
     {
       name        = "app-entrypoint"
