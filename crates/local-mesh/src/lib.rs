@@ -20,6 +20,7 @@ mod oci;
 pub mod parts;
 mod ports;
 pub mod probe;
+mod registered;
 pub mod release;
 pub mod rolling;
 pub mod secrets;

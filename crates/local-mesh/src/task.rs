@@ -18,6 +18,7 @@ use crate::compose::{self, Compose, ComposeError};
 use crate::consul::{self, ConsulError};
 use crate::docker::{self, DockerError, PROJECT, PROJECT_LABEL, Task, containers, is_running, label};
 use crate::probe::Probe;
+use crate::registered::Registered;
 
 /// ecs-local's ECS API, on the host.
 const ECS: &str = "http://127.0.0.1:51678/";
@@ -239,15 +240,15 @@ pub async fn healthy_in_ecs(docker: &Docker, task: &str) -> Result<(), TaskError
     healthy.await.map_err(|error| TaskError::NotHealthyInEcs(error.into()))
 }
 
-/// Waits until all checks of a task's node pass in Consul, those of the service and of the proxy included.
+/// Waits until all checks of a task pass in Consul: those of the service and of the proxy, and that of its agent's node.
 pub async fn ready(docker: &Docker, task: &str) -> Result<(), TaskError> {
-    let node = running(docker, task).await?.node();
+    let registered = Registered::of(docker, task).await?;
     let consul = consul::client().await?;
     let backoff = Backoff::new(Duration::from_millis(100), Duration::from_millis(500));
     let what = format!("the checks of {task}");
     let ready = until(&what, READY_BOUND, backoff, async || {
-        let not_yet = |reason: String| Attempt::Again(NotHealthy::Checks { node: node.clone(), reason });
-        match consul.node_health(&node, None, Duration::ZERO).await {
+        let not_yet = |reason: String| Attempt::Again(NotHealthy::Checks { node: registered.node.clone(), reason });
+        match registered.checks(&consul, None, Duration::ZERO).await {
             Err(error) => Attempt::Again(error.into()),
             Ok(health) if !health.value.iter().any(is_of_proxy) => not_yet("its proxy is not registered".to_owned()),
             Ok(health) => match health.value.iter().find(|check| check.status != CheckStatus::Passing) {
@@ -261,7 +262,9 @@ pub async fn ready(docker: &Docker, task: &str) -> Result<(), TaskError> {
 
 /// Whether a check belongs to a sidecar proxy or a gateway.
 fn is_of_proxy(check: &HealthCheck) -> bool {
-    check.service_id.as_str().ends_with("-sidecar-proxy") || check.name.ends_with("-gateway listener")
+    check.service_id.as_str().ends_with("-sidecar-proxy")
+        || check.name.ends_with("-gateway listener")
+        || check.name == "Consul dataplane readiness"
 }
 
 /// Waits until web's Envoy has the endpoint of a task.

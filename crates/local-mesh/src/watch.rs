@@ -17,8 +17,8 @@ use crate::docker::{self, DockerError};
 use crate::events::{Event, Recorder};
 use crate::load::{Load, LoadError, Options, Report};
 use crate::probe::{self, Probe, Sample, Seen};
+use crate::registered::Registered;
 use crate::task::{self, StopOrder, TaskError};
-use crate::tasks::CLUSTER_ARN;
 
 /// How long one blocking query may wait for a change.
 const CONSUL_WAIT: Duration = Duration::from_secs(30);
@@ -102,7 +102,8 @@ pub struct Watch {
 impl Watch {
     /// Starts to watch a running task.
     pub async fn start(docker: &Docker, task: &str) -> Result<Self, WatchError> {
-        let watched = task::running(docker, task).await?;
+        let registered = Registered::of(docker, task).await?;
+        let has_agent = registered.has_agent;
         let mut probes = BTreeMap::new();
         for (name, other) in docker::tasks(docker).await? {
             if other.running {
@@ -110,9 +111,7 @@ impl Watch {
             }
         }
         let states = Arc::new(Mutex::new(Vec::new()));
-        let has_agent = !docker::task(docker, task).await?.contains_key("dataplane");
-        let node = if has_agent { watched.node() } else { CLUSTER_ARN.to_owned() };
-        let asking = tokio::spawn(ask(consul::client().await?, node, watched.id, states.clone()));
+        let asking = tokio::spawn(ask(consul::client().await?, registered, states.clone()));
         Ok(Self {
             task: task.to_owned(),
             endpoint: task::endpoint(docker, task).await?,
@@ -178,20 +177,15 @@ impl Watch {
     }
 }
 
-/// Follows the state of a task on its node in Consul with blocking queries, and appends each change.
-async fn ask(consul: consul_api::Client, node: String, task_id: String, states: Arc<Mutex<Vec<(i64, State)>>>) {
+/// Follows the state of a task in Consul with blocking queries, and appends each change.
+async fn ask(consul: consul_api::Client, registered: Registered, states: Arc<Mutex<Vec<(i64, State)>>>) {
     let mut index = None;
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(200));
     loop {
-        match consul.node_health(&node, index, CONSUL_WAIT).await {
-            Ok(mut health) => {
+        match registered.checks(&consul, index, CONSUL_WAIT).await {
+            Ok(health) => {
                 backoff.reset();
                 index = health.index;
-                // The node of tasks without an agent has all of them.
-                health.value.retain(|check| {
-                    let service = check.service_id.as_str();
-                    service.is_empty() || service.contains(&task_id)
-                });
                 let now = state(&health.value);
                 let mut states = states.lock().expect("no writer panics");
                 if states.last().is_none_or(|(_, last)| *last != now) {
