@@ -270,17 +270,22 @@ impl Connection {
         Ok(answer.message)
     }
 
-    /// Opens an xDS stream. It passes on the bytes of both bodies as they are. The server's answer begins with its first message, so this
-    /// waits without a limit. Its trailers, or the header fields of an answer without a body, have `grpc-status`.
+    /// Makes a call for Envoy, such as [`XDS`]. It passes on the bytes of both bodies as they are. The server's answer begins with its first
+    /// message, so this waits without a limit. Its trailers, or the header fields of an answer without a body, have `grpc-status`.
     ///
     /// # Errors
     /// [`Error::Broken`] if the connection breaks before the answer.
-    pub async fn xds<B>(&self, token: Option<&Secret>, requests: B) -> Result<hyper::Response<tonic::body::Body>, Error>
+    pub async fn pass_on<B>(
+        &self,
+        call: &'static str,
+        token: Option<&Secret>,
+        requests: B,
+    ) -> Result<hyper::Response<tonic::body::Body>, Error>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn StdError + Send + Sync>>,
     {
-        let mut request = hyper::Request::post(XDS).body(tonic::body::Body::new(requests)).expect("a path is a URI");
+        let mut request = hyper::Request::post(call).body(tonic::body::Body::new(requests)).expect("a path is a URI");
         let fields = request.headers_mut();
         fields.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         fields.insert(TE, HeaderValue::from_static("trailers"));
@@ -290,7 +295,7 @@ impl Connection {
             fields.insert(HeaderName::from_static(TOKEN), value);
         }
         let mut channel = self.channel.clone();
-        let broken = |error: tonic::transport::Error| Error::broken(XDS, self.server, &error);
+        let broken = |error: tonic::transport::Error| Error::broken(call, self.server, &error);
         poll_fn(|context| channel.poll_ready(context)).await.map_err(broken)?;
         channel.call(request).await.map_err(broken)
     }

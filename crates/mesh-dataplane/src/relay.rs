@@ -2,6 +2,8 @@
 //!
 //! If the server or the token changes, the relay ends Envoy's stream. Envoy opens a new one after some milliseconds, and tells which
 //! versions it has. So nothing is lost, and the relay needs to know nothing of xDS.
+//!
+//! With Consul 1.8 in the local mesh, Envoy also asks whether it may accept a connection. The relay passes this call on, too.
 
 use std::convert::Infallible;
 use std::io;
@@ -31,6 +33,8 @@ use crate::status::{Metrics, StreamEnd};
 
 const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+/// The question whether Envoy may accept a connection. Later versions of Consul put the answer into the listener.
+const AUTHORIZE: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// A server may learn of a new token's rights a moment later than of the token.
 const RIGHTS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -91,12 +95,27 @@ impl Relay {
         let (to_envoy, piped) = mpsc::channel(1);
         let mut response = Response::new(Piped(piped));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        if request.uri().path() == XDS {
-            tokio::spawn(async move { self.relay(request.into_body(), to_envoy).await });
-        } else {
-            response.headers_mut().insert(STATUS, (Code::Unimplemented as i32).into());
+        match request.uri().path() {
+            XDS => drop(tokio::spawn(async move { self.relay(request.into_body(), to_envoy).await })),
+            AUTHORIZE => drop(tokio::spawn(async move { self.authorize(request.into_body(), to_envoy).await })),
+            _ => drop(response.headers_mut().insert(STATUS, (Code::Unimplemented as i32).into())),
         }
         response
+    }
+
+    /// Passes one question on, and the answer back.
+    async fn authorize(&self, from_envoy: Incoming, to_envoy: mpsc::Sender<Frame<Bytes>>) {
+        let state = self.state.borrow().clone();
+        let end = match state {
+            State::Ready(ready) => self.pass_on(AUTHORIZE, &ready, from_envoy, &to_envoy).await,
+            _ => End::Broken("no server of Consul answers".to_owned()),
+        };
+        let (code, message) = match end {
+            End::Status(code, message) => (code, message),
+            End::Broken(reason) => (Code::Unavailable, reason),
+            End::Envoy | End::Moved => return,
+        };
+        let _ = to_envoy.send(Frame::trailers(trailers(code, &message))).await;
     }
 
     /// Relays one stream, and ends it with a status.
@@ -113,7 +132,7 @@ impl Relay {
         let server = ready.connection.server();
         tracing::debug!("Envoy's stream goes to Consul's server at {server}");
         let end = tokio::select! {
-            end = self.pass_on(&ready, from_envoy, &to_envoy) => end,
+            end = self.pass_on(XDS, &ready, from_envoy, &to_envoy) => end,
             _ = state.wait_for(|state| is_other(state, &ready)) => End::Moved,
             () = to_envoy.closed() => End::Envoy,
         };
@@ -158,21 +177,29 @@ impl Relay {
     }
 
     /// Passes on the bytes of both directions, until one side ends.
-    async fn pass_on(&self, ready: &Ready, mut from_envoy: Incoming, to_envoy: &mpsc::Sender<Frame<Bytes>>) -> End {
+    async fn pass_on(
+        &self,
+        call: &'static str,
+        ready: &Ready,
+        mut from_envoy: Incoming,
+        to_envoy: &mpsc::Sender<Frame<Bytes>>,
+    ) -> End {
         let (to_consul, requests) = mpsc::channel(1);
-        let up = async {
-            while let Some(Ok(frame)) = from_envoy.frame().await {
+        let up = async move {
+            while let Some(frame) = from_envoy.frame().await {
+                let Ok(frame) = frame else { return End::Envoy };
                 if let Ok(data) = frame.into_data()
                     && to_consul.send(Frame::data(data)).await.is_err()
                 {
-                    // The other direction knows why.
-                    std::future::pending::<Infallible>().await;
+                    break;
                 }
             }
-            End::Envoy
+            // Envoy has said everything, or the other direction knows why the server takes no more.
+            drop(to_consul);
+            std::future::pending().await
         };
         let down = async {
-            let response = match ready.connection.xds(ready.token.as_ref(), Piped(requests)).await {
+            let response = match ready.connection.pass_on(call, ready.token.as_ref(), Piped(requests)).await {
                 Ok(response) => response,
                 Err(Error::Broken { reason, .. }) => return End::Broken(reason),
                 Err(error) => return End::Broken(one_line(&error)),
