@@ -308,3 +308,23 @@ fn debug_output_shows_no_secrets() {
     let printed = format!("{:?} {:?}", Response::decode(&message).unwrap(), converted("tcp", Kind::Listener));
     assert!(!printed.contains("token") && !printed.contains("PRIVATE"), "{printed}");
 }
+
+#[test]
+fn an_unhealthy_endpoint_with_the_address_of_another_one_is_left_out() {
+    let endpoint = |address: &[u8], health: u64| {
+        let (mut endpoint, mut lb_endpoint) = (Vec::new(), Vec::new());
+        put_bytes(&mut endpoint, 1, address);
+        put_bytes(&mut lb_endpoint, 1, &endpoint);
+        wire::put_varint(&mut lb_endpoint, 2, health);
+        lb_endpoint
+    };
+    let (healthy, copy) = (endpoint(b"10.0.0.1", 1), endpoint(b"10.0.0.1", 2));
+    let (other, alone) = (endpoint(b"10.0.0.2", 1), endpoint(b"10.0.0.3", 2));
+    let mut locality = Vec::new();
+    [&copy, &healthy, &other, &alone].into_iter().for_each(|one| put_bytes(&mut locality, 2, one));
+    let mut assignment = Vec::new();
+    put_bytes(&mut assignment, 1, b"api");
+    put_bytes(&mut assignment, 2, &locality);
+    let converted = convert::resource(Kind::Endpoint, &assignment).unwrap();
+    assert_eq!(all(&converted.body, &[2, 2]), [healthy, other, alone]);
+}
