@@ -110,10 +110,12 @@ impl Loop {
         loop {
             let token = self.token.borrow_and_update().clone();
             let asked = token.as_ref();
-            let features = |server: Connection| async move { server.features(asked).await };
+            let features = |server: Connection| async move {
+                let features = server.features(asked).await?;
+                Ok((server, features))
+            };
             match self.servers.call(true, features).await {
-                Ok(features) => {
-                    let Ok(connection) = self.servers.connection().await else { continue };
+                Ok((connection, features)) => {
                     tracing::debug!("using Consul's server at {}", connection.server());
                     failure.end();
                     let ready = Ready { connection, features, token };
@@ -172,7 +174,6 @@ impl Loop {
 
     /// Stays with a server that works, until one of the reasons of [`End`].
     async fn stay(&mut self, ready: &Ready) -> End {
-        let server = ready.connection.server();
         let watching = async {
             if ready.features.watch_servers && self.servers.watches() {
                 watch_servers(&self.servers, ready).await
@@ -182,7 +183,7 @@ impl Loop {
         };
         tokio::select! {
             error = watching => if error.is_unauthenticated() { End::Token } else { End::Server(Some(error)) },
-            () = self.servers.was_left(server) => End::Server(None),
+            () = self.servers.was_left(&ready.connection) => End::Server(None),
             changed = self.token.changed() => match changed {
                 Ok(()) => End::NewToken,
                 // The follower is being dropped.

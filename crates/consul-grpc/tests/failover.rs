@@ -222,6 +222,35 @@ async fn follower_goes_on_to_the_next_server_if_one_is_left() {
     }
 }
 
+#[tokio::test]
+async fn callers_that_connect_at_the_same_time_use_the_same_server() {
+    for _ in 0..20 {
+        let fakes = two().await;
+        let servers = servers_of(&fakes);
+        let (first, second) = tokio::join!(servers.connection(), servers.connection());
+        let (first, second) = (first.unwrap().server(), second.unwrap().server());
+        assert_eq!(first, second);
+        assert_eq!(servers.connection().await.unwrap().server(), first);
+    }
+}
+
+#[tokio::test]
+async fn follower_stays_if_a_server_that_is_not_in_use_is_left() {
+    let fakes = two().await;
+    let servers = Arc::new(servers_of(&fakes));
+    let follower = Follower::start(servers.clone(), None);
+    let mut state = follower.state();
+    let ready = state.wait_for(|state| matches!(state, State::Ready(_)));
+    let State::Ready(ready) = timeout(BOUND, ready).await.expect("in time").unwrap().clone() else { unreachable!() };
+    let used = ready.connection.server();
+    state.mark_unchanged();
+    servers.leave(fakes.iter().find(|fake| fake.address != used).unwrap().address);
+    assert_eq!(servers.connection().await.unwrap().server(), used);
+    // The follower notices this, and not what was before.
+    servers.leave(used);
+    timeout(BOUND, state.changed()).await.expect("in time").unwrap();
+}
+
 /// A server with TLS and without ALPN, like Consul's. It passes the connection on to the fake.
 async fn with_tls(behind: SocketAddr, issued: &rcgen::CertifiedKey<rcgen::KeyPair>) -> SocketAddr {
     let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
