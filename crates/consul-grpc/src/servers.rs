@@ -186,7 +186,8 @@ impl Servers {
         self.state().current.clone()
     }
 
-    async fn has_another(&self) -> bool {
+    /// Whether there is a server that has not failed.
+    pub(crate) async fn has_another(&self) -> bool {
         self.candidates().await.is_ok_and(|candidates| !candidates.is_empty())
     }
 
