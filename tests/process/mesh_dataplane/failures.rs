@@ -58,6 +58,17 @@ async fn term_before_envoy_starts_ends_the_program() {
 }
 
 #[tokio::test]
+async fn envoy_gets_no_token_in_its_environment() {
+    let servers = Servers::start(1).await;
+    let web = registered(&servers).await.with("CONSUL_LOGIN_BEARER_TOKEN", "5ec3e7");
+    let finished = run(&mut web.command(&["/bin/sh", "-c", "/usr/bin/env", "sh"]), BOUND).await;
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    let variables = finished.stdout;
+    assert!(variables.contains("MESH_DATAPLANE_TIMEOUT=5s"), "{variables}");
+    assert!(!variables.contains("CONSUL_HTTP_TOKEN") && !variables.contains("5ec3e7"), "{variables}");
+}
+
+#[tokio::test]
 async fn time_for_a_new_proxy_begins_with_the_first_answer() {
     let servers = Servers::start(1).await;
     let web = registered(&servers).await.with("MESH_DATAPLANE_TIMEOUT", "60s");
