@@ -281,23 +281,6 @@ async fn callers_that_connect_at_the_same_time_use_the_same_server() {
     }
 }
 
-#[tokio::test]
-async fn follower_stays_if_a_server_that_is_not_in_use_is_left() {
-    let fakes = two().await;
-    let servers = Arc::new(servers_of(&fakes));
-    let follower = Follower::start(servers.clone(), None);
-    let mut state = follower.state();
-    let ready = state.wait_for(|state| matches!(state, State::Ready(_)));
-    let State::Ready(ready) = timeout(BOUND, ready).await.expect("in time").unwrap().clone() else { unreachable!() };
-    let used = ready.connection.server();
-    state.mark_unchanged();
-    servers.leave(fakes.iter().find(|fake| fake.address != used).unwrap().address);
-    assert_eq!(servers.connection().await.unwrap().server(), used);
-    // The follower notices this, and not what was before.
-    servers.leave(used);
-    timeout(BOUND, state.changed()).await.expect("in time").unwrap();
-}
-
 /// A server with TLS and without ALPN, like Consul's. It passes the connection on to the fake.
 async fn with_tls(behind: SocketAddr, issued: &rcgen::CertifiedKey<rcgen::KeyPair>) -> SocketAddr {
     let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();
