@@ -251,6 +251,11 @@ impl Agent {
         self.process.signal(Signal::KILL);
     }
 
+    /// Makes it silent: its connections stay open.
+    pub fn freeze(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
     /// Its log.
     #[must_use]
     pub fn output(&self) -> String {

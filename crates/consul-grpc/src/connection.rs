@@ -4,6 +4,7 @@ use std::error::Error as StdError;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -45,6 +46,8 @@ pub struct Connection {
     server: SocketAddr,
     channel: Channel,
     within: Duration,
+    /// Clones share it.
+    identity: Arc<()>,
 }
 
 /// What a server supports.
@@ -160,13 +163,24 @@ impl Connection {
             .keep_alive_timeout(PONG_WITHIN);
         let channel = endpoint.connect_with_connector(Once::new(TokioIo::new(stream))).await;
         let channel = channel.map_err(|error| failed(io::Error::other(error)))?;
-        Ok(Self { server, channel, within })
+        Ok(Self { server, channel, within, identity: Arc::default() })
     }
 
     /// The server's address.
     #[must_use]
     pub fn server(&self) -> SocketAddr {
         self.server
+    }
+
+    /// Whether this is the same connection, not only one to the same server.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.identity, &other.identity)
+    }
+
+    /// The same connection, with another limit for an answer.
+    #[must_use]
+    pub fn answering_within(self, within: Duration) -> Self {
+        Self { within, ..self }
     }
 
     /// Asks what the server supports. Every known token may ask, so this confirms that the server knows the token.

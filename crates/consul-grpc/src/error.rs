@@ -37,11 +37,7 @@ pub enum Error {
 impl Error {
     /// The error of a failed call. `<token>` replaces `secrets` in the server's text.
     pub(crate) fn of(call: &'static str, server: SocketAddr, status: &Status, secrets: &[&Secret]) -> Self {
-        let mut message: String = status.message().chars().take(300).collect();
-        for secret in secrets.iter().filter(|secret| !secret.expose().is_empty()) {
-            message = message.replace(secret.expose(), "<token>");
-        }
-        let message = message.replace(char::is_control, " ");
+        let message = shown(status.message(), secrets);
         // A status with a source comes from the broken connection, not from the server.
         match std::error::Error::source(status) {
             Some(_) => Self::Broken { call, server, reason: innermost(status) },
@@ -88,6 +84,16 @@ impl Error {
     }
 }
 
+/// A server's text, for a log or an error. `<token>` replaces `secrets`, and a long text is cut.
+#[must_use]
+pub fn shown(text: &str, secrets: &[&Secret]) -> String {
+    let mut text = text.to_owned();
+    for secret in secrets.iter().filter(|secret| !secret.expose().is_empty()) {
+        text = text.replace(secret.expose(), "<token>");
+    }
+    text.replace(char::is_control, " ").chars().take(300).collect()
+}
+
 /// The text of the cause behind all others: why a connection broke.
 #[must_use]
 pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
@@ -96,4 +102,19 @@ pub fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
         error = source;
     }
     error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shown_text_has_no_token_and_is_short() {
+        let token = Secret::new("5ec3e7");
+        // The end of the shown part is in the middle of the token.
+        let text = format!("{}5ec3e7 \n{}", "x".repeat(297), "y".repeat(300));
+        let text = shown(&text, &[&token]);
+        assert_eq!(text.len(), 300);
+        assert!(text.ends_with("x<to"), "{text}");
+    }
 }

@@ -41,8 +41,8 @@ pub enum State {
     Searching,
     /// The server works.
     Ready(Ready),
-    /// A server does not know the token, so the caller should give another one. Meanwhile the follower tries the same token again, because
-    /// a new token may not have reached the server yet.
+    /// No server knows the token any more, or the one in use says that the token has ended. So the caller should give another one. Meanwhile
+    /// the follower tries the same token again, because a new token may not have reached the servers yet.
     Refused,
 }
 
@@ -107,13 +107,20 @@ impl Loop {
         let mut unconfirmed = Some(0);
         // How many servers were left soon after they were chosen.
         let mut left_soon = 0;
+        // Whether a token was refused since a server worked for a while.
+        let mut refused_before = false;
         loop {
+            if self.token.has_changed().is_ok_and(|changed| changed) {
+                unconfirmed = Some(0);
+            }
             let token = self.token.borrow_and_update().clone();
             let asked = token.as_ref();
-            let features = |server: Connection| async move { server.features(asked).await };
-            match self.servers.call(true, features).await {
-                Ok(features) => {
-                    let Ok(connection) = self.servers.connection().await else { continue };
+            let features = |server: Connection| async move {
+                let features = server.features(asked).await?;
+                Ok((server, features))
+            };
+            let state = match self.servers.call(true, features).await {
+                Ok((connection, features)) => {
                     tracing::debug!("using Consul's server at {}", connection.server());
                     failure.end();
                     let ready = Ready { connection, features, token };
@@ -124,11 +131,12 @@ impl Loop {
                     if stayed {
                         backoff = new_backoff();
                         left_soon = 0;
+                        refused_before = false;
                     }
                     unconfirmed = matches!(end, End::NewToken).then_some(0);
                     match end {
                         End::NewToken => continue,
-                        End::Token => drop(self.publish.send_replace(State::Refused)),
+                        End::Token => State::Refused,
                         End::Server(error) => {
                             let why = error.as_ref().map_or_else(|| "it was left".to_owned(), |error| one_line(error));
                             tracing::info!("leaving Consul's server at {}: {why}", ready.connection.server());
@@ -140,6 +148,7 @@ impl Loop {
                                 continue;
                             }
                             left_soon = 0;
+                            State::Searching
                         }
                     }
                 }
@@ -156,12 +165,30 @@ impl Loop {
                     if failure.is_new(&reason) {
                         tracing::warn!("no server of Consul can be used: {reason}");
                     }
-                    let refused = error.is_unauthenticated();
-                    self.publish.send_replace(if refused { State::Refused } else { State::Searching });
+                    match error {
+                        Error::Status { server, .. } if error.is_unauthenticated() => {
+                            // This server may lag behind the others.
+                            self.servers.leave(server);
+                            if self.servers.has_another().await {
+                                continue;
+                            }
+                            State::Refused
+                        }
+                        _ => State::Searching,
+                    }
                 }
+            };
+            let refused = matches!(state, State::Refused);
+            // The first refusal shows at once. Another one shows after the delay, because each may lead to a new login.
+            let late = refused && refused_before;
+            refused_before |= refused;
+            if !late {
+                self.publish.send_replace(state);
             }
             tokio::select! {
-                () = sleep(backoff.delay()) => {}
+                () = sleep(backoff.delay()) => if late {
+                    self.publish.send_replace(State::Refused);
+                },
                 changed = self.token.changed() => match changed {
                     Ok(()) => unconfirmed = Some(0),
                     Err(_) => return,
@@ -172,7 +199,6 @@ impl Loop {
 
     /// Stays with a server that works, until one of the reasons of [`End`].
     async fn stay(&mut self, ready: &Ready) -> End {
-        let server = ready.connection.server();
         let watching = async {
             if ready.features.watch_servers && self.servers.watches() {
                 watch_servers(&self.servers, ready).await
@@ -182,7 +208,7 @@ impl Loop {
         };
         tokio::select! {
             error = watching => if error.is_unauthenticated() { End::Token } else { End::Server(Some(error)) },
-            () = self.servers.was_left(server) => End::Server(None),
+            () = self.servers.was_left(&ready.connection) => End::Server(None),
             changed = self.token.changed() => match changed {
                 Ok(()) => End::NewToken,
                 // The follower is being dropped.

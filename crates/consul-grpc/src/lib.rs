@@ -15,7 +15,7 @@ mod tls;
 pub use connection::{
     BootstrapParams, Connection, DnsProtocol, Features, LoginRequest, LoginToken, Server, WatchServers, XDS,
 };
-pub use error::{Error, innermost};
+pub use error::{Error, innermost, shown};
 pub use follow::{Follower, Ready, State};
 pub use servers::Servers;
 pub use tls::{Tls, Trust};

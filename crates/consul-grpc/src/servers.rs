@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::lookup_host;
-use tokio::sync::Notify;
+use tokio::sync::{Mutex as AsyncMutex, Notify};
 
 use crate::connection::{Connection, Server};
 use crate::error::Error;
@@ -25,6 +25,8 @@ pub struct Servers {
     watches: bool,
     within: Duration,
     state: Mutex<State>,
+    /// Only one caller connects at a time, so that all use the same server.
+    connecting: AsyncMutex<()>,
     left: Notify,
 }
 
@@ -45,7 +47,8 @@ impl Servers {
     /// The servers at these names and IP addresses. Names are resolved each time that a server is chosen.
     #[must_use]
     pub fn new(hosts: Vec<String>, port: u16, tls: Option<Tls>) -> Self {
-        Self { hosts, port, tls, watches: true, within: WITHIN, state: Mutex::default(), left: Notify::new() }
+        let (state, connecting, left) = (Mutex::default(), AsyncMutex::default(), Notify::new());
+        Self { hosts, port, tls, watches: true, within: WITHIN, state, connecting, left }
     }
 
     /// The same, but no server is asked for the addresses of all servers, for servers behind a load balancer.
@@ -110,15 +113,15 @@ impl Servers {
         state.left = Some(server);
         if state.current.as_ref().is_some_and(|current| current.server() == server) {
             state.current = None;
-            self.left.notify_waiters();
         }
+        self.left.notify_waiters();
     }
 
-    /// Waits until this server was left.
-    pub(crate) async fn was_left(&self, server: SocketAddr) {
+    /// Waits until this connection is no longer the one in use.
+    pub(crate) async fn was_left(&self, connection: &Connection) {
         loop {
             let left = self.left.notified();
-            if self.state().current.as_ref().is_none_or(|current| current.server() != server) {
+            if self.state().current.as_ref().is_none_or(|current| !current.is(connection)) {
                 return;
             }
             left.await;
@@ -140,7 +143,12 @@ impl Servers {
     /// # Errors
     /// That of the last server, if none can be reached. The next call then tries all of them again.
     pub async fn connection(&self) -> Result<Connection, Error> {
-        if let Some(current) = self.state().current.clone() {
+        if let Some(current) = self.current() {
+            return Ok(current);
+        }
+        let _connecting = self.connecting.lock().await;
+        // Another caller may have connected meanwhile.
+        if let Some(current) = self.current() {
             return Ok(current);
         }
         let mut last = None;
@@ -174,7 +182,12 @@ impl Servers {
         }
     }
 
-    async fn has_another(&self) -> bool {
+    fn current(&self) -> Option<Connection> {
+        self.state().current.clone()
+    }
+
+    /// Whether there is a server that has not failed.
+    pub(crate) async fn has_another(&self) -> bool {
         self.candidates().await.is_ok_and(|candidates| !candidates.is_empty())
     }
 

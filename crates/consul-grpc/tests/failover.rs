@@ -222,6 +222,65 @@ async fn follower_goes_on_to_the_next_server_if_one_is_left() {
     }
 }
 
+#[tokio::test]
+async fn follower_leaves_a_server_that_does_not_learn_the_token() {
+    let fakes = two().await;
+    fakes[0].answers(Code::Unauthenticated as u32);
+    // The first server is chosen at random.
+    let servers = loop {
+        let servers = servers_of(&fakes);
+        if servers.connection().await.unwrap().server() == fakes[0].address {
+            break Arc::new(servers);
+        }
+    };
+    let follower = Follower::start(servers, Some(Secret::new("new")));
+    let mut state = follower.state();
+    let changed = state.wait_for(|state| !matches!(state, State::Searching));
+    let State::Ready(ready) = timeout(BOUND, changed).await.expect("in time").unwrap().clone() else {
+        panic!("no other server was asked")
+    };
+    assert_eq!(ready.connection.server(), fakes[1].address);
+    assert!(fakes[0].calls() > 1, "a server may learn of a new token a moment later");
+}
+
+#[tokio::test]
+async fn each_further_refusal_of_a_token_shows_later() {
+    let fakes = two().await;
+    fakes.iter().for_each(|fake| fake.answers(Code::Unauthenticated as u32));
+    let follower = Follower::start(Arc::new(servers_of(&fakes[..1])), Some(Secret::new("0")));
+    let mut state = follower.state();
+    let mut waits = Vec::new();
+    for number in 1..=5 {
+        let begin = std::time::Instant::now();
+        let refused = async {
+            loop {
+                state.changed().await.unwrap();
+                // With the same token, the follower may have been refused again before it got this one.
+                let asked = fakes[0].tokens.lock().unwrap().last().cloned();
+                if matches!(*state.borrow_and_update(), State::Refused) && asked == Some((number - 1).to_string()) {
+                    return;
+                }
+            }
+        };
+        timeout(BOUND, refused).await.expect("in time");
+        waits.push(begin.elapsed());
+        follower.set_token(Some(Secret::new(number.to_string())));
+    }
+    assert!(waits[4] > waits[0] + Duration::from_secs(1), "{waits:?}");
+}
+
+#[tokio::test]
+async fn callers_that_connect_at_the_same_time_use_the_same_server() {
+    for _ in 0..20 {
+        let fakes = two().await;
+        let servers = servers_of(&fakes);
+        let (first, second) = tokio::join!(servers.connection(), servers.connection());
+        let (first, second) = (first.unwrap().server(), second.unwrap().server());
+        assert_eq!(first, second);
+        assert_eq!(servers.connection().await.unwrap().server(), first);
+    }
+}
+
 /// A server with TLS and without ALPN, like Consul's. It passes the connection on to the fake.
 async fn with_tls(behind: SocketAddr, issued: &rcgen::CertifiedKey<rcgen::KeyPair>) -> SocketAddr {
     let key = rustls::pki_types::PrivateKeyDer::try_from(issued.signing_key.serialize_der()).unwrap();

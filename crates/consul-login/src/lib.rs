@@ -19,5 +19,5 @@ pub use credentials::CredentialsError;
 pub use grpc::GrpcLogin;
 pub use keep::{Held, Keeper, Source, expiry};
 pub use login::{Login, LoginError, LoginToken, servers};
-pub use proof::{Prover, Settings, meta};
+pub use proof::{BEARER_TOKEN, Prover, Settings, meta};
 pub use task::TaskLogin;

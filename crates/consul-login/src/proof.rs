@@ -12,7 +12,8 @@ use crate::aws;
 use crate::credentials::Source;
 use crate::login::LoginError;
 
-pub(crate) const BEARER_TOKEN: &str = "CONSUL_LOGIN_BEARER_TOKEN";
+/// The variable with the proof for a login that is not AWS IAM.
+pub const BEARER_TOKEN: &str = "CONSUL_LOGIN_BEARER_TOKEN";
 
 /// How to log in.
 #[derive(Debug, Clone, Default)]

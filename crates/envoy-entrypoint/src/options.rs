@@ -78,6 +78,7 @@ impl From<Flags> for Options {
             restarts,
             restart_delay,
             signal_group,
+            hidden: &[],
         }
     }
 }

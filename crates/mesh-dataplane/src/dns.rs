@@ -1,25 +1,29 @@
 //! A DNS server for the task's apps. It sends each query to a server of Consul by gRPC.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use consul_grpc::{Connection, DnsProtocol, Servers, State};
 use sidecar_kit::exit::one_line;
+use sidecar_kit::secret::Secret;
 use sidecar_kit::server::accept;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::message::{SMALLEST, fits, limit, refusal};
 use crate::status::{Metrics, Query};
 
 /// How long the servers have for an answer. Resolvers ask again after 5 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// A server that answers nothing for this long is left. A long wait for an answer alone is no reason: it may come from another DNS server.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
 /// How many queries may wait for an answer.
 const MOST: usize = 128;
-/// How many TCP connections may be open, and how long one may be idle.
+/// How many TCP connections may be open, and how long one may neither send nor receive.
 const MOST_CONNECTIONS: usize = 32;
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -95,7 +99,9 @@ impl Dns {
             let query = query?;
             let Some(answer) = self.answer(&query, DnsProtocol::Tcp).await else { return Ok(()) };
             let Ok(length) = u16::try_from(answer.len()) else { return Ok(()) };
-            stream.write_all(&[&length.to_be_bytes()[..], &answer].concat()).await?;
+            let message = [&length.to_be_bytes()[..], &answer].concat();
+            let Ok(written) = timeout(IDLE, stream.write_all(&message)).await else { return Ok(()) };
+            written?;
         }
     }
 
@@ -118,12 +124,33 @@ impl Dns {
     }
 
     async fn ask(&self, query: &[u8], protocol: DnsProtocol) -> Result<Vec<u8>, consul_grpc::Error> {
-        let token = match &*self.state.borrow() {
-            State::Ready(ready) => ready.token.clone(),
-            State::Searching | State::Refused => None,
+        // Without a token, Consul would answer that there is no such service, and the app would remember it.
+        let mut state = self.state.clone();
+        let ready = state.wait_for(|state| matches!(state, State::Ready(_))).await.map(|state| state.clone());
+        let token = match ready {
+            Ok(State::Ready(ready)) => ready.token,
+            // This program ends.
+            _ => return pending().await,
         };
         let token = token.as_ref();
-        let ask = |server: Connection| async move { server.dns_query(query.to_vec(), protocol, token).await };
+        let ask = |server: Connection| async move {
+            tokio::select! {
+                answer = server.dns_query(query.to_vec(), protocol, token) => answer,
+                error = silence(server.clone(), token) => Err(error),
+            }
+        };
         self.servers.call(true, ask).await
+    }
+}
+
+/// Waits until the server no longer answers.
+async fn silence(server: Connection, token: Option<&Secret>) -> consul_grpc::Error {
+    let server = server.answering_within(SILENT_AFTER / 2);
+    loop {
+        sleep(SILENT_AFTER / 2).await;
+        match server.features(token).await {
+            Err(error) if error.is_of_the_server() => return error,
+            _ => {}
+        }
     }
 }

@@ -7,9 +7,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use consul_login::BEARER_TOKEN;
 use envoy_bootstrap::{Prometheus, PrometheusAuthority, PrometheusTls};
 use sidecar_kit::exit::{parse_delay, parse_duration};
 use supervise::envoy;
+
+use crate::tokens::TOKEN;
 
 /// The flags.
 #[derive(Debug, Args)]
@@ -88,6 +91,9 @@ pub(crate) struct Flags {
     prometheus_key_file: Option<String>,
 }
 
+/// Envoy needs no token: the relay adds it.
+const SECRETS: &[&str] = &[TOKEN, BEARER_TOKEN];
+
 #[allow(clippy::unnecessary_wraps, reason = "clap wants a parser that may fail")]
 fn trimmed(name: &str) -> Result<String, Infallible> {
     Ok(name.trim().to_owned())
@@ -114,6 +120,7 @@ impl Flags {
             restarts: self.restarts,
             restart_delay: self.restart_delay,
             signal_group: false,
+            hidden: SECRETS,
         }
     }
 

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use consul_grpc::{Code, Error, Ready, Servers, State, XDS, innermost};
+use consul_grpc::{Code, Error, Ready, Servers, State, XDS, innermost, shown};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -24,6 +24,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use sidecar_kit::exit::one_line;
+use sidecar_kit::secret::Secret;
 use sidecar_kit::server::accept;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, watch};
@@ -204,6 +205,7 @@ impl Relay {
                 Err(Error::Broken { reason, .. }) => return End::Broken(reason),
                 Err(error) => return End::Broken(one_line(&error)),
             };
+            let status = |fields: &HeaderMap| status(fields, ready.token.as_ref());
             if let Some(end) = status(response.headers()) {
                 return end;
             }
@@ -240,12 +242,13 @@ fn is_other(state: &State, ready: &Ready) -> bool {
     now.connection.server() != ready.connection.server() || now.token != ready.token
 }
 
-/// The status in trailers, or in the header fields of an answer without a body.
-fn status(fields: &HeaderMap) -> Option<End> {
+/// The status in trailers, or in the header fields of an answer without a body. Its text does not hold the token.
+fn status(fields: &HeaderMap, token: Option<&Secret>) -> Option<End> {
     let text =
         |name| fields.get(name).map(|value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned());
     let code = text(STATUS)?.parse().map_or(Code::Unknown, Code::from_i32);
-    Some(End::Status(code, text(MESSAGE).unwrap_or_default()))
+    let message = text(MESSAGE).unwrap_or_default();
+    Some(End::Status(code, shown(&message, &token.into_iter().collect::<Vec<_>>())))
 }
 
 fn trailers(code: Code, message: &str) -> HeaderMap {
@@ -284,4 +287,18 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_shows_no_token() {
+        let fields = trailers(Code::PermissionDenied, "no: 5ec3e7 is not for you");
+        let Some(End::Status(code, message)) = status(&fields, Some(&Secret::new("5ec3e7"))) else {
+            panic!("a status")
+        };
+        assert_eq!((code, message.as_str()), (Code::PermissionDenied, "no: <token> is not for you"));
+    }
 }

@@ -21,7 +21,7 @@ use crate::run::Error;
 use crate::settings::Settings;
 use crate::tokens::Tokens;
 
-/// A server may learn of a new token, or of a new proxy, a moment later.
+/// A server may learn of a new token, or of a new proxy, a moment later. The time begins with the first refusal.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// The name of the socket for Envoy, in the directory of the bootstrap.
 const SOCKET: &str = "xds.sock";
@@ -83,7 +83,7 @@ pub(crate) async fn ask(
     env: &Env,
 ) -> Result<(Option<Secret>, BootstrapParams), Error> {
     let token = tokens.first(servers, bound, env).await?;
-    let begun = Instant::now();
+    let mut refused = None;
     let what = format!("Consul's servers at {}", settings.consul.hosts().collect::<Vec<_>>().join(","));
     let params =
         until(&what, bound, Backoff::default(), async || match params(settings, servers, token.as_ref()).await {
@@ -92,7 +92,9 @@ pub(crate) async fn ask(
                 let is_new =
                     matches!(error.code(), Some(Code::Unauthenticated | Code::NotFound | Code::PermissionDenied));
                 let unresolved = matches!(error, consul_grpc::Error::Resolve { .. });
-                let again = error.is_of_the_server() || unresolved || is_new && begun.elapsed() < KNOWN_WITHIN;
+                let again = error.is_of_the_server()
+                    || unresolved
+                    || is_new && refused.get_or_insert_with(Instant::now).elapsed() < KNOWN_WITHIN;
                 let error = StartError::of(error, settings);
                 if again { Attempt::Again(error) } else { Attempt::Final(error) }
             }

@@ -18,7 +18,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::settings::{self, Settings};
 
-const TOKEN: &str = "CONSUL_HTTP_TOKEN";
+/// The variable with the token.
+pub(crate) const TOKEN: &str = "CONSUL_HTTP_TOKEN";
 /// A server may not know a new token for some 80 ms, and may be down.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// How often the file of a refused token is read again.
@@ -68,8 +69,8 @@ pub(crate) enum Tokens {
     Given(SecretSource),
     /// A login that was not made yet.
     Login(Box<Login>),
-    /// A login, with its first token.
-    LoggedIn(Arc<LoginSource>, Held),
+    /// A login, with its first token once there is one.
+    LoggedIn(Arc<LoginSource>, Option<Held>),
 }
 
 /// A login that was not made yet.
@@ -100,17 +101,19 @@ impl Tokens {
         env: &Env,
     ) -> Result<Option<Secret>, TokenError> {
         match std::mem::replace(self, Self::None) {
-            Self::None => Ok(None),
-            Self::Given(source) => {
-                let token = source.read()?;
-                *self = Self::Given(source);
-                Ok(Some(token))
-            }
             Self::Login(login) => {
                 let task = MetadataClient::from_env(env)?.task_within(bound).await?;
                 let Login { prover, partition, datacenter, http } = *login;
                 let login = GrpcLogin::new(prover, servers.clone(), partition, datacenter);
-                let source = Arc::new(LoginSource { login, task, http, tokens: Mutex::default() });
+                // TERM may come during the login. `give_back` then finds here what to log out.
+                *self = Self::LoggedIn(Arc::new(LoginSource { login, task, http, tokens: Mutex::default() }), None);
+            }
+            other => *self = other,
+        }
+        match self {
+            Self::None | Self::Login(_) => Ok(None),
+            Self::Given(source) => Ok(Some(source.read()?)),
+            Self::LoggedIn(source, held) => {
                 let first = until("a login at Consul's servers", bound, Backoff::default(), async || {
                     match source.log_in().await {
                         Ok(held) => Attempt::Done(held),
@@ -118,15 +121,7 @@ impl Tokens {
                         Err(error) => Attempt::Final(error),
                     }
                 });
-                let first = first.await?;
-                let token = first.secret.clone();
-                *self = Self::LoggedIn(source, first);
-                Ok(Some(token))
-            }
-            Self::LoggedIn(source, held) => {
-                let token = held.secret.clone();
-                *self = Self::LoggedIn(source, held);
-                Ok(Some(token))
+                Ok(Some(held.insert(first.await?).secret.clone()))
             }
         }
     }
@@ -134,9 +129,9 @@ impl Tokens {
     /// Keeps the follower's token good. Never returns.
     pub(crate) async fn keep(&self, follower: &Follower) {
         match self {
-            Self::None | Self::Login(_) => pending().await,
+            Self::None | Self::Login(_) | Self::LoggedIn(_, None) => pending().await,
             Self::Given(source) => keep_given(source, follower).await,
-            Self::LoggedIn(source, first) => keep_login(source, first.clone(), follower).await,
+            Self::LoggedIn(source, Some(first)) => keep_login(source, first.clone(), follower).await,
         }
     }
 

@@ -109,6 +109,8 @@ pub struct Supervised {
     command: Vec<OsString>,
     target: Target,
     handled: Vec<Signal>,
+    /// The variables that the child does not get.
+    hidden: &'static [&'static str],
     /// None once the child has ended. Another process may then get its process ID.
     child: Option<Pid>,
     signals: Signals,
@@ -127,11 +129,25 @@ impl Supervised {
         target: Target,
         handled: &[Signal],
     ) -> Result<Self, StartError> {
+        Self::start_without(&[], held, command, target, handled)
+    }
+
+    /// The same, but the child does not get these variables.
+    ///
+    /// # Errors
+    /// As [`Supervised::start`].
+    pub fn start_without(
+        hidden: &'static [&'static str],
+        held: HeldSignals,
+        command: &[OsString],
+        target: Target,
+        handled: &[Signal],
+    ) -> Result<Self, StartError> {
         // With a shared PID namespace (`pidMode`), this process is not PID 1. As a subreaper it gets the orphans all the same.
         set_child_subreaper(Some(getpid())).map_err(|error| StartError::Signals(error.into()))?;
         let signals = held.listen().map_err(StartError::Signals)?;
-        let child = Some(spawn(command, &held)?);
-        Ok(Self { command: command.to_vec(), target, handled: handled.to_vec(), child, signals, held })
+        let child = Some(spawn(command, hidden, &held)?);
+        Ok(Self { command: command.to_vec(), target, handled: handled.to_vec(), hidden, child, signals, held })
     }
 
     /// Starts the command again, after the child's end. No signal is lost in between.
@@ -139,7 +155,7 @@ impl Supervised {
     /// # Errors
     /// If the program cannot run.
     pub fn restart(&mut self) -> Result<(), StartError> {
-        self.child = Some(spawn(&self.command, &self.held)?);
+        self.child = Some(spawn(&self.command, self.hidden, &self.held)?);
         Ok(())
     }
 
@@ -206,9 +222,12 @@ impl Supervised {
     }
 }
 
-fn spawn(command: &[OsString], held: &HeldSignals) -> Result<Pid, StartError> {
+fn spawn(command: &[OsString], hidden: &[&str], held: &HeldSignals) -> Result<Pid, StartError> {
     let (program, arguments) = command.split_first().ok_or(StartError::Empty)?;
     let mut command = Command::new(program);
+    for variable in hidden {
+        command.env_remove(variable);
+    }
     let started = before_exec(command.args(arguments).process_group(0), held).spawn();
     let child = Pid::from_child(&started.map_err(|source| {
         let program = program.to_string_lossy().into_owned();

@@ -75,3 +75,33 @@ async fn queries_are_answered_by_udp_and_tcp_and_refused_when_the_servers_fail()
     assert_eq!((code, answers), (2, 0));
     assert_eq!(tcp(dns, &query(many, None)).await.0, 2);
 }
+
+#[tokio::test]
+async fn query_with_a_token_that_was_deleted_fails_instead_of_finding_nothing() {
+    let servers = Servers::start(1).await;
+    let (web, _) = web(&servers);
+    let web = web.with("CONSUL_HTTP_TOKEN", servers.any().service_token("web").await);
+    web.register().await;
+    let web = web.starts().await;
+    let tokens = servers.any().call("GET", "/v1/acl/tokens", &Value::Null).await;
+    let own = tokens.as_array().unwrap().iter().find(|token| token["ServiceIdentities"].is_array()).unwrap();
+    let own = own["AccessorID"].as_str().unwrap();
+    servers.any().call("DELETE", &format!("/v1/acl/token/{own}"), &Value::Null).await;
+    web.dataplane.says("no server of Consul can be used", BOUND).await;
+    assert_eq!(udp(web.task.dns, &query("web.service.consul", None)).await.0, 2);
+}
+
+#[tokio::test]
+async fn silent_server_costs_a_query_no_answer() {
+    let servers = Servers::start(3).await;
+    let (web, _) = web(&servers);
+    let web = web.with("CONSUL_HTTP_TOKEN", servers.any().service_token("web").await);
+    web.register().await;
+    let web = web.starts().await;
+    let query = query("consul.service.consul", None);
+    let (code, _, answers, _) = udp(web.task.dns, &query).await;
+    assert!(code == 0 && answers > 0, "{code} {answers}");
+    servers.all[web.server()].freeze();
+    let (code, _, answers, _) = udp(web.task.dns, &query).await;
+    assert!(code == 0 && answers > 0, "{code} {answers}");
+}

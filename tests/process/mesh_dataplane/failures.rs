@@ -58,6 +58,49 @@ async fn term_before_envoy_starts_ends_the_program() {
 }
 
 #[tokio::test]
+async fn envoy_gets_no_token_in_its_environment() {
+    let servers = Servers::start(1).await;
+    let web = registered(&servers).await.with("CONSUL_LOGIN_BEARER_TOKEN", "5ec3e7");
+    let finished = run(&mut web.command(&["/bin/sh", "-c", "/usr/bin/env", "sh"]), BOUND).await;
+    assert_eq!(finished.code, 0, "{}", finished.stderr);
+    let variables = finished.stdout;
+    assert!(variables.contains("MESH_DATAPLANE_TIMEOUT=5s"), "{variables}");
+    assert!(!variables.contains("CONSUL_HTTP_TOKEN") && !variables.contains("5ec3e7"), "{variables}");
+}
+
+#[tokio::test]
+async fn time_for_a_new_proxy_begins_with_the_first_answer() {
+    let servers = Servers::start(1).await;
+    let web = registered(&servers).await.with("MESH_DATAPLANE_TIMEOUT", "60s");
+    let deregister = json!({ "Node": CLUSTER, "ServiceID": web.proxy_id() });
+    servers.any().call("PUT", "/v1/catalog/deregister", &deregister).await;
+    let mut settings: Value = serde_json::from_slice(&std::fs::read(web.file("dataplane.json")).unwrap()).unwrap();
+    settings["consul"]["addresses"] = "127.0.0.9".into();
+    std::fs::write(web.file("dataplane.json"), settings.to_string()).unwrap();
+    let mut waiting = Process::spawn(&mut web.command(&["/bin/sh", "-c", "exit 7", "sh"]));
+    // The second line comes after 10 s. That is longer than a new proxy may take.
+    eventually("the servers are away for a while", BOUND, async || {
+        let output = waiting.output();
+        if output.matches("waiting for Consul's servers at 127.0.0.9").count() > 1 { Ok(()) } else { Err(output) }
+    })
+    .await;
+    let listener = tokio::net::TcpListener::bind(("127.0.0.9", servers.grpc)).await.unwrap();
+    let server = ("127.0.0.1", servers.grpc);
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(server).await.unwrap();
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+            });
+        }
+    });
+    waiting.says("Consul does not know the proxy", BOUND).await;
+    web.register().await;
+    assert_eq!(waiting.exit_code(BOUND).await, 7, "{}", waiting.output());
+}
+
+#[tokio::test]
 async fn outage_of_consul_ends_nothing_and_shows_in_ready() {
     let mut mesh = Mesh::start(1, 1).await;
     mesh.servers.all[0].kill();

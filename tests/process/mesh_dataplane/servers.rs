@@ -4,10 +4,10 @@ use std::time::Instant;
 
 use super::*;
 
-impl Mesh {
-    /// Which server the web task's xDS stream goes to: its index.
-    fn server_of_web(&self) -> usize {
-        let output = self.web.dataplane.output();
+impl Member {
+    /// Which server its xDS stream goes to: the index.
+    pub(super) fn server(&self) -> usize {
+        let output = self.dataplane.output();
         let line = output.lines().rev().find(|line| line.contains("stream goes to Consul's server at 127.0.0."));
         let server = line.and_then(|line| line.split("127.0.0.").nth(1)).and_then(|rest| rest.split(':').next());
         server.unwrap_or_else(|| panic!("{output}")).parse::<usize>().unwrap() - 1
@@ -18,7 +18,7 @@ impl Mesh {
 async fn killed_server_costs_no_request_and_little_time() {
     let mut mesh = Mesh::start(3, 2).await;
     let load = Load::start(&mesh.upstream);
-    let server = mesh.server_of_web();
+    let server = mesh.web.server();
     mesh.servers.kept = (server + 1) % 3;
     let broken = "mesh_dataplane_streams_ended_total{end=\"broken\"}";
     let before = mesh.web.metric(broken).await;
@@ -27,7 +27,7 @@ async fn killed_server_costs_no_request_and_little_time() {
     mesh.servers.all[server].kill();
     let begin = Instant::now();
     eventually("the stream has moved", BOUND, async || {
-        if mesh.server_of_web() == server { Err("not yet".to_owned()) } else { Ok(()) }
+        if mesh.web.server() == server { Err("not yet".to_owned()) } else { Ok(()) }
     })
     .await;
     println!("Envoy's stream was at another server {:?} after the kill (of the leader: {is_leader})", begin.elapsed());

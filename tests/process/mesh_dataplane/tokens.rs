@@ -105,3 +105,25 @@ async fn replaced_token_in_a_file_is_read_again() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn login_is_given_back_if_term_comes_before_its_expiry_is_known() {
+    let servers = Servers::start(1).await;
+    let platform = Platform::trusted_by(servers.any(), "${value.service}").await;
+    let proof = platform.proof("web");
+    let (mut web, _) = web(&servers);
+    web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD });
+    let web = web.with("CONSUL_LOGIN_BEARER_TOKEN_FILE", proof.path().to_str().unwrap());
+    web.register().await;
+    let before = logins(servers.any()).await.len();
+    // Nothing answers HTTP, so the expiry stays unknown.
+    let mut settings: Value = serde_json::from_slice(&std::fs::read(web.file("dataplane.json")).unwrap()).unwrap();
+    settings["consul"]["http"]["port"] = free_port().into();
+    std::fs::write(web.file("dataplane.json"), settings.to_string()).unwrap();
+    let mut starting = Process::spawn(&mut web.with_envoy("warning"));
+    starting.says("the expiry of the token is not known yet", BOUND).await;
+    assert_eq!(logins(servers.any()).await.len(), before + 1);
+    starting.signal(Signal::TERM);
+    assert_eq!(starting.exit_code(BOUND).await, 143);
+    assert_eq!(logins(servers.any()).await.len(), before, "{}", starting.output());
+}

@@ -50,6 +50,8 @@ pub struct Options {
     pub restart_delay: Duration,
     /// Send signals to Envoy's whole process group.
     pub signal_group: bool,
+    /// Variables that Envoy does not get.
+    pub hidden: &'static [&'static str],
 }
 
 /// Why Envoy did not run, or was ended before TERM.
@@ -86,7 +88,7 @@ pub async fn run<E>(
         None => Cow::Borrowed(command),
     };
     let target = if options.signal_group { Target::Group } else { Target::Child };
-    let mut envoy = Supervised::start(held, &command, target, &[Signal::TERM])?;
+    let mut envoy = Supervised::start_without(options.hidden, held, &command, target, &[Signal::TERM])?;
     if metadata.is_none() {
         tracing::warn!("{} is not set: after TERM, Envoy waits for no app", ecs_meta::VARIABLE);
     }
