@@ -666,11 +666,12 @@ async fn bad_input_ends_in_one_line() {
         command.env_clear().env("CONSUL_ECS_CONFIG_JSON", document);
         command
     };
-    let mut short_ttl = no_metadata("{");
+    let whole = r#"{"bootstrapDir":"/c","service":{"port":1}}"#;
+    let mut short_ttl = no_metadata(whole);
     let rows = [
         (nothing.env_clear(), "CONSUL_ECS_CONFIG_JSON is not set"),
         (&mut no_metadata("{"), "CONSUL_ECS_CONFIG_JSON: "),
-        (&mut no_metadata(r#"{"bootstrapDir":"/c","service":{"port":1}}"#), "ECS_CONTAINER_METADATA_URI_V4 is not set"),
+        (&mut no_metadata(whole), "ECS_CONTAINER_METADATA_URI_V4 is not set"),
         (short_ttl.env("CONSUL_ECS_CHECK_TTL", "3s"), "HEALTH_SYNC_HOLD is 2s 500ms: expected at most 2s"),
     ];
     for (command, text) in rows {

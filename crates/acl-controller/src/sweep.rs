@@ -44,7 +44,8 @@ impl std::fmt::Display for What {
 }
 
 impl Controller {
-    /// Removes what stopped tasks have left. False if a removal failed; the other ones are still done.
+    /// Removes what stopped tasks have left. False if something failed; the rest is still done. Only what ECS does not know needs the record
+    /// of [`Registered`], so without the record the sweep still removes what tasks have left that ECS knows to have stopped.
     pub(crate) async fn sweep(
         &self,
         term: &Term,
@@ -53,17 +54,29 @@ impl Controller {
         listed: Option<&[TokenEntry]>,
         tasks: &Tasks,
     ) -> Result<bool, Error> {
-        let registered = match registered {
-            Some(registered) => registered,
-            none => none.insert(Registered::read(&self.consul, &self.names).await?),
-        };
+        let mut whole = true;
+        if registered.is_none() {
+            match Registered::read(&self.consul, &self.names).await {
+                Ok(read) => *registered = Some(read),
+                Err(error) => whole = self.went_on("read how old the services are", Err(error))?,
+            }
+        }
         let now = SystemTime::now();
-        registered.note(services.iter().map(|service| service.create_index).max(), now);
-        let secondary = if listed.is_some() { self.consul.tokens_of_secondary().await? } else { None };
+        if let Some(registered) = registered {
+            registered.note(services.iter().map(|service| service.create_index).max(), now);
+        }
+        let secondary = if listed.is_some() { self.consul.tokens_of_secondary().await } else { Ok(None) };
+        let (secondary, listed) = match secondary {
+            Ok(secondary) => (secondary, listed),
+            Err(error) => {
+                whole = self.went_on("list the tokens of this datacenter", Err(error.into()))?;
+                (None, None)
+            }
+        };
         let tokens = secondary.as_deref().or(listed).unwrap_or_default();
         let cluster = &self.names.cluster;
         let services = services.iter().filter_map(|service| {
-            let is_old = registered.is_old(service.create_index, now);
+            let is_old = registered.as_ref().is_some_and(|registered| registered.is_old(service.create_index, now));
             Some(Leftover { task: task_of_service(service, cluster)?, what: What::Service(service.id.clone()), is_old })
         });
         let tokens = tokens.iter().filter_map(|token| {
@@ -80,11 +93,12 @@ impl Controller {
         let (_, ended) = self.aws.describe(asked.into_iter().collect()).await?;
         let removed = stream::iter(due(left, &ended)).map(|(left, end)| self.remove(term, left, end));
         let removed: Vec<_> = removed.buffer_unordered(self.rules.concurrency).collect().await;
-        let mut whole = true;
         for removed in removed {
             whole &= removed?;
         }
-        registered.write(&self.consul, term, &self.names).await?;
+        if let Some(registered) = registered {
+            registered.write(&self.consul, term, &self.names).await?;
+        }
         Ok(whole)
     }
 

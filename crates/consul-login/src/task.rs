@@ -41,8 +41,9 @@ impl TaskLogin {
 }
 
 impl TaskLogin {
-    /// How long the token is still valid, once the server at each address knows it. A server that fails now is left out.
-    async fn known_everywhere(&self, token: &Secret) -> Result<Option<Duration>, LoginError> {
+    /// How long the token is still valid, once the server at each address knows it. It waits for them only [`KNOWN`]. Then one server that
+    /// knows the token is enough. A server that fails now is left out.
+    async fn known(&self, token: &Secret) -> Result<Option<Duration>, LoginError> {
         let deadline = Instant::now() + KNOWN;
         let mut answer = None;
         for config in self.login.servers().config().each() {
@@ -54,10 +55,16 @@ impl TaskLogin {
                 }
             };
             match left {
-                Err(error) if error.is_unknown_token() => return Err(error.into()),
                 Ok(left) => answer = Some(Ok(left)),
-                Err(error) if answer.is_none() => answer = Some(Err(error)),
-                Err(_) => {}
+                Err(error) => {
+                    if error.is_unknown_token() {
+                        tracing::warn!(
+                            "the server at {} does not know the token of this login",
+                            server.config().address()
+                        );
+                    }
+                    answer = answer.or(Some(Err(error)));
+                }
             }
         }
         Ok(answer.unwrap_or(Ok(None))?)
@@ -67,7 +74,7 @@ impl TaskLogin {
 impl Source for TaskLogin {
     async fn log_in(&self) -> Result<Held, LoginError> {
         let secret = self.login.once(&self.task).await?;
-        match self.known_everywhere(&secret).await {
+        match self.known(&secret).await {
             Ok(left) => Ok(Held { secret, left }),
             Err(error) => {
                 self.log_out(&secret).await;

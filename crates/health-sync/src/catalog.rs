@@ -11,11 +11,13 @@ use consul_login::Keeper;
 use futures_util::future::select_ok;
 use mesh_config::catalog::readiness_check_id;
 use sidecar_kit::exit::one_line;
+use sidecar_kit::failure::LastFailure;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::health::{Checks, Update};
 use crate::registry::Registry;
 use crate::shutdown::{REASON, maintenance_check_id, retried};
+use crate::sync::report;
 use crate::writes::{WriteError, Writes};
 
 /// How soon the critical statuses also go to the next server if one gives no answer.
@@ -89,13 +91,13 @@ impl Catalog {
         let servers = self.consul.config().each().map(Client::new).collect::<Result<Vec<_>, _>>()?;
         let stay = async {
             let first = retried(Instant::now() + CRITICAL_BOUND, ATTEMPT, async || self.set_critical(&servers).await);
-            let mut set = match first.await {
-                Ok(()) => true,
-                Err(reason) => {
-                    tracing::warn!("the checks are not critical yet: {reason}; trying again");
-                    false
-                }
+            let mut failure = LastFailure::default();
+            let mut note = |outcome: Result<(), String>| {
+                let outcome = outcome.map_err(|reason| format!("the checks are not critical yet: {reason}"));
+                report(&mut failure, &outcome, "the checks are critical");
+                outcome.is_ok()
             };
+            let mut set = note(first.await);
             loop {
                 if set && !self.writes.may_come_late() {
                     return;
@@ -103,7 +105,7 @@ impl Catalog {
                 sleep(LOOK).await;
                 if !set || self.is_undone().await {
                     let outcome = timeout(ATTEMPT, self.set_critical(&servers)).await;
-                    set = outcome.is_ok_and(|outcome| outcome.is_ok());
+                    set = note(outcome.unwrap_or_else(|_| Err("no answer".to_owned())));
                 }
             }
         };
@@ -136,16 +138,9 @@ impl Catalog {
     }
 
     /// Sets all checks critical and puts service and proxy into maintenance, at the server that answers first. A status that arrives later
-    /// does not end the maintenance. This begins with one server and soon adds the others: the same write at two servers changes nothing
-    /// more.
+    /// does not end the maintenance. It asks one server, and 50 ms later the next. Writing twice does no harm.
     async fn set_critical(&self, servers: &[Client]) -> Result<(), String> {
-        let checks = self.registrations.iter().flat_map(|registration| &registration.checks);
-        let critical = |check: &CatalogCheck| CatalogCheck {
-            status: CheckStatus::Critical,
-            output: REASON.to_owned(),
-            ..check.clone()
-        };
-        let checks = checks.map(critical).chain(self.registrations.iter().map(maintenance)).collect::<Vec<_>>();
+        let checks = self.registrations.iter().map(critical).collect::<Vec<_>>();
         let mut wait = Duration::ZERO;
         let attempts = servers.iter().map(|server| {
             let (checks, before) = (&checks, wait);
@@ -155,29 +150,43 @@ impl Catalog {
             }
             Box::pin(async move {
                 sleep(before).await;
-                match self.write_checks_at(server, checks).await {
-                    // What is not registered needs no write.
-                    Err(Error::NotFound { .. }) => Ok(()),
-                    other => other,
-                }
+                self.write_registered_at(server, checks).await
             })
         });
         select_ok(attempts).await.map(|_| ()).map_err(|error| self.explained(&error.into()))
     }
 
-    /// Whether a check is no longer critical. If no server answers, none is known to be.
+    /// Writes the checks of each registration, with one request. If a service is missing, Consul refuses the whole request. Each registration
+    /// then gets its own one, and what is not registered needs no write.
+    async fn write_registered_at(&self, server: &Client, checks: &[Vec<CatalogCheck>]) -> Result<(), Error> {
+        match self.write_checks_at(server, &checks.concat()).await {
+            Err(error) if may_be_missing(&error) => {}
+            other => return other,
+        }
+        let (mut denied, mut written) = (None, false);
+        for checks in checks {
+            match self.write_checks_at(server, checks).await {
+                Ok(()) => written = true,
+                Err(Error::NotFound { .. }) => {}
+                Err(error) if may_be_missing(&error) => denied = Some(error),
+                other => return other,
+            }
+        }
+        denied.filter(|_| !written).map_or(Ok(()), Err)
+    }
+
+    /// Whether a check of health-sync is no longer critical. If no server answers, none is known to be.
     async fn is_undone(&self) -> bool {
-        let found = timeout(ATTEMPT, self.found()).await;
-        found.is_ok_and(|found| {
-            found.is_ok_and(|found| found.values().any(|check| check.status != CheckStatus::Critical))
-        })
+        let Ok(Ok(found)) = timeout(ATTEMPT, self.found()).await else { return false };
+        let own = self.registrations.iter().flat_map(|registration| &registration.checks);
+        own.filter_map(|check| found.get(&check.check_id)).any(|check| check.status != CheckStatus::Critical)
     }
 
     async fn write_checks_at(&self, consul: &Client, checks: &[CatalogCheck]) -> Result<(), Error> {
         consul.write_checks(&self.node, self.registrations[0].partition.as_deref(), checks).await
     }
 
-    /// The task's checks in the catalog.
+    /// The checks of the task's services in the catalog, also those that others have added.
     async fn found(&self) -> Result<BTreeMap<CheckId, HealthCheck>, Error> {
         let mut found = BTreeMap::new();
         for CatalogRegistration { service, .. } in &self.registrations {
@@ -205,6 +214,22 @@ impl Catalog {
             self.node
         )
     }
+}
+
+/// Whether this may be the answer for a service that is not registered. Which one it is depends on Consul's version.
+fn may_be_missing(error: &Error) -> bool {
+    let denied = matches!(error, Error::PermissionDenied { .. }) && !error.is_unknown_token();
+    denied || matches!(error, Error::NotFound { .. })
+}
+
+/// The checks of a registration, all critical, and its maintenance.
+fn critical(registration: &CatalogRegistration) -> Vec<CatalogCheck> {
+    let critical = |check: &CatalogCheck| CatalogCheck {
+        status: CheckStatus::Critical,
+        output: REASON.to_owned(),
+        ..check.clone()
+    };
+    registration.checks.iter().map(critical).chain([maintenance(registration)]).collect()
 }
 
 /// The check by which an agent shows maintenance, for a service in the catalog.

@@ -49,6 +49,9 @@ const OWN_ID: Duration = Duration::from_secs(3);
 /// How soon a request that failed is made again.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// What `health-sync healthy` says at the start of a task without an agent.
+const NOT_YET: &str = "there is no task metadata yet, or no login has succeeded yet";
+
 /// The flags.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
@@ -63,8 +66,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Refuses a hold that is longer than two thirds of the time to live. No heartbeat refreshes the checks during the hold, and when the
-    /// hold begins, the last heartbeat may be a third of the time to live ago.
+    /// Refuses a hold that is longer than two thirds of the time to live, which checks at an agent have. No heartbeat refreshes them during
+    /// the hold, and when the hold begins, the last heartbeat may be a third of the time to live ago.
     fn check(&self) -> Result<(), RunError> {
         let longest = self.check_ttl.duration() * 2 / 3;
         if self.hold <= longest {
@@ -124,8 +127,10 @@ pub enum RunError {
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
     // First of all, so that a TERM during the start is not lost.
     let signals = StopSignals::catch()?;
-    options.check()?;
     let config = Config::parse(env.get(VARIABLE).ok_or(RunError::NoConfig)?).map_err(RunError::Config)?;
+    if config.consul_servers.is_none() {
+        options.check()?;
+    }
     log::init(env, config.log_level.and_then(|level| level.as_str().parse().ok()))?;
     let metadata = MetadataClient::from_env(env)?;
     match &config.consul_servers {
@@ -133,23 +138,23 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
             let known = OnceCell::new();
             tokio::select! {
                 ended = agent::run(options, env, &config, &metadata, signals, &known) => ended,
-                () = answer(env, &known) => unreachable!("it answers without end"),
+                () = answer(env, &known, "there is no task metadata yet") => unreachable!("it answers without end"),
             }
         }
         Some(servers) => {
             let known = OnceCell::new();
             tokio::select! {
                 ended = agentless::run(options, env, &config, servers, &metadata, signals, &known) => ended,
-                () = answer(env, &known) => unreachable!("it answers without end"),
+                () = answer(env, &known, NOT_YET) => unreachable!("it answers without end"),
             }
         }
     }
 }
 
-/// Answers `health-sync healthy`, without end.
-async fn answer(env: &Env, sync: &OnceCell<Syncer<impl Registry>>) {
+/// Answers `health-sync healthy`, without end. `not_yet`: why `sync` is not there yet.
+async fn answer(env: &Env, sync: &OnceCell<Syncer<impl Registry>>, not_yet: &str) {
     match Probe::open(env) {
-        Ok(probe) => probe.serve(async |question| is_healthy(sync.get(), question).await).await,
+        Ok(probe) => probe.serve(async |question| is_healthy(sync.get(), not_yet, question).await).await,
         Err(error) => {
             tracing::warn!("`health-sync healthy` gets no answer from this process: {}", one_line(&error));
             std::future::pending().await
@@ -158,10 +163,10 @@ async fn answer(env: &Env, sync: &OnceCell<Syncer<impl Registry>>) {
 }
 
 /// The answer to `health-sync healthy`.
-async fn is_healthy(sync: Option<&Syncer<impl Registry>>, question: Question) -> Result<(), String> {
+async fn is_healthy(sync: Option<&Syncer<impl Registry>>, not_yet: &str, question: Question) -> Result<(), String> {
     match (sync, question) {
         (None, Question::Alive) => Ok(()),
-        (None, Question::InMesh) => Err("there is no task metadata yet".to_owned()),
+        (None, Question::InMesh) => Err(not_yet.to_owned()),
         (Some(sync), _) if sync.hangs() => {
             Err(format!("health-sync hangs: it has not asked for the task metadata for {:?}", sync.since_last_poll()))
         }

@@ -51,7 +51,7 @@ struct RunArguments {
     #[arg(long, env = "HEALTH_SYNC_INTERVAL", default_value = "500ms", value_name = "DURATION", value_parser = parse_duration)]
     interval: Duration,
     /// After TERM: how long the critical statuses are held back while other instances of the service are listed but none is passing.
-    /// At most two thirds of --check-ttl. 0s: no hold.
+    /// At most two thirds of --check-ttl in a task with an agent. 0s: no hold.
     #[arg(long, env = "HEALTH_SYNC_HOLD", default_value = "2500ms", value_name = "DURATION", value_parser = parse_delay)]
     hold: Duration,
     /// If health-sync doesn't refresh a check for this long, Consul turns it critical. mesh-init needs the same value. With 100000h,

@@ -287,6 +287,34 @@ async fn failed_removal_stops_no_other() {
     controller.says("service web-a-sidecar-proxy: removed", BOUND).await;
 }
 
+/// A task that ECS knows to have stopped needs no record of how old its services are.
+#[tokio::test]
+async fn stopped_task_leaves_nothing_although_the_record_cannot_be_read() {
+    let world = World::agentless(&[]).await;
+    let agent = world.agent.http.clone();
+    let refuse = |_, bytes: &[u8]| match String::from_utf8_lossy(bytes).lines().next() {
+        Some(line) if line.starts_with("GET /v1/kv/") && line.contains("/registered") => {
+            Pass::Answer(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_vec())
+        }
+        _ => Pass::On,
+    };
+    let relay = Relay::start(&agent, refuse, |_, _| {});
+    let mut command = world.command("key");
+    command.env("CONSUL_HTTP_ADDR", &relay.address).args(["--agentless", "--node-address", ADDRESS]);
+    let controller = Process::spawn(&mut command);
+    world.node_settles().await;
+    for digit in ['a', 'b'] {
+        world.aws.run(&id(digit), "web");
+        world.register_task(digit).await;
+    }
+    let login = world.login('a').await;
+    world.aws.set_status(&arn('a'), "STOPPED", "STOPPED");
+    world.aws.forget(&arn('b'));
+    controller.says("cannot read how old the services are: ", BOUND).await;
+    world.are_registered(&["b"]).await;
+    world.is_gone(&login).await;
+}
+
 #[tokio::test]
 async fn services_without_a_secret_get_no_token() {
     let world = World::agentless(&["web"]).await;

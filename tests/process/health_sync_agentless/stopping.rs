@@ -1,6 +1,7 @@
 //! What happens after TERM.
 
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU8;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
@@ -35,6 +36,49 @@ async fn term_is_critical_and_the_end_of_the_dataplane_deregisters() {
     assert!(!output.contains(&mesh.token));
 }
 
+/// Consul refuses a write with a check of a service that it does not have.
+#[tokio::test]
+async fn proxy_becomes_critical_although_the_service_is_missing() {
+    let mesh = Mesh::start("HEALTHY", "HEALTHY").await;
+    let mut sync = Process::spawn(&mut mesh.command());
+    mesh.become_all("passing").await;
+    sync.says("shop-f1a2-sidecar-proxy: ", BOUND).await;
+    mesh.deregister(json!({ "ServiceID": SERVICES[0] })).await;
+    sync.signal(Signal::TERM);
+    eventually("the proxy is critical", BOUND, async || {
+        let (_, checks) = on_node(&mesh.agent).await;
+        if checks[PROXY]["Status"] == "critical" { Ok(()) } else { Err(checks.to_string()) }
+    })
+    .await;
+    assert!(on_node(&mesh.agent).await.0[SERVICES[0]].is_null(), "it stays away");
+    assert!(!sync.output().contains("not critical yet"), "{}", sync.output());
+    mesh.ends(&mut sync).await;
+}
+
+#[tokio::test]
+async fn each_reason_why_the_checks_are_not_critical_yet_is_logged_and_the_success_too() {
+    let mesh = Mesh::start("HEALTHY", "HEALTHY").await;
+    let fails = Arc::new(AtomicU8::new(0));
+    let how = fails.clone();
+    let look = move |_, _: &[u8]| match how.load(Ordering::SeqCst) {
+        0 => Pass::On,
+        1 => Pass::Cut,
+        _ => Pass::Answer(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\n\r\nbusy".to_vec()),
+    };
+    let relay = Relay::start(&mesh.agent.http, look, |_, _| {});
+    let mut sync = Process::spawn(&mut mesh.command_by(&relay.address));
+    mesh.become_all("passing").await;
+    fails.store(1, Ordering::SeqCst);
+    sync.signal(Signal::TERM);
+    sync.says("the checks are not critical yet: PUT /v1/catalog/register: Consul is not reachable", BOUND).await;
+    fails.store(2, Ordering::SeqCst);
+    sync.says("busy; trying again", BOUND).await;
+    fails.store(0, Ordering::SeqCst);
+    sync.says("the checks are critical", BOUND).await;
+    mesh.become_all("critical").await;
+    mesh.ends(&mut sync).await;
+}
+
 #[tokio::test]
 async fn dataplane_that_does_not_stop_delays_the_end_for_a_bounded_time() {
     let mesh = Mesh::start("HEALTHY", "HEALTHY").await;
@@ -54,6 +98,8 @@ struct Delayed {
     /// The connection on which it came.
     held: OnceLock<usize>,
     answered: AtomicBool,
+    /// How many writes made the checks critical.
+    critical: AtomicUsize,
 }
 
 #[tokio::test]
@@ -64,7 +110,9 @@ async fn critical_wins_over_a_passing_write_that_term_finds_under_way() {
         let write = Arc::new(Delayed::default());
         let (asks, answers) = (write.clone(), write.clone());
         let hold = move |connection, bytes: &[u8]| {
-            let passing = String::from_utf8_lossy(bytes).contains(r#"\"HEALTHY\" for container \"dataplane"#);
+            let text = String::from_utf8_lossy(bytes);
+            asks.critical.fetch_add(text.contains(REASON).into(), Ordering::SeqCst);
+            let passing = text.contains(r#"\"HEALTHY\" for container \"dataplane"#);
             if passing && asks.held.set(connection).is_ok() {
                 std::thread::sleep(delay);
             }
@@ -78,6 +126,7 @@ async fn critical_wins_over_a_passing_write_that_term_finds_under_way() {
         let relay = Relay::start(&mesh.agent.http, hold, answered);
         let mut sync = Process::spawn(&mut mesh.command_by(&relay.address));
         mesh.become_within(BOUND, ["passing", "critical", "critical"]).await;
+        mesh.write("of-a-monitor", SERVICES[1], "passing", "").await;
         mesh.metadata.set_containers(containers("HEALTHY", "HEALTHY"));
         let wait = async |what: &str, came: &dyn Fn() -> bool| {
             eventually(what, BOUND, async || if came() { Ok(()) } else { Err("not yet".to_owned()) }).await;
@@ -90,6 +139,8 @@ async fn critical_wins_over_a_passing_write_that_term_finds_under_way() {
         let (_, checks) = on_node(&mesh.agent).await;
         assert_eq!(checks["_service_maintenance:shop-f1a2-sidecar-proxy"]["Status"], "critical", "{checks}");
         mesh.become_all("critical").await;
+        let writes = write.critical.load(Ordering::SeqCst);
+        assert!(writes <= 5, "the check of others does not count: {writes}");
         mesh.ends(&mut sync).await;
     }
 }
@@ -150,10 +201,11 @@ async fn end_without_a_server_is_bounded_and_says_what_stays() {
 async fn critical_status_waits_for_another_passing_instance_in_the_catalog() {
     let mesh = Mesh::start("HEALTHY", "HEALTHY").await;
     mesh.register_other().await;
-    let mut sync = Process::spawn(mesh.command().env("HEALTH_SYNC_HOLD", format!("{BOUND:?}")));
+    // More than two thirds of the checks' time to live, which checks in the catalog do not have.
+    let mut sync = Process::spawn(mesh.command().env("HEALTH_SYNC_HOLD", "40s"));
     mesh.become_all("passing").await;
     sync.signal(Signal::TERM);
-    sync.says("no other instance of shop is passing yet: the critical status waits for one, at most 20s", BOUND).await;
+    sync.says("no other instance of shop is passing yet: the critical status waits for one, at most 40s", BOUND).await;
     assert_eq!(mesh.statuses().await[2].as_deref(), Some("passing"));
     mesh.write("other", "shop-b2-sidecar-proxy", "passing", "").await;
     mesh.become_all("critical").await;
@@ -184,6 +236,10 @@ async fn term_before_a_login_ends_it() {
     command.env_clear().env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).env("CONSUL_LOGIN_BEARER_TOKEN", "5ec3e7");
     let mut sync = Process::spawn(command.env("CONSUL_ECS_CONFIG_JSON", document.to_string()));
     sync.says("cannot log in, trying again: POST /v1/acl/login: Consul is not reachable", BOUND).await;
+    let mut gate = Command::new(binary("health-sync"));
+    gate.env_clear().env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).args(["healthy", "--in-mesh"]);
+    let closed = run(&mut gate, BOUND).await.stderr;
+    assert_eq!(closed, "health-sync: there is no task metadata yet, or no login has succeeded yet\n");
     sync.signal(Signal::TERM);
     assert_eq!(sync.exit_code(BOUND).await, 1);
     sync.says("health-sync: TERM before a login succeeded: nothing was written to Consul", BOUND).await;

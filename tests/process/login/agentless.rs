@@ -2,6 +2,7 @@
 
 use mesh_tests::catalog::{NODE, host_and_port, on_node, register_node, servers};
 use mesh_tests::eventually;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 
@@ -98,6 +99,43 @@ async fn health_sync_renews_its_login_replaces_a_deleted_token_and_logs_out() {
     assert_eq!(on_node(&agent).await.0, json!({}));
     let bearer = std::fs::read_to_string(proof.path()).unwrap();
     assert!(!sync.output().contains(&bearer), "{}", sync.output());
+}
+
+/// A Consul server at this address that knows no token.
+async fn knows_no_token(at: (&str, u16)) {
+    let listener = tokio::net::TcpListener::bind(at).await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let _ = client.read(&mut [0; 4096]).await;
+            let answer = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 13\r\nConnection: close\r\n\r\nACL not found";
+            let _ = client.write_all(answer).await;
+        }
+    });
+}
+
+#[tokio::test]
+async fn one_server_that_knows_the_token_is_enough_for_a_login() {
+    let agent = Agent::start_with_acls().await;
+    let platform = Platform::trusted_by(&agent, "${value.service}").await;
+    let proof = platform.proof("web");
+    register_node(&agent).await;
+    let port = host_and_port(&agent.http).1;
+    knows_no_token(("127.0.0.2", port)).await;
+    let mut task = Task::that_logs_in("");
+    let document = task.document.as_object_mut().unwrap();
+    document.remove("consulHTTPAddr");
+    document.insert("transparentProxy".to_owned(), json!({ "enabled": false }));
+    document.insert("consulServers".to_owned(), servers("127.0.0.1,127.0.0.2", port));
+    let variables = [("CONSUL_LOGIN_BEARER_TOKEN_FILE", path(proof.path())), ("HEALTH_SYNC_INTERVAL", "50ms")];
+    let sync = Process::spawn(&mut task.command("health-sync", &variables));
+    eventually("the app's check is passing", BOUND, async || {
+        let (_, checks) = on_node(&agent).await;
+        if checks["web-f1a2-app"]["Status"] == "passing" { Ok(()) } else { Err(sync.output()) }
+    })
+    .await;
+    assert_eq!(logins(&agent).await.len(), 1, "{}", sync.output());
+    assert!(sync.output().contains("does not know the token of this login"), "{}", sync.output());
 }
 
 #[tokio::test]

@@ -67,8 +67,10 @@ impl Agentless {
             Self::All => None,
             Self::Tasks(tasks) => Some(tasks),
         };
+        // First of all, because it may fail. Later commands must not see a choice without its file.
+        let text = project::compose_file(self)?;
         write_atomically(&choice(), json!(tasks).to_string().as_bytes(), 0o644)?;
-        Ok(write_atomically(&generated(), project::compose_file(self)?.as_bytes(), 0o644)?)
+        Ok(write_atomically(&generated(), text.as_bytes(), 0o644)?)
     }
 }
 
