@@ -107,9 +107,9 @@ mod tests {
             assert!(!registered.is_old((minute + 1).saturating_sub(60), at(minute)), "{minute}");
         }
         // Without new services there are no new marks.
-        let before = registered.marks.clone();
         registered.note(Some(999), at(2000));
-        assert_eq!(registered.marks, before[before.len() - 1..]);
+        registered.note(Some(999), at(3000));
+        assert_eq!(registered.marks, [Mark { at: Some(at(2000)), index: 999 }]);
     }
 
     #[test]
