@@ -217,7 +217,7 @@ mod tests {
             (format!(r#"{{ {consul}, "proxy": {{ "id": "p" }} }}"#), "proxy.nodeName is not set"),
             (format!(r#"{{ {consul}, "proxy": {{ "nodeName": "n" }} }}"#), "proxy.id is not set"),
             (format!(r#"{{ {consul}, "proxy": 5 }}"#), "JSON of another form"),
-            ("5ec3e7".to_owned(), "JSON of another form"),
+            ("5ec3e7".to_owned(), "not JSON"),
         ] {
             let error = read(&text).unwrap_err();
             let line = sidecar_kit::exit::one_line(&error);

@@ -22,11 +22,12 @@ fn the_schema_is_that_of_the_types() {
 #[test]
 fn the_readme_s_example_is_what_render_prints() {
     let blocks = json_blocks(include_str!("../README.md"));
-    let [settings, task, app, proxy] = &blocks[..] else { panic!("{} blocks of JSON", blocks.len()) };
+    let [settings, task, app, proxy, agentless] = &blocks[..] else { panic!("{} blocks of JSON", blocks.len()) };
     let rendered = render(settings, task).unwrap();
     let containers = rendered.definition["containerDefinitions"].as_array().unwrap();
     assert_eq!(&containers[0], app);
     assert_eq!(containers.iter().find(|container| container["name"] == "sidecar-proxy"), Some(proxy));
+    render(agentless, task).unwrap_or_else(|problems| panic!("{problems}"));
 }
 
 #[test]
