@@ -7,6 +7,7 @@ use futures_util::future::join_all;
 use local_mesh::events::What;
 use local_mesh::load::{Load, Options};
 use local_mesh::task::{self, StopOrder};
+use local_mesh::tasks::CLUSTER_ARN;
 use local_mesh::watch::{Stopped, Watch};
 use local_mesh::{docker, mesh, workspace};
 use mesh_tests::process::run;
@@ -191,6 +192,8 @@ async fn replaced_tasks_leave_nothing_in_consul() {
     let running = tasks.values().filter(|task| task.running);
     let mut nodes = running.map(docker::Task::node).collect::<Vec<_>>();
     nodes.extend((1..=3).map(|number| format!("consul-server-{number}")));
+    // acl-controller keeps the node of tasks without an agent.
+    nodes.push(CLUSTER_ARN.to_owned());
     nodes.sort();
     let names = |list: &Value, key: &str| {
         let mut names =
