@@ -167,7 +167,7 @@ async fn third_service_has_a_token_until_its_last_task_ends() {
 }
 
 #[tokio::test]
-async fn dead_leaders_lose_no_token() {
+async fn no_token_is_lost_when_leaders_die() {
     let docker = whole().await;
     let before = (secret_of("web").await.unwrap().0, secret_of("api").await.unwrap().0);
     // A session's name contains the host name of its controller, which is the container's ID.

@@ -75,7 +75,8 @@ fn reference_schema(name: &str) -> Value {
     schema
 }
 
-/// Checks that our schema accepts what theirs accepts. `as_theirs` changes a document where ours accepts more.
+/// Checks that the schema of ecs-mesh (ours) and that of consul-ecs (theirs) accept the same documents. Where ours accepts more on purpose,
+/// `as_theirs` first changes the document into one that consul-ecs knows.
 fn assert_same_schema(mode: Mode, theirs: &Value, as_theirs: impl Fn(&mut Value)) {
     let theirs = jsonschema::draft7::new(theirs).unwrap();
     let ours = jsonschema::draft7::new(&schema::schema()).unwrap();

@@ -131,7 +131,7 @@ impl Aws {
         self.state().vanished.insert(arn.to_owned());
     }
 
-    /// Whether DescribeTasks fails for this task from now on, with a reason other than MISSING. The task is still listed.
+    /// From now on, DescribeTasks fails for this task with a reason other than MISSING, or no longer does. The task is still listed.
     pub fn undescribed(&self, arn: &str, undescribed: bool) {
         let mut state = self.state();
         if undescribed {
@@ -152,7 +152,7 @@ impl Aws {
         self.state().secrets.insert(name.to_owned(), secret);
     }
 
-    /// Whether ListSecrets shows the version before the current one from now on.
+    /// From now on, ListSecrets shows the version before the current one, or no longer does.
     pub fn lag(&self, lags: bool) {
         self.state().lags = lags;
     }

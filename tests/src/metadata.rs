@@ -55,7 +55,7 @@ impl Metadata {
         self.state.task.lock().expect("no reader panics")["DesiredStatus"] = status.into();
     }
 
-    /// Whether every answer is a 500 from now on.
+    /// From now on, every answer is a 500, or no longer is.
     pub fn set_failing(&self, failing: bool) {
         self.state.failing.store(failing, Ordering::SeqCst);
     }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::registered::Registered;
 use crate::term::Term;
 
-/// The meta that marks the node. It is no machine, so gossip does not know it.
+/// The meta that marks the node as synthetic: no machine has this name, so the node does not take part in gossip.
 const SYNTHETIC: (&str, &str) = ("synthetic-node", "true");
 
 /// The settings for tasks without an agent.

@@ -36,7 +36,7 @@ impl Controller {
                 let found = &entry(&accessor)?.grants;
                 self.consul.update_token(term, &accessor, &corrected(grants, found)).await?;
                 if is_described(grants, found) {
-                    tracing::warn!("{owner}: token {accessor} had other rights; repaired");
+                    tracing::warn!("{owner}: token {accessor} did not have the rights that it should have; repaired");
                 } else {
                     tracing::info!(
                         "{owner}: token {accessor} had another description, such as that of consul-ecs; repaired"
@@ -74,7 +74,7 @@ impl Controller {
                 // Mark the old token first: otherwise the next cycle would delete it as a duplicate while tasks use it.
                 self.consul.update_token(term, &accessor, &superseded(&old.grants, by, SystemTime::now())).await?;
                 self.store(term, name, &token, known).await?;
-                tracing::info!("{owner}: token {accessor} superseded by {by}; it stays while tasks use it");
+                tracing::info!("{owner}: token {accessor} superseded by {by}; the old token stays while tasks use it");
                 self.metrics.changed(Change::Rotated);
             }
             Action::Clear => {

@@ -23,7 +23,7 @@ const GATEWAY_KIND: &str = "consul.hashicorp.com.gateway-kind";
 /// The type of the auth method.
 const AWS_IAM: &str = "aws-iam";
 
-/// The accessor ID of the token that requests without a token have.
+/// The accessor ID of the anonymous token, which Consul uses for requests that have no token.
 const ANONYMOUS: &str = "00000000-0000-0000-0000-000000000002";
 
 /// A policy: its name, its description and its rules.
@@ -37,7 +37,7 @@ const GATEWAYS: [(&str, &str, Option<PolicyOf>); 3] = [
         "consul-ecs-api-gateway-role",
         Some((
             "consul-ecs-api-gateway-policy",
-            "What every API gateway may do, kept by acl-controller",
+            "What every API gateway may do, written by acl-controller",
             API_GATEWAY_RULES,
         )),
     ),
@@ -47,7 +47,7 @@ const GATEWAYS: [(&str, &str, Option<PolicyOf>); 3] = [
         "consul-ecs-mesh-gateway-role",
         Some((
             "consul-ecs-mesh-gateway-policy",
-            "What every mesh gateway may do that logs in, kept by acl-controller",
+            "What every mesh gateway that logs in may do, written by acl-controller",
             MESH_GATEWAY_RULES,
         )),
     ),
@@ -56,13 +56,14 @@ const GATEWAYS: [(&str, &str, Option<PolicyOf>); 3] = [
 /// The rules of API gateways.
 pub const API_GATEWAY_RULES: &str =
     r#"mesh = "read" node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }"#;
-/// The rules of mesh gateways. Requests to other datacenters have no token, so the anonymous token needs the right to read.
+/// The rules of mesh gateways. A mesh gateway's requests to other datacenters have no token, so the anonymous token needs the right to
+/// read there.
 pub const MESH_GATEWAY_RULES: &str = r#"mesh = "write" peering = "read""#;
 /// The rules of requests without a token.
 pub const ANONYMOUS_RULES: &str = r#"node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }"#;
 
 const ANONYMOUS_POLICY: PolicyOf =
-    ("anonymous-token-policy", "What requests without a token may do, kept by acl-controller", ANONYMOUS_RULES);
+    ("anonymous-token-policy", "What requests without a token may do, written by acl-controller", ANONYMOUS_RULES);
 
 /// The settings of the auth method.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -74,7 +74,7 @@ pub enum Error {
         code: String,
         /// What AWS said.
         said: String,
-        /// Whether a later call may succeed: AWS limits the rate, or failed itself.
+        /// Whether the same call may succeed later: AWS limited the rate, or had an error of its own.
         may_pass: bool,
     },
     /// AWS did not answer in time, or the call could not be sent, for example without credentials or a connection.

@@ -339,7 +339,8 @@ impl Consul {
         term.hold(self.counted("DeregisterService", NODE, self.client.deregister_from_catalog(node, id))).await?
     }
 
-    /// The tokens of a secondary datacenter, which has the tokens of its logins; none in the primary, where [`Consul::tokens`] has them.
+    /// The tokens of this datacenter if it is a secondary one, because the tokens of its logins exist only there. None in the primary
+    /// datacenter, where [`Consul::tokens`] lists them.
     pub async fn tokens_of_secondary(&self) -> Result<Option<Vec<TokenEntry>>, Error> {
         if self.is_primary() {
             return Ok(None);

@@ -262,7 +262,7 @@ impl Controller {
         (work, waiting)
     }
 
-    /// Whether there is nothing to do with ACLs.
+    /// Whether this controller makes no ACL calls: it fills no secrets and sets up no auth method.
     fn needs_no_acls(&self) -> bool {
         !self.rules.secrets && self.agentless.as_ref().is_some_and(|agentless| agentless.auth_method.is_none())
     }

@@ -50,7 +50,7 @@ pub(crate) fn demands(
         let since = record.without_tasks_since(&owner);
         if since.is_none() {
             let grace = humantime::format_duration(rules.grace);
-            tracing::info!("{owner}: has no tasks; its token will be deleted in {grace}");
+            tracing::info!("{owner}: has no tasks; if none starts, its token will be deleted after {grace}");
         }
         let since = since.map_or(now, |since| (since + pause).min(now));
         record.set_without_tasks_since(&owner, Some(since));

@@ -110,7 +110,7 @@ impl Election {
             match self.prove(session).await {
                 Ok(true) => {
                     if !term.holds() {
-                        tracing::info!("the lock {} is held again", self.key);
+                        tracing::info!("this controller holds the lock {} again", self.key);
                     }
                     term.renewed(asked);
                     self.metrics.leading(true);
@@ -139,13 +139,14 @@ impl Election {
             && self.consul.lock_holder(&self.key, WITHIN).await?.as_ref() == Some(session))
     }
 
-    /// Releases the lock, so that another controller need not wait for the session's end. If this fails, the session ends by its TTL.
+    /// Releases the lock, so that another controller need not wait for the session's end. If this fails, the session ends when its TTL is
+    /// over.
     pub async fn give_up(&self) {
         let session = self.session.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(session) = session else { return };
         let released = self.consul.release(&self.key, &session, WITHIN).await.map(|_| ());
         if let Err(error) = released.and(self.consul.destroy_session(&session, WITHIN).await) {
-            tracing::debug!("the lock's session ends by its TTL: {}", one_line(&error));
+            tracing::debug!("cannot release the lock: {}; it is free when the session's TTL is over", one_line(&error));
         }
     }
 }

@@ -85,7 +85,7 @@ pub enum Error {
         /// Its accessor ID.
         accessor: AccessorId,
     },
-    /// A service's name cannot have a token.
+    /// Consul allows no token for a service with this name.
     #[error("{0}")]
     Refused(String),
 }

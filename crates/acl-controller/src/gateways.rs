@@ -9,10 +9,10 @@ use crate::tasks::may_be_identity;
 /// The linked services of each terminating gateway.
 pub type Links = BTreeMap<String, BTreeSet<String>>;
 
-/// The reported links that no service identity can name, each with its gateway.
+/// The links that have been reported, each with its gateway: Consul allows no service identity for the linked service.
 pub type Unlinked = BTreeSet<(String, String)>;
 
-/// The links in the config entries. A link that no service identity can name is reported once.
+/// The links in the config entries. If Consul allows no service identity for a linked service, the link is left out and reported once.
 pub fn links(entries: &[Value], reported: &mut Unlinked) -> Links {
     let (mut links, mut unlinked) = (Links::new(), Unlinked::new());
     for entry in entries {
@@ -34,8 +34,9 @@ pub fn links(entries: &[Value], reported: &mut Unlinked) -> Links {
     }
     for (gateway, service) in unlinked.difference(reported) {
         tracing::warn!(
-            "service {gateway}: its terminating gateway links {service:?}, which no service identity can name. Link \
-             services of the gateway's own namespace by their names in lower case, or create the gateway's token yourself"
+            "service {gateway}: its terminating gateway links {service:?}, and its token gets no right for this service: a service \
+             identity needs a name in lower case, in the gateway's own namespace. Link such a service, or create the gateway's token \
+             yourself"
         );
     }
     *reported = unlinked;

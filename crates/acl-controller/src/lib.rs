@@ -176,7 +176,9 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         tracing::info!("keeping the tokens of the cluster {cluster} in the secrets {prefix}-…");
     }
     if controller.agentless.is_some() {
-        tracing::info!("working for the cluster's tasks without an agent, which are on the node {cluster}");
+        tracing::info!(
+            "working for the cluster's tasks without an agent; their services are on the node {cluster} in Consul"
+        );
     }
     tracing::info!("metrics on {}", options.listen);
     let key = controller.names.key("leader");

@@ -16,8 +16,8 @@ pub(crate) struct Listings {
     since: Option<Instant>,
     /// The last complete listing.
     last: Option<Instant>,
-    /// When the listings became incomplete: the last complete listing before that, or the first incomplete one if none came before. None
-    /// while the listings are complete.
+    /// Since when the listings are incomplete: the time of the last complete listing, or of the first incomplete one if there was no
+    /// complete listing before. None while the listings are complete.
     incomplete_since: Option<Instant>,
     /// How long the listings were incomplete since the last [`Listings::take_incomplete`].
     incomplete_for: Duration,

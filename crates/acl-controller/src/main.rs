@@ -65,18 +65,19 @@ struct Arguments {
     /// How many services are processed at the same time.
     #[arg(long, env = "ACL_CONTROLLER_CONCURRENCY", default_value = "32", value_name = "NUMBER")]
     concurrency: NonZeroU16,
-    /// Remove failed nodes from Consul if their tasks are gone. A killed task otherwise leaves a failed node for 72 hours.
+    /// Remove failed nodes from Consul if their tasks are gone. Otherwise Consul keeps the failed node of a killed task: for 15 minutes if
+    /// mesh-init wrote the agent's configuration for Consul 1.10 or later, for 72 hours with other agents.
     #[arg(long, env = "ACL_CONTROLLER_DEREGISTER_NODES")]
     deregister_nodes: bool,
-    /// Work for tasks without an agent, too: keep the node under which Consul has their services, and remove the services and the login
-    /// tokens of tasks that have stopped.
+    /// Also work for tasks without an agent: register and repair the Consul node that has their services, and remove the services and the
+    /// login tokens of tasks that have stopped.
     #[arg(long, env = "ACL_CONTROLLER_AGENTLESS")]
     agentless: bool,
     /// The address of the node of the tasks without an agent; by default that of this task. Nobody connects to it.
     #[arg(long, env = "ACL_CONTROLLER_NODE_ADDRESS", value_name = "IP")]
     node_address: Option<IpAddr>,
-    /// Keep the AWS IAM auth method of this name, such as iam-ecs-service-token, with which tasks log in, and its binding rules, roles and
-    /// policies. It needs --agentless.
+    /// Create and repair the AWS IAM auth method with which tasks log in, and its binding rules, roles and policies. The value is the auth
+    /// method's name, such as iam-ecs-service-token. It needs --agentless.
     #[arg(long, env = "ACL_CONTROLLER_AUTH_METHOD", value_name = "NAME", requires = "agentless")]
     auth_method: Option<String>,
     /// The path of the IAM roles that may log in, with --auth-method.

@@ -44,7 +44,7 @@ pub struct Memory {
     pub(crate) colliding: BTreeSet<String>,
     /// Whether the controller knows the datacenter in which tokens and policies are written.
     pub(crate) acls_located: bool,
-    /// The reported links that no service identity can name, each with its terminating gateway.
+    /// The links of terminating gateways that have been reported, because Consul allows no service identity for the linked service.
     pub(crate) unlinked: Unlinked,
     /// The policies whose rules were right when they were last read.
     pub(crate) policies: RightPolicies,

@@ -1,4 +1,5 @@
-//! Failed nodes of gone tasks. A killed task leaves a failed node, which Consul keeps for 72 hours.
+//! Failed nodes of gone tasks. Consul keeps the failed node of a killed task for 15 minutes if `mesh-init agent-config` wrote the agent's
+//! configuration for Consul 1.10 or later, and for 72 hours with other agents.
 
 use std::collections::HashSet;
 

@@ -40,8 +40,8 @@ impl Lists {
 }
 
 impl Controller {
-    /// Lists what ECS, Secrets Manager and Consul have now. The tasks come apart, because the work for tasks without an agent needs no
-    /// other list.
+    /// Lists what ECS, Secrets Manager and Consul have now. The tasks are returned separately, because the work for tasks without an agent
+    /// needs only them.
     ///
     /// # Errors
     /// When the tasks cannot be listed.

@@ -24,7 +24,8 @@ pub enum Demand {
 pub enum Stored {
     /// There is no such secret.
     Missing,
-    /// The secret cannot be read, must not be overwritten, or is missing although a task needs it. It may hold any of the tokens.
+    /// The secret cannot be read, must not be overwritten, or is missing although a task needs it. So the plan
+    /// assumes that running tasks may have any of the tokens.
     Unusable,
     /// The secret is empty.
     Nothing,

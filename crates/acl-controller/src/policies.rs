@@ -22,8 +22,8 @@ pub(crate) type RightPolicies = HashMap<String, u64>;
 impl Controller {
     /// The policies of this controller.
     pub(crate) fn own_policies(&self) -> [(String, &'static str, &'static str); 2] {
-        let clients = "What every consul-client may do, kept by acl-controller";
-        let gateways = "What every mesh gateway may do besides its service identity, kept by acl-controller";
+        let clients = "What every consul-client may do, written by acl-controller";
+        let gateways = "What every mesh gateway may do besides its service identity, written by acl-controller";
         [(self.names.policy(), clients, CLIENT_RULES), (self.names.mesh_gateway_policy(), gateways, MESH_GATEWAY_RULES)]
     }
 
@@ -52,7 +52,7 @@ impl Controller {
         } else {
             // The next cycle checks it again.
             self.consul.update_policy(term, &found.id, new).await?;
-            tracing::warn!("policy {name}: somebody had changed it; repaired");
+            tracing::warn!("policy {name}: its rules or datacenters were not those of this acl-controller; repaired");
         }
         Ok(())
     }

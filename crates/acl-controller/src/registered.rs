@@ -1,5 +1,6 @@
-//! Which services have been registered for more than an hour. Consul's catalog has no times, but an index that grows: a service that was
-//! in the catalog an hour ago has an index of at most the highest one at that time.
+//! Which services have been registered for more than an hour. Consul's catalog stores no times, but each new service gets a higher index.
+//! So the controller notes the highest index from time to time, which makes a mark. A service is old if its index is at most that of a
+//! mark from more than an hour ago.
 
 use std::time::{Duration, SystemTime};
 

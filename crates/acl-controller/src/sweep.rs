@@ -44,8 +44,8 @@ impl std::fmt::Display for What {
 }
 
 impl Controller {
-    /// Removes what stopped tasks have left. False if something failed; the rest is still done. Only what ECS does not know needs the record
-    /// of [`Registered`], so without the record the sweep still removes what tasks have left that ECS knows to have stopped.
+    /// Removes what stopped tasks have left. False if something failed; the rest is still done. The record of [`Registered`] is needed only
+    /// for tasks that ECS does not know. Without it, the sweep still removes what is left of tasks that ECS reports as stopped.
     pub(crate) async fn sweep(
         &self,
         term: &Term,

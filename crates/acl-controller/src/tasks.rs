@@ -14,7 +14,7 @@ const NAMESPACE: &str = "consul.hashicorp.com/namespace";
 const PARTITION: &str = "consul.hashicorp.com/partition";
 /// The tag with the kind of a gateway.
 const GATEWAY_KIND: &str = "consul.hashicorp.com/gateway-kind";
-/// A service of this name would have the secret of the client token.
+/// A service with this name would get the secret of the consul-clients' token.
 const RESERVED: &str = "consul-client-token";
 
 /// A task whose containers run or may run.

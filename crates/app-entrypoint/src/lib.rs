@@ -31,7 +31,7 @@ pub struct Arguments {
     /// How long the app keeps running after ECS sends TERM. Then the app gets TERM.
     #[arg(long, env = "APP_ENTRYPOINT_SHUTDOWN_DELAY", default_value = "0s", value_parser = sidecar_kit::exit::parse_delay)]
     shutdown_delay: Duration,
-    /// The container's stop timeout in the task definition. app-entrypoint warns of a delay that is not shorter.
+    /// The container's stop timeout in the task definition. app-entrypoint logs a warning if the delay is not shorter.
     #[arg(long, env = "APP_ENTRYPOINT_STOP_TIMEOUT", value_parser = sidecar_kit::exit::parse_duration)]
     stop_timeout: Option<Duration>,
     /// The signal with which ECS stops this container: the STOPSIGNAL of its image, if that is not TERM.
@@ -138,7 +138,7 @@ async fn run(mut app: Supervised, delay: Duration, stop: StopSignal) -> Ended {
             tracing::info!("{name}: the app runs on for {}", humantime::format_duration(delay));
         } else {
             app.send(signal);
-            tracing::info!("{name} to the app");
+            tracing::info!("sending {name} to the app");
             phase = Phase::Stopping;
         }
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use crate::client::{Call, Client};
 use crate::error::Error;
 
-/// An auth method. What it logs in gets the rights of its binding rules.
+/// An auth method. A task that logs in with it gets the rights that its binding rules give.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct AuthMethod {

@@ -227,12 +227,13 @@ impl Client {
     }
 
     /// A node with its services; none if the catalog does not have the node, or the token may not read it. The leader first confirms with
-    /// its peers that it is the leader (`?consistent`). Namespaces are not looked at.
+    /// its peers that it is the leader (`?consistent`). The request names no namespace.
     pub async fn node_with_services(&self, node: &str) -> Result<Option<NodeServices>, Error> {
         self.services_of_node(Call::new(Method::GET, "/v1/catalog/node-services").segment(node)).await
     }
 
-    /// Those of a node's services that have one of these IDs; none if the catalog does not have the node. Namespaces are not looked at.
+    /// Those of a node's services that have one of these IDs; none if the catalog does not have the node. The request names no
+    /// namespace.
     pub async fn services_on_node(&self, node: &str, ids: &[&ServiceId]) -> Result<Option<Vec<HealthService>>, Error> {
         let filter = ids.iter().map(|id| equals("ID", id.as_str())).collect::<Vec<_>>().join(" or ");
         let call = Call::new(Method::GET, "/v1/catalog/node-services").segment(node).query("filter", filter);
@@ -447,7 +448,8 @@ pub(crate) fn equals(field: &str, value: &str) -> String {
     format!("{field} == {}", serde_json::Value::from(value))
 }
 
-/// "Blocking Queries": an index that went backwards starts over, and 0 would not block.
+/// The index for the next query, as "Blocking Queries" asks. None after an index that went backwards, and after 0, because a query with the
+/// index 0 does not block.
 fn following(before: Option<Index>, index: Option<u64>) -> Option<Index> {
     let index = index.filter(|index| *index > 0)?;
     match before {

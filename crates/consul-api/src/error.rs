@@ -16,7 +16,7 @@ pub enum Error {
         source: http::Error,
     },
     /// The answer was not complete in time.
-    #[error("{request}: Consul is too slow")]
+    #[error("{request}: Consul did not answer in time")]
     TimedOut {
         /// Method and path.
         request: String,

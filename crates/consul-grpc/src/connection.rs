@@ -284,8 +284,9 @@ impl Connection {
         Ok(answer.message)
     }
 
-    /// Makes a call for Envoy, such as [`XDS`]. It passes on the bytes of both bodies as they are. The server's answer begins with its first
-    /// message, so this waits without a limit. Its trailers, or the header fields of an answer without a body, have `grpc-status`.
+    /// Makes a call for Envoy, such as [`XDS`]. The bodies of the request and of the answer pass through unchanged. There is no time limit,
+    /// because a server sends nothing before its first message. `grpc-status` is in the answer's trailers, or in its header fields if it
+    /// has no body.
     ///
     /// # Errors
     /// [`Error::Broken`] if the connection breaks before the answer.

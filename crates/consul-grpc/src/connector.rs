@@ -1,5 +1,5 @@
-//! Gives tonic a connection that is already open. So an error keeps the cause of a failed connection. A broken connection stays broken,
-//! because this crate chooses the next server, and not tonic.
+//! Gives tonic a connection that is already open. So an error keeps the cause of a failed connection. tonic never reconnects, because this
+//! crate chooses the next server.
 
 use std::io;
 use std::pin::Pin;

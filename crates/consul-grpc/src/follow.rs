@@ -17,10 +17,12 @@ use crate::servers::Servers;
 
 /// How often the follower asks the server if there is no stream of the servers' addresses.
 const POLL: Duration = Duration::from_secs(20);
-/// If a server fails within this time, the follower waits before the next attempt.
+/// How long a server must work after it was chosen. If each server fails sooner, the follower waits before the next attempt.
 const WORKS_AFTER: Duration = Duration::from_secs(1);
-/// A server may not know a new token for some 80 ms. Until then, an old one stays in use.
+/// How often the follower asks a server whether it knows a new token. A server may need some 80 ms to learn it; meanwhile the old token
+/// stays in use.
 const CONFIRM_EVERY: Duration = Duration::from_millis(100);
+/// After this many refusals, the new token counts as refused.
 const MOST_UNCONFIRMED: u32 = 20;
 
 /// A server that works, with a token that it knows.

@@ -51,7 +51,7 @@ impl Servers {
         Self { hosts, port, tls, watches: true, within: WITHIN, state, connecting, left }
     }
 
-    /// The same, but no server is asked for the addresses of all servers, for servers behind a load balancer.
+    /// The same, for servers behind a load balancer: no server is asked for the addresses of the others.
     #[must_use]
     pub fn without_watch(self) -> Self {
         Self { watches: false, ..self }

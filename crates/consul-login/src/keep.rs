@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::login::LoginError;
 
-/// How long after a new token is in use the old one is deleted. Calls with the old one may still be under way.
+/// When a new token has been in use for this long, the old one is deleted. Calls with the old one may still be under way.
 const OVERLAP: Duration = Duration::from_secs(10);
 
 /// A token, and when it expires.

@@ -145,7 +145,7 @@ impl Attempts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Goes from one progress to another; false if it is not there.
+    /// Changes the progress from `from` to `to`. False, and no change, if the progress is not `from`.
     fn moves(&self, from: Progress, to: Progress) -> bool {
         let mut progress = self.progress();
         let moves = *progress == from;
@@ -303,8 +303,8 @@ impl Login {
         }
     }
 
-    /// Asks each server, then the agent's server. An agent that meets the token before its server knows it would refuse the token for
-    /// half a minute.
+    /// Waits until each server knows the token, then the agent's server. If the agent gets the token before its server knows it, the agent
+    /// refuses the token for half a minute.
     async fn known_everywhere(&self, token: &Secret, agent: Option<&Client>) -> Result<(), LoginError> {
         for config in self.servers.config().each() {
             let server = Client::new(config)?;

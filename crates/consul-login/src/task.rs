@@ -41,8 +41,8 @@ impl TaskLogin {
 }
 
 impl TaskLogin {
-    /// How long the token is still valid, once the server at each address knows it. It waits for them only [`KNOWN`]. Then one server that
-    /// knows the token is enough. A server that fails now is left out.
+    /// How long the token is still valid. This waits at most [`KNOWN`] until the server at each address knows the token. After that, one
+    /// server that knows it is enough. A server that gives no answer does not count.
     async fn known(&self, token: &Secret) -> Result<Option<Duration>, LoginError> {
         let deadline = Instant::now() + KNOWN;
         let mut answer = None;

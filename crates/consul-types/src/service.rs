@@ -58,7 +58,7 @@ pub struct ServiceRegistration {
     /// Whether tags that somebody changes in the catalog stay. Otherwise the agent restores its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable_tag_override: Option<bool>,
-    /// Weights in DNS answers and for proxies.
+    /// Its share of DNS answers and of the requests from proxies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weights: Option<Weights>,
     /// The checks that decide whether the instance gets traffic.
@@ -85,7 +85,7 @@ pub struct ServiceAddress {
     pub port: u16,
 }
 
-/// The weights of an instance: its share of DNS answers and of requests.
+/// The weights of an instance: its share of DNS answers and of the requests from proxies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Weights {

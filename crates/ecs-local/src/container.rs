@@ -36,7 +36,7 @@ pub struct Container {
     pub finished_at: Option<OffsetDateTime>,
     /// The last health checks; none without a health check.
     pub health: Option<Health>,
-    /// How often its restart policy started it again; none if it has no restart policy.
+    /// How many times its restart policy has started it again; none if it has no restart policy.
     pub restart_count: Option<u32>,
     docker_name: String,
     image: String,

@@ -145,7 +145,7 @@ pub struct Container {
     /// containerd's snapshotter; Fargate and managed instances only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshotter: Option<String>,
-    /// How often it was restarted; only with a restart policy.
+    /// How many times it was restarted; only with a restart policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_count: Option<u32>,
     /// The clock. In AWS's example a Fargate container has this field too.

@@ -127,8 +127,8 @@ pub async fn ready(listen: SocketAddr) -> Result<ExitCode, Error> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Waits for TERM or INT and returns at once. ECS's pause container does the same: it owns the network namespace longer than any
-/// other container of the task.
+/// Waits for TERM or INT, and returns as soon as one of them comes. ECS's pause container does the same: it owns the network namespace
+/// longer than any other container of the task.
 ///
 /// # Errors
 /// If it cannot catch signals.

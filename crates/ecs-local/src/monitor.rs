@@ -32,7 +32,7 @@ struct Seen {
     requests: BTreeMap<TaskArn, StopRequest>,
     /// The last change of each container's health, by Docker's ID.
     health: HashMap<String, (HealthStatus, OffsetDateTime)>,
-    /// How often the monitor restarted each container, and the end time that led to the last restart, by Docker's ID.
+    /// How many times the monitor restarted each container, and the end time that led to the last restart, by Docker's ID.
     restarts: HashMap<String, (u32, Option<OffsetDateTime>)>,
 }
 
@@ -134,7 +134,9 @@ impl TaskMonitor {
         loop {
             match self.follow(&mut since, &mut backoff).await {
                 Ok(()) => tracing::warn!("the Docker engine ended its events"),
-                Err(error) => tracing::warn!("waiting for the Docker engine without end: {}", one_line(&error)),
+                Err(error) => {
+                    tracing::warn!("waiting for the Docker engine, without a time limit: {}", one_line(&error))
+                }
             }
             tokio::time::sleep(backoff.delay()).await;
         }

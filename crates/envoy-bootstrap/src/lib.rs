@@ -86,7 +86,8 @@ pub struct Bootstrap<'a> {
     pub service: &'a str,
     /// The ID of the proxy or gateway.
     pub proxy_id: &'a str,
-    /// The node in the catalog, for a proxy without an agent. Its Envoy sends no token, and comes back at once after a stream has ended.
+    /// The node in the catalog, for a proxy without an agent. Its Envoy sends no token. When a stream ends, this Envoy opens a new one
+    /// at once.
     pub node: Option<&'a str>,
     /// The proxy's namespace (Consul Enterprise).
     pub namespace: Option<&'a str>,

@@ -25,9 +25,10 @@ use supervise::{HeldSignals, entrypoint};
     disable_help_subcommand = true,
     about = "Runs Envoy under supervision as a task's sidecar proxy, for as long as the task's apps need it.",
     long_about = "Runs Envoy under supervision as a task's sidecar proxy.\n\nAfter TERM, Envoy runs on until the task metadata \
-                  shows that every app container has stopped; then Envoy gets TERM. Every container is an app, except those that \
-                  ecs-mesh, consul-ecs or AWS adds, this one, and those of --ignore-container. A second TERM changes nothing. \
-                  When --grace is over, Envoy gets TERM even if an app still runs. All other signals are forwarded.",
+                  shows that every app container has stopped; then Envoy gets TERM. Every container counts as an app, except \
+                  the container of this Envoy, those that ecs-mesh, consul-ecs or AWS adds, and those of --ignore-container. A \
+                  second TERM changes nothing. When --grace is over, Envoy gets TERM even if an app still runs. All other signals \
+                  are forwarded.",
     after_help = "Without a verb the arguments are the command to run: `envoy-entrypoint envoy --config-path …`.\n\n\
                   Variables: those of the flags; ECS_CONTAINER_METADATA_URI_V4, which ECS sets (without it, Envoy waits for no \
                   app); LOG_LEVEL (trace, debug, info, warn, error; default info), LOG_FORMAT (text, json; default text).\n\n\

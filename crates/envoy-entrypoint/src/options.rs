@@ -19,7 +19,8 @@ pub(crate) struct Flags {
     #[arg(long, env = "ENVOY_ENTRYPOINT_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
     grace: Duration,
     /// Drain Envoy's inbound listeners when the task stops: each answer closes its connection, and Envoy accepts new connections
-    /// until it ends. Start Envoy with --drain-time-s below the app's delay, and with --drain-strategy immediate.
+    /// until it ends. Start Envoy with --drain-strategy immediate, and with a --drain-time-s that is shorter than the delay of
+    /// app-entrypoint (--shutdown-delay).
     #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN")]
     drain: bool,
     /// This Envoy is a gateway. It waits for no app and runs on for this long after TERM, at most for --grace, until other proxies
@@ -37,7 +38,7 @@ pub(crate) struct Flags {
     /// which has no listeners before its config entry. An Envoy that has had listeners from Consul is never ended for this reason.
     #[arg(long, env = "ENVOY_ENTRYPOINT_LISTENER_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_delay)]
     listener_timeout: Duration,
-    /// How often Envoy is started again when it ends by itself before TERM.
+    /// How many times Envoy is started again if it ends by itself before TERM.
     #[arg(long, env = "ENVOY_ENTRYPOINT_RESTARTS", value_name = "N", default_value = "0")]
     restarts: u32,
     /// How long to wait before the first restart; twice as long before each that follows, at most 30s.

@@ -35,7 +35,7 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How long the deregistration may take.
 const DEREGISTER_BOUND: Duration = Duration::from_secs(3);
 
-/// How soon after a refused token another refusal counts. By then a new token is in use.
+/// After a refused token, another refusal counts only after this time. An earlier one may still be for the old token.
 const REFUSED_AGAIN: Duration = Duration::from_secs(5);
 
 /// The catalog.
@@ -54,7 +54,7 @@ pub struct Catalog {
 /// What the catalog still has of the task.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "not deregistered within {}: {}; the controller does it once the task has stopped",
+    "not deregistered within {}: {}; acl-controller with --agentless does it once the task has stopped",
     humantime::format_duration(DEREGISTER_BOUND),
     .0.join("; ")
 )]
@@ -156,8 +156,8 @@ impl Catalog {
         select_ok(attempts).await.map(|_| ()).map_err(|error| self.explained(&error.into()))
     }
 
-    /// Writes the checks of each registration, with one request. If a service is missing, Consul refuses the whole request. Each registration
-    /// then gets its own one, and what is not registered needs no write.
+    /// Writes the checks of each registration, with one request. If a service is missing, Consul refuses the whole request. Then each
+    /// registration gets a request of its own. A service that is not registered needs no write.
     async fn write_registered_at(&self, server: &Client, checks: &[Vec<CatalogCheck>]) -> Result<(), Error> {
         match self.write_checks_at(server, &checks.concat()).await {
             Err(error) if may_be_missing(&error) => {}
@@ -175,7 +175,7 @@ impl Catalog {
         denied.filter(|_| !written).map_or(Ok(()), Err)
     }
 
-    /// Whether a check of health-sync is no longer critical. If no server answers, none is known to be.
+    /// Whether a check of health-sync is no longer critical. False if no server answers.
     async fn is_undone(&self) -> bool {
         let Ok(Ok(found)) = timeout(ATTEMPT, self.found()).await else { return false };
         let own = self.registrations.iter().flat_map(|registration| &registration.checks);
@@ -196,7 +196,7 @@ impl Catalog {
         Ok(found)
     }
 
-    /// The error on one line. If the servers no longer know the token of the login, this also has it replaced.
+    /// The error on one line. If the servers no longer know the login's token, this also tells the keeper to log in again.
     fn explained(&self, error: &WriteError) -> String {
         let line = one_line(error);
         let WriteError::Consul(error @ Error::PermissionDenied { .. }) = error else { return line };
@@ -209,8 +209,8 @@ impl Catalog {
         }
         let service = &self.registrations[0].service.service;
         format!(
-            "{line}; expected a token with the service identity {service}, and the node {} in the catalog, which the controller of \
-             this cluster registers",
+            "{line}; expected a token with the service identity {service}, and in the catalog the node {}, which acl-controller with \
+             --agentless registers",
             self.node
         )
     }

@@ -66,8 +66,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// Refuses a hold that is longer than two thirds of the time to live, which checks at an agent have. No heartbeat refreshes them during
-    /// the hold, and when the hold begins, the last heartbeat may be a third of the time to live ago.
+    /// Refuses a hold that is longer than two thirds of the checks' time to live. Only checks at an agent have one. No heartbeat refreshes
+    /// them during the hold, and when the hold begins, the last heartbeat may be a third of the time to live ago.
     fn check(&self) -> Result<(), RunError> {
         let longest = self.check_ttl.duration() * 2 / 3;
         if self.hold <= longest {
@@ -103,7 +103,8 @@ pub enum RunError {
     #[error("TERM before there was any task metadata: nothing was written to Consul")]
     NothingWritten,
     #[error(
-        "TERM before a login succeeded: nothing was written to Consul; the controller deregisters the task once it has stopped"
+        "TERM before a login succeeded: nothing was written to Consul; acl-controller with --agentless deregisters the task once it \
+         has stopped"
     )]
     NotLoggedIn,
     #[error("the task metadata has no usable cluster")]

@@ -59,7 +59,7 @@ struct RunArguments {
     #[arg(long, env = "CONSUL_ECS_CHECK_TTL", default_value_t, value_name = "DURATION")]
     check_ttl: CheckTtl,
     /// Without an agent, after TERM: how long health-sync waits until the dataplane has stopped, before it deregisters the task. The stop
-    /// timeout of this container must be 10 s longer.
+    /// timeout of this container must be at least 10 s longer than this wait.
     #[arg(long, env = "HEALTH_SYNC_DATAPLANE_WAIT", default_value = "20s", value_name = "DURATION", value_parser = parse_delay)]
     dataplane_wait: Duration,
 }

@@ -82,7 +82,8 @@ impl Instance {
         Ok(())
     }
 
-    /// Opens the gate if an earlier run of health-sync has seen the instance in the mesh. Call this before the first write.
+    /// Counts the task as in the mesh if an earlier run of health-sync has seen its instance there. Then the gate, `healthy --in-mesh`,
+    /// succeeds. Call this before the first write.
     pub async fn recall(&self, consul: &impl Registry, own: &[CheckId]) {
         if matches!(timeout(GATE_BOUND, consul.was_in_mesh(own, &self.id)).await, Ok(Ok(true))) {
             self.in_mesh.set(true);
@@ -125,7 +126,7 @@ impl Instance {
             }
             if !held {
                 tracing::info!(
-                    "no other instance of {} is passing yet: the critical status waits for one, at most {}",
+                    "no other instance of {} is passing yet: this task stays passing until one is, at most for {}",
                     self.service,
                     humantime::format_duration(bound)
                 );

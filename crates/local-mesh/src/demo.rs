@@ -1,4 +1,4 @@
-//! The shutdown demo: requests that fail while a task stops under load, with and without remedies.
+//! The shutdown demo: requests that fail while a task stops under load, with and without retries, a shutdown delay and draining.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -36,9 +36,9 @@ impl Length {
 pub(crate) const LOAD: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 210, connections: 8, fresh: "0.2", shutdown_delay: "0s" };
 
-/// Without remedies: the app ends at TERM, and the proxy does not drain.
+/// Without delay and draining: the app ends at TERM, and the proxy does not drain.
 const NO_REMEDY: [(&str, &str); 2] = [("SHUTDOWN_DELAY", "0s"), ("DRAIN", "false")];
-/// With the remedies of docker-compose.yml.
+/// With the delay and the draining that docker-compose.yml sets.
 const REMEDY: [(&str, &str); 0] = [];
 
 /// One row of the demo.

@@ -96,7 +96,7 @@ pub async fn task(docker: &Docker, name: &str) -> Result<HashMap<String, Contain
     Ok(task)
 }
 
-/// A task of the local mesh, as the container shows it that holds the task's network namespace: the holder.
+/// A task of the local mesh, as its holder shows it: the container that holds the task's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// The ECS task ID.

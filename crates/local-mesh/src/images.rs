@@ -28,7 +28,7 @@ const MADE_OF: &str = "ecs-mesh.made-of";
 pub(crate) const SHIPPED: [&str; 6] =
     ["mesh-init", "envoy-entrypoint", "health-sync", "app-entrypoint", "acl-controller", MESH_DATAPLANE];
 
-/// Its image is built on an image of Envoy, and all others on none.
+/// The only program of [`SHIPPED`] whose image of the same name is built on an image of Envoy.
 const MESH_DATAPLANE: &str = "mesh-dataplane";
 
 /// The images that are built on an image of Envoy, each with its program.

@@ -53,7 +53,8 @@ const MOTO: [&str; 3] = ["moto==5.2.5", "flask==3.1.3", "flask-cors==6.0.5"];
 const PYTHON_SUITE: &str = "bookworm";
 const PYTHON: &str = "3.11";
 
-/// Imported once, so that the image contains the byte code. Its file system is read-only.
+/// These modules are imported once when the image is built, so that it contains their byte code. The container cannot write it, because its
+/// file system is read-only.
 const MOTO_IMPORTS: &str = "import moto.server, moto.secretsmanager.urls, moto.ecs.urls, moto.iam.urls, moto.sts.urls";
 
 /// Why a program could not be fetched.

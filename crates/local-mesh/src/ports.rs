@@ -33,7 +33,8 @@ pub enum PortsError {
     },
 }
 
-/// Fails if another program uses one of the ports, or one of the user's tasks. A port that the mesh itself publishes is no failure.
+/// Fails if another program uses a port of the mesh, or a port of the user's task definitions. A port that the mesh itself publishes is no
+/// failure.
 pub(crate) async fn check(docker: &Docker, own: &[u16]) -> Result<(), PortsError> {
     let containers = containers(docker, &[PROJECT_LABEL]).await?;
     let published = |port| {

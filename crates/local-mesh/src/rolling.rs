@@ -27,9 +27,12 @@ pub enum RollingError {
 /// How many times the task is replaced in a row of the demo.
 pub const REPLACEMENTS: usize = 10;
 
-/// The settings of health-sync: without the hold and the gate, with the hold alone, and with the gate alone. Consul's checks pass up to one
-/// interval after ECS reports HEALTHY. An interval of 10 s makes requests fail, unless the gate prevents it. With the hold, the interval is
-/// 1 s, because the hold waits for at most 2.5 s.
+/// The settings of health-sync: without the hold and the gate, with the hold alone, and with the gate alone. With the gate, ECS counts a
+/// task as healthy only when Consul lists it as passing. With the hold, a task that stops stays passing in Consul until another one is
+/// passing, for at most 2.5 s.
+///
+/// health-sync reads ECS's health once in each interval, so Consul learns of a new task up to one interval late. An interval of 10 s makes
+/// requests fail, unless the gate prevents it. The hold is shorter than that, so its interval is 1 s.
 const NEITHER: Settings =
     &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "10s")];
 const HOLD: Settings = &[("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "1s")];

@@ -195,7 +195,7 @@ fn what_cannot_be_simulated_is_said() {
     for begin in [
         "shop: settings: the local mesh has its own retryJoin, registry, secrets, datacenter, tls",
         "shop: settings.service.partition: \"shops\" is left out",
-        "shop: port 9090: the local mesh has this port",
+        "shop: port 9090: it is not published, because the local mesh already uses this port",
         "shop: cpu: ",
         "shop: taskRoleArn: the app gets no AWS credentials here",
         "shop: volumes[data].efsVolumeConfiguration: an empty volume",

@@ -223,7 +223,9 @@ pub struct TransparentProxy {
 impl TransparentProxy {
     pub(crate) fn read(proxy: &mut Object<'_>) -> Self {
         Self {
-            enabled: proxy.field("enabled", "Must be false; default true.").boolean(),
+            enabled: proxy
+                .field("enabled", "Must be set to false, because the default is true, as in consul-ecs.")
+                .boolean(),
             exclude_inbound_ports: proxy
                 .field("excludeInboundPorts", "Inbound ports that are not redirected.")
                 .unique_integers(),

@@ -62,7 +62,9 @@ pub fn registrations(
                 let notes = format!("The ECS health of container {container}, written by health-sync.");
                 (container_check_id(names, container), CONTAINER_CHECK, notes)
             });
-            let notes = "Whether dataplane and synced containers are healthy, written by health-sync.".to_owned();
+            let notes =
+                "Whether the dataplane and all containers in healthSyncContainers are healthy, written by health-sync."
+                    .to_owned();
             let readiness = (readiness_check_id(&registration.id), READINESS_CHECK, notes);
             let check = |(check_id, name, notes): (CheckId, &str, String)| CatalogCheck {
                 check_id,

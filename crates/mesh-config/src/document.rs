@@ -1,4 +1,4 @@
-//! The document's types: every field of consul-ecs 0.6 and 0.10. `agentless.rs` has the objects that only 0.10 has.
+//! The document's types: every field of consul-ecs 0.6 and of 0.7 to 0.10. `agentless.rs` has the objects that only 0.7 to 0.10 have.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -116,7 +116,7 @@ pub struct Service {
     pub enable_tag_override: Option<bool>,
     /// Its meta.
     pub meta: BTreeMap<String, String>,
-    /// Its weights in DNS answers.
+    /// Its share of DNS answers and of the requests from proxies.
     pub weights: Option<Weights>,
     /// Its checks.
     pub checks: Vec<Check>,

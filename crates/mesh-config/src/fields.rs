@@ -36,8 +36,8 @@ impl Config {
         }
     }
 
-    /// Reads a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them. The rules are
-    /// not checked. The values are valid only if there are no errors.
+    /// Reads a document with these fields, except `bootstrapDir`, and with fields of the caller. `own` reads the caller's fields. The rules
+    /// are not checked. The values are valid only if there are no errors.
     pub fn read_beside<T>(
         value: &Value,
         bootstrap_dir: &str,
@@ -231,8 +231,9 @@ impl Service {
                 .field("enableTagOverride", "Allow changes of the tags in the catalog.")
                 .boolean(),
             meta: service.field("meta", "Its meta, besides `task-id`, `task-arn` and `source`.").text_map(),
-            weights: service.field("weights", "Its weights in DNS answers.").object(Unknown::Refused, |weights| {
-                Weights {
+            weights: service.field("weights", "Its share of DNS answers and of the requests from proxies.").object(
+                Unknown::Refused,
+                |weights| Weights {
                     passing: weights
                         .field("passing", "The weight while its checks pass.")
                         .required()
@@ -243,8 +244,8 @@ impl Service {
                         .required()
                         .integer()
                         .unwrap_or_default(),
-                }
-            }),
+                },
+            ),
             checks: checks(service),
             network_resilience: network_resilience(service),
             namespace: service.field("namespace", "Its namespace (Consul Enterprise 1.7).").text(),
@@ -373,7 +374,7 @@ impl Upstream {
                 "destinationPeer",
                 "The peer that has the upstream (Consul 1.13).",
             ),
-            datacenter: upstream.field("datacenter", "The upstream's datacenter; default the agent's.").text(),
+            datacenter: upstream.field("datacenter", "The upstream's datacenter; default the task's.").text(),
             local_bind_address: upstream
                 .field("localBindAddress", "The address on which Envoy listens for the app; default 127.0.0.1.")
                 .text(),
@@ -426,7 +427,8 @@ impl Gateway {
             name: gateway
                 .field(
                     "name",
-                    "Its name in Consul; default the task family, unchanged. Set a name if the family has capitals.",
+                    "Its name in Consul; default the task family. Without an agent, the family is in lower case. With an agent, it is \
+                     unchanged, so set a name if the family has capitals.",
                 )
                 .service_name(),
             tags: gateway.field("tags", "Its tags.").unique_texts(),

@@ -56,7 +56,8 @@ impl<'a> Role<'a> {
         (namespace.as_deref(), partition.as_deref())
     }
 
-    /// The names in Consul. A gateway is its own proxy. Its default name is the task family, with its capitals.
+    /// The names in Consul. A gateway is its own proxy. Its default name is the task family, with its capitals; without an
+    /// agent, see [`catalog::names`](crate::catalog::names).
     #[must_use]
     pub fn names(self, task: &Task) -> Names {
         match self {

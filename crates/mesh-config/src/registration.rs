@@ -117,7 +117,7 @@ fn health_sync_check(names: &Names, container: &str, check_ttl: CheckTtl) -> Che
     CheckDefinition {
         check_id: Some(names.health_sync_check_id(container)),
         name: HEALTH_SYNC_NAME.to_owned(),
-        notes: Some(format!("The ECS health of container {container}, kept by health-sync.")),
+        notes: Some(format!("The ECS health of container {container}, written by health-sync.")),
         ttl: Some(check_ttl.to_string()),
         status: Some(CheckStatus::Critical),
         ..CheckDefinition::default()
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(
             service["Checks"],
             json!([{ "CheckID": "web-f1a2-app-consul-ecs", "Name": "consul ecs synced", "TTL": "30s",
-                "Status": "critical", "Notes": "The ECS health of container app, kept by health-sync." }])
+                "Status": "critical", "Notes": "The ECS health of container app, written by health-sync." }])
         );
     }
 }

@@ -62,8 +62,8 @@ pub const RULES: &[Rule] = &[
         about: "No two of these listen on the same address and port: the app (127.0.0.1 and `service.port`), the public \
                 listener, each upstream, each exposed path, and `envoy_prometheus_bind_addr` and `envoy_stats_bind_addr` in \
                 `proxy.config`. The public listener and exposed paths listen on all addresses, like `0.0.0.0` and `::`. \
-                Without an agent, `healthCheckPort` on 127.0.0.1 is one more. A gateway has only this one and its own \
-                listener.",
+                A task without an agent also listens on 127.0.0.1 and `healthCheckPort`. A gateway has only its own \
+                listener and, without an agent, that of `healthCheckPort`.",
         warns: false,
         check: port_once,
     },
@@ -100,8 +100,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "server-hosts",
-        about: "`consulServers.hosts` has names and IP addresses only, without ports. `exec=` and a command, which consul-ecs \
-                runs, is not supported.",
+        about: "`consulServers.hosts` has names and IP addresses only, without ports. `exec=COMMAND`, which consul-ecs runs \
+                to find the servers, is not supported.",
         warns: false,
         check: server_hosts,
     },
@@ -208,8 +208,7 @@ fn gateway_first(document: &Value, broken: &mut Broken) {
     ];
     let unused = unused.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect::<Vec<_>>();
     if document["gateway"].is_object() && !unused.is_empty() {
-        let expected =
-            "no service, proxy or healthSyncContainers beside it; the gateway is registered, with gateway.proxy";
+        let expected = "no service, proxy or healthSyncContainers beside it: mesh-init registers only the gateway, and uses only gateway.proxy";
         broken.got("gateway", unused.join(", "), expected);
     }
 }
@@ -451,7 +450,7 @@ fn server_hosts(document: &Value, broken: &mut Broken) {
     } else if hosts(text).all(is_host) {
         return;
     } else {
-        "names or IP addresses of the servers, separated by commas and without ports, which are in consulServers.http.port \
+        "names or IP addresses of the servers, separated by commas, without ports: these belong in consulServers.http.port \
          and consulServers.grpc.port"
     };
     // A command may hold a secret.

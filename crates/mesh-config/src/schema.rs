@@ -20,7 +20,7 @@ impl Shape {
         reader::describe(mode, Config::read)
     }
 
-    /// The shape of a document that has all of these fields, except `bootstrapDir`, and the caller's own fields. `own` reads them.
+    /// The shape of a document with these fields, except `bootstrapDir`, and with fields of the caller. `own` reads the caller's fields.
     pub fn of_document_beside<T>(mode: Mode, own: impl FnOnce(&mut Object<'_>) -> T) -> Self {
         reader::describe(mode, |root| (own(root), Config::read_rest(root, PathBuf::new())))
     }

@@ -42,8 +42,9 @@ use crate::settings::Settings;
                   until every app container has stopped, at most for --grace. No failure of Consul ends an Envoy that has its \
                   configuration.",
     after_help = "The arguments after the flags are Envoy's command, without --config-path: `mesh-dataplane envoy --disable-hot-restart`.\n\n\
-                  Variables: those of the flags; CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, a token (else the login of the file); \
-                  CONSUL_LOGIN_BEARER_TOKEN or CONSUL_LOGIN_BEARER_TOKEN_FILE, the proof for a login that is not AWS IAM; \
+                  Variables: those of the flags; CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, a token (without it: the static token \
+                  in the file, or else the login that the file describes); CONSUL_LOGIN_BEARER_TOKEN or \
+                  CONSUL_LOGIN_BEARER_TOKEN_FILE, the proof for a login that is not AWS IAM; \
                   ECS_CONTAINER_METADATA_URI_V4, which ECS sets (without it, Envoy waits for no app); LOG_LEVEL (trace, debug, info, \
                   warn, error; default: the file's, else info), LOG_FORMAT (text, json; default text).\n\n\
                   Exit codes: Envoy's own, or 128 + n if signal n ended it; 126 if Envoy cannot be run, 127 if there is no such program; \

@@ -40,7 +40,8 @@ pub(crate) struct Flags {
     #[arg(long, env = "MESH_DATAPLANE_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
     grace: Duration,
     /// Drain Envoy's inbound listeners when the task stops: each answer closes its connection, and Envoy accepts new connections
-    /// until it ends. Start Envoy with --drain-time-s below the app's delay, and with --drain-strategy immediate.
+    /// until it ends. Start Envoy with --drain-strategy immediate, and with a --drain-time-s that is shorter than the delay of
+    /// app-entrypoint (--shutdown-delay).
     #[arg(long, env = "MESH_DATAPLANE_DRAIN")]
     drain: bool,
     /// This Envoy is a gateway. It waits for no app and runs on for this long after TERM, at most for --grace, until other proxies
@@ -50,7 +51,7 @@ pub(crate) struct Flags {
     /// Envoy's worker threads. Replaces --concurrency in Envoy's command.
     #[arg(long, env = "MESH_DATAPLANE_CONCURRENCY", value_name = "N")]
     concurrency: Option<NonZeroU32>,
-    /// How often Envoy is started again when it ends by itself before TERM.
+    /// How many times Envoy is started again if it ends by itself before TERM.
     #[arg(long, env = "MESH_DATAPLANE_RESTARTS", value_name = "N", default_value = "0")]
     restarts: u32,
     /// How long to wait before the first restart; twice as long before each that follows, at most 30s.
@@ -62,7 +63,7 @@ pub(crate) struct Flags {
     /// Where to serve /ready and /metrics.
     #[arg(long, env = "MESH_DATAPLANE_STATUS_BIND", value_name = "IP:PORT", default_value = "127.0.0.1:20300")]
     pub(crate) status_bind: SocketAddr,
-    /// After how long without a server of Consul /ready becomes 503.
+    /// If no server of Consul can be used for this long, /ready answers 503.
     #[arg(long, env = "MESH_DATAPLANE_READY_OUTAGE", value_name = "DURATION", default_value = "60s", value_parser = parse_delay)]
     pub(crate) ready_outage: Duration,
     /// The address of Envoy's admin interface.
@@ -91,7 +92,7 @@ pub(crate) struct Flags {
     prometheus_key_file: Option<String>,
 }
 
-/// Envoy needs no token: the relay adds it.
+/// The variables that Envoy does not get. It needs no token, because the relay adds it.
 const SECRETS: &[&str] = &[TOKEN, BEARER_TOKEN];
 
 #[allow(clippy::unnecessary_wraps, reason = "clap wants a parser that may fail")]

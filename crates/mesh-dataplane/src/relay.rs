@@ -36,7 +36,8 @@ const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// The question whether Envoy may accept a connection. Later versions of Consul put the answer into the listener.
 const AUTHORIZE: &str = "/envoy.service.auth.v3.Authorization/Check";
-/// A server may learn of a new token's rights a moment later than of the token.
+/// For this long after the start, a refusal for missing rights may be temporary: a server may learn of a new token a moment before it learns
+/// of the token's rights.
 const RIGHTS_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the relay knows.

@@ -21,7 +21,8 @@ use crate::run::Error;
 use crate::settings::Settings;
 use crate::tokens::Tokens;
 
-/// A server may learn of a new token, or of a new proxy, a moment later. The time begins with the first refusal.
+/// How long a refusal may be temporary: a server may learn of a new token, or of a new proxy, a moment after another server. The time begins
+/// with the first refusal.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// The name of the socket for Envoy, in the directory of the bootstrap.
 const SOCKET: &str = "xds.sock";

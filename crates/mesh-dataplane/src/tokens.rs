@@ -20,7 +20,7 @@ use crate::settings::{self, Settings};
 
 /// The variable with the token.
 pub(crate) const TOKEN: &str = "CONSUL_HTTP_TOKEN";
-/// A server may not know a new token for some 80 ms, and may be down.
+/// How long mesh-dataplane asks when a new token expires. A server may not know the token for some 80 ms, and may be down.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// How often the file of a refused token is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);
@@ -135,7 +135,8 @@ impl Tokens {
         }
     }
 
-    /// Logs out, for the end of the task. A failure is only logged: the controller deletes the tokens of stopped tasks.
+    /// Logs out, for the end of the task. A failure is only logged: acl-controller with --agentless deletes the tokens of stopped
+    /// tasks.
     pub(crate) async fn give_back(&self) {
         let Self::LoggedIn(source, _) = self else { return };
         let tokens = source.tokens().clone();
@@ -258,7 +259,9 @@ impl LoginSource {
             }
         };
         timeout(KNOWN_WITHIN, asked).await.unwrap_or_else(|_| {
-            tracing::warn!("no server's HTTP API says when the token expires: it is replaced only after its end");
+            tracing::warn!(
+                "no server's HTTP API says when the token expires: mesh-dataplane replaces it only after it has expired"
+            );
             None
         })
     }

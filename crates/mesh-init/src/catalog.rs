@@ -14,7 +14,7 @@ use crate::step::{StepError, deregister_all};
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum RegisterError {
     #[error(
-        "no node for the task's cluster in Consul's catalog: expected the controller of this cluster to run and to register it"
+        "no node for the task's cluster in Consul's catalog: run acl-controller with --agentless in this cluster; it registers the node"
     )]
     Node(#[source] Box<WaitError<NodeError>>),
     #[error(transparent)]

@@ -15,8 +15,11 @@ use sidecar_kit::exit::{self, parse_duration};
 use sidecar_kit::secret::Secret;
 use sidecar_kit::signals::end_on_signals;
 
-/// Registers the task's service and its sidecar proxy with the Consul agent beside it and writes Envoy's bootstrap to
+/// Registers the task's service and its sidecar proxy, or its gateway, with the task's Consul agent, and writes Envoy's bootstrap to
 /// <bootstrapDir>/envoy-bootstrap.json.
+///
+/// If the document has consulServers, the task has no agent. Then mesh-init registers with Consul's servers, in their catalog, and writes
+/// <bootstrapDir>/dataplane.json for mesh-dataplane.
 ///
 /// CONSUL_ECS_CONFIG_JSON says what to register. ECS_CONTAINER_METADATA_URI_V4, which ECS sets, is the URL of the task metadata. Consul's
 /// own variables say how to reach the agent: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE, CONSUL_CACERT and so on. If the
@@ -36,8 +39,9 @@ struct Arguments {
 enum Command {
     /// Writes the configuration of the task's Consul agent.
     ///
-    /// Secrets come from the environment: CONSUL_CLIENT_TOKEN turns ACLs on, CONSUL_GOSSIP_KEY gossip encryption, each
-    /// also as NAME_FILE. CONSUL_CACERT (a file) or CONSUL_CACERT_PEM (the text) turns TLS with auto-encrypt on.
+    /// Secrets come from the environment. CONSUL_CLIENT_TOKEN turns ACLs on. CONSUL_GOSSIP_KEY turns gossip encryption on. Each may also be
+    /// in a file: CONSUL_CLIENT_TOKEN_FILE, CONSUL_GOSSIP_KEY_FILE. CONSUL_CACERT (a file) or CONSUL_CACERT_PEM (the text) turns TLS
+    /// with auto-encrypt on.
     ///
     /// With --login, the client token comes from an auth method of the servers at CONSUL_HTTP_ADDR. The CA certificate for their
     /// HTTPS is in CONSUL_LOGIN_CACERT (a file) or CONSUL_LOGIN_CACERT_PEM (the text), else in CONSUL_CACERT. The proof comes from

@@ -21,7 +21,7 @@ pub(crate) async fn allow(consul: &Client, calls: &[(String, String)]) -> Result
 }
 
 /// Whether this version of Consul, 1.9 or later, keeps the intentions of a destination as one `service-intentions` entry and has
-/// `PUT …/intentions/exact`. There, the older call fails for a destination whose entry was edited in the UI.
+/// `PUT …/intentions/exact`. In these versions, the older POST call fails for a destination whose entry was edited in the UI.
 fn has_exact(version: &str) -> bool {
     let mut parts = version.split('.').map(str::parse::<u32>);
     let (Some(Ok(major)), Some(Ok(minor))) = (parts.next(), parts.next()) else { return true };

@@ -23,7 +23,7 @@ pub struct Options {
     /// A service of the mesh that speaks HTTP. May be given more than once.
     #[arg(long, env = "HTTP_SERVICES", value_delimiter = ',', value_name = "SERVICE")]
     pub(crate) http_service: Vec<String>,
-    /// A service of the mesh with the protocol that Consul gives it. May be given more than once.
+    /// A service of the mesh for which no protocol is set, so it has Consul's default, TCP. May be given more than once.
     #[arg(long, env = "SERVICES", value_delimiter = ',', value_name = "SERVICE")]
     pub(crate) service: Vec<String>,
     /// A gateway, which gets a secret for its token. May be given more than once.

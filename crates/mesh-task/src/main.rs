@@ -26,8 +26,8 @@ enum Command {
     Render(RenderArguments),
     /// Prints the policies that the task's execution role and its task role need for the sidecars.
     Policy(Documents),
-    /// Prints Consul's config entries for resources of AWS App Mesh, as a list in the order in which Consul accepts them. Each field that no
-    /// entry has is a line on standard error, with its path.
+    /// Prints Consul's config entries for resources of AWS App Mesh, as a list in the order in which Consul accepts them. Each field
+    /// of the input that these entries cannot express is reported on standard error: one line with its path.
     AppMesh(AppMeshArguments),
 }
 

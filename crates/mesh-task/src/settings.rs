@@ -287,7 +287,7 @@ impl Own {
             consul_version: of_agent(root, "consulVersion", "The version of the agent's Consul, such as `1.8`; default a current one.")
                 .and_then(FieldReader::text),
             listener_ports: root
-                .field("listenerPorts", "The ports of an ingress gateway's listeners. A load balancer leads only to ports of a task definition.")
+                .field("listenerPorts", "The ports of an ingress gateway's listeners. mesh-task maps them in the task definition, because a load balancer sends requests only to mapped ports.")
                 .ports(),
             tls: of_agent(root, "tls", "Whether the agent speaks TLS to the servers; by default it does if `secrets.ca` is set.")
                 .and_then(FieldReader::boolean),
@@ -295,7 +295,7 @@ impl Own {
                 .field("shutdownDelay", "How long the app runs on after TERM, such as `10s`. In the task of a gateway, Envoy runs on for this long.")
                 .text(),
             shutdown_delay_containers: root
-                .field("shutdownDelayContainers", "The containers with that delay. By default all containers have it, except log routers and containers that must end before another one starts.")
+                .field("shutdownDelayContainers", "The containers with that delay. By default all containers have it, except log routers, containers that must end before another one starts, and containers that already run under app-entrypoint.")
                 .texts(),
             log_configuration: root
                 .field("logConfiguration", "The sidecars' `logConfiguration`, as a container definition has it.")

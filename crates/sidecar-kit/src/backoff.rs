@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// Delays that grow from `first` up to `ceiling`, by default to the double each time. Each is shortened at random, by up to a half, so that tasks which failed at the same time
-/// do not all try again at the same time.
+/// Delays that grow from `first` up to `ceiling`. By default each is twice as long as the one before. Each is shortened at random, by up to
+/// a half, so that tasks which failed at the same time do not all try again at the same time.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,

@@ -90,7 +90,7 @@ impl Token {
         Self(metadata.get(TOKEN).cloned())
     }
 
-    /// The token of a message. It is none if metadata cannot have it, and then Consul does not know it.
+    /// The token in a message. None if it has characters that gRPC metadata cannot have: Consul has no such token.
     pub(crate) fn from_text(text: &str) -> Self {
         Self(text.parse().ok())
     }

@@ -2,8 +2,8 @@
 //! asks. A proxy of a task without an agent is registered in the catalog alone, so the bridge registers a copy for as long as
 //! Envoy's stream is open.
 //!
-//! A copy has two checks. One never passes, so that nothing sends traffic to the copy. The other passes while the stream is open. If it
-//! does not (the token was deleted, or Consul was killed), the agent removes the copy after some two minutes.
+//! A copy has two checks. One never passes, so that nothing sends traffic to the copy. The other passes while the stream is open. When that
+//! check is critical (the token was deleted, or Consul was killed), the agent removes the copy after about two minutes.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -20,8 +20,9 @@ use tracing::{debug, info};
 use crate::consul::Token;
 use crate::local::{Local, status};
 
-/// How often the check of the stream is refreshed, and how long it passes without that.
+/// How often the check of the stream is refreshed.
 const REFRESH: Duration = Duration::from_secs(10);
+/// How long the check of the stream stays passing without a refresh.
 const STREAM_TTL: &str = "30s";
 /// The agent removes a copy whose stream's check has been critical for this long. Consul allows no shorter time.
 const REMOVED_AFTER: &str = "1m";
@@ -67,8 +68,8 @@ impl Copies {
         Stream(self.0.streams.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Keeps a copy of the proxy `id` of `node` for a stream, with the changes in the catalog. As long as the catalog has no such proxy, there
-    /// is no copy, and Consul sends nothing. Returns only if Consul refuses the token.
+    /// Registers a copy of the proxy `id` of `node` for a stream, and updates it when the catalog changes. As long as the catalog has no
+    /// such proxy, there is no copy, and Consul sends nothing. Returns only if Consul refuses the token.
     pub(crate) async fn keep(self, stream: Stream, token: Token, node: String, id: ServiceId) -> Status {
         let client = match self.local().client(&token) {
             Ok(client) => client,

@@ -99,9 +99,9 @@ enum Command {
         /// The secret's name, such as consul-bootstrap-token or ecs-mesh-web.
         name: String,
     },
-    /// Run the tests: format, clippy, documentation, linters and all suites, or only the named suites. Installs what the machine lacks, as
-    /// `up` does. If CONSUL is set, this leaves out the tests that cannot run with that Consul, counts them, and lists them with the
-    /// reason.
+    /// Run the tests: format, clippy, documentation, linters and the suites unit, process and mesh; or only the named suites. The suite
+    /// arm64 runs only if it is named. Installs what the machine lacks, as `up` does. If CONSUL is set, this leaves out the tests that cannot
+    /// run with that Consul, counts them, and lists them with the reason.
     Test {
         /// The suites to run.
         suites: Vec<Suite>,
@@ -114,17 +114,18 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct ProgramsArguments {
-    /// Run Consul from Debian's packages and Envoy from PyPI, also if this machine can pull the vendors' images.
+    /// Run Consul from Debian's packages and Envoy from PyPI, even if this machine can pull the vendors' images.
     #[arg(long)]
     stand_ins: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Demo {
-    /// Stop and start api-1 under load, with and without remedies, and count the failed requests. Takes about seven minutes.
+    /// Stop and start api-1 under load, with and without retries, a shutdown delay and draining, and count the failed requests. Takes about
+    /// seven minutes.
     Shutdown,
-    /// Replace the only task of api under load, with the hold and with the gate of health-sync, ten times each, and count the failed
-    /// requests. Takes about fifteen minutes.
+    /// Replace the only task of api under load, ten times in each case, and count the failed requests. The cases: with health-sync's hold
+    /// (HEALTH_SYNC_HOLD), with its gate (HEALTH_SYNC_IN_MESH), and with neither. Takes about fifteen minutes.
     Rolling,
 }
 

@@ -8,8 +8,8 @@ use local_mesh::tasks::{self, Agentless, Given, Name, Own, TasksError};
 /// Task definitions to run in the mesh beside `web` and `api`.
 #[derive(Debug, Args)]
 pub struct OwnArguments {
-    /// Also run this task definition: a file for `register-task-definition`, as you deploy it. It prints what is different from ECS. May be
-    /// given more than once. `up` without this option removes the task again.
+    /// Also run this task definition: a file for `register-task-definition`, as you deploy it. `up` prints what is different from
+    /// ECS. May be given more than once. `up` without this option removes the task again.
     #[arg(long, value_name = "FILE", requires = "settings")]
     task_definition: Vec<PathBuf>,
     /// The settings of mesh-task for the task definition. The local mesh replaces its servers, registry, secrets, datacenter and TLS. If

@@ -58,7 +58,8 @@ pub enum TestError {
     Version(#[from] VersionError),
 }
 
-/// Checks the format, runs clippy, builds the documentation, and runs the linters and all suites; or runs only the named suites.
+/// Checks the format, runs clippy, builds the documentation, and runs the linters and the suites unit, process and mesh; or runs only the
+/// named suites.
 pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
     let all = suites.is_empty();
     let wanted = |suite| all || suites.contains(&suite);

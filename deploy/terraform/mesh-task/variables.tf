@@ -78,7 +78,7 @@ variable "application_shutdown_delay_seconds" {
 }
 
 variable "listener_ports" {
-  description = "For an ingress gateway: ports of its listeners. A load balancer leads only to ports of the task definition."
+  description = "For an ingress gateway: the ports of its listeners. They become port mappings, because a load balancer sends requests only to mapped ports."
   type        = list(number)
   default     = []
 }

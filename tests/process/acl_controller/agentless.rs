@@ -202,7 +202,7 @@ async fn services_stay_until_ecs_says_that_their_task_has_stopped() {
 }
 
 #[tokio::test]
-async fn services_of_an_unknown_task_go_when_they_are_an_hour_old() {
+async fn services_of_an_unknown_task_are_removed_after_an_hour() {
     let world = World::agentless(&[]).await;
     let (controller, _) = world.start_agentless(&[]);
     world.node_settles().await;
@@ -261,7 +261,7 @@ async fn login_tokens_stay_until_ecs_says_that_their_task_has_stopped() {
 }
 
 #[tokio::test]
-async fn failed_removal_stops_no_other() {
+async fn after_a_failed_removal_the_others_go_on() {
     let world = World::agentless(&[]).await;
     // A relay in front of Consul that refuses to deregister one service.
     let agent = world.agent.http.clone();

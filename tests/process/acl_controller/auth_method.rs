@@ -213,7 +213,7 @@ async fn auth_method_of_another_type_is_left_alone() {
 }
 
 #[tokio::test]
-async fn old_consul_without_aws_iam_is_one_line() {
+async fn consul_without_aws_iam_gives_one_error_line() {
     let world = World::agentless(&["web"]).await;
     world.aws.run("1", "web");
     let (controller, _) = world.start_with_logins();

@@ -43,7 +43,7 @@ async fn terminating_gateway_token_follows_its_links() {
     let accessor = world.speaks_for(&["legacy", "tgw"]).await;
     assert!(world.may_have_leaf("tgw").await && world.may_have_leaf("legacy").await);
     assert!(!world.may_have_leaf("billing").await && !world.may_have_leaf("web").await);
-    controller.says("links \"*\", which no service identity can name", BOUND).await;
+    controller.says("links \"*\", and its token gets no right for this service", BOUND).await;
 
     world.link(&["billing", "legacy"]).await;
     assert_eq!(world.speaks_for(&["billing", "legacy", "tgw"]).await, accessor);

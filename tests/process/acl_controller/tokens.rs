@@ -41,7 +41,7 @@ async fn each_service_gets_one_token_with_minimal_rights() {
 }
 
 #[tokio::test]
-async fn crash_before_the_secret_keeps_the_same_token() {
+async fn crash_between_token_and_secret_makes_no_second_token() {
     let world = World::new(&["web"]).await;
     world.aws.run("1", "web");
     world.aws.refuse("PutSecretValue p-web", "InternalServiceError");
@@ -358,7 +358,7 @@ async fn undescribed_task_keeps_a_replaced_token() {
 }
 
 #[tokio::test]
-async fn grace_repairs_drift_and_spares_secrets_of_others() {
+async fn during_the_grace_drift_is_repaired_and_secrets_of_others_stay() {
     let world = World::new(&["web", "api", "moved"]).await;
     let tasks = ["web", "api", "moved"].map(|service| world.aws.run(service, service));
     let mut command = world.command("key");
@@ -517,7 +517,7 @@ async fn takeover_does_not_restart_the_grace() {
     world.settles("web").await;
     let since = Instant::now();
     world.aws.forget(&task);
-    controller.says("service web: has no tasks; its token will be deleted in 20s", BOUND).await;
+    controller.says("service web: has no tasks; if none starts, its token will be deleted after 20s", BOUND).await;
     let noted = eventually("it is noted", BOUND, async || {
         let keys = world.agent.call("GET", "/v1/kv/ecs-mesh/acl-controller/?keys", &Value::Null).await;
         let key = keys.as_array().into_iter().flatten().filter_map(Value::as_str).find(|key| key.ends_with("/web"));

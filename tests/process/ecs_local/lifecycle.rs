@@ -59,7 +59,7 @@ async fn essential_container_that_exits_stops_its_task() {
 }
 
 #[tokio::test]
-async fn restart_policy_restarts_a_container_that_ran_enough() {
+async fn restart_policy_restarts_a_container_that_ran_long_enough() {
     let mut cluster = Cluster::new("restart").await;
     let mesh = cluster.network("");
     cluster.run_pause(&[&mesh]);

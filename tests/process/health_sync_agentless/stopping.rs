@@ -103,7 +103,7 @@ struct Delayed {
 }
 
 #[tokio::test]
-async fn critical_wins_over_a_passing_write_that_term_finds_under_way() {
+async fn critical_wins_over_a_passing_write_that_began_before_term() {
     // The first write ends in time. The second takes long, and health-sync cuts it off.
     for delay in [Duration::from_millis(60), Duration::from_secs(3)] {
         let mesh = Mesh::start("HEALTHY", "UNHEALTHY").await;
@@ -181,7 +181,7 @@ async fn another_server_takes_over_when_one_dies_or_hangs() {
 }
 
 #[tokio::test]
-async fn end_without_a_server_is_bounded_and_says_what_stays() {
+async fn without_a_server_the_end_is_bounded_and_names_what_stays() {
     let mesh = Mesh::start("HEALTHY", "HEALTHY").await;
     let gone = Arc::new(AtomicBool::new(false));
     let cut = gone.clone();
@@ -205,7 +205,8 @@ async fn critical_status_waits_for_another_passing_instance_in_the_catalog() {
     let mut sync = Process::spawn(mesh.command().env("HEALTH_SYNC_HOLD", "40s"));
     mesh.become_all("passing").await;
     sync.signal(Signal::TERM);
-    sync.says("no other instance of shop is passing yet: the critical status waits for one, at most 40s", BOUND).await;
+    sync.says("no other instance of shop is passing yet: this task stays passing until one is, at most for 40s", BOUND)
+        .await;
     assert_eq!(mesh.statuses().await[2].as_deref(), Some("passing"));
     mesh.write("other", "shop-b2-sidecar-proxy", "passing", "").await;
     mesh.become_all("critical").await;
@@ -221,7 +222,7 @@ async fn hold_does_not_wait_for_a_task_that_is_stopping_too() {
     mesh.become_all("passing").await;
     sync.signal(Signal::TERM);
     mesh.become_all("critical").await;
-    assert!(!sync.output().contains("the critical status waits for one"), "{}", sync.output());
+    assert!(!sync.output().contains("this task stays passing until one is"), "{}", sync.output());
     mesh.ends(&mut sync).await;
 }
 

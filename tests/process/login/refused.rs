@@ -3,7 +3,7 @@
 use super::*;
 
 const USER: &str = "arn:aws:iam::210987654321:user/team/ann";
-/// Far more than a login takes: mesh-init ends before it only if it does not try again.
+/// Much longer than a login takes. If mesh-init ends before this timeout, it did not try again.
 const TIMEOUT: (&str, &str) = ("MESH_INIT_TIMEOUT", "10m");
 
 /// What STS answers to GetCallerIdentity.
@@ -22,7 +22,7 @@ fn task(servers: &str, sts: &Server) -> Task {
     task
 }
 
-/// That mesh-init ends with one line which holds all of `texts`.
+/// Checks that mesh-init ends with one line that contains all of `texts`.
 async fn ends_with(task: &Task, agent: &str, texts: &[&str]) {
     let key = [("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE"), ("AWS_SECRET_ACCESS_KEY", "an example"), TIMEOUT];
     let mut command = task.command("mesh-init", &key);

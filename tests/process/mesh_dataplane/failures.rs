@@ -11,7 +11,7 @@ async fn registered(servers: &Servers) -> Task {
 }
 
 #[tokio::test]
-async fn unknown_proxy_refused_token_and_silent_server_are_one_line_each() {
+async fn unknown_proxy_refused_token_or_silent_server_gives_one_line() {
     let servers = Servers::start(1).await;
     let web = registered(&servers).await;
 
@@ -69,7 +69,7 @@ async fn envoy_gets_no_token_in_its_environment() {
 }
 
 #[tokio::test]
-async fn time_for_a_new_proxy_begins_with_the_first_answer() {
+async fn wait_for_a_new_proxy_begins_with_the_first_refusal() {
     let servers = Servers::start(1).await;
     let web = registered(&servers).await.with("MESH_DATAPLANE_TIMEOUT", "60s");
     let deregister = json!({ "Node": CLUSTER, "ServiceID": web.proxy_id() });

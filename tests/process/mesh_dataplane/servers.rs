@@ -15,7 +15,7 @@ impl Member {
 }
 
 #[tokio::test]
-async fn killed_server_costs_no_request_and_little_time() {
+async fn killed_server_fails_no_request_and_is_replaced_fast() {
     let mut mesh = Mesh::start(3, 2).await;
     let load = Load::start(&mesh.upstream);
     let server = mesh.web.server();

@@ -107,7 +107,7 @@ async fn replaced_token_in_a_file_is_read_again() {
 }
 
 #[tokio::test]
-async fn login_is_given_back_if_term_comes_before_its_expiry_is_known() {
+async fn task_logs_out_if_term_comes_before_the_expiry_is_known() {
     let servers = Servers::start(1).await;
     let platform = Platform::trusted_by(servers.any(), "${value.service}").await;
     let proof = platform.proof("web");

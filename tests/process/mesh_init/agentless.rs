@@ -131,7 +131,7 @@ async fn task_without_a_node_or_a_server_fails_with_one_line() {
     let agent = Agent::start_with_acls().await;
     let token = agent.service_token("web").await;
     let task = agentless(&agent, &token).with("MESH_INIT_TIMEOUT", "10s");
-    task.fails_with(&[], &["no node for the task's cluster in Consul's catalog: expected the controller", NODE]).await;
+    task.fails_with(&[], &["no node for the task's cluster in Consul's catalog: run acl-controller", NODE]).await;
     let mut unreachable = agentless(&agent, &token).with("MESH_INIT_TIMEOUT", "10s");
     unreachable.document["consulServers"]["http"]["port"] = json!(1);
     unreachable.fails_with(&[], &["no node for the task's cluster", "127.0.0.1:1"]).await;

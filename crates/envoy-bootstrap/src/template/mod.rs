@@ -135,7 +135,7 @@ impl Scope<'_> {
                 Node::Range { at, variables, list, body, otherwise } => match self.value(*at, list)? {
                     Datum::List(list) if list.is_empty() => self.run(otherwise)?,
                     Datum::List(list) => self.each(list, variables, body)?,
-                    _ => return Err(at.wrong("a range needs a list: .AdminAccessLogConfig is one")),
+                    _ => return Err(at.wrong("expected a list after range, such as .AdminAccessLogConfig")),
                 },
             }
         }
@@ -278,7 +278,7 @@ mod tests {
             ("{{ eq .ProxyID 1 }}", "expected values of one kind"),
             ("{{ eq .ProxyID }}", "eq at least two"),
             ("{{ .AdminAccessLogConfig }}", "expected a range over it"),
-            ("{{ range .ProxyID }}{{ end }}", "a range needs a list"),
+            ("{{ range .ProxyID }}{{ end }}", "expected a list after range"),
             ("{{ range .AdminAccessLogConfig }}{{ .ProxyID }}{{ end }}", "expected $.ProxyID"),
             ("{{ $x }}", "there is no variable $x"),
             ("{{ . }}", "expected a field"),

@@ -224,7 +224,9 @@ fn expression(at: At, tokens: &mut Tokens, depth: usize) -> Result<Expression, T
     if fits {
         Ok(Expression::Call(function, arguments))
     } else {
-        Err(at.wrong("wrong number of values: not takes one, and and or at least one, eq at least two, ne two"))
+        Err(at.wrong(
+            "wrong number of values: expected one for `not`, at least one for `and` and `or`, at least two for `eq`, two for `ne`",
+        ))
     }
 }
 

@@ -173,7 +173,7 @@ pub(crate) fn make(source: &Source<'_>, names: &[&str]) -> Result<Made, Problems
     let mapped = own.iter().flat_map(|container| container::mapped_ports(container)).chain(local::listeners(&settings));
     let (taken, ports): (Vec<u16>, Vec<u16>) = mapped.partition(|port| source.taken_ports.contains(port));
     notes.extend(taken.iter().map(|port| {
-        format!("port {port}: the local mesh has this port on the host; `cargo xtask get {family} http://127.0.0.1:{port}/` reaches the app")
+        format!("port {port}: it is not published, because the local mesh already uses this port on the host; `cargo xtask get {family} http://127.0.0.1:{port}/` reaches the app")
     }));
 
     let place = |name: &str| Place {
@@ -229,7 +229,8 @@ fn task(
     Task { name: place.task.clone(), services, volumes: made }
 }
 
-/// The container that holds a task's network namespace, and keeps the volumes in memory mounted that would be empty without a container.
+/// The container that holds a task's network namespace. It also mounts the volumes in memory, because such a volume loses its content when
+/// no container mounts it.
 fn holder(place: &Place, volumes: &[String], ports: &[u16]) -> Value {
     let mut mounts: Vec<_> = volumes
         .iter()

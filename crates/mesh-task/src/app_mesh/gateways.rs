@@ -18,7 +18,7 @@ struct GatewayRoute {
     port: Option<u64>,
     host: Option<String>,
     criteria: Map<String, Value>,
-    /// The path, or the prefix of the path, with which the service gets the request. It replaces what the route matches.
+    /// The path or prefix in the request that the service gets. It replaces the one that the route matches.
     rewrite: Option<String>,
     /// The virtual service.
     service: String,

@@ -24,7 +24,7 @@ pub(super) fn milliseconds(duration: &Field<'_>) -> Option<u64> {
     }
 }
 
-/// A duration as Consul reads it. Consul has no timeout that is switched off, as 0 does in App Mesh.
+/// A duration as Consul reads it. In App Mesh, 0 switches a timeout off. In Consul a timeout cannot be switched off.
 pub(super) fn timeout(duration: &Field<'_>) -> Option<String> {
     match milliseconds(duration)? {
         0 => {

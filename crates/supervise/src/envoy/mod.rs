@@ -36,7 +36,7 @@ pub struct Options {
     pub grace: Duration,
     /// Drain Envoy's inbound listeners when the task stops.
     pub drain: bool,
-    /// For a gateway: how long it runs on after TERM. It waits for no app, and all of its listeners drain.
+    /// For a gateway: how long it runs on after TERM. It waits for no app. With `drain`, all of its listeners drain.
     pub gateway_delay: Option<Duration>,
     /// Where Envoy's admin page is; else the address in the bootstrap that the command names, else 127.0.0.1:19000.
     pub admin: Option<SocketAddr>,
@@ -44,7 +44,7 @@ pub struct Options {
     pub concurrency: Option<NonZeroU32>,
     /// How long Envoy may run without listeners from Consul; zero: no limit.
     pub listener_timeout: Duration,
-    /// How often Envoy is started again when it ends by itself before TERM.
+    /// How many times Envoy is started again if it ends by itself before TERM.
     pub restarts: u32,
     /// How long to wait before the first restart; twice as long before each that follows, at most 30 s.
     pub restart_delay: Duration,

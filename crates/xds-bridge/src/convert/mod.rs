@@ -98,8 +98,8 @@ fn config_source(v2: &[u8]) -> Vec<u8> {
 /// `HealthStatus.UNHEALTHY`.
 const UNHEALTHY: u64 = 2;
 
-/// Converts a ClusterLoadAssignment. An unhealthy endpoint (2) goes if another one has the same address: it is the copy of a proxy without an
-/// agent (see `copies`), and Envoy would take the health of either.
+/// Converts a ClusterLoadAssignment. An unhealthy endpoint (2) is left out if another endpoint has the same address. It is the copy of a
+/// proxy without an agent (see `copies`), and Envoy might use its health for both.
 fn load_assignment_without_copies(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
     wire::rewrite(v2, |field, out| {
         match field.number {
