@@ -116,6 +116,9 @@ fn config(version: Version, gossip: &str) -> Value {
             to[name] = value.clone();
         }
     };
+    if version.has_grpc_tls() {
+        config["ports"]["grpc_tls"] = 8503.into();
+    }
     if version.has_tls_defaults() {
         files["verify_outgoing"] = true.into();
         let internal_rpc = json!({ "verify_incoming": true, "verify_server_hostname": true });

@@ -67,6 +67,12 @@ impl Version {
         self.at_least(1, 12)
     }
 
+    /// Whether the configuration has `ports.grpc_tls`. With TLS files and a port for gRPC, a server of such a version asks for it.
+    #[must_use]
+    pub fn has_grpc_tls(self) -> bool {
+        self.at_least(1, 14)
+    }
+
     /// Whether a service-router has `RetryOn`.
     #[must_use]
     pub fn has_retry_on(self) -> bool {
