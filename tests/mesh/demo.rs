@@ -10,13 +10,13 @@ use local_mesh::rolling::{self, Expected};
 use crate::whole;
 
 #[tokio::test]
-async fn stop_with_remedies_fails_no_request() {
+async fn stop_with_delay_and_draining_fails_no_request() {
     let docker = whole().await;
     let mut demo = Demo::new(docker.clone());
     let mut failed = BTreeMap::new();
     println!("{}", demo::head());
     for case in CASES {
-        // For a case with remedies one stop is enough: no request may fail. The other cases compare numbers of failures, which needs more
+        // With delay and draining one stop is enough: no request may fail. The other cases compare numbers of failures, which needs more
         // stops.
         let stops = if case.settings.is_empty() { 1 } else { 3 };
         let length = Length { stops, least: Duration::ZERO };
@@ -25,8 +25,8 @@ async fn stop_with_remedies_fails_no_request() {
         assert_eq!(report.sent, report.succeeded + report.failed);
         assert!(report.sent > 0, "{report:?}");
         failed.insert(case.name, report.failed);
-        let remedy = case.settings.is_empty();
-        match (remedy, case.router) {
+        let drains = case.settings.is_empty();
+        match (drains, case.router) {
             (true, _) => assert_eq!(report.failed, 0, "{}: {:?}", case.name, report.failures),
             (false, false) => assert!(report.failed > 0, "the measurement can fail"),
             (false, true) => {

@@ -37,9 +37,9 @@ pub(crate) const LOAD: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 210, connections: 8, fresh: "0.2", shutdown_delay: "0s" };
 
 /// Without delay and draining: the app ends at TERM, and the proxy does not drain.
-const NO_REMEDY: [(&str, &str); 2] = [("SHUTDOWN_DELAY", "0s"), ("DRAIN", "false")];
+const NEITHER: [(&str, &str); 2] = [("SHUTDOWN_DELAY", "0s"), ("DRAIN", "false")];
 /// With the delay and the draining that docker-compose.yml sets.
-const REMEDY: [(&str, &str); 0] = [];
+const BOTH: [(&str, &str); 0] = [];
 
 /// One row of the demo.
 #[derive(Debug, Clone, Copy)]
@@ -56,11 +56,11 @@ pub struct Case {
 
 /// All cases of the demo. Cases with the same settings follow each other, so that the task is started only once for them.
 pub const CASES: [Case; 5] = [
-    Case { name: "no settings, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: false },
-    Case { name: "retries, all at once", settings: &NO_REMEDY, order: StopOrder::AllAtOnce, router: true },
-    Case { name: "delay and draining, all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: false },
-    Case { name: "delay and draining, depends-on", settings: &REMEDY, order: StopOrder::DependsOn, router: false },
-    Case { name: "all three settings, all at once", settings: &REMEDY, order: StopOrder::AllAtOnce, router: true },
+    Case { name: "no settings, all at once", settings: &NEITHER, order: StopOrder::AllAtOnce, router: false },
+    Case { name: "retries, all at once", settings: &NEITHER, order: StopOrder::AllAtOnce, router: true },
+    Case { name: "delay and draining, all at once", settings: &BOTH, order: StopOrder::AllAtOnce, router: false },
+    Case { name: "delay and draining, depends-on", settings: &BOTH, order: StopOrder::DependsOn, router: false },
+    Case { name: "all three settings, all at once", settings: &BOTH, order: StopOrder::AllAtOnce, router: true },
 ];
 
 /// The service-router with retries, as an operator writes it. `RetryOn` names the conditions; Consul has it since 1.14.
@@ -184,7 +184,7 @@ impl Demo {
     pub async fn end(self) -> Result<(), TaskError> {
         match self.settings {
             Some([]) => Ok(()),
-            _ => start_anew(&self.docker, &REMEDY).await,
+            _ => start_anew(&self.docker, &BOTH).await,
         }
     }
 }

@@ -276,7 +276,7 @@ mod tests {
             ("{{ end }}", "{{ end }} ends nothing"),
             ("{{ if true }}{{ else }}{{ else }}{{ end }}", "an else after the last else"),
             ("{{ eq .ProxyID 1 }}", "expected values of one kind"),
-            ("{{ eq .ProxyID }}", "eq at least two"),
+            ("{{ eq .ProxyID }}", "at least two for `eq`"),
             ("{{ .AdminAccessLogConfig }}", "expected a range over it"),
             ("{{ range .ProxyID }}{{ end }}", "expected a list after range"),
             ("{{ range .AdminAccessLogConfig }}{{ .ProxyID }}{{ end }}", "expected $.ProxyID"),
