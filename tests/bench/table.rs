@@ -61,7 +61,7 @@ pub fn draw(rows: &[Row]) -> String {
         let line = writeln!(table, "| {what:width$} | {measured:>9} | {floor:>9} | {budget:>9} | {verdict:4} |");
         line.expect("a string takes all");
     };
-    line("what", ["measured", "floor", "budget", ""]);
+    line("what", ["measured", "floor", "limit", ""]);
     line(&"-".repeat(width), ["--------:", "--------:", "--------:", "----"]);
     for row in rows {
         let floor = row.floor.map(|floor| row.shown(floor)).unwrap_or_default();

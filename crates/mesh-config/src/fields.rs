@@ -136,7 +136,7 @@ fn without_an_agent(root: &mut Object<'_>) -> (Option<ConsulServers>, Option<Con
         return (None, None, None);
     }
     let servers = root
-        .field("consulServers", "Consul's servers. With this field, the task has no Consul agent.")
+        .field("consulServers", "Consul's servers. If this field is there, the task has no Consul agent.")
         .required()
         .object(Unknown::Refused, ConsulServers::read);
     let controller = root
@@ -346,7 +346,7 @@ fn health_check_port(object: &mut Object<'_>) -> Option<u16> {
 fn mesh_gateway(object: &mut Object<'_>, about: &'static str) -> Option<MeshGatewayMode> {
     object.field("meshGateway", about).object(Unknown::Warned, |gateway| {
         gateway
-            .field("mode", "`none`: directly; `local` or `remote`: through a mesh gateway of this or of the upstream's datacenter.")
+            .field("mode", "`none`: directly; `local`: through a mesh gateway of this datacenter; `remote`: through one of the upstream's datacenter.")
             .required()
             .choice(&MESH_GATEWAY_MODES)
     })?
@@ -417,7 +417,11 @@ impl Gateway {
         let kinds = if gateway.is_agentless() { &AGENTLESS_GATEWAY_KINDS } else { &GATEWAY_KINDS };
         Self {
             // The reader reports a kind that is missing or wrong.
-            kind: gateway.field("kind", "The kind of gateway.").required().choice(kinds).unwrap_or_default(),
+            kind: gateway
+                .field("kind", "The kind of gateway. The rule `api-gateway` refuses an API gateway.")
+                .required()
+                .choice(kinds)
+                .unwrap_or_default(),
             lan_address: gateway
                 .field("lanAddress", "Its address inside the datacenter.")
                 .object(Unknown::Refused, |lan| address(lan, LAN_ADDRESS)),

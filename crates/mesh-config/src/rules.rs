@@ -70,7 +70,8 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "port-of-a-sidecar",
         about: "No listener has a default port of the task's Consul agent or of Envoy's admin page: 8301 on any address, \
-                or 8500, 8502, 8600 or 19000 on loopback. Without an agent: 8600 or 19000 on loopback.",
+                or 8500, 8502, 8600 or 19000 on loopback. Without an agent: 8600 or 19000 on loopback. The rule does not \
+                check 20300, the default port of mesh-dataplane's status.",
         warns: true,
         check: port_of_a_sidecar,
     },
@@ -107,15 +108,15 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "transparent-proxy",
-        about: "`transparentProxy.enabled` of a service is false. Transparent proxying is not supported: the app reaches \
-                others through `proxy.upstreams`. The rule does not apply to a gateway.",
+        about: "If a service has `transparentProxy`, its `enabled` is there and is false. Transparent proxying is not \
+                supported: the app reaches others through `proxy.upstreams`. The rule does not apply to a gateway.",
         warns: false,
         check: transparent_proxy,
     },
     Rule {
         name: "transparent-proxy-default",
-        about: "A service without an agent has `transparentProxy`. In consul-ecs 0.8 to 0.10, an absent field turns transparent \
-                proxying on. Here it is off.",
+        about: "The document of a service without an agent should have `\"transparentProxy\": {\"enabled\": false}`. In \
+                consul-ecs 0.8 to 0.10, an absent field turns transparent proxying on. Here it is off.",
         warns: true,
         check: transparent_proxy_default,
     },
@@ -135,7 +136,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "outlier-range",
         about: "Numbers in `service.networkResilienceConfig.outlierDetection` are at most 4294967295, `interval` at most \
-                86400000000000 (a day).",
+                86400000000000 ns (a day).",
         warns: false,
         check: outlier_range,
     },

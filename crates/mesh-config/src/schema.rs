@@ -44,14 +44,16 @@ impl Shape {
 /// of one without.
 fn tables(shapes: [Option<&Shape>; 2], path: &str, page: &mut String) {
     let title = if path.is_empty() { "The document".to_owned() } else { format!("`{path}`") };
-    let others = |open| if open { "ignored, with a warning" } else { "errors" };
-    let others = match shapes.map(|shape| shape.map(|shape| others(shape.open))) {
-        [Some(with), Some(without)] if with != without => format!("{with} with an agent, and {without} without one"),
-        [Some(same), _] | [None, Some(same)] => same.to_owned(),
+    let other = "a field that is not in this table is";
+    let judged = |open| if open { "ignored, with a warning" } else { "an error" };
+    let others = match shapes.map(|shape| shape.map(|shape| judged(shape.open))) {
+        [Some(with), Some(without)] if with != without => {
+            format!("With an agent, {other} {with}. Without an agent, it is {without}.")
+        }
+        [Some(same), _] | [None, Some(same)] => format!("A{} {same}.", &other[1..]),
         [None, None] => return,
     };
-    let _ =
-        write!(page, "\n## {title}\n\nOther fields are {others}.\n\n| field | task | type | |\n|---|---|---|---|\n");
+    let _ = write!(page, "\n## {title}\n\n{others}\n\n| field | task | type | |\n|---|---|---|---|\n");
     let fields = union(shapes);
     for both in &fields {
         let [with, without] = both.map(|field| field.map(Field::described));
@@ -169,10 +171,11 @@ pub fn reference() -> String {
     let mut page = String::from(
         "# The configuration document\n\
          \n\
-         This page lists the fields of `CONSUL_ECS_CONFIG_JSON`: every field of consul-ecs 0.6 and of 0.7 to 0.10, and ingress\n\
-         and terminating gateways. A document with `consulServers` is that of a task without a Consul agent, as in consul-ecs\n\
-         0.7 to 0.10. Without `consulServers`, the task has an agent. mesh-init and health-sync serve both kinds of task. In\n\
-         the tables, the column \"task\" says which of the two has the field; it is empty if both have it.\n\
+         This page lists the fields of `CONSUL_ECS_CONFIG_JSON`: every field of consul-ecs 0.6 and of 0.7 to 0.10. Beyond\n\
+         consul-ecs 0.6, `gateway.kind` may also be `ingress-gateway` or `terminating-gateway`. If a document has\n\
+         `consulServers`, it describes a task without a Consul agent, as in consul-ecs 0.7 to 0.10. If not, the task has an\n\
+         agent. mesh-init and health-sync serve both kinds of task. In the tables, the column \"task\" says which of the two\n\
+         has the field; it is empty if both have it.\n\
          \n\
          `mesh-init validate` reports all errors of a document and changes nothing\n\
          ([build mesh-init](task-definition.md#4-build-the-images) on your machine). `UPDATE_DOCS=1 cargo test -p mesh-config`\n\

@@ -121,7 +121,7 @@ struct AgentConfigArguments {
     /// The agent's admin partition (Consul Enterprise) [default: Consul's, default].
     #[arg(long, value_name = "NAME", env = "CONSUL_PARTITION")]
     partition: Option<String>,
-    /// The agent's version of Consul, such as 1.8: an old Consul refuses the keys of a current one [default: a current one].
+    /// The agent's version of Consul, such as 1.8: a Consul older than 1.12 refuses some keys [default: 1.12 or later].
     #[arg(long, value_name = "VERSION", env = "MESH_INIT_CONSUL_VERSION")]
     consul_version: Option<ConsulVersion>,
     /// How long to wait for the metadata, and then for the login.

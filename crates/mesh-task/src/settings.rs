@@ -284,7 +284,7 @@ impl Own {
                 })
                 .unwrap_or_default(),
             datacenter: of_agent(root, "datacenter", "The datacenter of the agent; default Consul's, `dc1`.").and_then(FieldReader::text),
-            consul_version: of_agent(root, "consulVersion", "The version of the agent's Consul, such as `1.8`; default a current one.")
+            consul_version: of_agent(root, "consulVersion", "The version of the agent's Consul, such as `1.8`; default 1.12 or later.")
                 .and_then(FieldReader::text),
             listener_ports: root
                 .field("listenerPorts", "The ports of an ingress gateway's listeners. mesh-task maps them in the task definition, because a load balancer sends requests only to mapped ports.")

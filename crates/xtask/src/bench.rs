@@ -1,4 +1,4 @@
-//! Measures the release binaries: against their budgets, beside other programs, or as the load grows.
+//! Measures the release binaries: against their limits, beside other programs, or as the load grows.
 
 use std::path::PathBuf;
 
@@ -13,11 +13,11 @@ use crate::test::{TestError, cargo};
 /// The kind of measurement.
 #[derive(Debug, Args)]
 pub struct Measurement {
-    /// Measure ecs-mesh beside the programs in this folder, in place of the budgets: consul-ecs-0.6 (with consul beside it),
+    /// Measure ecs-mesh beside the programs in this folder, instead of against the limits: consul-ecs-0.6 (with consul beside it),
     /// consul-ecs-0.10 and consul-dataplane. Takes about eight minutes.
     #[arg(long, value_name = "DIR", conflicts_with = "growth")]
     peer: Option<PathBuf>,
-    /// Measure how the work grows with upstreams, services and tasks, in place of the budgets. Takes about ten minutes.
+    /// Measure how the work grows with upstreams, services and tasks, instead of against the limits. Takes about ten minutes.
     #[arg(long)]
     growth: bool,
 }

@@ -108,7 +108,7 @@ enum Command {
         #[command(flatten)]
         programs: ProgramsArguments,
     },
-    /// Measure the release binaries against their budgets. The exit code is 1 if a measurement exceeds its budget.
+    /// Measure the release binaries against their limits. The exit code is 1 if a figure is over its limit.
     Bench(bench::Measurement),
 }
 
