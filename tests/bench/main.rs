@@ -6,10 +6,13 @@
 //! differ.
 
 mod acl_controller;
+mod agentless;
+mod dataplane;
 mod far_consul;
 mod floor;
 mod growth;
 mod peer;
+mod registrations;
 mod requests;
 mod sidecars;
 mod table;
@@ -73,11 +76,15 @@ async fn budgets() -> ExitCode {
     let mut rows = SIZES.map(|(name, budget)| size(name, budget)).to_vec();
     eprintln!("measuring a task's containers, for some minutes …");
     rows.extend(sidecars::measure().await);
+    eprintln!("measuring a task without an agent, for some minutes …");
+    let (without_agent, left_out) = agentless::measure().await;
+    rows.extend(without_agent);
     eprintln!("measuring acl-controller's floor …");
     let floor = floor::measure(&World::new(SIZE).await).await;
     eprintln!("measuring acl-controller, {} cycles of 10 s …", CYCLES + 2);
     rows.extend(acl_controller(floor).await);
     print!("{}", table::draw(&rows));
+    left_out.iter().for_each(|reason| println!("{reason}"));
     ExitCode::from(u8::from(rows.iter().any(Row::is_over)))
 }
 

@@ -64,15 +64,21 @@ pub async fn time_alone(client: &Client, metadata: &str, agent: &Agent, requests
     let began = Instant::now();
     let task = hyper::Request::get(format!("{metadata}/task")).body(Default::default());
     client.send(task.expect("it is a URL"), LIMITS).await.expect("the metadata answers");
-    for (method, path, headers, body) in requests {
-        let mut request: Request = hyper::Request::new(body.clone().into());
-        *request.method_mut() = method.parse().expect("a method was recorded");
-        *request.uri_mut() = agent.url(path).parse().expect("a path was recorded");
-        for (name, value) in headers {
-            let name = name.parse::<hyper::header::HeaderName>().expect("a name was recorded");
-            request.headers_mut().insert(name, value.parse().expect("a value was recorded"));
-        }
-        client.send(request, LIMITS).await.expect("the agent answers");
+    for request in requests {
+        client.send(again(request, agent, |body| body), LIMITS).await.expect("the agent answers");
     }
     began.elapsed()
+}
+
+/// A recorded request, for this agent and with a changed body.
+pub fn again((method, path, headers, body): &Sent, agent: &Agent, changed: impl FnOnce(String) -> String) -> Request {
+    let body = changed(String::from_utf8_lossy(body).into_owned());
+    let mut request: Request = hyper::Request::new(body.into());
+    *request.method_mut() = method.parse().expect("a method was recorded");
+    *request.uri_mut() = agent.url(path).parse().expect("a path was recorded");
+    for (name, value) in headers {
+        let name = name.parse::<hyper::header::HeaderName>().expect("a name was recorded");
+        request.headers_mut().insert(name, value.parse().expect("a value was recorded"));
+    }
+    request
 }

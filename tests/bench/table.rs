@@ -12,19 +12,23 @@ pub enum Unit {
     Calls,
 }
 
-/// One measured value and its budget.
+/// One measured value, and its budget if it has one.
 #[derive(Debug, Clone)]
 pub struct Row {
     what: String,
     unit: Unit,
     measured: f64,
     floor: Option<f64>,
-    budget: f64,
+    budget: Option<f64>,
 }
 
 impl Row {
     pub fn new(what: String, unit: Unit, measured: f64, budget: f64) -> Self {
-        Self { what, unit, measured, floor: None, budget }
+        Self { budget: Some(budget), ..Self::without_budget(what, unit, measured) }
+    }
+
+    pub fn without_budget(what: String, unit: Unit, measured: f64) -> Self {
+        Self { what, unit, measured, floor: None, budget: None }
     }
 
     /// Adds the floor, the least possible value.
@@ -33,7 +37,7 @@ impl Row {
     }
 
     pub fn is_over(&self) -> bool {
-        self.measured > self.budget
+        self.budget.is_some_and(|budget| self.measured > budget)
     }
 
     fn shown(&self, value: f64) -> String {
@@ -64,9 +68,14 @@ pub fn draw(rows: &[Row]) -> String {
     line("what", ["measured", "floor", "limit", ""]);
     line(&"-".repeat(width), ["--------:", "--------:", "--------:", "----"]);
     for row in rows {
-        let floor = row.floor.map(|floor| row.shown(floor)).unwrap_or_default();
-        let verdict = if row.is_over() { "over" } else { "ok" };
-        line(&row.what, [&row.shown(row.measured), &floor, &row.shown(row.budget), verdict]);
+        let [floor, budget] =
+            [row.floor, row.budget].map(|value| value.map(|value| row.shown(value)).unwrap_or_default());
+        let verdict = match row.budget {
+            Some(_) if row.is_over() => "over",
+            Some(_) => "ok",
+            None => "",
+        };
+        line(&row.what, [&row.shown(row.measured), &floor, &budget, verdict]);
     }
     table
 }

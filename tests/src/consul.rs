@@ -36,7 +36,7 @@ pub struct Agent {
     /// Its management token; empty without ACLs.
     pub management: String,
     process: Process,
-    _data: TempDir,
+    data: TempDir,
 }
 
 /// A directory with an authority (`consul-agent-ca.pem`) and a server's certificate (`dc1-server-consul-0.pem`, `…-key.pem`), as
@@ -205,14 +205,26 @@ impl Agent {
         std::fs::write(&file, config.to_string()).expect("the configuration can be written");
         let process = Process::spawn(command.arg("agent").arg("-config-file").arg(file));
         let http = format!("127.0.0.1:{http_port}");
-        let agent = Self { http, grpc_port, management: String::new(), process, _data: data };
-        let leader = agent.url("/v1/status/leader");
+        let agent = Self { http, grpc_port, management: String::new(), process, data };
+        agent.has_leader().await;
+        agent
+    }
+
+    async fn has_leader(&self) {
+        let leader = self.url("/v1/status/leader");
         eventually("the agent has a leader", Duration::from_secs(30), async || {
             let leader = http::get(&leader).await?;
             if leader.trim().len() > 2 { Ok(()) } else { Err(format!("leader {leader}")) }
         })
         .await;
-        agent
+    }
+
+    /// Starts it again with its data after [`Agent::kill`], if Consul ran by itself. Waits until it has a leader.
+    pub async fn start_again(&mut self) {
+        self.process.exit_code(Duration::from_secs(20)).await;
+        let file = self.data.path().join("agent.json");
+        self.process = Process::spawn(Command::new(part("consul")).arg("agent").arg("-config-file").arg(file));
+        self.has_leader().await;
     }
 
     /// A URL of its HTTP API.

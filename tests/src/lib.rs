@@ -7,6 +7,7 @@ pub mod http;
 pub mod metadata;
 pub mod moto;
 pub mod process;
+pub mod servers;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -100,9 +100,12 @@ impl Drop for Process {
 
 /// The processes below one.
 fn descendants(process: Pid) -> Vec<Pid> {
-    let id = process.as_raw_nonzero();
-    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-    let children = children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?));
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).into_iter().flatten().flatten();
+    // A child belongs to the thread that started it.
+    let children = threads.flat_map(|thread| {
+        let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)).collect::<Vec<_>>()
+    });
     children.flat_map(|child| std::iter::once(child).chain(descendants(child))).collect()
 }
 

@@ -14,7 +14,7 @@ use crate::test::{TestError, cargo};
 #[derive(Debug, Args)]
 pub struct Measurement {
     /// Measure ecs-mesh beside the programs in this folder, instead of against the limits: consul-ecs-0.6 (with consul beside it),
-    /// consul-ecs-0.10 and consul-dataplane. Takes about eight minutes.
+    /// consul-ecs-0.10 and consul-dataplane. Takes about twenty minutes.
     #[arg(long, value_name = "DIR", conflicts_with = "growth")]
     peer: Option<PathBuf>,
     /// Measure how the work grows with upstreams, services and tasks, instead of against the limits. Takes about ten minutes.
@@ -30,8 +30,8 @@ pub async fn run(measurement: &Measurement) -> Result<(), TestError> {
         println!("── the folder lacks {missing}");
     }
     parts::consul().await?;
-    if peers.is_some() {
-        // consul-dataplane runs it.
+    if !measurement.growth {
+        // mesh-dataplane and consul-dataplane run it.
         parts::envoy().await?;
     }
     let reporter = Reporter::new(1);

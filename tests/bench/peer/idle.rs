@@ -1,13 +1,10 @@
 //! What each program uses while nothing happens. The programs of all sides run at the same time.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use mesh_tests::consul::Agent;
 use mesh_tests::process::Process;
-use mesh_tests::{eventually, free_port, http, part};
 use tokio::time::sleep;
 
 use super::Who;
@@ -15,6 +12,7 @@ use super::react::synced;
 use super::report::Figure;
 use super::task::{Failed, Side, Task};
 use crate::BOUND;
+use crate::dataplane::Envoy;
 use crate::table::Unit;
 use crate::usage::{Usage, resident, share};
 
@@ -27,44 +25,50 @@ const MINUTE: Duration = Duration::from_secs(60);
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// An idle program of one side.
-pub struct Idle {
+struct Idle {
     program: &'static str,
     who: Who,
-    process: Process,
+    process: u32,
 }
 
-/// Measures one copy of each program for a minute.
+/// Measures one copy of each program for a minute: the entry points of `with_agent` and of `with_apps`, the health-syncs of `in_mesh`, and
+/// what runs these Envoys.
 pub async fn one(
     agent: &Agent,
-    sides: &[Side],
+    with_agent: &[Side],
+    with_apps: &[Side],
     in_mesh: &[Side],
-    dataplane: Option<Idle>,
+    envoys: &[Envoy],
 ) -> Result<Vec<Figure>, Failed> {
     let (tasks, syncs) = synced(agent, in_mesh, "idle").await?;
-    let syncs = tasks.iter().zip(syncs).map(|(task, process)| (task.side.who, process));
-    let mut all = syncs.map(|(who, process)| Idle { program: "health-sync", who, process }).collect::<Vec<_>>();
-    let entry_tasks = sides.iter().map(|side| Task::start(side, "entry")).collect::<Vec<_>>();
-    for program in ["envoy-entrypoint", "app-entrypoint"] {
-        for task in &entry_tasks {
+    let syncs = tasks.iter().zip(&syncs).map(|(task, sync)| ("health-sync", task.side.who, sync.id()));
+    let dataplanes = envoys.iter().map(|envoy| ("dataplane", envoy.who, envoy.process.id()));
+    let mut all =
+        syncs.chain(dataplanes).map(|(program, who, process)| Idle { program, who, process }).collect::<Vec<_>>();
+    let (mut entry_tasks, mut entry_points) = (Vec::new(), Vec::new());
+    for (program, sides) in [("envoy-entrypoint", with_agent), ("app-entrypoint", with_apps)] {
+        for side in sides {
+            let task = Task::start(side, "entry");
             let mut command = task.side.command(program);
             command.env("ECS_CONTAINER_METADATA_URI_V4", &task.metadata.uri);
             let process = Process::spawn(command.args(["sh", "-c", "echo ready; exec sleep 600"]));
             process.says("ready", BOUND).await;
-            all.push(Idle { program, who: task.side.who, process });
+            all.push(Idle { program, who: task.side.who, process: process.id() });
+            entry_tasks.push(task);
+            entry_points.push(process);
         }
     }
-    all.extend(dataplane);
     sleep(SETTLED).await;
-    let before = all.iter().map(|idle| Usage::of(idle.process.id())).collect::<Vec<_>>();
+    let before = all.iter().map(|idle| Usage::of(idle.process)).collect::<Vec<_>>();
     sleep(MINUTE).await;
     let mut programs = Vec::<(&str, [BTreeMap<Who, f64>; 3])>::new();
     for (idle, before) in all.iter().zip(before) {
-        let used = Usage::of(idle.process.id()) - before;
+        let used = Usage::of(idle.process) - before;
         let at = programs.iter().position(|(program, _)| *program == idle.program).unwrap_or_else(|| {
             programs.push((idle.program, Default::default()));
             programs.len() - 1
         });
-        let values = [resident(idle.process.id()), used.milliseconds(), used.wakeups as f64];
+        let values = [resident(idle.process), used.milliseconds(), used.wakeups as f64];
         for (map, value) in programs[at].1.iter_mut().zip(values) {
             map.insert(idle.who, value);
         }
@@ -111,25 +115,4 @@ pub async fn many(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> 
         Figure { work: name("memory, shared pages once"), unit: Unit::Megabytes, floor: None, values: memory },
         Figure { work: name("CPU of an idle minute"), unit: Unit::Milliseconds, floor: None, values: cpu },
     ])
-}
-
-/// consul-dataplane with an Envoy that has its listeners. The Envoy is a process of its own, which is not measured.
-pub async fn dataplane(agent: &Agent, folder: &Path) -> Result<Idle, Failed> {
-    let task = Task::start(&Side::new(Who::Ours, folder), "dataplane");
-    task.register(agent, &agent.http)?;
-    let (ready, admin) = (free_port(), free_port());
-    let mut command = Command::new(folder.join(Who::Dataplane.file()));
-    command.env_clear().args(["-addresses", "127.0.0.1", "-tls-disabled"]);
-    command.args([format!("-grpc-port={}", agent.grpc_port), format!("-proxy-id={}", task.proxy())]);
-    command.args(["-proxy-node-name=test", "-envoy-ready-bind-address=127.0.0.1"]);
-    command.args([format!("-envoy-ready-bind-port={ready}"), format!("-envoy-admin-bind-port={admin}")]);
-    command.arg(format!("-envoy-executable-path={}", part("envoy").display()));
-    let process = Process::spawn(&mut command);
-    eventually("consul-dataplane's Envoy is ready", BOUND, async || {
-        http::get(&format!("http://127.0.0.1:{ready}/ready"))
-            .await
-            .map_err(|error| format!("{error}: {}", process.output()))
-    })
-    .await;
-    Ok(Idle { program: "consul-dataplane", who: Who::Dataplane, process })
 }

@@ -2,59 +2,96 @@
 //!
 //! All sides work in the same run, in turns or at the same time. So other load on the machine affects all of them.
 
+mod envoy;
 mod idle;
-mod react;
+pub mod react;
 pub mod report;
 mod start;
-mod task;
+pub mod task;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use mesh_tests::catalog::register_node;
 use mesh_tests::consul::{Agent, version};
 
 use self::report::Figure;
 use self::task::{Failed, Side};
+use crate::dataplane::World;
 use crate::table::Unit;
 use crate::{megabytes, release_binary};
 
 /// The side that does the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Who {
+    /// ecs-mesh in a task with an agent.
     Ours,
+    /// ecs-mesh in a task without an agent.
+    OursAgentless,
     ConsulEcs06,
     ConsulEcs010,
     Dataplane,
+    /// An Envoy that is connected to a server of Consul itself.
+    Direct,
 }
 
 impl Who {
     /// The file name of its program in the peers' folder.
-    fn file(self) -> &'static str {
+    pub fn file(self) -> &'static str {
         match self {
-            Self::Ours => "",
+            Self::Ours | Self::OursAgentless | Self::Direct => "",
             Self::ConsulEcs06 => "consul-ecs-0.6",
             Self::ConsulEcs010 => "consul-ecs-0.10",
             Self::Dataplane => "consul-dataplane",
         }
     }
 
-    fn name(self) -> &'static str {
-        if self == Self::Ours { "ecs-mesh" } else { self.file() }
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ours | Self::OursAgentless => "ecs-mesh",
+            Self::Direct => "Envoy itself",
+            peer => peer.file(),
+        }
+    }
+
+    fn is_ours(self) -> bool {
+        matches!(self, Self::Ours | Self::OursAgentless)
+    }
+
+    /// Whether its tasks have no agent.
+    fn is_agentless(self) -> bool {
+        !matches!(self, Self::Ours | Self::ConsulEcs06)
     }
 
     /// A part of the names of its tasks' families.
     fn short(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::OursAgentless => "ours-agentless",
             Self::ConsulEcs06 => "agent",
             Self::ConsulEcs010 => "agentless",
-            Self::Dataplane => "dataplane",
+            Self::Dataplane | Self::Direct => "dataplane",
         }
     }
 }
 
-/// The programs of a task without an agent need gRPC services that Consul has since 1.14; ecs-mesh tried them since 1.16.
+/// mesh-dataplane, consul-dataplane and consul-ecs 0.10 need gRPC services that Consul has since 1.14; ecs-mesh tried them since 1.16.
 const AGENTLESS: (u16, u16) = (1, 16);
+
+/// Whether Consul has these services. If not, the reason why `what` is left out.
+///
+/// # Errors
+/// With the reason.
+pub fn has_dataplane_services(what: &str) -> Result<(), String> {
+    let (major, minor) = AGENTLESS;
+    if version().at_least(major, minor) {
+        return Ok(());
+    }
+    Err(format!(
+        "Consul is {}. Left out, because it needs {major}.{minor} or later: {what}. The variable CONSUL names another Consul.",
+        version()
+    ))
+}
 
 /// Measures everything, and returns the report in Markdown.
 ///
@@ -68,59 +105,91 @@ pub async fn measure(folder: &Path) -> Result<String, Failed> {
     for who in all.into_iter().filter(|who| !found.contains(who)) {
         notes.push(format!("The folder has no `{}`: it was not measured.", who.file()));
     }
-    let sides = std::iter::once(Who::Ours).chain(found.iter().copied()).filter(|who| *who != Who::Dataplane);
-    let sides = sides.map(|who| Side::new(who, folder)).collect::<Vec<_>>();
+    let sides = |whos: &[Who]| {
+        let ours = whos.iter().filter(|who| who.is_ours() || found.contains(who));
+        ours.map(|who| Side::new(*who, folder)).collect::<Vec<_>>()
+    };
+    let (with_agent, with_apps) =
+        (sides(&[Who::Ours, Who::ConsulEcs06]), sides(&[Who::Ours, Who::ConsulEcs06, Who::ConsulEcs010]));
+    let left_out = has_dataplane_services("everything in a task without an agent, but the sizes and app-entrypoint");
+    let without_agent = if left_out.is_ok() { sides(&[Who::OursAgentless, Who::ConsulEcs010]) } else { Vec::new() };
+    notes.extend(left_out.err());
+    let in_mesh = [with_agent.clone(), without_agent.clone()].concat();
     let agent = Agent::start().await;
-    // The sides that can register a task with this Consul.
-    let agentless = version().at_least(AGENTLESS.0, AGENTLESS.1);
-    let in_mesh = sides.iter().filter(|side| agentless || side.who != Who::ConsulEcs010).cloned().collect::<Vec<_>>();
-    let dataplane = found.contains(&Who::Dataplane) && agentless;
-    if !agentless && found.iter().any(|who| matches!(who, Who::ConsulEcs010 | Who::Dataplane)) {
-        notes.push(format!(
-            "Consul is {}: consul-ecs-0.10's mesh-init and health-sync, and consul-dataplane, need {}.{} or later, so only what \
-             needs no Consul was measured of them. The variable CONSUL names another Consul.",
-            version(),
-            AGENTLESS.0,
-            AGENTLESS.1
-        ));
-    }
+    // mesh-init of ecs-mesh waits for the node of the task's cluster.
+    register_node(&agent).await;
 
-    let mut figures = sizes(&sides, found.contains(&Who::Dataplane).then(|| Side::new(Who::Dataplane, folder)), folder);
+    let mut figures = sizes(&found, folder);
     eprintln!("measuring the start of the entry points and of mesh-init …");
-    figures.extend(start::mesh_init(&agent, &in_mesh).await?);
-    figures.extend(start::entry_points(&sides).await);
+    for sides in [&with_agent, &without_agent] {
+        figures.extend(start::mesh_init(&agent, sides).await?);
+    }
+    figures.push(start::entry_point("app-entrypoint", &with_apps));
+    figures.push(start::entry_point("envoy-entrypoint", &with_agent));
     eprintln!("measuring reactions, for about four minutes …");
     figures.extend(react::to_health(&agent, &in_mesh).await?);
     figures.extend(react::to_term(&agent, &in_mesh).await?);
-    figures.extend(react::to_last_app(&sides).await);
+    figures.extend(react::to_last_app(&with_agent).await);
+    let mut dataplanes = Vec::new();
+    let world;
+    if !without_agent.is_empty() {
+        eprintln!("measuring Envoys of tasks without an agent, for about ten minutes …");
+        let whos = [Who::OursAgentless, Who::Dataplane];
+        let whos = whos.into_iter().filter(|who| who.is_ours() || found.contains(who)).collect::<Vec<_>>();
+        figures.extend(envoy::figures(&whos, folder).await);
+        world = World::start(1, folder).await;
+        for who in whos {
+            dataplanes.push(world.run(who).await);
+        }
+    }
     eprintln!("measuring an idle minute of each program, and another of {} copies …", idle::COPIES);
-    let dataplane = if dataplane { Some(idle::dataplane(&agent, folder).await?) } else { None };
-    figures.extend(idle::one(&agent, &sides, &in_mesh, dataplane).await?);
+    figures.extend(idle::one(&agent, &with_agent, &with_apps, &in_mesh, &dataplanes).await?);
+    drop(dataplanes);
     figures.extend(idle::many(&agent, &in_mesh).await?);
     Ok(report::draw(&figures, &found, folder, &load, &notes))
 }
 
 /// The binaries that a task runs, without Envoy and Consul's agent.
-fn sizes(sides: &[Side], dataplane: Option<Side>, folder: &Path) -> Vec<Figure> {
-    let mut figures = Vec::new();
-    let of = |who: Who| match who {
-        Who::Ours => ["mesh-init", "health-sync", "envoy-entrypoint", "app-entrypoint"]
-            .map(|name| megabytes(&release_binary(name)))
-            .iter()
-            .sum(),
-        peer => megabytes(&folder.join(peer.file())),
+fn sizes(found: &[Who], folder: &Path) -> Vec<Figure> {
+    let ours = |names: &[&str]| names.iter().map(|name| megabytes(&release_binary(name))).sum::<f64>();
+    let theirs = |whos: &[Who]| {
+        let all = whos.iter().all(|who| found.contains(who));
+        all.then(|| whos.iter().map(|who| megabytes(&folder.join(who.file()))).sum::<f64>())
     };
-    let whos = sides.iter().chain(&dataplane).map(|side| side.who);
-    let values = whos.map(|who| (who, of(who))).collect::<BTreeMap<_, _>>();
-    let what = "binaries of a task (ecs-mesh has four, consul-ecs one)".to_owned();
-    figures.push(Figure { work: what, unit: Unit::Megabytes, floor: None, values });
-    if sides.iter().any(|side| side.who == Who::ConsulEcs06) {
-        let values = BTreeMap::from([
-            (Who::Ours, megabytes(&release_binary("mesh-init"))),
-            (Who::ConsulEcs06, megabytes(&folder.join(Who::ConsulEcs06.file())) + megabytes(&folder.join("consul"))),
-        ]);
-        let what = "binaries that mesh-init needs (consul-ecs runs `consul`)".to_owned();
-        figures.push(Figure { work: what, unit: Unit::Megabytes, floor: None, values });
-    }
-    figures
+    let figure = |work: &str, who: Who, ours: f64, peer: Who, theirs: Option<f64>| {
+        let values = BTreeMap::from([(who, ours), (peer, theirs?)]);
+        Some(Figure { work: work.to_owned(), unit: Unit::Megabytes, floor: None, values })
+    };
+    let with_agent = ours(&["mesh-init", "health-sync", "envoy-entrypoint", "app-entrypoint"]);
+    let without_agent = ours(&["mesh-init", "health-sync", "mesh-dataplane", "app-entrypoint"]);
+    let consul = folder.join("consul");
+    let with_consul = theirs(&[Who::ConsulEcs06]).map(|size| size + megabytes(&consul));
+    let (old, new) = (Who::ConsulEcs06, Who::ConsulEcs010);
+    [
+        figure("binaries of a task (ecs-mesh has four, consul-ecs one)", Who::Ours, with_agent, old, theirs(&[old])),
+        figure(
+            "binaries that mesh-init needs (consul-ecs runs `consul`)",
+            Who::Ours,
+            ours(&["mesh-init"]),
+            old,
+            with_consul,
+        ),
+        figure(
+            "binaries of a task (ecs-mesh has four, consul-ecs with consul-dataplane two)",
+            Who::OursAgentless,
+            without_agent,
+            new,
+            theirs(&[new, Who::Dataplane]),
+        ),
+        figure(
+            "binary of the dataplane",
+            Who::OursAgentless,
+            ours(&["mesh-dataplane"]),
+            Who::Dataplane,
+            theirs(&[Who::Dataplane]),
+        ),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use mesh_tests::consul::Agent;
 use mesh_tests::process::Process;
 use rustix::process::Signal;
-use serde_json::json;
 use tokio::time::sleep;
 
 use super::Who;
@@ -26,8 +25,41 @@ const STOPS: u64 = 40;
 
 type Times = BTreeMap<Who, Vec<Duration>>;
 
+/// The time of one write of a check: in tasks with an agent (false), and in tasks without one (true).
+type Floor = BTreeMap<bool, Duration>;
+
 /// The time from a change in the metadata to the change of the check. The floor is one write of a check.
 pub async fn to_health(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
+    let (times, floor) = health_times(agent, sides).await?;
+    let work = |what| format!("ECS health changed to check changed, {what} of {CHANGES}");
+    Ok(figures(&times, &floor, &[(work("median"), 50), (work("p99"), 99)]))
+}
+
+/// The time from TERM to the critical check.
+pub async fn to_term(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
+    let (times, floor) = term_times(agent, sides, TERMS).await?;
+    let work = |what| format!("health-sync: TERM to check critical, {what} of {TERMS}");
+    Ok(figures(&times, &floor, &[(work("median"), 50), (work("slowest"), 100)]))
+}
+
+/// One figure for each of these parts of 100, for tasks with and for tasks without an agent.
+fn figures(times: &Times, floor: &Floor, parts: &[(String, usize)]) -> Vec<Figure> {
+    let mut figures = Vec::new();
+    for (agentless, floor) in floor {
+        for (work, percent) in parts {
+            let of = times.iter().filter(|(who, _)| who.is_agentless() == *agentless);
+            figures.push(milliseconds(
+                work.clone(),
+                Some(*floor),
+                of.map(|(who, times)| (*who, rank(times, *percent))),
+            ));
+        }
+    }
+    figures
+}
+
+/// The times from a change in the metadata to the change of the check, of many changes.
+pub async fn health_times(agent: &Agent, sides: &[Side]) -> Result<(Times, Floor), Failed> {
     let (tasks, syncs) = synced(agent, sides, "health").await?;
     let mut times = Times::new();
     for number in 0..CHANGES {
@@ -39,38 +71,29 @@ pub async fn to_health(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Fai
         record(&mut times, reached(agent, &tasks, status, began).await);
     }
     drop(syncs);
-    let write = write_alone(agent, &tasks[0]).await;
-    let figure = |what, percent| {
-        let values = times.iter().map(|(who, times)| (*who, rank(times, percent)));
-        milliseconds(format!("ECS health changed to check changed, {what} of {CHANGES}"), Some(write), values)
-    };
-    let figures = vec![figure("median", 50), figure("p99", 99)];
+    let floor = writes_alone(agent, &tasks).await;
     for task in &tasks {
         task.deregister(agent).await;
     }
-    Ok(figures)
+    Ok((times, floor))
 }
 
-/// The time from TERM to the critical check.
-pub async fn to_term(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
+/// The times from TERM to the critical check, of so many health-syncs.
+pub async fn term_times(agent: &Agent, sides: &[Side], terms: u64) -> Result<(Times, Floor), Failed> {
     let mut times = Times::new();
-    let mut floor = Duration::ZERO;
-    for _ in 0..TERMS {
+    let mut floor = Floor::new();
+    for _ in 0..terms {
         let (tasks, syncs) = synced(agent, sides, "term").await?;
         let began = Instant::now();
         syncs.iter().for_each(|sync| sync.signal(Signal::TERM));
         record(&mut times, reached(agent, &tasks, "critical", began).await);
         drop(syncs);
-        floor = write_alone(agent, &tasks[0]).await;
+        floor = writes_alone(agent, &tasks).await;
         for task in &tasks {
             task.deregister(agent).await;
         }
     }
-    let figure = |what, percent| {
-        let values = times.iter().map(|(who, times)| (*who, rank(times, percent)));
-        milliseconds(format!("health-sync: TERM to check critical, {what} of {TERMS}"), Some(floor), values)
-    };
-    Ok(vec![figure("median", 50), figure("slowest", 100)])
+    Ok((times, floor))
 }
 
 /// The time from the end of the last app in the metadata to the end of the entry point. Its command ends at once on TERM.
@@ -153,13 +176,16 @@ fn record(times: &mut Times, reached: BTreeMap<Who, Duration>) {
 }
 
 /// The time of one write of a check, as health-sync makes it: the median of some writes.
-async fn write_alone(agent: &Agent, task: &Task) -> Duration {
-    let path = format!("/v1/agent/check/update/{}", task.check());
-    let mut times = Vec::new();
-    for status in ["passing", "critical"].into_iter().cycle().take(11) {
-        let began = Instant::now();
-        agent.call("PUT", &path, &json!({ "Status": status, "Output": "alone" })).await;
-        times.push(began.elapsed());
+async fn writes_alone(agent: &Agent, tasks: &[Task]) -> Floor {
+    let mut floor = Floor::new();
+    for task in tasks {
+        let mut times = Vec::new();
+        for status in ["passing", "critical"].into_iter().cycle().take(11) {
+            let began = Instant::now();
+            task.write(agent, status).await;
+            times.push(began.elapsed());
+        }
+        floor.entry(task.side.who.is_agentless()).or_insert_with(|| median(&times));
     }
-    median(&times)
+    floor
 }

@@ -26,10 +26,10 @@ pub fn median(durations: &[Duration]) -> Duration {
     rank(durations, 50)
 }
 
-/// The duration that this many of 100 do not exceed.
-pub fn rank(durations: &[Duration], percent: usize) -> Duration {
-    let mut sorted = durations.to_vec();
-    sorted.sort();
+/// The value that this many of 100 do not exceed.
+pub fn rank<T: Copy + PartialOrd>(values: &[T], percent: usize) -> T {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(|one, other| one.partial_cmp(other).expect("they are numbers"));
     sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
 }
 
@@ -50,26 +50,24 @@ pub fn draw(figures: &[Figure], found: &[Who], folder: &Path, load: &str, notes:
     for who in found {
         writeln!(text, "{} is {}.", who.file(), described(&folder.join(who.file()))).expect("a string takes all");
     }
-    if found.contains(&Who::ConsulEcs06) {
-        text.push_str("\n| work | floor | consul-ecs-0.6 | ecs-mesh | ratio |\n|---|--:|--:|--:|--:|\n");
-        for Figure { work, unit, floor, values } in figures {
-            let (Some(peer), Some(ours)) = (values.get(&Who::ConsulEcs06), values.get(&Who::Ours)) else { continue };
-            let floor = floor.map_or_else(|| "–".to_owned(), |floor| unit.shown(floor));
-            let ratio = if *peer > 0.0 { format!("{:.3}", ours / peer) } else { "–".to_owned() };
-            let (peer, ours) = (unit.shown(*peer), unit.shown(*ours));
-            writeln!(text, "| {work} | {floor} | {peer} | {ours} | {ratio} |").expect("a string takes all");
+    let with_agent = [Who::ConsulEcs06].as_slice();
+    let without_agent = [Who::ConsulEcs010, Who::Dataplane].as_slice();
+    for (head, peers, ours) in [
+        ("consul-ecs-0.6", with_agent, [Who::Ours, Who::Ours]),
+        ("consul-ecs-0.10, consul-dataplane", without_agent, [Who::OursAgentless, Who::Ours]),
+    ] {
+        if !peers.iter().any(|peer| found.contains(peer)) {
+            continue;
         }
-    }
-    let alone = [Who::ConsulEcs010, Who::Dataplane].into_iter().filter(|who| found.contains(who)).collect::<Vec<_>>();
-    if !alone.is_empty() {
-        let names = alone.iter().map(|who| who.file()).collect::<Vec<_>>().join(" | ");
-        write!(text, "\n| work | {names} |\n|---|{}\n", "--:|".repeat(alone.len())).expect("a string takes all");
-        for Figure { work, unit, values, .. } in figures {
-            if alone.iter().all(|who| !values.contains_key(who)) {
-                continue;
-            }
-            let shown = alone.iter().map(|who| values.get(who).map_or("–".to_owned(), |value| unit.shown(*value)));
-            writeln!(text, "| {work} | {} |", shown.collect::<Vec<_>>().join(" | ")).expect("a string takes all");
+        write!(text, "\n| work | floor | {head} | ecs-mesh | ratio |\n|---|--:|--:|--:|--:|\n")
+            .expect("a string takes all");
+        for Figure { work, unit, floor, values } in figures {
+            let of = |whos: &[Who]| whos.iter().find_map(|who| values.get(who).copied());
+            let (Some(peer), Some(ours)) = (of(peers), of(&ours)) else { continue };
+            let floor = floor.map_or_else(|| "–".to_owned(), |floor| unit.shown(floor));
+            let ratio = if peer > 0.0 && ours >= 0.0 { format!("{:.3}", ours / peer) } else { "–".to_owned() };
+            let (peer, ours) = (unit.shown(peer), unit.shown(ours));
+            writeln!(text, "| {work} | {floor} | {peer} | {ours} | {ratio} |").expect("a string takes all");
         }
     }
     for note in notes {

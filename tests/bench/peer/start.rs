@@ -20,27 +20,23 @@ const STARTS: usize = 51;
 const RUNS: usize = 21;
 
 /// The time from the start of an entry point until its command runs. The floor is the command without an entry point.
-pub async fn entry_points(sides: &[Side]) -> Vec<Figure> {
+pub fn entry_point(program: &str, sides: &[Side]) -> Figure {
     let tasks = sides.iter().map(|side| Task::start(side, "starts")).collect::<Vec<_>>();
-    let mut figures = Vec::new();
-    for program in ["app-entrypoint", "envoy-entrypoint"] {
-        let mut alone = Vec::new();
-        let mut took = BTreeMap::<Who, Vec<Duration>>::new();
-        for _ in 0..STARTS {
-            alone.push(until_it_runs(&mut Command::new("date")));
-            for task in &tasks {
-                let mut command = task.side.command(program);
-                command.env("ECS_CONTAINER_METADATA_URI_V4", &task.metadata.uri).arg("date");
-                took.entry(task.side.who).or_default().push(until_it_runs(&mut command));
-            }
+    let mut alone = Vec::new();
+    let mut took = BTreeMap::<Who, Vec<Duration>>::new();
+    for _ in 0..STARTS {
+        alone.push(until_it_runs(&mut Command::new("date")));
+        for task in &tasks {
+            let mut command = task.side.command(program);
+            command.env("ECS_CONTAINER_METADATA_URI_V4", &task.metadata.uri).arg("date");
+            took.entry(task.side.who).or_default().push(until_it_runs(&mut command));
         }
-        figures.push(milliseconds(
-            format!("{program}: start until its command runs, median of {STARTS}"),
-            Some(median(&alone)),
-            took.into_iter().map(|(who, times)| (who, median(&times))),
-        ));
     }
-    figures
+    milliseconds(
+        format!("{program}: start until its command runs, median of {STARTS}"),
+        Some(median(&alone)),
+        took.into_iter().map(|(who, times)| (who, median(&times))),
+    )
 }
 
 /// A figure for these durations.
@@ -67,8 +63,11 @@ fn until_it_runs(command: &mut Command) -> Duration {
 }
 
 /// The time of mesh-init from start to exit, and the number of its requests. Each run registers a new task. The floor is the time that the
-/// requests of ecs-mesh take alone.
+/// requests of ecs-mesh take alone. Nothing, if there are no sides.
 pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
+    if sides.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut requests = BTreeMap::<Who, Vec<Sent>>::new();
     let recorded = sides.iter().map(|side| Task::start(side, "recorded")).collect::<Vec<_>>();
     for task in &recorded {
@@ -87,8 +86,8 @@ pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Fai
             task.register(agent, &agent.http)?;
             took.entry(task.side.who).or_default().push(began.elapsed());
             task.deregister(agent).await;
-            if task.side.who == Who::Ours {
-                let sent = &requests[&Who::Ours];
+            if task.side.who.is_ours() {
+                let sent = &requests[&task.side.who];
                 alone.push(requests::time_alone(&client, &task.metadata.uri, agent, sent).await);
                 recorded.deregister(agent).await;
             }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mesh_tests::catalog::NODE;
 use mesh_tests::consul::Agent;
 use mesh_tests::metadata::{Metadata, OWN_DOCKER_ID};
 use serde_json::{Value, json};
@@ -27,7 +28,7 @@ impl Side {
     /// The command of mesh-init, health-sync or an entry point. Its PATH begins with the peers' folder: consul-ecs 0.6 runs `consul`.
     pub fn command(&self, program: &str) -> Command {
         let mut command = match self.who {
-            Who::Ours => Command::new(release_binary(program)),
+            who if who.is_ours() => Command::new(release_binary(program)),
             peer => {
                 let mut command = Command::new(self.folder.join(peer.file()));
                 command.arg(program);
@@ -81,9 +82,9 @@ impl Task {
             "bootstrapDir": self.volume.path(), "service": { "port": 8080 }, "healthSyncContainers": ["app"],
             "proxy": { "upstreams": [{ "destinationName": "api", "localBindPort": 1234 }] },
         });
-        if self.side.who == Who::ConsulEcs010 {
+        if self.side.who.is_agentless() {
             let port = http.rsplit(':').next().and_then(|port| port.parse::<u16>().ok());
-            // It is on by default, and would change the network of the machine.
+            // consul-ecs has it on by default, and would change the network of the machine.
             document["transparentProxy"] = json!({ "enabled": false });
             document["consulServers"] = json!({
                 "hosts": "127.0.0.1", "defaults": { "tls": false },
@@ -114,8 +115,8 @@ impl Task {
     /// Removes the registration, so that the next mesh-init registers the task again.
     pub async fn deregister(&self, agent: &Agent) {
         for id in [self.service(), self.proxy()] {
-            if self.side.who == Who::ConsulEcs010 {
-                let service = json!({ "Node": CLUSTER, "ServiceID": id });
+            if self.side.who.is_agentless() {
+                let service = json!({ "Node": NODE, "ServiceID": id });
                 agent.call("PUT", "/v1/catalog/deregister", &service).await;
             } else {
                 agent.call("PUT", &format!("/v1/agent/service/deregister/{id}"), &Value::Null).await;
@@ -125,9 +126,9 @@ impl Task {
 
     /// The status of the app's check.
     pub async fn status(&self, agent: &Agent) -> String {
-        let status = if self.side.who == Who::ConsulEcs010 {
+        let status = if self.side.who.is_agentless() {
             let checks = agent.call("GET", &format!("/v1/health/checks/{}", self.family), &Value::Null).await;
-            let id = format!("{}-app", self.service());
+            let id = self.check();
             let checks = checks.as_array().into_iter().flatten();
             checks.filter(|check| check["CheckID"] == id.as_str()).map(|check| check["Status"].clone()).next()
         } else {
@@ -137,26 +138,37 @@ impl Task {
         status.as_ref().and_then(Value::as_str).unwrap_or_default().to_owned()
     }
 
-    /// The ID of the app's check at the agent.
-    pub fn check(&self) -> String {
-        format!("{}-app-consul-ecs", self.service())
+    /// The ID of the app's check.
+    fn check(&self) -> String {
+        let end = if self.side.who.is_agentless() { "app" } else { "app-consul-ecs" };
+        format!("{}-{end}", self.service())
+    }
+
+    /// Writes the app's check once, as health-sync does.
+    pub async fn write(&self, agent: &Agent, status: &str) {
+        if self.side.who.is_agentless() {
+            let check = json!({ "CheckID": self.check(), "ServiceID": self.service(), "Status": status, "Output": "alone",
+                "Name": "Consul ECS health check synced" });
+            let body = json!({ "Node": NODE, "SkipNodeUpdate": true, "Check": check });
+            agent.call("PUT", "/v1/catalog/register", &body).await;
+        } else {
+            let path = format!("/v1/agent/check/update/{}", self.check());
+            agent.call("PUT", &path, &json!({ "Status": status, "Output": "alone" })).await;
+        }
     }
 
     fn service(&self) -> String {
         format!("{}-f1a2", self.family)
     }
 
-    pub fn proxy(&self) -> String {
+    fn proxy(&self) -> String {
         format!("{}-f1a2-sidecar-proxy", self.family)
     }
 }
 
-/// The node of an agentless task.
-const CLUSTER: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
-
 /// The containers of a task, with the fields that ECS's agent gives for each. The names of the sidecars are those that all sides know.
 fn containers(who: Who, family: &str, status: &str, health: &str) -> Value {
-    let proxy = if who == Who::ConsulEcs010 { "consul-dataplane" } else { "sidecar-proxy" };
+    let proxy = if who.is_agentless() { "consul-dataplane" } else { "sidecar-proxy" };
     let containers = [
         ("consul-ecs-mesh-init", "a1", "STOPPED", None),
         ("consul-client", "a2", "RUNNING", None),
@@ -164,15 +176,15 @@ fn containers(who: Who, family: &str, status: &str, health: &str) -> Value {
         ("consul-ecs-health-sync", "a4", "RUNNING", None),
         ("app", "a5", status, Some(health)),
     ];
-    // An agentless task has no agent, and consul-ecs 0.10 would count it as an app.
-    let containers = containers.into_iter().filter(|(name, ..)| who != Who::ConsulEcs010 || *name != "consul-client");
+    // A task without an agent has no such container, and consul-ecs 0.10 would count it as an app.
+    let containers = containers.into_iter().filter(|(name, ..)| !who.is_agentless() || *name != "consul-client");
     let containers = containers.map(|(name, id, status, health)| {
         let mut container = json!({
             "DockerId": id, "Name": name, "DockerName": format!("ecs-{family}-7-{name}-c0dec0dec0dec0dec0de"),
             "Image": format!("210987654321.dkr.ecr.eu-north-1.amazonaws.com/{name}:1.0.0"),
             "ImageID": "sha256:0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c4b5a69788796a5b4c3d2e1f0",
             "Labels": {
-                "com.amazonaws.ecs.cluster": CLUSTER, "com.amazonaws.ecs.container-name": name,
+                "com.amazonaws.ecs.cluster": NODE, "com.amazonaws.ecs.container-name": name,
                 "com.amazonaws.ecs.task-arn": "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2",
                 "com.amazonaws.ecs.task-definition-family": family, "com.amazonaws.ecs.task-definition-version": "7",
             },

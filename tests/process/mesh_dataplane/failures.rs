@@ -28,9 +28,9 @@ async fn unknown_proxy_refused_token_or_silent_server_gives_one_line() {
     let id = other.proxy_id();
     let token = servers.any().service_token("web").await;
     let web = other.with("CONSUL_HTTP_TOKEN", token);
-    let deregister = json!({ "Node": CLUSTER, "ServiceID": id });
+    let deregister = json!({ "Node": NODE, "ServiceID": id });
     servers.any().call("PUT", "/v1/catalog/deregister", &deregister).await;
-    web.fails_with(&["Consul does not know the proxy web-w1-sidecar-proxy", CLUSTER, "expected mesh-init"]).await;
+    web.fails_with(&["Consul does not know the proxy web-w1-sidecar-proxy", NODE, "expected mesh-init"]).await;
 
     // A server that accepts connections and says nothing.
     let silent = std::net::TcpListener::bind(("127.0.0.9", servers.grpc)).unwrap();
@@ -72,7 +72,7 @@ async fn envoy_gets_no_token_in_its_environment() {
 async fn wait_for_a_new_proxy_begins_with_the_first_refusal() {
     let servers = Servers::start(1).await;
     let web = registered(&servers).await.with("MESH_DATAPLANE_TIMEOUT", "60s");
-    let deregister = json!({ "Node": CLUSTER, "ServiceID": web.proxy_id() });
+    let deregister = json!({ "Node": NODE, "ServiceID": web.proxy_id() });
     servers.any().call("PUT", "/v1/catalog/deregister", &deregister).await;
     let mut settings: Value = serde_json::from_slice(&std::fs::read(web.file("dataplane.json")).unwrap()).unwrap();
     settings["consul"]["addresses"] = "127.0.0.9".into();

@@ -5,9 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use local_mesh::load::Report;
-use mesh_tests::consul::Agent;
+use mesh_tests::catalog::NODE;
 use mesh_tests::metadata::Metadata;
 use mesh_tests::process::{Process, run};
+use mesh_tests::servers::Servers;
 use mesh_tests::{binary, eventually, free_port, http, part};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -21,75 +22,6 @@ mod tokens;
 mod traffic;
 
 const BOUND: Duration = Duration::from_secs(60);
-const CLUSTER: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
-
-/// Servers of one datacenter, with ACLs. Each has an address of its own, and all have the same gRPC port.
-struct Servers {
-    all: Vec<Agent>,
-    grpc: u16,
-    /// The one that the test asks, and does not kill.
-    kept: usize,
-}
-
-impl Servers {
-    async fn start(count: u8) -> Self {
-        let (grpc, first) = (free_port(), free_port());
-        let mut all = Vec::new();
-        for number in 1..=count {
-            let address = format!("127.0.0.{number}");
-            let mut config = json!({
-                "node_name": format!("server-{number}"), "bind_addr": address, "addresses": { "grpc": address },
-                "ports": { "grpc": grpc },
-            });
-            if number == 1 {
-                config["ports"]["serf_lan"] = first.into();
-            } else {
-                config["bootstrap"] = false.into();
-                config["retry_join"] = json!([format!("127.0.0.1:{first}")]);
-                config["retry_interval"] = "1s".into();
-            }
-            all.push(Agent::start_with_acls_and(config).await);
-        }
-        let servers = Self { all, grpc, kept: 0 };
-        eventually("every server is a voter", BOUND, async || {
-            let peers = servers.any().call("GET", "/v1/operator/raft/configuration", &Value::Null).await;
-            let voters = peers["Servers"].as_array().into_iter().flatten().filter(|server| server["Voter"] == true);
-            if voters.count() == usize::from(count) { Ok(()) } else { Err(peers.to_string()) }
-        })
-        .await;
-        let node = json!({ "Node": CLUSTER, "Address": "10.0.0.14", "NodeMeta": { "synthetic-node": "true" } });
-        servers.any().call("PUT", "/v1/catalog/register", &node).await;
-        for service in ["web", "api"] {
-            let entry = json!({ "Kind": "service-defaults", "Name": service, "Protocol": "http" });
-            servers.any().call("PUT", "/v1/config", &entry).await;
-        }
-        let allow =
-            json!({ "Kind": "service-intentions", "Name": "api", "Sources": [{ "Name": "web", "Action": "allow" }] });
-        let token = [("X-Consul-Token", servers.any().management.as_str())];
-        // A new cluster refuses intentions for a moment.
-        eventually("web may call api", BOUND, async || {
-            match http::request("PUT", &servers.any().url("/v1/config"), &token, &allow.to_string()).await? {
-                (200, _) => Ok(()),
-                (status, body) => Err(format!("{status}: {body}")),
-            }
-        })
-        .await;
-        servers
-    }
-
-    fn any(&self) -> &Agent {
-        &self.all[self.kept]
-    }
-
-    /// The addresses for a document.
-    fn hosts(&self) -> String {
-        (1..=self.all.len()).map(|number| format!("127.0.0.{number}")).collect::<Vec<_>>().join(",")
-    }
-
-    fn http_port(&self) -> u16 {
-        self.any().http.rsplit_once(':').unwrap().1.parse().unwrap()
-    }
-}
 
 /// A task without an agent.
 struct Task {
@@ -211,7 +143,7 @@ impl Member {
     async fn set_status(&self, servers: &Servers, status: &str) {
         let id = self.task.proxy_id();
         let check = json!({
-            "Node": CLUSTER, "SkipNodeUpdate": true,
+            "Node": NODE, "SkipNodeUpdate": true,
             "Checks": [{ "CheckID": format!("{id}-consul-dataplane"), "ServiceID": id, "Status": status,
                 "Name": "Consul dataplane readiness", "Type": "consul-ecs-health-check" }],
         });

@@ -10,7 +10,7 @@ async fn requests_go_through_two_dataplanes_and_the_bootstrap_has_no_token() {
     let text = std::fs::read_to_string(mesh.web.task.file("envoy-bootstrap.json")).unwrap();
     assert!(!text.contains(&token) && !text.contains("x-consul-token"), "{text}");
     let bootstrap: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(bootstrap["node"]["metadata"]["node_name"], CLUSTER);
+    assert_eq!(bootstrap["node"]["metadata"]["node_name"], NODE);
     assert!(!mesh.web.dataplane.output().contains(&token));
     // A critical check takes the only instance out, and a passing one brings it back.
     mesh.api[0].set_status(&mesh.servers, "critical").await;
