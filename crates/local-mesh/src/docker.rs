@@ -96,6 +96,15 @@ pub async fn task(docker: &Docker, name: &str) -> Result<HashMap<String, Contain
     Ok(task)
 }
 
+/// The container of a task that runs Envoy: with a Consul agent, without one, or in a task of consul-ecs without one.
+const PROXIES: [&str; 3] = ["sidecar-proxy", "dataplane", "consul-dataplane"];
+
+/// The name of the container of a task that runs Envoy.
+pub async fn proxy(docker: &Docker, name: &str) -> Result<&'static str, DockerError> {
+    let containers = task(docker, name).await?;
+    Ok(PROXIES.into_iter().find(|proxy| containers.contains_key(*proxy)).unwrap_or(PROXIES[0]))
+}
+
 /// A task of the local mesh, as its holder shows it: the container that holds the task's network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {

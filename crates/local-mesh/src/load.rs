@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::command::CommandError;
-use crate::docker::{DockerError, inspect};
+use crate::docker::{self, DockerError, inspect};
 use crate::probe::Probe;
 use crate::task::{self, TaskError};
 
@@ -97,7 +97,8 @@ impl Load {
             command.args(["--label", &format!("{name}={value}")]);
         }
         // The load depends on the proxy, as the app does. In the order of `dependsOn` the proxy gets TERM after the load has ended.
-        for (name, value) in [(CONTAINER_NAME, "load"), (ESSENTIAL, "false"), (DEPENDS_ON, "sidecar-proxy:HEALTHY")] {
+        let proxy = format!("{}:HEALTHY", docker::proxy(docker, task).await?);
+        for (name, value) in [(CONTAINER_NAME, "load"), (ESSENTIAL, "false"), (DEPENDS_ON, proxy.as_str())] {
             command.args(["--label", &format!("{name}={value}")]);
         }
         command.args(["--entrypoint", "/app-entrypoint", "ecs-mesh/demo-app:dev"]);

@@ -131,6 +131,13 @@ pub async fn up(progress: &dyn Progress, programs: &Programs, own: &Own) -> Resu
     Ok(Up { events: recorder.events(), status })
 }
 
+/// The engine of a running mesh. The load of the demos comes from its task web.
+pub async fn running() -> Result<Docker, TaskError> {
+    let docker = docker::connect().await?;
+    task::running(&docker, "web").await?;
+    Ok(docker)
+}
+
 /// Starts everything in docker-compose.yml that does not run or whose definition has changed. The gateways are left out unless one of
 /// them runs.
 pub async fn start_all(docker: &Docker) -> Result<(), TaskError> {

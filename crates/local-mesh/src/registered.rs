@@ -22,7 +22,7 @@ pub(crate) struct Registered {
 impl Registered {
     pub(crate) async fn of(docker: &Docker, name: &str) -> Result<Self, TaskError> {
         let task = task::running(docker, name).await?;
-        let has_agent = !docker::task(docker, name).await?.contains_key("dataplane");
+        let has_agent = docker::task(docker, name).await?.contains_key("consul-client");
         let node = if has_agent { task.node() } else { CLUSTER_ARN.to_owned() };
         Ok(Self { node, has_agent, task_id: task.id })
     }

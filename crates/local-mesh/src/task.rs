@@ -47,8 +47,11 @@ pub enum TaskError {
     /// Consul could not be asked.
     #[error(transparent)]
     Consul(#[from] ConsulError),
+    /// No task runs.
+    #[error("the mesh is not running: `cargo xtask up` starts it")]
+    NoMesh,
     /// No such task runs.
-    #[error("there is no running task {task:?}: {known}")]
+    #[error("there is no running task {task:?}: there are {known}")]
     NotRunning {
         /// The name that was given.
         task: String,
@@ -138,15 +141,11 @@ pub enum NotHealthy {
 pub async fn running(docker: &Docker, task: &str) -> Result<Task, TaskError> {
     let mut tasks = docker::tasks(docker).await?;
     tasks.retain(|_, task| task.running);
+    if tasks.is_empty() {
+        return Err(TaskError::NoMesh);
+    }
     let known = tasks.keys().cloned().collect::<Vec<_>>().join(", ");
-    tasks.remove(task).ok_or_else(|| {
-        let known = if known.is_empty() {
-            "none runs; `cargo xtask up` starts them".to_owned()
-        } else {
-            format!("there are {known}")
-        };
-        TaskError::NotRunning { task: task.to_owned(), known }
-    })
+    tasks.remove(task).ok_or_else(|| TaskError::NotRunning { task: task.to_owned(), known })
 }
 
 /// Stops a task through `StopTask`, as the AWS CLI does, and waits until all its containers have exited.
@@ -213,7 +212,11 @@ pub async fn start(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Re
 /// Starts a stopped task, as [`start`] does, but waits only until its containers run.
 pub async fn launch(docker: &Docker, task: &str, settings: &[(&str, &str)]) -> Result<(), TaskError> {
     let services = compose::services(task)?;
-    if docker::tasks(docker).await?.get(task).is_some_and(|task| task.running) {
+    let tasks = docker::tasks(docker).await?;
+    if tasks.is_empty() {
+        return Err(TaskError::NoMesh);
+    }
+    if tasks.get(task).is_some_and(|task| task.running) {
         return Err(TaskError::Running(task.to_owned()));
     }
     let services = services.iter().map(String::as_str).collect::<Vec<_>>();

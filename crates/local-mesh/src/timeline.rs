@@ -134,8 +134,10 @@ fn startup(task: &str, mut events: Vec<&Event>) -> Option<Timeline> {
 fn startup_moment(event: &Event) -> (Option<&'static str>, String) {
     match (&event.what, event.container.as_str()) {
         (What::Started, _) if event.holder => (Some("T0"), "the task starts".to_owned()),
-        (What::Started, "sidecar-proxy") => (Some("T1"), "started".to_owned()),
-        (What::Healthy, "sidecar-proxy") => (Some("T2"), "healthy: the public listener is open".to_owned()),
+        (What::Started, "sidecar-proxy" | "dataplane") => (Some("T1"), "started".to_owned()),
+        (What::Healthy, "sidecar-proxy" | "dataplane") => {
+            (Some("T2"), "healthy: the public listener is open".to_owned())
+        }
         (What::Exited(0), "mesh-init") => {
             (None, "registered service and proxy, wrote the bootstrap, exited 0".to_owned())
         }
