@@ -36,6 +36,11 @@ async fn secret_of(service: &str) -> Result<(String, Secret), String> {
     }
 }
 
+/// The token of a service.
+pub async fn token_of(service: &str) -> String {
+    secret_of(service).await.unwrap().1.expose().to_owned()
+}
+
 async fn kill(docker: &Docker, container: &str) {
     let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
     docker.kill_container(container, Some(kill)).await.unwrap();

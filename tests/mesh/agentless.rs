@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use crate::{BOUND, answered_by, answering_task, consul_get, restored, up, whole};
 
-const LOAD: Options<'_> =
+pub const LOAD: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 100, connections: 8, fresh: "0.2", shutdown_delay: "0s" };
 
-fn without_an_agent(tasks: &[&str]) -> Own {
+pub fn without_an_agent(tasks: &[&str]) -> Own {
     let agentless = Agentless::Tasks(tasks.iter().map(|task| (*task).to_owned()).collect());
     tasks::read(&[], &[], &[], agentless).unwrap()
 }

@@ -15,6 +15,7 @@ mod demo;
 mod dies;
 mod gateways;
 mod own;
+mod peer;
 mod shutdown;
 
 use local_mesh::command;

@@ -334,6 +334,19 @@ pub(crate) async fn on_envoy(envoy_image: &str, profile: Profile, progress: &dyn
     Ok(())
 }
 
+/// The image of the tasks of consul-ecs without an agent, for the test of a move from them and back.
+pub const PEER: &str = "ecs-mesh/peer:dev";
+
+/// Builds [`PEER`] with the programs `consul-ecs-0.10` and `consul-dataplane` of this folder. The mesh must be up, because the image
+/// has the Envoy of sidecar-proxy.
+pub async fn of_peer(folder: &Path) -> Result<(), ImagesError> {
+    let context = Context::new("peer")?;
+    for program in ["consul-ecs-0.10", "consul-dataplane"] {
+        context.copy(&folder.join(program), program)?;
+    }
+    docker_build("peer", Profile::Dev, &context, &[]).await
+}
+
 /// Builds moto's image. If the image was already built from this Dockerfile and this root file system, this does nothing: Docker needs
 /// seconds to read 130 MB.
 async fn moto() -> Result<(), ImagesError> {

@@ -7,6 +7,7 @@ mod peers;
 mod progress;
 mod test;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -100,11 +101,15 @@ enum Command {
         name: String,
     },
     /// Run the tests: format, clippy, documentation, linters and the suites unit, process and mesh; or only the named suites. The suite
-    /// arm64 runs only if it is named. Installs what the machine lacks, as `up` does. If CONSUL is set, this leaves out the tests that cannot
-    /// run with that Consul, counts them, and lists them with the reason.
+    /// arm64 runs only if it is named. Installs what the machine lacks, as `up` does. Tests that cannot run with the given Consul, or that
+    /// need --peer, are left out, counted, and listed with the reason.
     Test {
         /// The suites to run.
         suites: Vec<Suite>,
+        /// In the suite mesh, also move a service from tasks of consul-ecs 0.10 to tasks of ecs-mesh and back. The folder has the programs
+        /// consul-ecs-0.10 and consul-dataplane. It needs Consul 1.16 or later, for example in CONSUL.
+        #[arg(long, value_name = "DIR")]
+        peer: Option<PathBuf>,
         #[command(flatten)]
         programs: ProgramsArguments,
     },
@@ -239,7 +244,9 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
         Command::Secret { name } => {
             println!("{}", secrets::manager()?.get(&Version::current(&name)).await?.expose());
         }
-        Command::Test { suites, programs } => test::run(&suites, programs.stand_ins).await?,
+        Command::Test { suites, peer, programs } => {
+            test::run(&suites, programs.stand_ins, peer.as_deref()).await?;
+        }
         Command::Bench(measurement) => bench::run(&measurement).await?,
     }
     Ok(ExitCode::SUCCESS)
@@ -261,7 +268,7 @@ fn show(timeline: &Timeline) -> Result<(), Error> {
 
 /// Runs all cases and prints the table.
 async fn demo_shutdown() -> Result<(), Error> {
-    let mut demo = demo::Demo::new(docker::connect().await?);
+    let mut demo = demo::Demo::new(mesh::running().await?);
     let reporter = Reporter::new(CASES.len());
     let mut rows = Vec::new();
     for (number, case) in CASES.into_iter().enumerate() {
@@ -286,7 +293,7 @@ async fn demo_shutdown() -> Result<(), Error> {
 
 /// Runs all cases and prints the table.
 async fn demo_rolling() -> Result<(), Error> {
-    let docker = docker::connect().await?;
+    let docker = mesh::running().await?;
     let reporter = Reporter::new(rolling::CASES.len());
     let mut rows = Vec::new();
     let mut failed = None;

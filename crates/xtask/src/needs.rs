@@ -1,4 +1,4 @@
-//! The tests that need another Consul than the given one, from `tests/needs.txt`.
+//! The tests that need another Consul than the given one, or the option `--peer`, from `tests/needs.txt`.
 
 use local_mesh::version::Version;
 
@@ -9,7 +9,7 @@ const NEEDS: &str = include_str!("../../../tests/needs.txt");
 #[derive(Debug, thiserror::Error)]
 pub enum NeedsError {
     #[error(
-        "tests/needs.txt: {line:?}: expected `SUITE TEST VERSIONS REASON`, with versions such as `<1.10` or `>=1.16`"
+        "tests/needs.txt: {line:?}: expected `SUITE TEST VERSIONS REASON`, with versions such as `<1.10` or `>=1.16`, or `--peer`"
     )]
     Malformed { line: String },
     #[error("tests/needs.txt: {line:?}: the suite has no such test")]
@@ -23,13 +23,22 @@ pub struct LeftOut {
     pub tests: Vec<String>,
 }
 
-/// The tests of a suite that cannot run with this Consul. `list` is the suite's output for `--list --format=terse`.
-pub fn left_out(suite: &str, list: &str, version: Version) -> Result<Vec<LeftOut>, NeedsError> {
-    let names = list.lines().filter_map(|line| line.strip_suffix(": test")).collect::<Vec<_>>();
-    select(NEEDS, suite, &names, version)
+/// What a run of the tests has.
+#[derive(Debug, Clone, Copy)]
+pub struct Given {
+    /// The version of Consul.
+    pub version: Version,
+    /// Whether `--peer` names the programs of consul-ecs.
+    pub peer: bool,
 }
 
-fn select(needs: &str, suite: &str, names: &[&str], version: Version) -> Result<Vec<LeftOut>, NeedsError> {
+/// The tests of a suite that cannot run with what is given. `list` is the suite's output for `--list --format=terse`.
+pub fn left_out(suite: &str, list: &str, given: Given) -> Result<Vec<LeftOut>, NeedsError> {
+    let names = list.lines().filter_map(|line| line.strip_suffix(": test")).collect::<Vec<_>>();
+    select(NEEDS, suite, &names, given)
+}
+
+fn select(needs: &str, suite: &str, names: &[&str], given: Given) -> Result<Vec<LeftOut>, NeedsError> {
     let mut left_out: Vec<LeftOut> = Vec::new();
     for line in needs.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
         let malformed = || NeedsError::Malformed { line: line.to_owned() };
@@ -37,7 +46,7 @@ fn select(needs: &str, suite: &str, names: &[&str], version: Version) -> Result<
         let (of, test, versions) = (words.next(), words.next(), words.next());
         let (Some(of), Some(test), Some(versions)) = (of, test, versions) else { return Err(malformed()) };
         let reason = words.collect::<Vec<_>>().join(" ");
-        let runs = runs(versions, version).filter(|_| !reason.is_empty()).ok_or_else(malformed)?;
+        let runs = runs(versions, given).filter(|_| !reason.is_empty()).ok_or_else(malformed)?;
         if of != suite {
             continue;
         }
@@ -64,9 +73,13 @@ fn select(needs: &str, suite: &str, names: &[&str], version: Version) -> Result<
     Ok(left_out)
 }
 
-/// Whether a version is in a range: conditions such as `<1.10` and `>=1.16`, separated by commas, or by `|` for alternatives.
-fn runs(range: &str, version: Version) -> Option<bool> {
+/// Whether what is given is in a range: conditions such as `<1.10`, `>=1.16` and `--peer`, separated by commas, or by `|` for
+/// alternatives.
+fn runs(range: &str, Given { version, peer }: Given) -> Option<bool> {
     let holds = |condition: &str| {
+        if condition == "--peer" {
+            return Some(peer);
+        }
         let (at_least, bound) = match condition.strip_prefix(">=") {
             Some(bound) => (true, bound),
             None => (false, condition.strip_prefix('<')?),
@@ -84,8 +97,8 @@ fn runs(range: &str, version: Version) -> Option<bool> {
 mod tests {
     use super::*;
 
-    fn version(minor: u16) -> Version {
-        Version::parse(&format!("Consul v1.{minor}.3")).unwrap()
+    fn version(minor: u16) -> Given {
+        Given { version: Version::parse(&format!("Consul v1.{minor}.3")).unwrap(), peer: false }
     }
 
     #[test]
@@ -97,11 +110,15 @@ mod tests {
             ("<1.10|>=1.16", 13, Some(false)),
             ("<1.10|>=1.16", 21, Some(true)),
             (">=1.9,<1.12", 12, Some(false)),
+            ("--peer,>=1.16", 21, Some(false)),
             ("1.9", 9, None),
             (">=one", 9, None),
         ] {
             assert_eq!(runs(range, version(minor)), expected, "{range} and 1.{minor}");
         }
+        let with_peer = |minor| Given { peer: true, ..version(minor) };
+        assert_eq!(runs("--peer,>=1.16", with_peer(21)), Some(true));
+        assert_eq!(runs("--peer,>=1.16", with_peer(8)), Some(false));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The programs of other projects that `bench --peer` measures beside ecs-mesh.
+//! The programs of other projects: `bench --peer` measures them beside ecs-mesh, and `test mesh --peer` moves a service from their tasks.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +22,8 @@ pub enum PeersError {
     NoPeer(PathBuf),
     #[error("--peer {}: consul-ecs-0.6 needs `consul` in the same folder, because its mesh-init runs `consul connect envoy`", .0.display())]
     NoConsul(PathBuf),
+    #[error("--peer {}: the folder has no {missing}, which the mesh test needs", folder.display())]
+    Lacks { folder: PathBuf, missing: &'static str },
     #[error("--peer: `{} {argument}` failed: {reason}; expected a program that prints {version:?}", program.display())]
     Broken { program: PathBuf, argument: &'static str, reason: String, version: String },
 }
@@ -54,6 +56,16 @@ impl Peers {
             }
         }
         Ok(Self { folder: full, missing: missing.into_iter().map(|(name, ..)| name).collect() })
+    }
+
+    /// The same for the mesh test, which runs a task of consul-ecs 0.10.
+    pub fn of_a_task(folder: &Path) -> Result<Self, PeersError> {
+        let peers = Self::find(folder)?;
+        let needed = ["consul-ecs-0.10", "consul-dataplane"];
+        match needed.into_iter().find(|name| peers.missing.contains(name)) {
+            Some(missing) => Err(PeersError::Lacks { folder: folder.to_owned(), missing }),
+            None => Ok(peers),
+        }
     }
 }
 
@@ -97,6 +109,15 @@ mod tests {
 
     fn error(folder: &Path) -> String {
         one_line(&Peers::find(folder).unwrap_err())
+    }
+
+    #[test]
+    fn a_task_needs_two_programs() {
+        let both = folder(&[("consul-ecs-0.10", "#!/bin/sh\necho v0.10.0\n"), ("consul-dataplane", GOOD)]);
+        assert!(Peers::of_a_task(both.path()).is_ok());
+        let one = folder(&[("consul-dataplane", GOOD)]);
+        let line = one_line(&Peers::of_a_task(one.path()).unwrap_err());
+        assert!(line.ends_with(": the folder has no consul-ecs-0.10, which the mesh test needs"), "{line}");
     }
 
     #[test]

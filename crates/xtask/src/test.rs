@@ -1,5 +1,6 @@
 //! Runs the tests: format, clippy, documentation, linters and three suites.
 
+use std::path::Path;
 use std::time::Instant;
 
 use clap::ValueEnum;
@@ -15,8 +16,8 @@ use local_mesh::{compose, release, workspace};
 use sidecar_kit::exit::one_line;
 use tokio::process::Command;
 
-use crate::needs::{self, NeedsError};
-use crate::peers::PeersError;
+use crate::needs::{self, Given, NeedsError};
+use crate::peers::{Peers, PeersError};
 use crate::progress::Reporter;
 
 /// A suite of tests.
@@ -54,15 +55,21 @@ pub enum TestError {
     Parts(#[from] PartsError),
     #[error(transparent)]
     Peers(#[from] PeersError),
+    #[error("--peer: expected the suite mesh, which alone uses these programs: `cargo xtask test mesh --peer DIR`")]
+    PeerWithoutMesh,
     #[error(transparent)]
     Version(#[from] VersionError),
 }
 
 /// Checks the format, runs clippy, builds the documentation, and runs the linters and the suites unit, process and mesh; or runs only the
-/// named suites.
-pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
+/// named suites. `peer` is the folder with the programs of consul-ecs.
+pub async fn run(suites: &[Suite], stand_ins: bool, peer: Option<&Path>) -> Result<(), TestError> {
     let all = suites.is_empty();
     let wanted = |suite| all || suites.contains(&suite);
+    let peers = peer.map(Peers::of_a_task).transpose()?;
+    if peers.is_some() && !wanted(Suite::Mesh) {
+        return Err(TestError::PeerWithoutMesh);
+    }
     let arm64 = suites.contains(&Suite::Arm64);
     let mesh_needs = if wanted(Suite::Mesh) { images::needs() } else { Needs::default() };
     machine::prepare(Needs {
@@ -102,7 +109,7 @@ pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
         cargo("the binaries", &["build", "--workspace", "--bins", "--quiet"]).await?;
         // The tests wait more than they compute, so four run at a time, even on two cores.
         let version = version::of_program(&parts::consul().await?).await?;
-        run_with_consul("process", version, 4).await?;
+        run_with_consul("process", version, 4, None).await?;
     }
     if arm64 {
         parts::consul().await?;
@@ -110,7 +117,7 @@ pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
         cargo("arm64", &["test", "--workspace", "--test", "arm64", "--quiet"]).await?;
     }
     if wanted(Suite::Mesh) {
-        let tested = mesh_suite(stand_ins).await;
+        let tested = mesh_suite(stand_ins, peers.as_ref()).await;
         if tested.is_err() {
             // On another machine, the logs are the only trace of a failure.
             match compose::run(&["logs", "--no-color", "--timestamps", "--tail=40"]).await {
@@ -128,23 +135,28 @@ pub async fn run(suites: &[Suite], stand_ins: bool) -> Result<(), TestError> {
     Ok(())
 }
 
-async fn mesh_suite(stand_ins: bool) -> Result<(), TestError> {
+async fn mesh_suite(stand_ins: bool, peers: Option<&Peers>) -> Result<(), TestError> {
     let begun = Instant::now();
     let programs = vendors::choose(stand_ins).await;
     println!("── mesh: {programs}");
     let up = mesh::up(&Reporter::new(mesh::UP_STEPS), &programs, &Own::default()).await?;
     println!("mesh up in {:.0} s: GET {} -> {}", begun.elapsed().as_secs_f32(), mesh::FRONT, up.status);
     // Two threads: while the test that uses the mesh waits for some time to pass, another test may use it.
-    run_with_consul("mesh", version::of_mesh().unwrap_or(Version::DEBIAN_11), 2).await
+    run_with_consul("mesh", version::of_mesh().unwrap_or(Version::DEBIAN_11), 2, peers).await
 }
 
-/// Runs a suite with a Consul of this version, this many tests at a time. Tests that need another Consul are left out, counted, and listed
-/// with the reason.
-async fn run_with_consul(suite: &'static str, version: Version, threads: usize) -> Result<(), TestError> {
+/// Runs a suite with a Consul of this version, this many tests at a time. Tests that need another Consul, or the programs of consul-ecs, are
+/// left out, counted, and listed with the reason.
+async fn run_with_consul(
+    suite: &'static str,
+    version: Version,
+    threads: usize,
+    peers: Option<&Peers>,
+) -> Result<(), TestError> {
     let test = ["test", "--workspace", "--test", suite];
     let mut list = command::cargo();
     list.current_dir(workspace()).args(test).args(["--quiet", "--", "--list", "--format=terse"]);
-    let left_out = needs::left_out(suite, &command::run(&mut list).await?, version)?;
+    let left_out = needs::left_out(suite, &command::run(&mut list).await?, Given { version, peer: peers.is_some() })?;
     let threads = format!("--test-threads={threads}");
     let mut arguments = test.to_vec();
     arguments.extend(["--", &threads]);
@@ -154,10 +166,15 @@ async fn run_with_consul(suite: &'static str, version: Version, threads: usize) 
     for test in left_out.iter().flat_map(|group| &group.tests) {
         arguments.extend(["--skip", test]);
     }
-    let result = cargo(suite, &arguments).await;
+    let mut cargo = command::cargo();
+    cargo.args(&arguments);
+    if let Some(peers) = peers {
+        cargo.env("PEER", &peers.folder);
+    }
+    let result = run_step(suite, cargo).await;
     if !left_out.is_empty() {
         let count = left_out.iter().map(|group| group.tests.len()).sum::<usize>();
-        println!("── {suite}: {count} tests were not run, because Consul is {version}:");
+        println!("── {suite}: {count} tests were not run. Consul is {version}, and these tests need something else:");
         for group in &left_out {
             println!("   {}: {}", group.reason, group.tests.join(", "));
         }
