@@ -1,7 +1,7 @@
 //! The few fields of DNS messages that a server in between must know ("Domain Names", RFC 1035, 4.1; EDNS, RFC 6891).
 
 /// The length of the header. A shorter message is no query.
-pub(crate) const SMALLEST: usize = 12;
+const SMALLEST: usize = 12;
 /// How long an answer over UDP may be, unless the query says otherwise.
 const UDP: usize = 512;
 /// The type of the record in which a query says how long the answer may be.
@@ -11,6 +11,11 @@ const RESPONSE: u8 = 0x80;
 const OPCODE_AND_RECURSION: u8 = 0x79;
 const TRUNCATED: u8 = 0x02;
 const SERVFAIL: u8 = 2;
+
+/// Whether this may be a query. An answer to an answer could come back as a query, and so on without end.
+pub(crate) fn is_query(message: &[u8]) -> bool {
+    message.len() >= SMALLEST && message[2] & RESPONSE == 0
+}
 
 /// Reads a message from its begin on.
 struct Reader<'a> {
@@ -111,7 +116,7 @@ fn empty(query: &[u8], flags: [u8; 2]) -> Option<Vec<u8>> {
 
 /// The answer SERVFAIL. None if this is no query.
 pub(crate) fn refusal(query: &[u8]) -> Option<Vec<u8>> {
-    if query.len() < SMALLEST || query[2] & RESPONSE != 0 {
+    if !is_query(query) {
         return None;
     }
     empty(query, [RESPONSE | query[2] & OPCODE_AND_RECURSION, SERVFAIL])

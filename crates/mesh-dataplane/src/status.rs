@@ -36,8 +36,8 @@ pub(crate) enum Query {
     Answered,
     /// No server answered it.
     Failed,
-    /// There were too many at a time.
-    Dropped,
+    /// Too many waited for an answer. The answer was SERVFAIL.
+    Refused,
 }
 
 /// The metrics, whose names begin with `mesh_dataplane_`. They are so few that a library for them would be a large part of the program.
@@ -90,11 +90,11 @@ impl Metrics {
         metric("streams_ended_total", "counter", "Envoy's xDS streams that have ended", &ends);
         let tokens = count(&self.tokens);
         metric("tokens_total", "counter", "Tokens that servers have confirmed", &[("", tokens)]);
-        let [answered, failed, dropped] = &self.queries;
+        let [answered, failed, refused] = &self.queries;
         let results = [
             ("{result=\"answered\"}", count(answered)),
             ("{result=\"failed\"}", count(failed)),
-            ("{result=\"dropped\"}", count(dropped)),
+            ("{result=\"refused\"}", count(refused)),
         ];
         metric("dns_queries_total", "counter", "DNS queries by result", &results);
         text

@@ -105,3 +105,63 @@ async fn query_is_answered_although_a_server_is_silent() {
     let (code, _, answers, _) = udp(web.task.dns, &query).await;
     assert!(code == 0 && answers > 0, "{code} {answers}");
 }
+
+/// A task whose dataplane answers queries.
+async fn resolver() -> (Servers, Member) {
+    let servers = Servers::start(1).await;
+    let (web, _) = web(&servers);
+    let web = web.with("CONSUL_HTTP_TOKEN", servers.any().service_token("web").await);
+    web.register().await;
+    let web = web.starts().await;
+    assert_eq!(udp(web.task.dns, &query("consul.service.consul", None)).await.0, 0);
+    (servers, web)
+}
+
+#[tokio::test]
+async fn answer_that_comes_as_a_query_gets_no_answer() {
+    let (_servers, web) = resolver().await;
+    let query = query("consul.service.consul", None);
+    let mut answer = query.clone();
+    answer[2] |= 0x80;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    socket.send_to(&answer, ("127.0.0.1", web.task.dns)).await.unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", web.task.dns)).await.unwrap();
+    stream.write_all(&[&u16::try_from(answer.len()).unwrap().to_be_bytes()[..], &answer].concat()).await.unwrap();
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.is_empty(), "{rest:?}");
+    // One after the other, so Consul would have answered the first message too.
+    for _ in 0..10 {
+        assert_eq!(udp(web.task.dns, &query).await.0, 0);
+    }
+    assert_eq!(web.metric("mesh_dataplane_dns_queries_total{result=\"answered\"}").await, 11);
+}
+
+#[tokio::test]
+async fn every_query_of_a_burst_is_answered() {
+    let (_servers, web) = resolver().await;
+    let query = query("consul.service.consul", None);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // So many fit into the kernel's buffer.
+    for _ in 0..200 {
+        socket.send_to(&query, ("127.0.0.1", web.task.dns)).await.unwrap();
+    }
+    let mut answer = [0; 512];
+    for _ in 0..200 {
+        let length = tokio::time::timeout(BOUND, socket.recv(&mut answer)).await.expect("each is answered").unwrap();
+        assert_eq!(read(&answer[..length]).0, 0);
+    }
+}
+
+#[tokio::test]
+async fn oldest_idle_connection_makes_room_for_a_new_one() {
+    let (_servers, web) = resolver().await;
+    let mut idle = Vec::new();
+    for _ in 0..128 {
+        idle.push(TcpStream::connect(("127.0.0.1", web.task.dns)).await.unwrap());
+    }
+    assert_eq!(tcp(web.task.dns, &query("consul.service.consul", None)).await.0, 0);
+    assert_eq!(idle[0].read(&mut [0]).await.unwrap(), 0, "the oldest is closed");
+    let open = idle[1..].iter().filter(|stream| stream.try_read(&mut [0]).is_err());
+    assert_eq!(open.count(), 127);
+}
