@@ -415,6 +415,27 @@ async fn envoy_without_listeners_ends_with_the_reason() {
 }
 
 #[tokio::test]
+async fn envoy_that_gives_no_answer_is_ended() {
+    let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
+    let frozen = |flags: &[&str]| {
+        let mut command = Command::new(binary("envoy-entrypoint"));
+        command.env("ECS_CONTAINER_METADATA_URI_V4", &metadata.uri).args(["--listener-timeout", "2s"]).args(flags);
+        Process::spawn(command.args(["sh", "-c", "echo ready; kill -STOP $$"]))
+    };
+    let page = format!("127.0.0.1:{}", free_port());
+    let mut process = frozen(&["--admin", &page]);
+    assert_eq!(process.exit_code(BOUND).await, 1);
+    process.says(&format!("Envoy gave no answer at its admin page {page} within 2s, so it was ended: "), BOUND).await;
+
+    // Without an address, there may be no admin page.
+    let mut process = frozen(&["--drain", "--grace", "1s"]);
+    process.says("ready", BOUND).await;
+    asked_again(&metadata, 5).await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.exit_code(BOUND).await, 137, "{}", process.output());
+}
+
+#[tokio::test]
 async fn envoy_that_does_not_use_consul_runs_on() {
     let metadata = Metadata::start("shop", containers(&[("app", "RUNNING")]));
     let directory = tempfile::tempdir().unwrap();

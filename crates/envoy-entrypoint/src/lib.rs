@@ -8,6 +8,7 @@ mod options;
 use std::convert::Infallible;
 use std::ffi::OsString;
 use std::future::pending;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -77,6 +78,18 @@ pub enum Error {
         /// The bound.
         bound: Duration,
     },
+    /// Envoy's admin page gave no answer, and Envoy was ended.
+    #[error(
+        "Envoy gave no answer at its admin page {page} within {}, so it was ended: does --admin name its page, and has the container enough \
+         CPU and memory?",
+        humantime::format_duration(*bound)
+    )]
+    NoAnswer {
+        /// The address.
+        page: SocketAddr,
+        /// The bound.
+        bound: Duration,
+    },
     /// `ECS_CONTAINER_METADATA_URI_V4` is wrong.
     #[error(transparent)]
     Metadata(#[from] ecs_meta::Error),
@@ -114,6 +127,7 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
             ended.map(Into::into).map_err(|failure| match failure {
                 Failure::Start(error) => entrypoint::Error::from(error).into(),
                 Failure::NoListeners => Error::NoListeners { bound: options.listener_timeout },
+                Failure::NoAnswer(page) => Error::NoAnswer { page, bound: options.listener_timeout },
                 Failure::Refused(never) => match never {},
             })
         }

@@ -68,6 +68,11 @@ pub enum Error {
     )]
     NoListeners { bound: Duration, proxy: String, node: String },
     #[error(
+        "Envoy gave no answer at its admin page {page} within {}, so it was ended: has the container enough CPU and memory?",
+        humantime::format_duration(*bound)
+    )]
+    NoAnswer { page: SocketAddr, bound: Duration },
+    #[error(
         "Consul refuses the proxy {proxy} its configuration: {reason}: expected a token with the service identity of the proxy's service"
     )]
     Refused { proxy: String, reason: String },
@@ -172,6 +177,7 @@ async fn run_envoy(
         Failure::NoListeners => {
             Error::NoListeners { bound: options.listener_timeout, proxy, node: settings.proxy.node_name.clone() }
         }
+        Failure::NoAnswer(page) => Error::NoAnswer { page, bound: options.listener_timeout },
         Failure::Refused(reason) => Error::Refused { proxy, reason },
     })
 }

@@ -10,11 +10,16 @@ use sidecar_kit::http::{self, Client, Limits};
 use sidecar_kit::wait::{Attempt, until};
 use tokio::time::{Instant, sleep};
 
+use super::command;
+
 /// How long to try to send the drain request: Envoy may still be starting, or be busy.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// How often Envoy is asked whether Consul has sent listeners.
 const PACE: Duration = Duration::from_secs(1);
+
+/// How long the page may give no answer before Envoy counts as hung, unless the bound is shorter.
+const SILENT: Duration = Duration::from_secs(10);
 
 const LIMITS: Limits = Limits { time: Duration::from_secs(2), bytes: 1 << 20 };
 
@@ -29,12 +34,22 @@ enum Refused {
 /// The admin page of one Envoy.
 pub(super) struct Admin {
     address: SocketAddr,
+    /// A flag or the bootstrap gives the address. Otherwise there may be no page.
+    is_given: bool,
     client: Client,
 }
 
+/// What Envoy lacks once the bound is over.
+pub(super) enum Lack {
+    /// It has no listeners from Consul.
+    Listeners,
+    /// Its admin page, at this address, gives no answer.
+    Answer(SocketAddr),
+}
+
 impl Admin {
-    pub(super) fn at(address: SocketAddr) -> Self {
-        Self { address, client: Client::plain() }
+    pub(super) fn at(given: Option<SocketAddr>) -> Self {
+        Self { address: given.unwrap_or(command::ADMIN), is_given: given.is_some(), client: Client::plain() }
     }
 
     async fn ask(&self, method: Method, path: &str) -> Result<http::Response, Refused> {
@@ -62,18 +77,27 @@ impl Admin {
         }
     }
 
-    /// Returns if Envoy has no listener from Consul once `bound` is over. Never returns once Consul has sent
-    /// listeners, for an Envoy that doesn't ask Consul for listeners, or while the page gives no answer.
-    pub(super) async fn without_listeners_for(&self, bound: Duration) {
+    /// Returns if Envoy has no listener from Consul once `bound` is over, or if its page gives no answer until then. Never returns once
+    /// Consul has sent listeners, or for an Envoy that doesn't ask Consul for listeners.
+    pub(super) async fn without_listeners_for(&self, bound: Duration) -> Lack {
         let deadline = Instant::now() + bound;
+        let mut answered = Instant::now();
         loop {
             let late = Instant::now() >= deadline;
-            if let Ok(answer) = self.ask(Method::GET, "/stats?filter=listener_manager.lds.update_").await {
-                match (consul_has_answered(&String::from_utf8_lossy(&answer.body)), late) {
-                    (Some(false), true) => return,
-                    (Some(false) | None, false) => {}
-                    (Some(true), _) | (None, true) => std::future::pending().await,
+            match self.ask(Method::GET, "/stats?filter=listener_manager.lds.update_").await {
+                Ok(answer) => {
+                    answered = Instant::now();
+                    match (consul_has_answered(&String::from_utf8_lossy(&answer.body)), late) {
+                        (Some(false), true) => return Lack::Listeners,
+                        (Some(false) | None, false) => {}
+                        (Some(true), _) | (None, true) => std::future::pending().await,
+                    }
                 }
+                Err(Refused::Status(_)) => answered = Instant::now(),
+                Err(Refused::Http(_)) if late && self.is_given && answered.elapsed() >= bound.min(SILENT) => {
+                    return Lack::Answer(self.address);
+                }
+                Err(Refused::Http(_)) => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
             sleep(if left.is_zero() { PACE } else { left.min(PACE) }).await;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 /// The admin page's address if no flag and no bootstrap gives one: Consul's own default.
-const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 19000);
+pub(super) const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 19000);
 
 /// The value of an argument of Envoy, as `NAME VALUE` or `NAME=VALUE`.
 fn value_of<'a>(command: &'a [OsString], name: &str) -> Option<&'a OsStr> {
@@ -45,16 +45,16 @@ pub(super) fn with_concurrency(command: &[OsString], workers: u32) -> Vec<OsStri
     with
 }
 
-/// The address of Envoy's admin page, from the bootstrap that the command names.
-pub(super) fn admin(command: &[OsString]) -> SocketAddr {
+/// The address of Envoy's admin page, if the command names a bootstrap that has one.
+pub(super) fn admin(command: &[OsString]) -> Option<SocketAddr> {
     // `-c` counts only with a .json file: a shell has a `-c` too, and Envoy knows the format by the extension.
     let short =
         value_of(command, "-c").filter(|path| Path::new(path).extension().is_some_and(|format| format == "json"));
-    let Some(path) = value_of(command, "--config-path").or(short).map(PathBuf::from) else { return ADMIN };
-    admin_in(&path).unwrap_or_else(|reason| {
+    let path = value_of(command, "--config-path").or(short).map(PathBuf::from)?;
+    let admin = admin_in(&path).inspect_err(|reason| {
         tracing::warn!("{}: {reason}; assuming Envoy's admin page at {ADMIN} (see --admin)", path.display());
-        ADMIN
-    })
+    });
+    admin.ok()
 }
 
 fn admin_in(bootstrap: &Path) -> Result<SocketAddr, String> {
@@ -103,15 +103,15 @@ mod tests {
         };
         for line in lines {
             bootstrap("::1");
-            assert_eq!(admin(&words(&line)), "[::1]:19001".parse().unwrap(), "{line}");
+            assert_eq!(admin(&words(&line)), "[::1]:19001".parse().ok(), "{line}");
             bootstrap("127.0.0.1");
-            assert_eq!(admin(&words(&line)), "127.0.0.1:19001".parse().unwrap(), "{line}");
+            assert_eq!(admin(&words(&line)), "127.0.0.1:19001".parse().ok(), "{line}");
             bootstrap("localhost");
-            assert_eq!(admin(&words(&line)), ADMIN, "{line}");
+            assert_eq!(admin(&words(&line)), None, "{line}");
         }
-        assert_eq!(admin(&words("envoy --config-path /no/such/file")), ADMIN);
+        assert_eq!(admin(&words("envoy --config-path /no/such/file")), None);
         for line in ["envoy", "sh -c exit", "envoy --config-path"] {
-            assert_eq!(admin(&words(line)), ADMIN, "{line}");
+            assert_eq!(admin(&words(line)), None, "{line}");
         }
     }
 }

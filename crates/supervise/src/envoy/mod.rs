@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::{Ended, Event, HeldSignals, StartError, Supervised, Target};
-use admin::Admin;
+use admin::{Admin, Lack};
 pub use dial::{DialError, dial};
 
 /// How long Envoy may take to end after TERM.
@@ -42,7 +42,7 @@ pub struct Options {
     pub admin: Option<SocketAddr>,
     /// Envoy's worker threads. This replaces `--concurrency` in the command.
     pub concurrency: Option<NonZeroU32>,
-    /// How long Envoy may run without listeners from Consul; zero: no limit.
+    /// How long Envoy may run without listeners from Consul, or without an answer from its admin page at the start; zero: no limit.
     pub listener_timeout: Duration,
     /// How many times Envoy is started again if it ends by itself before TERM.
     pub restarts: u32,
@@ -61,6 +61,8 @@ pub enum Failure<E> {
     Start(StartError),
     /// It had no listeners from Consul within [`Options::listener_timeout`].
     NoListeners,
+    /// Its admin page, at this address, gave no answer within [`Options::listener_timeout`].
+    NoAnswer(SocketAddr),
     /// The caller's reason.
     Refused(E),
 }
@@ -95,7 +97,7 @@ pub async fn run<E>(
     if options.drain {
         command::warn_of_draining(&command);
     }
-    let admin = Admin::at(options.admin.unwrap_or_else(|| command::admin(&command)));
+    let admin = Admin::at(options.admin.or_else(|| command::admin(&command)));
     let term = Notify::new();
     let life = async {
         if let Some(ended) = run_until_term(&mut envoy, options, &admin, refused).await? {
@@ -145,12 +147,12 @@ fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
-/// Returns if Envoy has no listeners from Consul once `bound` is over. With a bound of zero there is no limit.
-async fn without_listeners(admin: &Admin, bound: Duration) {
+/// Returns if Envoy has no listeners from Consul once `bound` is over, or gives no answer. With a bound of zero there is no limit.
+async fn without_listeners(admin: &Admin, bound: Duration) -> Lack {
     if bound.is_zero() {
         return pending().await;
     }
-    admin.without_listeners_for(bound).await;
+    admin.without_listeners_for(bound).await
 }
 
 /// Returns when ECS's desired status for the task is STOPPED; never without metadata.
@@ -175,9 +177,12 @@ async fn run_until_term<E>(
         // The bound begins anew with each start of Envoy.
         let event = tokio::select! {
             event = envoy.next() => event,
-            () = without_listeners(admin, options.listener_timeout) => {
+            lack = without_listeners(admin, options.listener_timeout) => {
                 let _ = end(envoy).await;
-                return Err(Failure::NoListeners);
+                return Err(match lack {
+                    Lack::Listeners => Failure::NoListeners,
+                    Lack::Answer(page) => Failure::NoAnswer(page),
+                });
             }
             reason = &mut refused => {
                 let _ = end(envoy).await;
