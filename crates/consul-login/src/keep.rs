@@ -9,7 +9,7 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -54,7 +54,7 @@ pub async fn expiry(consul: &Client, token: &Secret) -> Result<Option<Duration>,
 #[derive(Debug)]
 pub struct Keeper {
     token: watch::Receiver<Secret>,
-    refused: Arc<Notify>,
+    refused: watch::Sender<Option<Secret>>,
     task: JoinHandle<()>,
 }
 
@@ -69,8 +69,8 @@ impl Keeper {
     #[must_use]
     pub fn start(source: Arc<impl Source>, first: Held) -> Self {
         let (publish, token) = watch::channel(first.secret.clone());
-        let refused = Arc::new(Notify::new());
-        let task = tokio::spawn(keep(source, first, publish, refused.clone()));
+        let refused = watch::Sender::new(None);
+        let task = tokio::spawn(keep(source, first, publish, refused.subscribe()));
         Self { token, refused, task }
     }
 
@@ -80,9 +80,9 @@ impl Keeper {
         self.token.clone()
     }
 
-    /// Says that the servers no longer know the token. The keeper replaces it now.
-    pub fn refused(&self) {
-        self.refused.notify_one();
+    /// Says that the servers no longer know this token. The keeper replaces it now, unless it has done so already.
+    pub fn refused(&self, token: Secret) {
+        self.refused.send_replace(Some(token));
     }
 }
 
@@ -92,13 +92,19 @@ impl Drop for Keeper {
     }
 }
 
-async fn keep(source: Arc<impl Source>, first: Held, publish: watch::Sender<Secret>, refused: Arc<Notify>) {
+async fn keep(
+    source: Arc<impl Source>,
+    first: Held,
+    publish: watch::Sender<Secret>,
+    mut refused: watch::Receiver<Option<Secret>>,
+) {
     let mut held = first;
     loop {
         let due = held.left.map(|left| Instant::now() + renewed_after(left));
         tokio::select! {
             () = async { match due { Some(due) => sleep_until(due).await, None => std::future::pending().await } } => {}
-            () = refused.notified() => {}
+            // An error means that the keeper is dropped, which ends this task.
+            _ = refused.wait_for(|token| token.as_ref() == Some(&held.secret)) => {}
         }
         let new = log_in(&*source).await;
         publish.send_replace(new.secret.clone());

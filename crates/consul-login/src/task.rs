@@ -9,6 +9,7 @@ use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
 use tokio::time::{Instant, sleep};
 
+use crate::issued::Issued;
 use crate::keep::{Held, Source, expiry};
 use crate::login::{LOGOUT_BOUND, Login, LoginError};
 
@@ -22,21 +23,28 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 /// A [`Login`] of one task. A [`Keeper`](crate::Keeper) renews it.
 #[derive(Debug)]
 pub struct TaskLogin {
-    login: Login,
+    login: Arc<Login>,
     task: Arc<Task>,
+    issued: Issued,
 }
 
 impl TaskLogin {
     /// A login, which must have no file, of this task.
     #[must_use]
     pub fn new(login: Login, task: Arc<Task>) -> Self {
-        Self { login, task }
+        Self { login: Arc::new(login), task, issued: Issued::default() }
     }
 
     /// The login.
     #[must_use]
     pub fn login(&self) -> &Login {
         &self.login
+    }
+
+    /// The tokens of its logins.
+    #[must_use]
+    pub fn issued(&self) -> &Issued {
+        &self.issued
     }
 }
 
@@ -73,7 +81,8 @@ impl TaskLogin {
 
 impl Source for TaskLogin {
     async fn log_in(&self) -> Result<Held, LoginError> {
-        let secret = self.login.once(&self.task).await?;
+        let (login, task) = (self.login.clone(), self.task.clone());
+        let secret = self.issued.log_in(async move { login.once(&task).await }).await?;
         match self.known(&secret).await {
             Ok(left) => Ok(Held { secret, left }),
             Err(error) => {
@@ -84,8 +93,9 @@ impl Source for TaskLogin {
     }
 
     async fn log_out(&self, token: &Secret) {
-        if let Err(error) = self.login.servers().logout(token, LOGOUT_BOUND).await {
-            tracing::warn!("a token of this login stays until it expires: {}", one_line(&error));
+        match self.login.servers().logout(token, LOGOUT_BOUND).await {
+            Ok(()) => self.issued.deleted(token),
+            Err(error) => tracing::warn!("a token of this login stays until it expires: {}", one_line(&error)),
         }
     }
 }

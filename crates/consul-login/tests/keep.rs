@@ -71,7 +71,13 @@ async fn a_refused_token_is_replaced_at_once_however_often_that_fails() {
     let mut token = keeper.token();
     sleep(Duration::from_secs(1_000_000)).await;
     assert!(!token.has_changed().unwrap(), "a token without an end is kept");
-    keeper.refused();
+    keeper.refused(Secret::new("first"));
+    sleep(Duration::from_secs(1)).await;
+    // Another call with the same token was refused, too.
+    keeper.refused(Secret::new("first"));
     token.changed().await.unwrap();
-    assert_eq!(token.borrow().expose(), "token 1");
+    assert_eq!(token.borrow_and_update().expose(), "token 1");
+    keeper.refused(Secret::new("first"));
+    sleep(Duration::from_secs(1_000_000)).await;
+    assert!(!token.has_changed().unwrap(), "one login replaces it");
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use consul_login::{Keeper, TaskLogin};
 use ecs_meta::{MetadataClient, Status, Task};
+use futures_util::future::join_all;
 use mesh_access::Access;
 use mesh_config::{Config, ConsulServers, Role, catalog, is_dataplane};
 use sidecar_kit::env::Env;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::signals::StopSignals;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::catalog::Catalog;
 use crate::health::Checks;
@@ -57,7 +58,13 @@ pub async fn run(
     };
     let keeper = tokio::select! {
         keeper = keeper => keeper,
-        _ = signals.next() => return Err(RunError::NotLoggedIn),
+        _ = signals.next() => {
+            // The login may have succeeded at the same moment.
+            if let Some(login) = &login && let Err(error) = log_out(login).await {
+                tracing::warn!("{}", one_line(&error));
+            }
+            return Err(RunError::NotLoggedIn);
+        }
     };
     let names = catalog::names(role, &task);
     let registrations = catalog::registrations(role, config, &names, &task, &node);
@@ -82,9 +89,9 @@ pub async fn run(
         deregistered = whole => deregistered?,
         () = catalog.renewals() => unreachable!("it does not end"),
     };
-    let logged_out = match (&login, catalog.keeper()) {
-        (Some(login), Some(keeper)) => log_out(login, keeper).await,
-        _ => Ok(()),
+    let logged_out = match &login {
+        Some(login) => log_out(login).await,
+        None => Ok(()),
     };
     if let (Err(_), Err(error)) = (&deregistered, &logged_out) {
         tracing::warn!("{}", one_line(error));
@@ -100,12 +107,22 @@ fn dataplane_has_stopped(task: &Task) -> bool {
     dataplanes.all(|container| container.desired_status == Status::Stopped && container.known_status == Status::Stopped)
 }
 
-async fn log_out(login: &TaskLogin, keeper: &Keeper) -> Result<(), NotLoggedOut> {
-    let token = keeper.token().borrow().clone();
+/// Deletes the tokens of all logins. After a renewal, the token before still exists for some seconds.
+async fn log_out(login: &TaskLogin) -> Result<(), NotLoggedOut> {
+    let deadline = Instant::now() + LOGOUT_BOUND;
+    let under_way = |_| NotLoggedOut::Refused(vec!["a login was still under way".to_owned()]);
+    let tokens = timeout_at(deadline, login.issued().end()).await.map_err(under_way)?;
     let servers = login.login().servers();
-    let attempt = async || servers.logout(&token, PATIENCE).await.map_err(|error| one_line(&error));
-    let outcome = retried(Instant::now() + LOGOUT_BOUND, PATIENCE, attempt).await;
-    outcome.map_err(|reason| NotLoggedOut::Refused(vec![reason]))?;
-    tracing::info!("logged out");
+    let failed = join_all(tokens.iter().map(async |token| {
+        let attempt = async || servers.logout(token, PATIENCE).await.map_err(|error| one_line(&error));
+        retried(deadline, PATIENCE, attempt).await.err()
+    }));
+    let failed = failed.await.into_iter().flatten().collect::<Vec<_>>();
+    if !failed.is_empty() {
+        return Err(NotLoggedOut::Refused(failed));
+    }
+    if !tokens.is_empty() {
+        tracing::info!("logged out");
+    }
     Ok(())
 }

@@ -75,14 +75,11 @@ impl Catalog {
             let mut token = keeper.token();
             while token.changed().await.is_ok() {
                 self.consul.use_token(token.borrow_and_update().clone());
+                // A refusal that comes now may still be for the token before.
+                self.refused.set(Some(Instant::now()));
             }
         }
         std::future::pending().await
-    }
-
-    /// The login's keeper, to log out at the end.
-    pub fn keeper(&self) -> Option<&Keeper> {
-        self.keeper.as_ref()
     }
 
     /// Takes the task out of the mesh, and then does so again whenever a late write has undone it. Ends when `stopped` does, at the latest after
@@ -203,7 +200,7 @@ impl Catalog {
         if let Some(keeper) = self.keeper.as_ref().filter(|_| error.is_unknown_token()) {
             if self.refused.get().is_none_or(|refused| refused.elapsed() > REFUSED_AGAIN) {
                 self.refused.set(Some(Instant::now()));
-                keeper.refused();
+                keeper.refused(keeper.token().borrow().clone());
             }
             return format!("{line}; logging in again");
         }

@@ -2,12 +2,12 @@
 
 use std::future::pending;
 use std::net::Ipv6Addr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use consul_api::ConfigError;
 use consul_grpc::{Follower, Servers, State};
-use consul_login::{GrpcLogin, Held, Keeper, LoginError, Prover, Source};
+use consul_login::{GrpcLogin, Held, Issued, Keeper, LoginError, Prover, Source};
 use ecs_meta::{MetadataClient, Task};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
@@ -106,7 +106,8 @@ impl Tokens {
                 let Login { prover, partition, datacenter, http } = *login;
                 let login = GrpcLogin::new(prover, servers.clone(), partition, datacenter);
                 // TERM may come during the login. `give_back` then finds here what to log out.
-                *self = Self::LoggedIn(Arc::new(LoginSource { login, task, http, tokens: Mutex::default() }), None);
+                let (login, task) = (Arc::new(login), Arc::new(task));
+                *self = Self::LoggedIn(Arc::new(LoginSource { login, task, http, issued: Issued::default() }), None);
             }
             other => *self = other,
         }
@@ -139,10 +140,9 @@ impl Tokens {
     /// tasks.
     pub(crate) async fn give_back(&self) {
         let Self::LoggedIn(source, _) = self else { return };
-        let tokens = source.tokens().clone();
         let log_out = async {
-            for token in &tokens {
-                source.log_out(token).await;
+            for token in source.issued.end().await {
+                source.log_out(&token).await;
             }
         };
         if timeout(LOG_OUT_WITHIN, log_out).await.is_err() {
@@ -225,7 +225,7 @@ async fn keep_login(source: &Arc<LoginSource>, first: Held, follower: &Follower)
                 if is_refused && refused.as_ref() != Some(&used) {
                     tracing::warn!("Consul's servers no longer know the token of the login: logging in again");
                     refused = Some(used.clone());
-                    keeper.refused();
+                    keeper.refused(used.clone());
                 }
             }
         }
@@ -234,17 +234,13 @@ async fn keep_login(source: &Arc<LoginSource>, first: Held, follower: &Follower)
 
 /// Logs in and out by gRPC, and remembers the tokens that it has to give back.
 pub(crate) struct LoginSource {
-    login: GrpcLogin,
-    task: Task,
+    login: Arc<GrpcLogin>,
+    task: Arc<Task>,
     http: Option<consul_api::Client>,
-    tokens: Mutex<Vec<Secret>>,
+    issued: Issued,
 }
 
 impl LoginSource {
-    fn tokens(&self) -> MutexGuard<'_, Vec<Secret>> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// How long a new token is valid. None if it does not expire, or if the servers do not say: then WatchServers shows its end.
     async fn expiry(&self, token: &Secret) -> Option<Duration> {
         let http = self.http.as_ref()?;
@@ -269,15 +265,15 @@ impl LoginSource {
 
 impl Source for LoginSource {
     async fn log_in(&self) -> Result<Held, LoginError> {
-        let secret = self.login.log_in(&self.task).await?;
-        self.tokens().push(secret.clone());
+        let (login, task) = (self.login.clone(), self.task.clone());
+        let secret = self.issued.log_in(async move { login.log_in(&task).await }).await?;
         let left = self.expiry(&secret).await;
         Ok(Held { secret, left })
     }
 
     async fn log_out(&self, token: &Secret) {
         match self.login.log_out(token).await {
-            Ok(()) => self.tokens().retain(|held| held != token),
+            Ok(()) => self.issued.deleted(token),
             Err(error) => tracing::warn!("a token of the login stays until it expires: {}", one_line(&error)),
         }
     }

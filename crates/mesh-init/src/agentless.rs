@@ -1,7 +1,9 @@
 //! A task's start without a Consul agent. mesh-init logs in at the servers, and waits for the node of the task's cluster. Then it registers
 //! in the catalog, and writes the file for mesh-dataplane.
 
+use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use consul_api::Client;
@@ -11,11 +13,13 @@ use mesh_access::{Access, AccessError, HTTP_CA_PEM};
 use mesh_config::{Config, ConsulServers, Role, ServerEndpoint, catalog};
 use sidecar_kit::env::Env;
 use sidecar_kit::file::{WriteError, write_if_changed};
+use sidecar_kit::signals::StopSignals;
 use sidecar_kit::tls::{CertificatesPem, PemError};
 use sidecar_kit::wait::WaitError;
 
 use crate::catalog::{Catalog, RegisterError};
 use crate::dataplane;
+use crate::run::stopped;
 
 /// The variable of consul-ecs with the CA certificate of the servers' gRPC, in PEM.
 const GRPC_CA_PEM: &str = "CONSUL_GRPC_CACERT_PEM";
@@ -47,7 +51,8 @@ pub enum AgentlessError {
     Write(#[from] WriteError),
 }
 
-/// Registers the task's service and proxy, or its gateway, and writes the dataplane's file. A second run changes nothing.
+/// Registers the task's service and proxy, or its gateway, and writes the dataplane's file. A second run changes nothing. A signal ends it,
+/// and it logs out.
 ///
 /// # Errors
 /// See [`AgentlessError`]. If a step fails after the registration, it deregisters what this run has registered.
@@ -57,17 +62,29 @@ pub(crate) async fn run(
     role: Role<'_>,
     bound: Duration,
     env: &Env,
-) -> Result<(), AgentlessError> {
+    mut signals: StopSignals,
+) -> Result<ExitCode, AgentlessError> {
     let Access { consul, login } = Access::of(config, servers, role, bound, env)?;
-    let task = MetadataClient::from_env(env)?.task_within(bound).await?;
-    let node = task.cluster_arn().map_err(AgentlessError::Cluster)?.to_string();
-    let Some(login) = login else { return join(config, servers, role, &task, &node, &consul, bound, env).await };
-    let token = login.token(&task, None).await?;
-    consul.use_token(token.secret().clone());
-    let joined = join(config, servers, role, &task, &node, &consul, bound, env).await;
-    // mesh-dataplane and health-sync log in themselves, so this token is no longer needed.
-    login.log_out(&token).await;
-    joined
+    let token = OnceCell::new();
+    let joined = async {
+        let task = MetadataClient::from_env(env)?.task_within(bound).await?;
+        let node = task.cluster_arn().map_err(AgentlessError::Cluster)?.to_string();
+        if let Some(login) = &login {
+            let new = login.token(&task, None).await?;
+            consul.use_token(new.secret().clone());
+            let _ = token.set(new);
+        }
+        join(config, servers, role, &task, &node, &consul, bound, env).await
+    };
+    let ended = tokio::select! {
+        joined = joined => joined.map(|()| ExitCode::SUCCESS),
+        stop = signals.next() => Ok(stopped(stop)),
+    };
+    if let (Some(login), Some(token)) = (&login, token.get()) {
+        // mesh-dataplane and health-sync log in themselves, so this token is no longer needed.
+        login.log_out(token).await;
+    }
+    ended
 }
 
 #[expect(clippy::too_many_arguments, reason = "the registration needs each of them")]

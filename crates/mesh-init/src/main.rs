@@ -165,7 +165,10 @@ fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
 
 fn main() -> ExitCode {
     let arguments: Arguments = exit::parse_arguments();
-    if let Err(error) = end_on_signals() {
+    // A run has its own handlers, because it may have to log out.
+    if arguments.command.is_some()
+        && let Err(error) = end_on_signals()
+    {
         exit::fail("mesh-init", &exit::one_line(&error), exit::FAILURE)
     }
     let env = Env::of_process();

@@ -16,6 +16,7 @@ use sidecar_kit::env::Env;
 use sidecar_kit::file::WriteError;
 use sidecar_kit::log;
 use sidecar_kit::secret::{Secret, SecretFileError, SecretSource};
+use sidecar_kit::signals::{SignalsError, Stop, StopSignals};
 use sidecar_kit::wait::WaitError;
 
 use crate::address::{self, AddressError};
@@ -85,6 +86,8 @@ pub enum RunError {
     Write(#[from] WriteError),
     #[error(transparent)]
     Agentless(#[from] AgentlessError),
+    #[error(transparent)]
+    Signals(#[from] SignalsError),
 }
 
 /// The addresses that the flags give.
@@ -119,23 +122,44 @@ impl Token {
 }
 
 /// Registers the task's service and proxy, or its gateway, and writes the bootstrap. In a task without an agent, it registers them in
-/// the catalog and writes what the dataplane needs. A second run changes nothing.
+/// the catalog and writes what the dataplane needs. A second run changes nothing. TERM ends it with 143, and INT with 130.
 ///
 /// # Errors
 /// See [`RunError`]. mesh-init checks the configuration and the directory before it registers anything. If a later step
 /// fails, it tries to deregister what it registered.
 pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
+    // First of all, so that a TERM during the start is not lost.
+    let mut signals = StopSignals::catch()?;
     let config = read_config(env)?;
     let role = Role::of(&config);
     let given = Given::parse(&options, env)?;
     ProxyOptions::parse(role.proxy_config(&config), env)?;
     volume::ensure_writable(&config.bootstrap_dir)?;
     if let Some(servers) = &config.consul_servers {
-        agentless::run(&config, servers, role, options.timeout, env).await?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(agentless::run(&config, servers, role, options.timeout, env, signals).await?);
     }
+    tokio::select! {
+        ended = with_agent(&options, env, &config, role, given) => ended.map(|()| ExitCode::SUCCESS),
+        stop = signals.next() => Ok(stopped(stop)),
+    }
+}
 
-    let login = login(&config, role, options.timeout, env)?;
+/// The exit code of a program that a signal ended: 128 and the signal's number.
+pub(crate) fn stopped(by: Stop) -> ExitCode {
+    match by {
+        Stop::Term => ExitCode::from(143),
+        Stop::Interrupt => ExitCode::from(130),
+    }
+}
+
+async fn with_agent(
+    options: &Options,
+    env: &Env,
+    config: &Config,
+    role: Role<'_>,
+    given: Given,
+) -> Result<(), RunError> {
+    let login = login(config, role, options.timeout, env)?;
     let consul = agent_client(role, login.as_ref(), env)?;
     let source = consul.config().token().filter(|_| login.is_none());
     let secret = source.map(SecretSource::read).transpose()?;
@@ -148,9 +172,9 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
         None => Token::Given(secret),
     };
 
-    let registrations = role.registrations(&config, &identity.names, &identity.task, options.check_ttl);
+    let registrations = role.registrations(config, &identity.names, &identity.task, options.check_ttl);
     let mut registrar = Registrar::new(&consul, registrations);
-    let joined = join(&mut registrar, &consul, &identity, token.secret(), &given, &options, &config, env).await;
+    let joined = join(&mut registrar, &consul, &identity, token.secret(), &given, options, config, env).await;
     if joined.is_err() {
         // ECS will not start the task's other containers, so nothing else would clean up.
         registrar.deregister().await;
@@ -158,7 +182,7 @@ pub async fn run(options: Options, env: &Env) -> Result<ExitCode, RunError> {
             login.log_out(token).await;
         }
     }
-    joined.map(|()| ExitCode::SUCCESS)
+    joined
 }
 
 /// Registers, completes the bootstrap with what the agent reports, and writes it.

@@ -88,11 +88,14 @@ async fn health_sync_renews_its_login_replaces_a_deleted_token_and_logs_out() {
     becomes("critical").await;
     sync.says("logging in again", BOUND).await;
     let second = one_login("the deleted token is replaced", &first).await;
-    // The new token is in use before the old one is deleted.
-    let third = one_login("the login is renewed, and the token before it deleted", &second).await;
+    // The new token is in use before the old one is deleted. TERM comes before that.
+    eventually("the login is renewed", BOUND, async || match &*logins(&agent).await {
+        both @ [_, _] if both.iter().any(|login| login["AccessorID"] == second) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     task.metadata.set_containers(app("HEALTHY"));
     becomes("passing").await;
-    assert_eq!(logins(&agent).await[0]["AccessorID"], third);
     sync.signal(Signal::TERM);
     assert_eq!(sync.exit_code(BOUND).await, 0, "{}", sync.output());
     assert_eq!(logins(&agent).await, Vec::<Value>::new());
@@ -163,4 +166,25 @@ async fn expiry_that_is_not_a_time_is_an_error() {
     let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
     let error = consul_login::expiry(&client, &Secret::new("any")).await.unwrap_err();
     assert!(matches!(error, consul_api::Error::Undecodable { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn mesh_init_logs_out_at_term() {
+    let agent = Agent::start_with_acls().await;
+    let platform = Platform::trusted_by(&agent, "${value.service}").await;
+    let proof = platform.proof("web");
+    let (host, port) = host_and_port(&agent.http);
+    let mut task = Task::that_logs_in("");
+    let document = task.document.as_object_mut().unwrap();
+    document.remove("consulHTTPAddr");
+    document.insert("transparentProxy".to_owned(), json!({ "enabled": false }));
+    document.insert("consulServers".to_owned(), servers(host, port));
+    // The task's cluster has no node.
+    let variables = [("CONSUL_LOGIN_BEARER_TOKEN_FILE", path(proof.path()))];
+    let mut waiting = Process::spawn(&mut task.command("mesh-init", &variables));
+    waiting.says("waiting for the node", BOUND).await;
+    assert_eq!(logins(&agent).await.len(), 1);
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.exit_code(BOUND).await, 143);
+    assert_eq!(logins(&agent).await, Vec::<Value>::new(), "{}", waiting.output());
 }

@@ -1,5 +1,10 @@
 //! Tokens that expire, are deleted, or are replaced.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use http_fixture::{Pass, Relay};
+
 use super::*;
 use crate::login::{METHOD, Platform, logins};
 
@@ -124,6 +129,48 @@ async fn task_logs_out_if_term_comes_before_the_expiry_is_known() {
     starting.says("the expiry of the token is not known yet", BOUND).await;
     assert_eq!(logins(servers.any()).await.len(), before + 1);
     starting.signal(Signal::TERM);
+    assert_eq!(starting.exit_code(BOUND).await, 143);
+    assert_eq!(logins(servers.any()).await.len(), before, "{}", starting.output());
+}
+
+#[tokio::test]
+async fn task_logs_out_if_term_comes_while_it_logs_in() {
+    let servers = Servers::start(1).await;
+    let platform = Platform::trusted_by(servers.any(), "${value.service}").await;
+    let proof = platform.proof("web");
+    let (mut web, _) = web(&servers);
+    web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD });
+    let web = web.with("CONSUL_LOGIN_BEARER_TOKEN_FILE", proof.path().to_str().unwrap());
+    web.register().await;
+    let before = logins(servers.any()).await.len();
+    // The answer to the login waits until `go` is dropped.
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (wait, asked) = (Mutex::new(wait), Arc::new(AtomicBool::new(false)));
+    let (bearer, noted) = (std::fs::read(proof.path()).unwrap(), asked.clone());
+    let look = move |_, bytes: &[u8]| {
+        if bytes.windows(bearer.len()).any(|window| window == bearer) {
+            noted.store(true, Ordering::SeqCst);
+        }
+        Pass::On
+    };
+    let hold = move |_, _: &[u8]| {
+        if asked.load(Ordering::SeqCst) {
+            let _ = wait.lock().unwrap().recv();
+        }
+    };
+    let relay = Relay::start(&format!("127.0.0.1:{}", servers.grpc), look, hold);
+    let mut settings: Value = serde_json::from_slice(&std::fs::read(web.file("dataplane.json")).unwrap()).unwrap();
+    settings["consul"]["grpcPort"] = relay.address.rsplit_once(':').unwrap().1.parse::<u16>().unwrap().into();
+    std::fs::write(web.file("dataplane.json"), settings.to_string()).unwrap();
+    let mut starting = Process::spawn(&mut web.with_envoy("warning"));
+    eventually("Consul has made the token", BOUND, async || {
+        let count = logins(servers.any()).await.len();
+        if count == before + 1 { Ok(()) } else { Err(starting.output()) }
+    })
+    .await;
+    starting.signal(Signal::TERM);
+    starting.says("ended by a signal before Envoy's start", BOUND).await;
+    drop(go);
     assert_eq!(starting.exit_code(BOUND).await, 143);
     assert_eq!(logins(servers.any()).await.len(), before, "{}", starting.output());
 }
