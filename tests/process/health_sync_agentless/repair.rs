@@ -39,7 +39,7 @@ async fn lost_registration_is_back_with_its_statuses() {
     // A changed status is a write, and that fails. Without one, the read-back comes within a minute.
     mesh.deregister(json!({})).await;
     mesh.metadata.set_containers(containers("HEALTHY", "UNHEALTHY"));
-    sync.says("expected a token with the service identity shop, and the node arn:aws:ecs:eu-north-1:210987654321:cluster/blue in the catalog", BOUND).await;
+    sync.says("expected a token with the service identity shop, and in the catalog the node arn:aws:ecs:eu-north-1:210987654321:cluster/blue", BOUND).await;
     register_node(&mesh.agent).await;
     mesh.become_within(BOUND, ["passing", "critical", "critical"]).await;
     mesh.metadata.set_containers(containers("HEALTHY", "HEALTHY"));
