@@ -21,11 +21,13 @@ locals {
     memoryReservation      = 64
     stopTimeout            = 30
     environment = [
-      for name, value in merge({
-        ACL_CONTROLLER_CLUSTER            = var.ecs_cluster_arn
-        ACL_CONTROLLER_SECRET_NAME_PREFIX = var.name_prefix
-        CONSUL_HTTP_ADDR                  = var.consul_server_http_addr
-      }, var.environment) : { name = name, value = value }
+      for name, value in merge(
+        { ACL_CONTROLLER_CLUSTER = var.ecs_cluster_arn, CONSUL_HTTP_ADDR = var.consul_server_http_addr },
+        var.token_secrets ? { ACL_CONTROLLER_SECRET_NAME_PREFIX = var.name_prefix } : {},
+        var.agentless ? { ACL_CONTROLLER_AGENTLESS = "true" } : {},
+        var.auth_method != "" ? { ACL_CONTROLLER_AUTH_METHOD = var.auth_method, ACL_CONTROLLER_IAM_ROLE_PATH = var.iam_role_path } : {},
+        var.environment,
+      ) : { name = name, value = value }
     ]
     secrets = [
       for secret in [["CONSUL_HTTP_TOKEN", var.consul_bootstrap_token_secret_arn], ["CONSUL_CACERT_PEM", local.ca]] :
@@ -72,6 +74,8 @@ resource "aws_ecs_service" "this" {
 resource "aws_secretsmanager_secret" "client_token" {
   #checkov:skip=CKV_AWS_149:encrypted with the account's key of Secrets Manager, so that the controller needs no rights on a key
   #checkov:skip=CKV2_AWS_57:the controller makes the token anew if someone deletes it; an agent's token gives no right on a service
+  count = var.token_secrets ? 1 : 0
+
   name                    = "${var.name_prefix}-consul-client-token"
   recovery_window_in_days = 0
   tags                    = var.tags

@@ -1,11 +1,11 @@
 output "client_token_secret_arn" {
-  description = "ARN of the secret with the token of all Consul agents: `consul_client_token_secret_arn` of the module mesh-task."
-  value       = aws_secretsmanager_secret.client_token.arn
+  description = "ARN of the secret with the token of all Consul agents: `consul_client_token_secret_arn` of the module mesh-task. Empty without `token_secrets`."
+  value       = var.token_secrets ? aws_secretsmanager_secret.client_token[0].arn : ""
 }
 
 output "name_prefix" {
-  description = "The prefix of the secrets: `acl_secret_name_prefix` of the module mesh-task."
-  value       = var.name_prefix
+  description = "The prefix of the secrets: `acl_secret_name_prefix` of the module mesh-task. Empty without `token_secrets`."
+  value       = var.token_secrets ? var.name_prefix : ""
 }
 
 output "ecs_service_name" {

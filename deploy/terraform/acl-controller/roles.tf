@@ -30,17 +30,20 @@ resource "aws_iam_role_policy" "task" {
   role = aws_iam_role.task.id
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [
+    Statement = concat([
       # AWS takes no other resource for ListTasks and ListSecrets.
       { Effect = "Allow", Action = "ecs:ListTasks", Resource = "*", Condition = { ArnEquals = { "ecs:cluster" = var.ecs_cluster_arn } } },
       { Effect = "Allow", Action = "ecs:DescribeTasks", Resource = "arn:${local.partition}:ecs:${local.region}:${local.account}:task/${local.cluster_name}/*" },
-      { Effect = "Allow", Action = "secretsmanager:ListSecrets", Resource = "*" },
-      {
-        Effect   = "Allow"
-        Action   = ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"]
-        Resource = "arn:${local.partition}:secretsmanager:${local.region}:${local.account}:secret:${var.name_prefix}-*"
-      },
-    ]
+      ], [
+      for statement in [
+        { Effect = "Allow", Action = "secretsmanager:ListSecrets", Resource = "*" },
+        {
+          Effect   = "Allow"
+          Action   = ["secretsmanager:GetSecretValue", "secretsmanager:PutSecretValue"]
+          Resource = "arn:${local.partition}:secretsmanager:${local.region}:${local.account}:secret:${var.name_prefix}-*"
+        },
+      ] : statement if var.token_secrets
+    ])
   })
 }
 

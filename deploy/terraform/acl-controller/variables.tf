@@ -68,7 +68,7 @@ variable "log_configuration" {
 }
 
 variable "iam_role_path" {
-  description = "Path of the roles."
+  description = "Path of the roles, and with `auth_method` also of the roles of the tasks that log in."
   type        = string
   default     = "/consul-ecs/"
 }
@@ -97,6 +97,24 @@ variable "cpu_architecture" {
   description = "X86_64 or ARM64."
   type        = string
   default     = "X86_64"
+}
+
+variable "agentless" {
+  description = "Whether the cluster has tasks without a Consul agent."
+  type        = bool
+  default     = false
+}
+
+variable "auth_method" {
+  description = "The auth method by which tasks without an agent log in, such as `iam-ecs-service-token`. The controller sets it up. It needs `agentless`."
+  type        = string
+  default     = ""
+}
+
+variable "token_secrets" {
+  description = "Whether services and Consul agents get their tokens from Secrets Manager. With false, no task may have an agent, and all tasks log in; the controller then has no rights in Secrets Manager."
+  type        = bool
+  default     = true
 }
 
 variable "controller_count" {

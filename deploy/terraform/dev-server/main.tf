@@ -105,12 +105,13 @@ resource "aws_security_group" "this" {
 }
 
 locals {
-  # RPC, gossip and the API.
+  # RPC, gossip, the API, and gRPC for tasks without an agent.
   ports = [
     { protocol = "tcp", port = 8300 },
     { protocol = "tcp", port = 8301 },
     { protocol = "udp", port = 8301 },
     { protocol = "tcp", port = var.tls ? 8501 : 8500 },
+    { protocol = "tcp", port = var.tls ? 8503 : 8502 },
   ]
   rules = [
     for pair in setproduct(range(length(var.client_security_group_ids)), range(length(local.ports))) :
@@ -121,7 +122,7 @@ locals {
 resource "aws_security_group_rule" "ingress" {
   count = length(local.rules)
 
-  description              = "Tasks with a Consul agent"
+  description              = "Tasks of the mesh"
   type                     = "ingress"
   protocol                 = local.rules[count.index].protocol
   from_port                = local.rules[count.index].port

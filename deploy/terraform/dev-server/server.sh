@@ -1,5 +1,6 @@
 # The command of the dev-server. Secrets go to files, so that no process argument shows them.
 umask 077
+grpc='ports { grpc = 8502 }'
 cd /consul/data
 rm -rf config tls
 mkdir config tls
@@ -12,6 +13,8 @@ if [ -n "$CONSUL_BOOTSTRAP_TOKEN" ]; then
 fi
 if [ -n "$CONSUL_CACERT_PEM" ]; then
   cd tls
+  # Then gRPC is on 8503, by default.
+  grpc=
   printf '%s\n' "$CONSUL_CACERT_PEM" > ca.pem
   printf '%s\n' "$CONSUL_CAKEY_PEM" > ca.key
   consul tls cert create -server -dc="$DATACENTER" -additional-dnsname="$SERVER_NAME" -ca=ca.pem -key=ca.key
@@ -24,4 +27,4 @@ if [ -n "$CONSUL_CACERT_PEM" ]; then
 fi
 unset CONSUL_GOSSIP_KEY CONSUL_BOOTSTRAP_TOKEN CONSUL_CACERT_PEM CONSUL_CAKEY_PEM
 exec consul agent -server -bootstrap -ui -datacenter="$DATACENTER" -bind='{{ GetPrivateIP }}' -client=0.0.0.0 \
-  -data-dir=/consul/data -config-dir=/consul/data/config -hcl='connect { enabled = true }'
+  -data-dir=/consul/data -config-dir=/consul/data/config -hcl="connect { enabled = true } $grpc"

@@ -363,6 +363,22 @@ async fn the_modules_plan_services_and_least_privileges() {
             "lb_ingress_rule_cidr_blocks": ["192.0.2.0/24"], "acls": true, "consul_http_addr": "${module.server.http_addr}" },
     });
     let mut modules = modules;
+    // No task has an agent, and all of them log in.
+    let mut logins = modules["controller"].clone();
+    for (input, value) in [
+        ("name_prefix", json!("logins")),
+        ("agentless", json!(true)),
+        ("auth_method", json!("iam-ecs-service-token")),
+        ("token_secrets", json!(false)),
+        ("iam_role_path", json!("/mesh/")),
+    ] {
+        logins[input] = value;
+    }
+    modules["logins"] = logins;
+    modules["till"] = json!({ "source": "./modules/mesh-task", "family": "Till", "port": 8080, "registry": "registry.example/ecs-mesh",
+        "container_definitions": [{ "name": "app", "image": "registry.example/till:7", "essential": true }],
+        "consul_server_hosts": "${module.server.server_dns}", "tls": true, "consul_ca_cert_arn": "${module.server.ca_cert_arn}",
+        "acls": true, "acl_secret_name_prefix": "${module.logins.name_prefix}", "iam_role_path": "/mesh/" });
     let mut front = modules["edge"].clone();
     front["family"] = json!("front");
     front["kind"] = json!("ingress-gateway");
@@ -379,20 +395,47 @@ async fn the_modules_plan_services_and_least_privileges() {
     let names = [("REGION", "eu-west-1"), ("ACCOUNT", "111122223333"), ("CLUSTER", "blue"), ("PREFIX", "p")];
     let expected = names.iter().fold(expected, |text, (name, value)| text.replace(name, value));
     assert_eq!(parsed(policy["policy"].as_str().unwrap()), parsed(&expected));
-    let environment = container("controller")["environment"].clone();
-    let variable = |name: &str| {
+    let variable = |module: &str, name: &str| {
+        let environment = container(module)["environment"].clone();
         let found = environment.as_array().unwrap().iter().find(|variable| variable["name"] == name);
         found.map(|variable| variable["value"].as_str().unwrap().to_owned())
     };
-    assert_eq!(variable("ACL_CONTROLLER_SECRET_NAME_PREFIX").as_deref(), Some("p"));
-    assert_eq!(variable("CONSUL_HTTP_ADDR").as_deref(), Some("https://server.consul.internal:8501"));
+    assert_eq!(variable("controller", "ACL_CONTROLLER_SECRET_NAME_PREFIX").as_deref(), Some("p"));
+    assert_eq!(variable("controller", "CONSUL_HTTP_ADDR").as_deref(), Some("https://server.consul.internal:8501"));
+    assert_eq!(variable("controller", "ACL_CONTROLLER_AGENTLESS"), None);
     assert_eq!(
-        values(&plan, "module.controller.aws_secretsmanager_secret.client_token")["name"],
+        values(&plan, "module.controller.aws_secretsmanager_secret.client_token[0]")["name"],
         "p-consul-client-token"
     );
 
+    let policy = values(&plan, "module.logins.aws_iam_role_policy.task")["policy"].as_str().unwrap();
+    assert!(policy.contains("ecs:DescribeTasks") && !policy.contains("secretsmanager"), "{policy}");
+    for (name, value) in [
+        ("SECRET_NAME_PREFIX", None),
+        ("AGENTLESS", Some("true")),
+        ("AUTH_METHOD", Some("iam-ecs-service-token")),
+        ("IAM_ROLE_PATH", Some("/mesh/")),
+    ] {
+        assert_eq!(variable("logins", &format!("ACL_CONTROLLER_{name}")).as_deref(), value, "{name}");
+    }
+    let all = resources(&plan["planned_values"]["root_module"]);
+    let secret =
+        |address: &Value| address.as_str().is_some_and(|address| address.contains("aws_secretsmanager_secret"));
+    let of_logins = |address: &Value| {
+        let address = address.as_str().unwrap_or_default();
+        address.starts_with("module.logins.") || address.starts_with("module.till.")
+    };
+    assert!(!all.iter().any(|resource| secret(&resource["address"]) && of_logins(&resource["address"])));
+    let role = values(&plan, "module.till.aws_iam_role.task[0]");
+    assert_eq!((&role["path"], &role["tags"]["consul.hashicorp.com.service-name"]), (&json!("/mesh/"), &json!("till")));
+    values(&plan, "module.till.aws_iam_role_policy.login[0]");
+
     let secrets = container("server")["secrets"].clone();
     assert_eq!(secrets.as_array().unwrap().len(), 4, "{secrets}");
+    let ports = [0, 1, 2, 3, 4].map(|rule| {
+        values(&plan, &format!("module.server.aws_security_group_rule.ingress[{rule}]"))["from_port"].clone()
+    });
+    assert_eq!(ports, [8300, 8301, 8301, 8501, 8503]);
     assert_eq!(values(&plan, "module.shop.aws_secretsmanager_secret.service_token[0]")["name"], "p-shop");
 
     let service = values(&plan, "module.edge.aws_ecs_service.this");
