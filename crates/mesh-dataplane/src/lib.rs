@@ -1,9 +1,10 @@
 //! Runs Envoy in a task without a Consul agent, and connects it to Consul's servers.
 //!
-//! `settings` reads the file that mesh-init wrote. `tokens` gets the token, and keeps it good. `start` asks Consul about the proxy and
+//! `settings` reads the file that mesh-init wrote, and `keys` refuses what has no effect in it. `tokens` gets the token, and keeps it good. `start` asks Consul about the proxy and
 //! writes Envoy's bootstrap. `run` runs Envoy, and beside it `relay` (Envoy's configuration), `dns` and `status`.
 
 mod dns;
+mod keys;
 mod message;
 mod options;
 mod relay;

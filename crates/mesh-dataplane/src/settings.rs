@@ -9,6 +9,8 @@ use serde::Deserialize;
 use sidecar_kit::json::{self, JsonError};
 use sidecar_kit::secret::{Secret, shown_path};
 
+use crate::keys::without_effect;
+
 /// Consul's gRPC port with TLS.
 const GRPC_PORT: u16 = 8503;
 
@@ -21,9 +23,11 @@ pub enum SettingsError {
     Json { file: String, source: JsonError },
     #[error("{file}: {key} is not set: expected {expected}")]
     Missing { file: String, key: &'static str, expected: &'static str },
+    #[error("{file}: {key} has no effect in mesh-dataplane: {cure}")]
+    WithoutEffect { file: String, key: String, cure: &'static str },
 }
 
-/// The content of the file. Keys that this program does not need are ignored.
+/// The content of the file.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Settings {
@@ -99,13 +103,20 @@ pub(crate) struct Login {
     pub(crate) aws: Aws,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Aws {
     pub(crate) include_entity: bool,
     pub(crate) region: Option<String>,
     pub(crate) sts_endpoint: Option<String>,
     pub(crate) server_id_header_value: Option<String>,
+}
+
+impl Default for Aws {
+    /// As consul-ecs logs in, whose file has no settings for AWS.
+    fn default() -> Self {
+        Self { include_entity: true, region: None, sts_endpoint: None, server_id_header_value: None }
+    }
 }
 
 /// Which proxy Envoy is.
@@ -154,8 +165,11 @@ impl Settings {
     pub(crate) fn read(path: &Path) -> Result<Self, SettingsError> {
         let file = shown_path(path);
         let text = std::fs::read(path).map_err(|source| SettingsError::Read { file: file.clone(), source })?;
-        let settings: Self =
-            json::decode(&text).map_err(|source| SettingsError::Json { file: file.clone(), source })?;
+        let no_json = |source| SettingsError::Json { file: file.clone(), source };
+        if let Some((key, cure)) = without_effect(&json::decode(&text).map_err(no_json)?) {
+            return Err(SettingsError::WithoutEffect { file, key, cure });
+        }
+        let settings: Self = json::decode(&text).map_err(no_json)?;
         let missing = |key, expected| Err(SettingsError::Missing { file, key, expected });
         if settings.consul.hosts().next().is_none() {
             return missing("consul.addresses", "the names or addresses of Consul's servers");
@@ -217,6 +231,10 @@ mod tests {
             (format!(r#"{{ {consul}, "proxy": {{ "id": "p" }} }}"#), "proxy.nodeName is not set"),
             (format!(r#"{{ {consul}, "proxy": {{ "nodeName": "n" }} }}"#), "proxy.id is not set"),
             (format!(r#"{{ {consul}, "proxy": 5 }}"#), "JSON of another form"),
+            (
+                format!(r#"{{ {consul}, "proxy": {{ "nodeID": "5" }} }}"#),
+                "proxy.nodeID has no effect in mesh-dataplane: set proxy",
+            ),
             ("5ec3e7".to_owned(), "not JSON"),
         ] {
             let error = read(&text).unwrap_err();
