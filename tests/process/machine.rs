@@ -194,31 +194,43 @@ async fn each_suite_needs_only_its_own_programs() {
     assert_eq!(machine.log("cargo.log").len(), 1, "{}", ended.stderr);
 }
 
-/// Docker's client on a machine with an engine. `manifest inspect` is what the registry answers.
-fn docker(manifest: &str) -> String {
+/// Docker's client on a machine with an engine. `manifest inspect` is what the registry answers, `pull` what pulling does, and `image` which
+/// images Docker has.
+fn docker(manifest: &str, pull: &str, image: &str) -> String {
     format!(
         "echo \"$*\" >> docker.log
         case $1 in
             version) echo 20;;
             manifest) {manifest};;
-            pull) ;;
+            pull) {pull};;
+            image) {image};;
             run) echo 'Consul v1.21.4';;
             *) exit 1;;
         esac"
     )
 }
 
-/// What `xtask images` prints first, and the calls of Docker's client. The fake cargo then ends it.
-async fn first_line(manifest: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (String, Vec<String>) {
-    let docker = docker(manifest);
-    let programs = [("docker", docker.as_str()), ("docker-compose", ""), ("pip", "")];
+/// How `xtask images` ended on a machine with this client of Docker. It ends at the latest at the first call of cargo.
+async fn images(docker: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Finished, Machine) {
+    let programs = [("docker", docker), ("docker-compose", ""), ("pip", "")];
     let machine = Machine::new(&[&fresh(), &programs[..]].concat());
     let mut command = Command::new(machine.0.path().join("xtask"));
     command.arg("images").args(arguments).current_dir("/").env_clear().env("PATH", machine.0.path().join("bin"));
     command.env("CARGO", machine.0.path().join("bin/cargo")).env("MOTO_IMAGE", "registry.example/moto");
     let ended = run(command.envs(variables.iter().copied()), BOUND).await;
-    assert_eq!((ended.code, machine.log("cargo.log").len()), (1, 1), "{}", ended.stderr);
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    (ended, machine)
+}
+
+/// What `xtask images` prints first on a machine that Docker has no image for, and the calls of Docker's client.
+async fn first_line(manifest: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (String, Vec<String>) {
+    let (ended, machine) = images(&docker(manifest, "", "exit 1"), arguments, variables).await;
+    assert_eq!(machine.log("cargo.log").len(), 1, "then the build begins: {}", ended.stderr);
     (ended.stdout.lines().next().unwrap_or_default().to_owned(), machine.log("docker.log"))
+}
+
+fn asks_a_registry(calls: &[String]) -> bool {
+    calls.iter().any(|call| call.starts_with("manifest ") || call.starts_with("pull "))
 }
 
 const CONSUL: &str = "hashicorp/consul:1.21.4";
@@ -236,9 +248,11 @@ async fn machine_that_can_pull_runs_the_vendors_images() {
 #[tokio::test]
 async fn machine_that_cannot_pull_runs_stand_ins() {
     let stand_ins = |reason: &str| format!("Consul and Envoy: stand-ins from Debian's and PyPI's packages ({reason})");
-    let (line, calls) = first_line("exit 1", &[], &[]).await;
-    assert_eq!(line, stand_ins(&format!("cannot pull {CONSUL}")));
-    assert!(!calls.iter().any(|call| call.starts_with("pull ")), "{calls:?}");
+    for image in [CONSUL, ENVOY] {
+        let (line, calls) = first_line(&format!("[ $3 != {image} ]"), &[], &[]).await;
+        assert_eq!(line, stand_ins(&format!("cannot pull {image}")));
+        assert!(!calls.iter().any(|call| call.starts_with("pull ")), "{calls:?}");
+    }
     // A registry that never answers.
     let (line, _) = first_line("exec /bin/sleep 600", &[], &[]).await;
     assert_eq!(line, stand_ins("no image registry answers within 10s"));
@@ -252,6 +266,24 @@ async fn stand_ins_and_variables_ask_no_registry() {
     ] {
         let (line, calls) = first_line("exit 0", arguments, variables).await;
         assert_eq!(line, format!("Consul and Envoy: stand-ins from Debian's and PyPI's packages ({reason})"));
-        assert!(!calls.iter().any(|call| call.starts_with("manifest ") || call.starts_with("pull ")), "{calls:?}");
+        assert!(!asks_a_registry(&calls), "{calls:?}");
     }
+}
+
+#[tokio::test]
+async fn vendors_images_that_docker_has_need_no_registry() {
+    let (ended, machine) = images(&docker("exit 1", "exit 1", "exit 0"), &[], &[]).await;
+    let calls = machine.log("docker.log");
+    let line = format!("Consul and Envoy: the vendors' images {CONSUL} and {ENVOY}\n");
+    assert!(ended.stdout.starts_with(&line), "{}", ended.stdout);
+    assert!(!asks_a_registry(&calls), "{calls:?}");
+}
+
+#[tokio::test]
+async fn image_that_the_registry_has_and_cannot_be_pulled_is_one_line() {
+    let pull = "echo 'no space left on device' >&2; exit 1";
+    let (ended, _) = images(&docker("exit 0", pull, "exit 1"), &[], &[]).await;
+    let [line] = errors(&ended)[..] else { panic!("{}", ended.stderr) };
+    let cure = format!("xtask: cannot pull {CONSUL}: try again, or run the command with --stand-ins: ");
+    assert!(line.starts_with(&cure) && line.ends_with("no space left on device"), "{line}");
 }
