@@ -62,10 +62,10 @@ fn settings() -> Value {
 fn definition() -> Value {
     json!({
         "family": "shop", "networkMode": "awsvpc", "cpu": "512", "taskRoleArn": "arn:aws:iam::111122223333:role/shop",
-        "volumes": [{ "name": "data", "efsVolumeConfiguration": { "fileSystemId": "fs-1" } }],
+        "volumes": [{ "name": "data", "efsVolumeConfiguration": { "fileSystemId": "fs-1" } }, { "name": "scratch", "host": {} }],
         "containerDefinitions": [
             {
-                "name": "app", "image": "registry.example/shop:7", "entryPoint": ["/shop"], "stopTimeout": 20, "memory": 256,
+                "name": "app", "image": "registry.example/shop:7", "entryPoint": ["/shop"], "stopTimeout": 20, "memory": 256, "cpu": 0,
                 "portMappings": [{ "containerPort": 8080 }, { "containerPort": 9090 }, { "containerPort": 53, "protocol": "udp" }],
                 "environment": [{ "name": "PRICE", "value": "5$" }],
                 "secrets": [{ "name": "DB_PASSWORD", "valueFrom": "arn:aws:secretsmanager:eu-west-1:111122223333:secret:db:password::" },
@@ -199,6 +199,7 @@ fn what_cannot_be_simulated_is_said() {
         "shop: cpu: ",
         "shop: taskRoleArn: the app gets no AWS credentials here",
         "shop: volumes[data].efsVolumeConfiguration: an empty volume",
+        "shop: volumes[scratch]: it keeps its files",
         "shop: containerDefinitions[app].environmentFiles: ",
         "shop: containerDefinitions[app].ofTomorrow: it has no effect here",
         "shop: containerDefinitions[app].linuxParameters.devices: ",
@@ -209,6 +210,10 @@ fn what_cannot_be_simulated_is_said() {
         "shop: the local mesh has no service stock",
     ] {
         assert!(own.notes.iter().any(|note| note.starts_with(begin)), "{begin}: {:#?}", own.notes);
+    }
+    // Files in EFS stay on ECS too, and a container without `cpu` has 0 in the output of `describe-task-definition`.
+    for begin in ["shop: volumes[data]:", "shop: containerDefinitions[app].cpu"] {
+        assert!(!own.notes.iter().any(|note| note.starts_with(begin)), "{begin}: {:#?}", own.notes);
     }
 }
 

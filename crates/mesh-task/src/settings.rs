@@ -129,7 +129,8 @@ impl Settings {
         for (rule, error) in rules::broken(value).into_iter().filter(|_| value.is_object()) {
             if refused(rule) {
                 found.add(error);
-            } else {
+            } else if rule.name != "transparent-proxy-default" {
+                // That rule is for documents of consul-ecs.
                 warnings.push(error.to_string());
             }
         }

@@ -45,6 +45,8 @@ fn of(definition: &Value, container: &str, field: &str) -> Value {
 #[test]
 fn the_servers_in_the_settings_make_a_task_without_an_agent() {
     let definition = rendered(&settings(), &task());
+    let notes = render(&settings(), &task()).unwrap().notes;
+    assert!(!notes.iter().any(|note| note.starts_with("transparentProxy")), "{notes:?}");
     let on = |name: &str, condition: &str| json!([{ "containerName": name, "condition": condition }]);
     let expected = [
         ("app", on("dataplane", "HEALTHY")),

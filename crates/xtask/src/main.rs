@@ -184,9 +184,9 @@ async fn run(command: Command) -> Result<ExitCode, Error> {
                 }
                 own => own?,
             };
-            own.notes.iter().for_each(|note| println!("note: {note}"));
             machine::prepare(images::needs()).await?;
             let programs = chosen(&programs).await;
+            own.notes.iter().for_each(|note| println!("note: {note}"));
             let reporter = Reporter::new(mesh::UP_STEPS);
             let up = mesh::up(&reporter, &programs, &own).await?;
             reporter.finish();

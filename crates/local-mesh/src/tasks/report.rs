@@ -54,7 +54,7 @@ fn reason(field: &str) -> &'static str {
         "links" | "hostname" | "dnsServers" | "dnsSearchDomains" | "extraHosts" | "disableNetworking" => {
             "ECS refuses it with awsvpc, and it has no effect here"
         }
-        "ulimits" => "the limits are those of Docker's engine here, which may not raise its own",
+        "ulimits" => "not set here: the container has the limits of Docker's engine",
         "startTimeout" => "a container may take as long as it likes to start here",
         "privileged" | "devices" | "dockerSecurityOptions" | "systemControls" => {
             "not given to a container on this machine"
@@ -66,6 +66,8 @@ fn reason(field: &str) -> &'static str {
 fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
+        // ECS adds `"cpu": 0` to a container that has none.
+        Value::Number(number) => number.as_u64() == Some(0),
         Value::Array(values) => values.is_empty(),
         Value::Object(fields) => fields.is_empty(),
         _ => false,
@@ -92,8 +94,7 @@ pub(crate) fn of_task(definition: &Value) -> Vec<String> {
         if !kinds.is_empty() {
             let kinds = kinds.join(", ");
             lines.push(format!("volumes[{name}].{kinds}: an empty volume of Docker takes its place"));
-        }
-        if super::sidecars::volume(&name).is_none() {
+        } else if super::sidecars::volume(&name).is_none() {
             lines.push(format!(
                 "volumes[{name}]: it keeps its files when the task starts again; on ECS a task begins with an empty one"
             ));
