@@ -21,6 +21,9 @@ use crate::{Progress, mesh_dir, workspace};
 /// The label by which `down` finds the images of the local mesh.
 pub(crate) const LABEL: &str = "ecs-mesh.built-by=xtask";
 
+/// How the name of an image begins that [`build`] makes.
+pub(crate) const BUILT: &str = "ecs-mesh/";
+
 /// A label of moto's image: a hash of its Dockerfile and of its root file system's modification time.
 const MADE_OF: &str = "ecs-mesh.made-of";
 

@@ -106,11 +106,15 @@ pub const UP_STEPS: usize = images::STEPS + 2;
 pub async fn up(progress: &dyn Progress, programs: &Programs, own: &Own) -> Result<Up, MeshError> {
     let docker = docker::connect().await?;
     ports::check(&docker, &own.ports).await?;
+    // Building takes minutes, so an image that is missing is named before.
+    let (built, others): (Vec<_>, Vec<_>) =
+        own.images.iter().cloned().partition(|(_, image)| image.starts_with(images::BUILT));
+    images::ensure(&others).await?;
     remove_of_other_checkout(&docker).await?;
     images::build(progress, UP_STEPS, programs).await?;
     remove_of_other_version(&docker).await?;
     progress.step(images::STEPS + 1, UP_STEPS, "starting Consul and the tasks");
-    images::ensure(&own.images).await?;
+    images::ensure(&built).await?;
     tasks::write(own)?;
     // Building takes minutes, in which a program may have taken a port.
     ports::check(&docker, &own.ports).await?;
