@@ -17,6 +17,7 @@ mod dns;
 mod failures;
 mod servers;
 mod stop;
+mod tls;
 mod tokens;
 mod traffic;
 
@@ -27,6 +28,8 @@ const CLUSTER: &str = "arn:aws:ecs:eu-north-1:210987654321:cluster/blue";
 struct Servers {
     all: Vec<Agent>,
     grpc: u16,
+    /// The port of the HTTP API for the tasks, if it is not that of the tests.
+    http: Option<u16>,
     /// The one that the test asks, and does not kill.
     kept: usize,
 }
@@ -50,15 +53,14 @@ impl Servers {
             }
             all.push(Agent::start_with_acls_and(config).await);
         }
-        let servers = Self { all, grpc, kept: 0 };
+        let servers = Self { all, grpc, http: None, kept: 0 };
         eventually("every server is a voter", BOUND, async || {
             let peers = servers.any().call("GET", "/v1/operator/raft/configuration", &Value::Null).await;
             let voters = peers["Servers"].as_array().into_iter().flatten().filter(|server| server["Voter"] == true);
             if voters.count() == usize::from(count) { Ok(()) } else { Err(peers.to_string()) }
         })
         .await;
-        let node = json!({ "Node": CLUSTER, "Address": "10.0.0.14", "NodeMeta": { "synthetic-node": "true" } });
-        servers.any().call("PUT", "/v1/catalog/register", &node).await;
+        servers.register_node().await;
         for service in ["web", "api"] {
             let entry = json!({ "Kind": "service-defaults", "Name": service, "Protocol": "http" });
             servers.any().call("PUT", "/v1/config", &entry).await;
@@ -77,6 +79,12 @@ impl Servers {
         servers
     }
 
+    /// Registers the node of the cluster, as the controller does.
+    async fn register_node(&self) {
+        let node = json!({ "Node": CLUSTER, "Address": "10.0.0.14", "NodeMeta": { "synthetic-node": "true" } });
+        self.any().call("PUT", "/v1/catalog/register", &node).await;
+    }
+
     fn any(&self) -> &Agent {
         &self.all[self.kept]
     }
@@ -87,7 +95,7 @@ impl Servers {
     }
 
     fn http_port(&self) -> u16 {
-        self.any().http.rsplit_once(':').unwrap().1.parse().unwrap()
+        self.http.unwrap_or_else(|| self.any().http.rsplit_once(':').unwrap().1.parse().unwrap())
     }
 }
 
@@ -234,6 +242,15 @@ impl Member {
         let text = self.get(self.task.admin, "/clusters").await?;
         let hosts = text.lines().filter(|line| line.starts_with("api.") && line.contains("::health_flags::healthy"));
         Ok(hosts.count())
+    }
+
+    /// Waits until Envoy has the public listener, which comes from Consul.
+    async fn has_listener(&self) {
+        eventually("Envoy has its listener", BOUND, async || {
+            let listeners = self.get(self.task.admin, "/listeners").await?;
+            if listeners.contains("public_listener") { Ok(()) } else { Err(listeners) }
+        })
+        .await;
     }
 
     async fn has_endpoints(&self, count: usize) {
