@@ -170,6 +170,11 @@ async fn exit_code_is_that_of_the_app_or_of_a_shell() {
     let wrong = run(&mut entrypoint(&["--shutdown-delay", "soon", "true"]), BOUND).await;
     assert_eq!((wrong.code, wrong.stderr.lines().count()), (2, 1), "{}", wrong.stderr);
     let dir = tempfile::tempdir().unwrap();
+    // A link in the volume is replaced. What it names stays.
+    let (installed, elsewhere) = (dir.path().join("app-entrypoint"), dir.path().join("elsewhere"));
+    std::fs::write(&elsewhere, "another's").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &installed).unwrap();
     assert_eq!(run(&mut entrypoint(&["install", dir.path().to_str().unwrap()]), BOUND).await.code, 0);
-    assert!(dir.path().join("app-entrypoint").exists());
+    assert!(installed.symlink_metadata().unwrap().is_file());
+    assert_eq!(std::fs::read_to_string(elsewhere).unwrap(), "another's");
 }

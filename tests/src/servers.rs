@@ -17,6 +17,8 @@ pub struct Servers {
     pub all: Vec<Agent>,
     /// Their gRPC port.
     pub grpc: u16,
+    /// The port of the HTTP API for the tasks, if it is not that of the tests.
+    pub http: Option<u16>,
     /// The index of the one that the test asks, and does not kill.
     pub kept: usize,
 }
@@ -46,7 +48,7 @@ impl Servers {
             }
             all.push(Agent::start_with_acls_and(config).await);
         }
-        let servers = Self { all, grpc, kept: 0 };
+        let servers = Self { all, grpc, http: None, kept: 0 };
         servers.all_vote().await;
         register_node(servers.any()).await;
         for service in ["web", "api"] {
@@ -88,12 +90,12 @@ impl Servers {
         (1..=self.all.len()).map(|number| format!("127.0.0.{number}")).collect::<Vec<_>>().join(",")
     }
 
-    /// The HTTP port of the one that the test asks. It listens on 127.0.0.1.
+    /// The HTTP port for the tasks. By default it is that of the one that the test asks, on 127.0.0.1.
     ///
     /// # Panics
     /// When its address has no port.
     #[must_use]
     pub fn http_port(&self) -> u16 {
-        crate::catalog::host_and_port(&self.any().http).1
+        self.http.unwrap_or_else(|| crate::catalog::host_and_port(&self.any().http).1)
     }
 }

@@ -89,8 +89,7 @@ impl Consul {
         let client = match source {
             Some(primary) => {
                 tracing::info!("tokens and policies are read in {primary}, the primary datacenter");
-                let config = self.client.config().clone().in_datacenter(&primary);
-                Arc::new(Client::new(config).map_err(Error::Config)?)
+                Arc::new(self.client.in_datacenter(&primary).map_err(Error::Config)?)
             }
             None => self.client.clone(),
         };

@@ -146,6 +146,16 @@ impl Client {
         Self { most, ..self }
     }
 
+    /// A client with the same configuration and token for another datacenter. The server forwards each request to it.
+    ///
+    /// # Errors
+    /// When the certificates cannot be used any more.
+    pub fn in_datacenter(&self, datacenter: &str) -> Result<Self, ConfigError> {
+        let config = self.config.clone().in_datacenter(datacenter);
+        let renewed = Mutex::new(self.renewed.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(Self { most: self.most, renewed, ..Self::new(config)? })
+    }
+
     /// From now on, sends this token and not the configuration's. A login that is renewed needs no new client.
     pub fn use_token(&self, token: Secret) {
         *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);

@@ -12,6 +12,17 @@ impl Client {
         self.execute(Call::new(Method::PUT, "/v1/config").json(entry)).await
     }
 
+    /// Writes an entry if its `ModifyIndex` is still this one. 0 stands for an entry that does not exist.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Changed`] if the entry has another index. Then nothing is written.
+    pub async fn replace_config_entry(&self, entry: &Value, index: u64) -> Result<(), Error> {
+        let call = Call::new(Method::PUT, "/v1/config").query("cas", index.to_string()).json(entry);
+        let request = call.named();
+        let written: bool = self.fetch(call).await?;
+        if written { Ok(()) } else { Err(Error::Changed { request }) }
+    }
+
     /// Reads an entry.
     ///
     /// # Errors

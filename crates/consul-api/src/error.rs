@@ -66,6 +66,12 @@ pub enum Error {
         /// The field.
         field: String,
     },
+    /// Somebody else has changed what this request would replace.
+    #[error("{request}: somebody else has changed it in the meantime")]
+    Changed {
+        /// Method and path.
+        request: String,
+    },
     /// Any other status than success.
     #[error("{request}: Consul answered {status}: {body}")]
     Refused {
@@ -98,7 +104,8 @@ impl Error {
             Self::Unreachable { .. }
             | Self::TimedOut { .. }
             | Self::NotJoined { .. }
-            | Self::PermissionDenied { .. } => true,
+            | Self::PermissionDenied { .. }
+            | Self::Changed { .. } => true,
             // Consul answers 500 to a script check if scripts are disabled. That stays so.
             Self::Refused { body, .. } if body.contains("Scripts are disabled") => false,
             Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
@@ -132,6 +139,19 @@ impl Error {
     #[must_use]
     pub fn is_without_acls(&self) -> bool {
         matches!(self, Self::Refused { status: StatusCode::UNAUTHORIZED, body, .. } if body.contains("ACL support disabled"))
+    }
+
+    /// The keys of a config entry that this Consul does not know (400, `invalid config key "X"`). If there are many, this may be only
+    /// the first ones, because the text of an answer is cut off.
+    #[must_use]
+    pub fn unknown_config_keys(&self) -> Vec<String> {
+        match self {
+            Self::Refused { status: StatusCode::BAD_REQUEST, body, .. } => {
+                let keys = body.split("invalid config key \"").skip(1).filter_map(|rest| rest.split_once('"'));
+                keys.map(|(key, _)| key.to_owned()).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 
     /// Whether another server may succeed: this one is gone, too slow, without a leader or over its rate limit, or the TLS handshake

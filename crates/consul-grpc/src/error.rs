@@ -71,6 +71,11 @@ impl Error {
         }
     }
 
+    /// Whether the server has too much to do for this call.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.code() == Some(Code::ResourceExhausted)
+    }
+
     /// Whether the server does not know the token. After a login, a server may need some 80 ms to learn the token.
     #[must_use]
     pub fn is_unauthenticated(&self) -> bool {

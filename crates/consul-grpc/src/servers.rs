@@ -87,6 +87,30 @@ impl Servers {
     where
         A: Future<Output = Result<T, Error>>,
     {
+        self.call_at_each(repeats, false, &call).await
+    }
+
+    /// The same for a call beside a stream. A server that has too much to do for this call may still serve the stream, so this asks the
+    /// others without leaving that server.
+    ///
+    /// # Errors
+    /// As [`Servers::call`].
+    pub async fn call_beside_stream<T, A>(&self, repeats: bool, call: impl Fn(Connection) -> A) -> Result<T, Error>
+    where
+        A: Future<Output = Result<T, Error>>,
+    {
+        self.call_at_each(repeats, true, &call).await
+    }
+
+    async fn call_at_each<T, A>(
+        &self,
+        repeats: bool,
+        beside_stream: bool,
+        call: &impl Fn(Connection) -> A,
+    ) -> Result<T, Error>
+    where
+        A: Future<Output = Result<T, Error>>,
+    {
         loop {
             let connection = self.connection().await?;
             match call(connection.clone()).await {
@@ -95,6 +119,9 @@ impl Servers {
                     return Ok(value);
                 }
                 Err(error) if !error.is_of_the_server() => return Err(error),
+                Err(error) if beside_stream && error.is_exhausted() => {
+                    return self.call_elsewhere(connection.server(), error, repeats, call).await;
+                }
                 Err(error) => {
                     self.leave(connection.server());
                     if error.may_have_arrived() && !repeats || !self.has_another().await {
@@ -104,6 +131,31 @@ impl Servers {
                 }
             }
         }
+    }
+
+    /// Makes a call at each server except this one until one answers, each time with a connection of its own. The server in use stays.
+    async fn call_elsewhere<T, A>(
+        &self,
+        exhausted: SocketAddr,
+        error: Error,
+        repeats: bool,
+        call: &impl Fn(Connection) -> A,
+    ) -> Result<T, Error>
+    where
+        A: Future<Output = Result<T, Error>>,
+    {
+        let mut last = error;
+        let mut others = self.candidates().await?;
+        others.retain(|(server, _)| *server != exhausted);
+        fastrand::shuffle(&mut others);
+        for (server, host) in others {
+            let asked = async { call(Connection::open(server, &host, self.tls.as_ref(), self.within).await?).await };
+            match asked.await {
+                Err(error) if error.is_of_the_server() && (repeats || !error.may_have_arrived()) => last = error,
+                answer => return answer,
+            }
+        }
+        Err(last)
     }
 
     /// Stops using this server. It is not chosen again before the others have failed too.

@@ -112,6 +112,46 @@ async fn a_server_that_cannot_now_is_left_for_the_next() {
     }
 }
 
+/// Servers whose server in use is this one.
+async fn servers_that_use(fake: &Fake, fakes: &[Fake]) -> Servers {
+    // The first server is chosen at random.
+    loop {
+        let servers = servers_of(fakes);
+        if servers.connection().await.unwrap().server() == fake.address {
+            return servers;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_call_beside_a_stream_goes_elsewhere_without_leaving_an_exhausted_server() {
+    let fakes = two().await;
+    let servers = Arc::new(servers_that_use(&fakes[0], &fakes).await);
+    let follower = Follower::start(servers.clone(), None);
+    let mut state = follower.state();
+    let ready = state.wait_for(|state| matches!(state, State::Ready(_)));
+    timeout(BOUND, ready).await.expect("in time").unwrap();
+    state.mark_unchanged();
+    fakes[0].answers(Code::ResourceExhausted as u32);
+    let (asked, calls) = (fakes[0].calls(), fakes[1].calls());
+    for repeats in [true, false] {
+        let call = servers.call_beside_stream(repeats, |server| async move { server.features(None).await });
+        call.await.unwrap();
+    }
+    assert_eq!((fakes[0].calls() - asked, fakes[1].calls() - calls), (2, 2));
+    fakes[1].answers(Code::ResourceExhausted as u32);
+    let call = servers.call_beside_stream(true, |server| async move { server.features(None).await });
+    assert_eq!(call.await.unwrap_err().code(), Some(Code::ResourceExhausted));
+    assert_eq!((fakes[0].calls() - asked, fakes[1].calls() - calls), (3, 3), "each is asked once");
+    assert_eq!(servers.connection().await.unwrap().server(), fakes[0].address);
+    assert!(!state.has_changed().unwrap(), "a stream would have moved: {:?}", state.borrow());
+    // Other failures are of the whole server.
+    fakes.iter().for_each(|fake| fake.answers(Code::Unavailable as u32));
+    let call = servers.call_beside_stream(true, |server| async move { server.features(None).await });
+    assert!(call.await.is_err());
+    timeout(BOUND, state.changed()).await.expect("in time").unwrap();
+}
+
 #[tokio::test]
 async fn each_server_is_asked_once_and_then_again_at_the_next_call() {
     let fakes = two().await;
@@ -226,13 +266,7 @@ async fn follower_goes_on_to_the_next_server_if_one_is_left() {
 async fn follower_leaves_a_server_that_does_not_learn_the_token() {
     let fakes = two().await;
     fakes[0].answers(Code::Unauthenticated as u32);
-    // The first server is chosen at random.
-    let servers = loop {
-        let servers = servers_of(&fakes);
-        if servers.connection().await.unwrap().server() == fakes[0].address {
-            break Arc::new(servers);
-        }
-    };
+    let servers = Arc::new(servers_that_use(&fakes[0], &fakes).await);
     let follower = Follower::start(servers, Some(Secret::new("new")));
     let mut state = follower.state();
     let changed = state.wait_for(|state| !matches!(state, State::Searching));

@@ -43,7 +43,7 @@ impl GrpcLogin {
             let request = request.clone();
             async move { server.login(request).await }
         };
-        let token = self.servers.call(false, log_in).await?;
+        let token = self.servers.call_beside_stream(false, log_in).await?;
         tracing::info!("logged in with {}: token with accessor ID {}", self.prover.method(), token.accessor_id);
         Ok(token.secret_id)
     }
@@ -55,6 +55,6 @@ impl GrpcLogin {
     pub async fn log_out(&self, token: &Secret) -> Result<(), LoginError> {
         let datacenter = self.datacenter.as_deref();
         let log_out = |server: Connection| async move { server.logout(token, datacenter).await };
-        Ok(self.servers.call(true, log_out).await?)
+        Ok(self.servers.call_beside_stream(true, log_out).await?)
     }
 }

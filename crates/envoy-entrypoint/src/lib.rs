@@ -13,9 +13,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use ecs_meta::MetadataClient;
 use sidecar_kit::env::Env;
-use supervise::envoy::{self, DialError, Failure, dial};
+use supervise::envoy::{self, Failure, dial};
 use supervise::{HeldSignals, entrypoint};
 
 /// The command line.
@@ -64,7 +63,7 @@ enum Verb {
 /// Why envoy-entrypoint failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command could not start, or the binary could not be installed.
+    /// What can fail in every entry point.
     #[error(transparent)]
     Entrypoint(#[from] entrypoint::Error),
     /// Envoy got no listeners from Consul, and was ended.
@@ -90,12 +89,6 @@ pub enum Error {
         /// The bound.
         bound: Duration,
     },
-    /// `ECS_CONTAINER_METADATA_URI_V4` is wrong.
-    #[error(transparent)]
-    Metadata(#[from] ecs_meta::Error),
-    /// The address accepts no connection.
-    #[error(transparent)]
-    Dial(#[from] DialError),
 }
 
 impl Error {
@@ -117,15 +110,11 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
     let Arguments { options, verb } = arguments;
     match verb {
         Verb::Entrypoint(entrypoint::Verb::Run { command }) | Verb::Command(command) => {
-            let metadata = match MetadataClient::from_env(env) {
-                Ok(metadata) => Some(metadata),
-                Err(ecs_meta::Error::MissingVariable) => None,
-                Err(error) => return Err(error.into()),
-            };
+            let metadata = envoy::metadata(env)?;
             let options = options.into();
             let ended = envoy::run(held, &command, &options, metadata, pending::<Infallible>()).await;
             ended.map(Into::into).map_err(|failure| match failure {
-                Failure::Start(error) => entrypoint::Error::from(error).into(),
+                Failure::Start(error) => error.into(),
                 Failure::NoListeners => Error::NoListeners { bound: options.listener_timeout },
                 Failure::NoAnswer(page) => Error::NoAnswer { page, bound: options.listener_timeout },
                 Failure::Refused(never) => match never {},
@@ -137,7 +126,7 @@ pub async fn main(held: HeldSignals, arguments: Arguments, env: &Env) -> Result<
         }
         Verb::Dial { address, timeout } => {
             held.release();
-            dial(address, timeout).await?;
+            dial(address, timeout).await.map_err(entrypoint::Error::from)?;
             Ok(ExitCode::SUCCESS)
         }
     }

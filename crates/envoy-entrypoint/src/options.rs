@@ -56,29 +56,17 @@ fn trimmed(name: &str) -> Result<String, Infallible> {
 
 impl From<Flags> for Options {
     fn from(flags: Flags) -> Self {
-        let Flags {
-            ignore_container,
-            grace,
-            drain,
-            gateway_delay,
-            admin,
-            concurrency,
-            listener_timeout,
-            restarts,
-            restart_delay,
-            signal_group,
-        } = flags;
         Self {
-            ignore_container,
-            grace,
-            drain,
-            gateway_delay,
-            admin,
-            concurrency,
-            listener_timeout,
-            restarts,
-            restart_delay,
-            signal_group,
+            ignore_container: flags.ignore_container,
+            grace: flags.grace,
+            drain: flags.drain,
+            gateway_delay: flags.gateway_delay,
+            admin: flags.admin,
+            concurrency: flags.concurrency,
+            listener_timeout: flags.listener_timeout,
+            restarts: flags.restarts,
+            restart_delay: flags.restart_delay,
+            signal_group: flags.signal_group,
             hidden: &[],
         }
     }

@@ -52,7 +52,7 @@ impl Access {
         };
         let place = consul_login::servers(builder(servers, &address, env), partition)?;
         let place = match &settings.datacenter {
-            Some(datacenter) => Client::new(place.config().clone().in_datacenter(datacenter))?,
+            Some(datacenter) => place.in_datacenter(datacenter)?,
             None => place,
         };
         let login = Login::new(login_settings(settings), place, None, bound, env)?;

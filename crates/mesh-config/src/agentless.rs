@@ -248,10 +248,10 @@ impl TransparentProxy {
     }
 }
 
-/// `service.networkResilienceConfig`. A rule refuses it if it is enabled.
+/// `service.networkResilienceConfig`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkResilience {
-    /// Whether to write the service's `service-defaults`; default false.
+    /// Whether mesh-init writes a passive health check into the service's `service-defaults`.
     pub enabled: bool,
     /// The passive health check of its upstreams.
     pub outlier_detection: Option<OutlierDetection>,
@@ -274,7 +274,15 @@ pub struct OutlierDetection {
 impl NetworkResilience {
     pub(crate) fn read(resilience: &mut Object<'_>) -> Self {
         Self {
-            enabled: resilience.field("enabled", "Must be false; default false.").not_null().boolean().unwrap_or(false),
+            enabled: resilience
+                .field(
+                    "enabled",
+                    "Write `outlierDetection` into the service's `service-defaults`, unless they have a \
+                       `PassiveHealthCheck`; default false.",
+                )
+                .not_null()
+                .boolean()
+                .unwrap_or(false),
             outlier_detection: resilience
                 .field(
                     "outlierDetection",
@@ -290,11 +298,11 @@ impl OutlierDetection {
         let (percent, any) = (Some(100), None);
         Self {
             interval: outlier
-                .field("interval", "How often the results are examined, in nanoseconds.")
+                .field("interval", "How often the results are examined, in nanoseconds; default 10000000000 (10 s).")
                 .not_null()
                 .integer_in(0, any),
             max_failures: outlier
-                .field("maxFailures", "The number of failures in a row after which an instance is left out.")
+                .field("maxFailures", "The number of failures in a row after which an instance is left out; default 5.")
                 .not_null()
                 .integer_in(1, any),
             enforcing_consecutive_5xx: outlier
@@ -308,7 +316,7 @@ impl OutlierDetection {
             enforcing_consecutive_gateway_failure: outlier
                 .field(
                     "enforcingConsecutiveGatewayFailure",
-                    "The probability, in percent, that an instance is left out after `consecutiveGatewayFailure` answers.",
+                    "The probability, in percent, that an instance is left out after `consecutiveGatewayFailure` answers; default 100.",
                 )
                 .not_null()
                 .integer_in(0, percent),
@@ -317,7 +325,7 @@ impl OutlierDetection {
                 .not_null()
                 .integer_in(0, any),
             max_ejection_percent: outlier
-                .field("maxEjectionPercent", "The largest part of the instances that may be left out, in percent.")
+                .field("maxEjectionPercent", "The largest part of the instances that may be left out, in percent; default 50.")
                 .not_null()
                 .integer_in(0, percent),
         }

@@ -267,7 +267,7 @@ fn network_resilience(service: &mut Object<'_>) -> Option<NetworkResilience> {
         return None;
     }
     service
-        .field("networkResilienceConfig", "Passive health checks of upstreams, which are not supported.")
+        .field("networkResilienceConfig", "Passive health checks of all upstreams (Consul 1.10).")
         .object(Unknown::Refused, NetworkResilience::read)
 }
 

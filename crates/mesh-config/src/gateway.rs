@@ -8,7 +8,7 @@ use ecs_meta::Task;
 use serde_json::{Map, Value};
 
 use crate::registration::LISTENER_INTERVAL;
-use crate::{CheckTtl, Config, Gateway, GatewayKind, Names, Service, meta, registration};
+use crate::{CheckTtl, Config, Gateway, GatewayKind, Names, NetworkResilience, Service, meta, registration};
 
 /// The default port of a gateway's listener. An ingress gateway serves only `/ready` on this port.
 pub const GATEWAY_PORT: u16 = 8443;
@@ -97,6 +97,13 @@ impl<'a> Role<'a> {
             ],
             Self::Gateway(gateway) => vec![registration(gateway, names, task)],
         }
+    }
+
+    /// The settings for the passive health checks of a service's upstreams, if the document turns them on.
+    #[must_use]
+    pub fn network_resilience(self) -> Option<&'a NetworkResilience> {
+        let Self::Service(service) = self else { return None };
+        service.network_resilience.as_ref().filter(|resilience| resilience.enabled)
     }
 
     /// The configuration of the proxy or gateway.

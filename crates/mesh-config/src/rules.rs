@@ -127,13 +127,6 @@ pub const RULES: &[Rule] = &[
         check: api_gateway,
     },
     Rule {
-        name: "network-resilience",
-        about: "`service.networkResilienceConfig.enabled` is false. ecs-mesh does not write `service-defaults`: set \
-                `UpstreamConfig.Defaults.PassiveHealthCheck` there.",
-        warns: false,
-        check: network_resilience,
-    },
-    Rule {
         name: "outlier-range",
         about: "Numbers in `service.networkResilienceConfig.outlierDetection` are at most 4294967295, `interval` at most \
                 86400000000000 ns (a day).",
@@ -489,14 +482,6 @@ fn api_gateway(document: &Value, broken: &mut Broken) {
             "\"api-gateway\"",
             "mesh-gateway or terminating-gateway: API gateways are not supported",
         );
-    }
-}
-
-fn network_resilience(document: &Value, broken: &mut Broken) {
-    let enabled = document["service"]["networkResilienceConfig"]["enabled"] == true;
-    if is_agentless_service(document) && enabled {
-        let expected = "false: set UpstreamConfig.Defaults.PassiveHealthCheck in the service's service-defaults";
-        broken.got("service.networkResilienceConfig.enabled", "true", expected);
     }
 }
 

@@ -474,8 +474,6 @@ fn what_is_not_built_for_a_task_without_an_agent_is_refused_by_its_rule() {
             .ends_with("API gateways are not supported, got \"api-gateway\" [api-gateway]")
     );
     assert!(of_gateway("ingress-gateway").unwrap_err().starts_with("gateway.kind: expected one of mesh-gateway, "));
-    let resilient = |d: &mut Value| d["service"]["networkResilienceConfig"] = json!({ "enabled": true });
-    assert_eq!(broken(resilient), ["network-resilience"]);
     let too_many = |d: &mut Value| {
         d["service"]["networkResilienceConfig"] = json!({ "outlierDetection": { "maxFailures": 5_000_000_000_u64 } });
     };

@@ -158,7 +158,7 @@ impl Dns {
                 error = silence(server.clone(), token) => Err(error),
             }
         };
-        self.servers.call(true, ask).await
+        self.servers.call_beside_stream(true, ask).await
     }
 }
 

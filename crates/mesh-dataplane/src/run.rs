@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use consul_grpc::{BootstrapParams, Follower, Servers};
-use ecs_meta::MetadataClient;
 use envoy_bootstrap::BootstrapError;
 use sidecar_kit::env::Env;
 use sidecar_kit::file::WriteError;
@@ -58,8 +57,6 @@ pub enum Error {
     Signals(#[source] std::io::Error),
     #[error(transparent)]
     Entrypoint(#[from] entrypoint::Error),
-    #[error(transparent)]
-    Metadata(#[from] ecs_meta::Error),
     #[error(
         "Envoy got no listeners from Consul within {}, so it was ended: is the proxy {proxy} still registered on the node {node}, and \
          has its token the identity of its service? (An ingress gateway has no listeners before its config entry exists: set \
@@ -136,11 +133,7 @@ async fn run_envoy(
     flags: &Flags,
     env: &Env,
 ) -> Result<Ended, Error> {
-    let metadata = match MetadataClient::from_env(env) {
-        Ok(metadata) => Some(metadata),
-        Err(ecs_meta::Error::MissingVariable) => None,
-        Err(error) => return Err(error.into()),
-    };
+    let metadata = envoy::metadata(env)?;
     let files = Files::beside(&flags.config);
     start::write_bootstrap(settings, &params, &files, flags, env)?;
     let socket = relay::listen(&files.socket)
@@ -173,7 +166,7 @@ async fn run_envoy(
     let _ = std::fs::remove_file(&files.socket);
     let proxy = settings.proxy.id.clone();
     ended.map_err(|failure| match failure {
-        Failure::Start(error) => entrypoint::Error::from(error).into(),
+        Failure::Start(error) => error.into(),
         Failure::NoListeners => {
             Error::NoListeners { bound: options.listener_timeout, proxy, node: settings.proxy.node_name.clone() }
         }

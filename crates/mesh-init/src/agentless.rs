@@ -20,6 +20,7 @@ use sidecar_kit::wait::WaitError;
 use crate::catalog::{Catalog, RegisterError};
 use crate::dataplane;
 use crate::run::stopped;
+use crate::service_defaults::{self, ServiceDefaultsError};
 
 /// The variable of consul-ecs with the CA certificate of the servers' gRPC, in PEM.
 const GRPC_CA_PEM: &str = "CONSUL_GRPC_CACERT_PEM";
@@ -49,6 +50,8 @@ pub enum AgentlessError {
     Authority { variable: &'static str, source: PemError },
     #[error("cannot write a file for the dataplane")]
     Write(#[from] WriteError),
+    #[error(transparent)]
+    ServiceDefaults(#[from] ServiceDefaultsError),
 }
 
 /// Registers the task's service and proxy, or its gateway, and writes the dataplane's file. A second run changes nothing. A signal ends it,
@@ -106,7 +109,12 @@ async fn join(
         let http_ca_file = authority(config, &servers.http_endpoint(), (HTTP_CA_PEM, HTTP_CA_FILE), env)?;
         let (ca_file, http_ca_file) = (ca_file.as_deref(), http_ca_file.as_deref());
         let dataplane = dataplane::File { config, servers, role, task, names: &names, node, ca_file, http_ca_file };
-        Ok(dataplane.write()?)
+        dataplane.write()?;
+        if let Some(resilience) = role.network_resilience() {
+            // Last, because the entry belongs to the whole service and is not taken back.
+            service_defaults::write(consul, &names, resilience.outlier_detection.as_ref(), bound).await?;
+        }
+        Ok(())
     };
     let joined: Result<(), AgentlessError> = joined.await;
     if joined.is_err() {

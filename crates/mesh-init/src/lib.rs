@@ -14,6 +14,7 @@ pub mod consul_version;
 mod dataplane;
 pub mod register;
 pub mod run;
+pub mod service_defaults;
 pub mod step;
 pub mod validate;
 pub mod volume;

@@ -137,6 +137,26 @@ mod tests {
     }
 
     #[test]
+    fn a_temporary_file_is_new_and_its_name_is_random() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (dir.path().join("file"), dir.path().join("elsewhere"));
+        fs::write(&elsewhere, "another's").unwrap();
+        let name = |random: u64| dir.path().join(format!(".file.{random:016x}.tmp"));
+        fastrand::seed(7);
+        let (first, second) = (fastrand::u64(..), fastrand::u64(..));
+        // Somebody has guessed the first name.
+        std::os::unix::fs::symlink(&elsewhere, name(first)).unwrap();
+        fastrand::seed(7);
+        let (temporary, mut file) = create_beside(&path, 0o640).unwrap();
+        file.write_all(b"secret").unwrap();
+        assert_eq!(temporary, name(second));
+        assert_eq!(
+            (fs::read(&temporary).unwrap(), fs::read(&elsewhere).unwrap()),
+            (b"secret".to_vec(), b"another's".to_vec())
+        );
+    }
+
+    #[test]
     fn a_temporary_file_is_known_by_its_name() {
         let dir = tempfile::tempdir().unwrap();
         for _ in 0..20 {

@@ -41,7 +41,7 @@ pub fn start_logging(env: &Env, default_level: Option<Level>) {
     }
 }
 
-/// Why an entry point failed before its command ran.
+/// Why an entry point failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The command could not start.
@@ -50,15 +50,20 @@ pub enum Error {
     /// The binary could not be installed.
     #[error(transparent)]
     Install(#[from] sidecar_kit::file::WriteError),
+    /// `ECS_CONTAINER_METADATA_URI_V4` is wrong.
+    #[cfg(feature = "envoy")]
+    #[error(transparent)]
+    Metadata(#[from] ecs_meta::Error),
+    /// The address of a health check accepts no connection.
+    #[cfg(feature = "envoy")]
+    #[error(transparent)]
+    Dial(#[from] crate::envoy::DialError),
 }
 
 impl Error {
     /// The exit code. If a command could not start, this is a shell's exit code for that: 126 or 127.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::Start(error) => error.exit_code(),
-            Self::Install(_) => sidecar_kit::exit::FAILURE,
-        }
+        if let Self::Start(error) = self { error.exit_code() } else { sidecar_kit::exit::FAILURE }
     }
 }

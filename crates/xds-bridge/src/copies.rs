@@ -19,6 +19,7 @@ use tracing::{debug, info};
 
 use crate::consul::Token;
 use crate::local::{Local, status};
+use crate::wire::{self, Malformed, Value, put_bytes};
 
 /// How often the check of the stream is refreshed.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -203,4 +204,51 @@ async fn register(client: &Client, proxy: &ServiceOfNode) -> Result<(), Error> {
         ..ServiceRegistration::default()
     };
     client.register_service(&copy).await
+}
+
+/// `HealthStatus.UNHEALTHY`.
+const UNHEALTHY: u64 = 2;
+
+/// A ClusterLoadAssignment without copies. An unhealthy endpoint (2) is left out if another endpoint has the same address. It is the copy of
+/// a proxy, and Envoy might use its health for both.
+pub(crate) fn without_copies(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
+    wire::rewrite(v2, |field, out| {
+        match field.number {
+            2 => put_bytes(out, 2, &locality_without_copies(field.bytes()?)?),
+            _ => out.extend_from_slice(field.raw),
+        }
+        Ok(())
+    })
+}
+
+/// The same for a LocalityLbEndpoints: its `lb_endpoints` (2), with their `endpoint` (1) and `health_status` (2).
+fn locality_without_copies(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
+    let read = |endpoint: &'_ [u8]| -> Result<(Vec<u8>, bool), Malformed> {
+        let (mut address, mut unhealthy) = (Vec::new(), false);
+        for field in wire::fields(endpoint) {
+            match field? {
+                field if field.number == 1 => address = field.bytes()?.to_vec(),
+                field if field.number == 2 => unhealthy = field.value == Value::Varint(UNHEALTHY),
+                _ => {}
+            }
+        }
+        Ok((address, unhealthy))
+    };
+    let mut healthy = Vec::new();
+    for field in wire::fields(v2) {
+        let field = field?;
+        if field.number == 2
+            && let (address, false) = read(field.bytes()?)?
+        {
+            healthy.push(address);
+        }
+    }
+    wire::rewrite(v2, |field, out| {
+        let is_copy =
+            field.number == 2 && matches!(read(field.bytes()?)?, (address, true) if healthy.contains(&address));
+        if !is_copy {
+            out.extend_from_slice(field.raw);
+        }
+        Ok(())
+    })
 }

@@ -43,6 +43,20 @@ impl World {
         (Process::spawn(&mut command), address)
     }
 
+    /// Starts such a controller behind a relay to Consul, which answers 500 to each request that `refuses` selects.
+    fn start_with_refusals(&self, refuses: impl Fn(&str) -> bool + Send + Sync + 'static) -> (Process, Relay) {
+        let look = move |_, bytes: &[u8]| {
+            if refuses(&String::from_utf8_lossy(bytes)) {
+                return Pass::Answer(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_vec());
+            }
+            Pass::On
+        };
+        let relay = Relay::start(&self.agent.http, look, |_, _| {});
+        let mut command = self.command("key");
+        command.env("CONSUL_HTTP_ADDR", &relay.address).args(["--agentless", "--node-address", ADDRESS]);
+        (Process::spawn(&mut command), relay)
+    }
+
     /// The command of a controller that uses no secrets, and the URL on which it will listen.
     fn without_secrets(&self) -> (Command, String) {
         let mut command = Command::new(binary("acl-controller"));
@@ -263,19 +277,9 @@ async fn login_tokens_stay_until_ecs_says_that_their_task_has_stopped() {
 #[tokio::test]
 async fn after_a_failed_removal_the_others_go_on() {
     let world = World::agentless(&[]).await;
-    // A relay in front of Consul that refuses to deregister one service.
-    let agent = world.agent.http.clone();
-    let refuse = |_, bytes: &[u8]| {
-        let request = String::from_utf8_lossy(bytes);
-        if request.starts_with("PUT /v1/catalog/deregister") && request.contains("\"web-a\"") {
-            return Pass::Answer(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_vec());
-        }
-        Pass::On
-    };
-    let relay = Relay::start(&agent, refuse, |_, _| {});
-    let mut command = world.command("key");
-    command.env("CONSUL_HTTP_ADDR", &relay.address).args(["--agentless", "--node-address", ADDRESS]);
-    let controller = Process::spawn(&mut command);
+    let (controller, _relay) = world.start_with_refusals(|request| {
+        request.starts_with("PUT /v1/catalog/deregister") && request.contains("\"web-a\"")
+    });
     world.node_settles().await;
     for digit in ['a', 'b'] {
         world.aws.run(&id(digit), "web");
@@ -291,17 +295,10 @@ async fn after_a_failed_removal_the_others_go_on() {
 #[tokio::test]
 async fn stopped_task_leaves_nothing_although_the_record_cannot_be_read() {
     let world = World::agentless(&[]).await;
-    let agent = world.agent.http.clone();
-    let refuse = |_, bytes: &[u8]| match String::from_utf8_lossy(bytes).lines().next() {
-        Some(line) if line.starts_with("GET /v1/kv/") && line.contains("/registered") => {
-            Pass::Answer(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n".to_vec())
-        }
-        _ => Pass::On,
-    };
-    let relay = Relay::start(&agent, refuse, |_, _| {});
-    let mut command = world.command("key");
-    command.env("CONSUL_HTTP_ADDR", &relay.address).args(["--agentless", "--node-address", ADDRESS]);
-    let controller = Process::spawn(&mut command);
+    let (controller, _relay) = world.start_with_refusals(|request| {
+        let line = request.lines().next().unwrap_or_default();
+        line.starts_with("GET /v1/kv/") && line.contains("/registered")
+    });
     world.node_settles().await;
     for digit in ['a', 'b'] {
         world.aws.run(&id(digit), "web");

@@ -37,6 +37,7 @@ mod transport;
 
 const BOUND: Duration = Duration::from_secs(60);
 pub(super) const METHOD: &str = "platform";
+const USER: &str = "arn:aws:iam::210987654321:user/team/ann";
 
 /// A task: its metadata, its volume and its document.
 struct Task {
@@ -92,6 +93,15 @@ impl Task {
         }
         assert_eq!(std::fs::read_dir(self.volume.path()).unwrap().count(), 0, "{line}");
     }
+}
+
+/// What STS answers to GetCallerIdentity.
+pub(super) fn caller_identity() -> Answer {
+    let answer = format!(
+        "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>{USER}</Arn><UserId>AIDAEXAMPLE</UserId>\
+         <Account>210987654321</Account></GetCallerIdentityResult></GetCallerIdentityResponse>"
+    );
+    Answer::ok(answer).with_header("Content-Type", "text/xml")
 }
 
 /// A platform that signs the identity of a task as a JSON Web Token, for Consul's auth method of type `jwt`.

@@ -2,18 +2,8 @@
 
 use super::*;
 
-const USER: &str = "arn:aws:iam::210987654321:user/team/ann";
 /// Much longer than a login takes. If mesh-init ends before this timeout, it did not try again.
 const TIMEOUT: (&str, &str) = ("MESH_INIT_TIMEOUT", "10m");
-
-/// What STS answers to GetCallerIdentity.
-fn caller_identity() -> Answer {
-    let answer = format!(
-        "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>{USER}</Arn><UserId>AIDAEXAMPLE</UserId>\
-         <Account>210987654321</Account></GetCallerIdentityResult></GetCallerIdentityResponse>"
-    );
-    Answer::ok(answer).with_header("Content-Type", "text/xml")
-}
 
 /// A task that logs in with the keys of an IAM user. mesh-init asks STS for the user's ARN, once for each attempt.
 fn task(servers: &str, sts: &Server) -> Task {

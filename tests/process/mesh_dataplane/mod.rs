@@ -18,6 +18,7 @@ mod dns;
 mod failures;
 mod servers;
 mod stop;
+mod tls;
 mod tokens;
 mod traffic;
 
@@ -166,6 +167,15 @@ impl Member {
         let text = self.get(self.task.admin, "/clusters").await?;
         let hosts = text.lines().filter(|line| line.starts_with("api.") && line.contains("::health_flags::healthy"));
         Ok(hosts.count())
+    }
+
+    /// Waits until Envoy has the public listener, which comes from Consul.
+    async fn has_listener(&self) {
+        eventually("Envoy has its listener", BOUND, async || {
+            let listeners = self.get(self.task.admin, "/listeners").await?;
+            if listeners.contains("public_listener") { Ok(()) } else { Err(listeners) }
+        })
+        .await;
     }
 
     async fn has_endpoints(&self, count: usize) {

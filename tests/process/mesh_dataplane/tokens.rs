@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use http_fixture::{Pass, Relay};
+use http_fixture::{Pass, Relay, Server};
 
 use super::*;
-use crate::login::{METHOD, Platform, logins};
+use crate::login::{METHOD, Platform, caller_identity, logins};
 
 /// The tasks of `web` and of two instances of `api`. `web` logs in.
 async fn with_login(
@@ -173,4 +173,34 @@ async fn task_logs_out_if_term_comes_while_it_logs_in() {
     drop(go);
     assert_eq!(starting.exit_code(BOUND).await, 143);
     assert_eq!(logins(servers.any()).await.len(), before, "{}", starting.output());
+}
+
+/// Consul's servers send the signed request to STS, which answers here with an IAM user.
+#[tokio::test]
+async fn dataplane_logs_in_with_aws_credentials_and_out_again() {
+    let servers = Servers::start(1).await;
+    let sts = Server::start(|_| caller_identity());
+    let config = json!({ "BoundIAMPrincipalARNs": ["arn:aws:iam::210987654321:user/ann"], "STSEndpoint": sts.url() });
+    let method = json!({ "Name": METHOD, "Type": "aws-iam", "MaxTokenTTL": "1h", "Config": config });
+    servers.any().call("PUT", "/v1/acl/auth-method", &method).await;
+    let rule = json!({ "AuthMethod": METHOD, "BindType": "service", "BindName": "web" });
+    servers.any().call("PUT", "/v1/acl/binding-rule", &rule).await;
+    let (mut web, _) = web(&servers);
+    web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD, "stsEndpoint": sts.url() });
+    let web = web.with("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").with("AWS_SECRET_ACCESS_KEY", "an+example");
+    web.register().await;
+    let mut web = web.starts().await;
+    let [login] = &logins(servers.any()).await[..] else { panic!("one login, because mesh-init has logged out") };
+    assert_eq!(login["ServiceIdentities"][0]["ServiceName"], "web");
+    web.has_listener().await;
+    web.task.metadata.set_containers(json!([]));
+    web.dataplane.signal(Signal::TERM);
+    assert_eq!(web.dataplane.exit_code(BOUND).await, 0);
+    assert_eq!(logins(servers.any()).await, Vec::<Value>::new(), "{}", web.dataplane.output());
+    for file in ["dataplane.json", "envoy-bootstrap.json"] {
+        let text = std::fs::read_to_string(web.task.file(file)).unwrap();
+        assert!(!text.contains("an+example") && !text.contains("Signature="), "{text}");
+    }
+    let output = web.dataplane.output();
+    assert!(!output.contains("an+example") && !output.contains("Signature="), "{output}");
 }

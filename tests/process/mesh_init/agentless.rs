@@ -5,7 +5,7 @@ use mesh_tests::catalog::{NODE, host_and_port, on_node, register_node, servers};
 use super::*;
 
 /// A task without an agent, whose server is `agent`.
-fn agentless(agent: &Agent, token: &str) -> Task {
+pub(super) fn agentless(agent: &Agent, token: &str) -> Task {
     let mut task = Task::new("", token);
     let (host, port) = host_and_port(&agent.http);
     task.document["consulServers"] = servers(host, port);

@@ -19,6 +19,7 @@ mod agent_config;
 mod agentless;
 mod errors;
 mod registration;
+mod service_defaults;
 
 const BOUND: Duration = Duration::from_secs(60);
 const ARN: &str = "arn:aws:ecs:eu-north-1:210987654321:task/blue/f1a2";

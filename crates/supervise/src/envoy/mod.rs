@@ -17,10 +17,11 @@ use std::time::Duration;
 use ecs_meta::MetadataClient;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 use sidecar_kit::backoff::Backoff;
+use sidecar_kit::env::Env;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{Ended, Event, HeldSignals, StartError, Supervised, Target};
+use crate::{Ended, Event, HeldSignals, StartError, Supervised, Target, entrypoint};
 use admin::{Admin, Lack};
 pub use dial::{DialError, dial};
 
@@ -58,7 +59,7 @@ pub struct Options {
 #[derive(Debug)]
 pub enum Failure<E> {
     /// It could not start.
-    Start(StartError),
+    Start(entrypoint::Error),
     /// It had no listeners from Consul within [`Options::listener_timeout`].
     NoListeners,
     /// Its admin page, at this address, gave no answer within [`Options::listener_timeout`].
@@ -69,7 +70,19 @@ pub enum Failure<E> {
 
 impl<E> From<StartError> for Failure<E> {
     fn from(error: StartError) -> Self {
-        Self::Start(error)
+        Self::Start(error.into())
+    }
+}
+
+/// The task metadata that Envoy's life depends on. None without `ECS_CONTAINER_METADATA_URI_V4`: then Envoy waits for no app.
+///
+/// # Errors
+/// If the variable is wrong.
+pub fn metadata(env: &Env) -> Result<Option<MetadataClient>, entrypoint::Error> {
+    match MetadataClient::from_env(env) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(ecs_meta::Error::MissingVariable) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

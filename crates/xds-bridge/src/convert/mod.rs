@@ -15,6 +15,7 @@ pub mod structs;
 
 use self::extension::Place;
 pub(crate) use self::extension::pack;
+use crate::copies;
 use crate::resource::{Kind, Resource};
 use crate::wire::{self, Malformed, Value, put_bytes, put_varint};
 
@@ -35,7 +36,7 @@ pub fn resource(kind: Kind, v2: &[u8]) -> Result<Resource, Malformed> {
     let mut needs = Vec::new();
     let body = match kind {
         Kind::Cluster => cluster(v2, &mut needs)?,
-        Kind::Endpoint => load_assignment_without_copies(v2)?,
+        Kind::Endpoint => copies::without_copies(v2)?,
         Kind::Listener => listener(v2, &mut needs)?,
         Kind::Route => route_configuration(v2)?,
     };
@@ -93,53 +94,6 @@ fn config_source(v2: &[u8]) -> Vec<u8> {
     let mut out = v2.to_vec();
     put_varint(&mut out, 6, API_V3);
     out
-}
-
-/// `HealthStatus.UNHEALTHY`.
-const UNHEALTHY: u64 = 2;
-
-/// Converts a ClusterLoadAssignment. An unhealthy endpoint (2) is left out if another endpoint has the same address. It is the copy of a
-/// proxy without an agent (see `copies`), and Envoy might use its health for both.
-fn load_assignment_without_copies(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
-    wire::rewrite(v2, |field, out| {
-        match field.number {
-            2 => put_bytes(out, 2, &locality_without_copies(field.bytes()?)?),
-            _ => out.extend_from_slice(field.raw),
-        }
-        Ok(())
-    })
-}
-
-/// The same for a LocalityLbEndpoints: its `lb_endpoints` (2), with their `endpoint` (1) and `health_status` (2).
-fn locality_without_copies(v2: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let read = |endpoint: &'_ [u8]| -> Result<(Vec<u8>, bool), Malformed> {
-        let (mut address, mut unhealthy) = (Vec::new(), false);
-        for field in wire::fields(endpoint) {
-            match field? {
-                field if field.number == 1 => address = field.bytes()?.to_vec(),
-                field if field.number == 2 => unhealthy = field.value == Value::Varint(UNHEALTHY),
-                _ => {}
-            }
-        }
-        Ok((address, unhealthy))
-    };
-    let mut healthy = Vec::new();
-    for field in wire::fields(v2) {
-        let field = field?;
-        if field.number == 2
-            && let (address, false) = read(field.bytes()?)?
-        {
-            healthy.push(address);
-        }
-    }
-    wire::rewrite(v2, |field, out| {
-        let is_copy =
-            field.number == 2 && matches!(read(field.bytes()?)?, (address, true) if healthy.contains(&address));
-        if !is_copy {
-            out.extend_from_slice(field.raw);
-        }
-        Ok(())
-    })
 }
 
 /// Makes a ClusterLoadAssignment: `endpoints` (2), in it `lb_endpoints` (2), in it `endpoint` (1), in it `address` (1).
