@@ -1,6 +1,7 @@
 //! docker-compose on the mesh's file, as a program (1.29 or 2.x) or as Docker's plugin.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::env;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -71,6 +72,10 @@ impl Compose<'_> {
         }
         if gateways {
             command.env("COMPOSE_PROFILES", "gateways");
+        }
+        // ecs-local asks the engine that runs the mesh.
+        if let Some(socket) = env::var("DOCKER_HOST").ok().as_deref().and_then(|host| host.strip_prefix("unix://")) {
+            command.env("DOCKER_SOCKET", socket);
         }
         if let Some(version) = version::of_mesh() {
             command.env("CONSUL_VERSION", version.to_string());
