@@ -1,6 +1,6 @@
 //! One request and its answer.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +13,11 @@ use serde::de::DeserializeOwned;
 use sidecar_kit::http::{self, Limits, Response};
 use sidecar_kit::json;
 use sidecar_kit::secret::Secret;
+use sidecar_kit::tls::TlsOptionsError;
 
 use crate::config::{Config, ConfigError};
 use crate::error::Error;
+use crate::servers::{Place, Server, Servers};
 
 /// The limits of one answer.
 const LIMITS: Limits = Limits { time: Duration::from_secs(10), bytes: 16 << 20 };
@@ -25,14 +27,12 @@ const TOKEN: HeaderName = HeaderName::from_static("x-consul-token");
 /// All characters that are not unreserved in a URI (RFC 3986, section 2.3).
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A client of one agent or server, or of several. It uses one of them until that one fails.
+/// A client of one agent or server, or of several: at several addresses, or behind a name with several addresses. It uses one of them until
+/// that one fails.
 #[derive(Debug)]
 pub struct Client {
     config: Config,
-    /// One for each address.
-    http: Vec<http::Client>,
-    /// Which of the addresses is in use.
-    current: AtomicUsize,
+    pub(crate) servers: Servers,
     /// The longest time for any answer.
     most: Duration,
     /// Whether a server has answered that it has neither namespaces nor partitions, as Consul without Enterprise does.
@@ -124,20 +124,25 @@ impl Client {
     /// # Errors
     /// When the certificates or the server name cannot be used.
     pub fn new(config: Config) -> Result<Self, ConfigError> {
-        let client = |base: &String| match base.split_once("://") {
-            Some(("unix", path)) => Ok(http::Client::unix(path)),
-            Some(("https", _)) => http::Client::with_tls(&config.tls),
-            _ => Ok(http::Client::plain()),
+        let place = |base: &String| Place { base: base.clone(), address: None };
+        let servers = Servers::new(config.bases.iter().map(place).collect(), config.tls.clone())?;
+        Ok(Self::of(config, servers))
+    }
+
+    fn of(config: Config, servers: Servers) -> Self {
+        Self { config, servers, most: Duration::MAX, without_scope: AtomicBool::new(false), renewed: Mutex::new(None) }
+    }
+
+    /// A client for each server: for each address of the configuration, and for each address of a name. They have the configuration's token.
+    ///
+    /// # Errors
+    /// When the certificates or the server name cannot be used.
+    pub async fn each(&self) -> Result<Vec<Self>, ConfigError> {
+        let one = |place: Place| {
+            let config = Config { bases: vec![place.base.clone()], ..self.config.clone() };
+            Ok(Self::of(config, Servers::new(vec![place], self.config.tls.clone())?))
         };
-        let http = config.bases.iter().map(client).collect::<Result<_, _>>()?;
-        Ok(Self {
-            config,
-            http,
-            current: AtomicUsize::new(0),
-            most: Duration::MAX,
-            without_scope: AtomicBool::new(false),
-            renewed: Mutex::new(None),
-        })
+        self.servers.places().await.into_iter().map(one).collect()
     }
 
     /// The same client with a limit for each answer, for a caller with little time and several servers.
@@ -182,29 +187,32 @@ impl Client {
     /// Sends a call. Any status other than success is an error. If the server in use fails ([`Error::is_of_the_server`]), the client
     /// uses the next one from then on. It repeats the call there if the call only reads, or has not arrived at the first server.
     pub(crate) async fn send(&self, call: Call) -> Result<Response, Error> {
-        let servers = self.config.bases.len();
-        let mut tried = 1;
+        let unusable = |source: TlsOptionsError| {
+            let source = http::Error::Tls { server: self.config.address().to_owned(), source: source.into() };
+            Error::from_http(call.named(), source)
+        };
+        let mut server = self.servers.in_use().await.map_err(unusable)?;
+        let mut tried = Vec::new();
         loop {
-            let current = self.current.load(Ordering::Relaxed);
-            let error = match self.send_to(current % servers, call.clone()).await {
+            let error = match self.send_to(&server, call.clone()).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            if !error.is_of_the_server() || servers == 1 {
+            if !error.is_of_the_server() {
                 return Err(error);
             }
-            // Another call may have moved on already.
-            let _ = self.current.compare_exchange(current, current + 1, Ordering::Relaxed, Ordering::Relaxed);
-            if tried == servers || (call.method != Method::GET && error.may_have_arrived()) {
-                return Err(error);
+            tried.push(server.place.clone());
+            let may_repeat = call.method == Method::GET || !error.may_have_arrived();
+            match self.servers.leave(&server, &tried).await.filter(|_| may_repeat) {
+                Some(next) => server = next,
+                None => return Err(error),
             }
-            tried += 1;
         }
     }
 
     /// Sends a call. If Consul without Enterprise refuses its namespace or partition, and all of them are `default`, this sends the
     /// call again without them. The meaning is the same.
-    async fn send_to(&self, server: usize, call: Call) -> Result<Response, Error> {
+    async fn send_to(&self, server: &Server, call: Call) -> Result<Response, Error> {
         let scoped = !self.without_scope.load(Ordering::Relaxed);
         match self.send_once(server, call.clone(), scoped).await {
             Err(Error::Refused { status, body, .. })
@@ -221,13 +229,13 @@ impl Client {
     }
 
     /// Sends a call once. `scoped`: with the namespace and the partition.
-    async fn send_once(&self, server: usize, call: Call, scoped: bool) -> Result<Response, Error> {
+    async fn send_once(&self, server: &Server, call: Call, scoped: bool) -> Result<Response, Error> {
         let named = call.named();
         let limits = Limits { time: call.time.min(self.most), ..LIMITS };
         let token = self.token_of(&call)?;
         let secrets = [token.clone(), call.proof.clone(), self.config.authorization.clone()];
         let request = self.request(server, call, token.as_ref(), scoped)?;
-        let response = self.http[server].send(request, limits).await;
+        let response = server.http.send(request, limits).await;
         let response = response.map_err(|source| Error::from_http(named.clone(), source))?;
         if response.status.is_success() {
             return Ok(response);
@@ -245,7 +253,13 @@ impl Client {
         }
     }
 
-    fn request(&self, server: usize, call: Call, token: Option<&Secret>, scoped: bool) -> Result<http::Request, Error> {
+    fn request(
+        &self,
+        server: &Server,
+        call: Call,
+        token: Option<&Secret>,
+        scoped: bool,
+    ) -> Result<http::Request, Error> {
         let named = call.named();
         let Config { namespace, partition, datacenter, .. } = &self.config;
         let scope = [("ns", namespace, scoped), ("partition", partition, scoped), ("dc", datacenter, true)];
@@ -255,7 +269,7 @@ impl Client {
         let query = query.map(|(name, value)| format!("{name}={}", utf8_percent_encode(&value, RESERVED)));
         let query = query.collect::<Vec<_>>().join("&");
         let separator = if query.is_empty() { "" } else { "?" };
-        let base = match self.config.bases[server].as_str() {
+        let base = match server.place.base.as_str() {
             socket if socket.starts_with("unix:") => "http://localhost",
             base => base,
         };

@@ -1,16 +1,16 @@
 //! How to reach Consul, from Consul's own environment variables or from the caller's values.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::Uri;
 use sidecar_kit::env::Env;
-use sidecar_kit::file::files_below;
 use sidecar_kit::secret::{Secret, SecretFileError, SecretSource, shown, shown_path};
-use sidecar_kit::tls::{Authorities, Identity, IdentityError, PemError, PublicAuthoritiesError, TlsOptions};
+use sidecar_kit::tls::{PemError, PublicAuthoritiesError};
 
-const PEM: &str = "CONSUL_CACERT_PEM";
+use crate::tls::{Authority, Source, Tls};
 
 /// How to reach an agent or server. The variables mean what they mean for Consul's own commands ("Consul Commands (CLI)",
 /// environment variables).
@@ -24,7 +24,7 @@ pub struct Config {
     pub(crate) namespace: Option<String>,
     pub(crate) partition: Option<String>,
     pub(crate) datacenter: Option<String>,
-    pub(crate) tls: TlsOptions,
+    pub(crate) tls: Arc<Tls>,
 }
 
 /// A variable, or a value that the caller gave, cannot be used.
@@ -84,7 +84,7 @@ impl ConfigError {
         Self::Invalid { variable, value: shown(value), expected }
     }
 
-    fn file(variable: &'static str, path: &Path, source: std::io::Error) -> Self {
+    pub(crate) fn file(variable: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::File { variable, file: shown_path(path), source }
     }
 }
@@ -155,11 +155,6 @@ impl Config {
         given.peek().is_some() && given.all(|name| name.eq_ignore_ascii_case("default"))
     }
 
-    /// One configuration for each address.
-    pub fn each(&self) -> impl Iterator<Item = Self> {
-        self.bases.iter().map(|base| Self { bases: vec![base.clone()], ..self.clone() })
-    }
-
     /// The source of the token, if there is one.
     #[must_use]
     pub fn token(&self) -> Option<&SecretSource> {
@@ -179,7 +174,7 @@ impl Config {
 pub struct Builder<'a> {
     env: &'a Env,
     address: Option<Given<&'a str>>,
-    authority: Option<Authority<'a>>,
+    authority: Option<Authority>,
     server_name: Option<&'a str>,
     token: Token,
     namespace: bool,
@@ -190,12 +185,6 @@ pub struct Builder<'a> {
 struct Given<T> {
     name: &'static str,
     value: T,
-}
-
-#[derive(Debug)]
-enum Authority<'a> {
-    File(Given<&'a Path>),
-    Pem(Given<&'a str>),
 }
 
 #[derive(Debug)]
@@ -214,13 +203,13 @@ impl<'a> Builder<'a> {
 
     /// Trusts the CA certificates in this file, if it is given, and not those of the environment. Errors call it `name`.
     pub fn ca_file(self, name: &'static str, file: Option<&'a Path>) -> Self {
-        let given = file.map(|value| Authority::File(Given { name, value }));
+        let given = file.map(|path| Authority::File(name, path.to_owned()));
         Self { authority: given.or(self.authority), ..self }
     }
 
     /// Trusts the CA certificates in this PEM text, if it is given, and not those of the environment. Errors call it `name`.
     pub fn ca_pem(self, name: &'static str, pem: Option<&'a str>) -> Self {
-        let given = pem.map(|value| Authority::Pem(Given { name, value }));
+        let given = pem.map(|pem| Authority::Pem(name, pem.to_owned()));
         Self { authority: given.or(self.authority), ..self }
     }
 
@@ -247,16 +236,9 @@ impl<'a> Builder<'a> {
         let Self { env, address, authority, server_name, token, namespace } = self;
         let bases = bases(env, address)?;
         let insecure = !flag(env, "CONSUL_HTTP_SSL_VERIFY", true)?;
-        let authorities = match authority {
-            Some(Authority::Pem(Given { name, value })) => Some(in_text(name, value)?),
-            Some(Authority::File(Given { name, value })) => Some(in_file(name, value)?),
-            None => authorities(env)?,
-        };
-        let authorities = match authorities {
-            Some(authorities) => authorities,
-            None if !insecure && bases.iter().any(|base| base.starts_with("https:")) => Authorities::public(env)?,
-            None => Authorities::default(),
-        };
+        let https = bases.iter().any(|base| base.starts_with("https:"));
+        let server_name = server_name.or_else(|| env.get("CONSUL_TLS_SERVER_NAME")).map(str::to_owned);
+        let tls = Tls::new(Source { env: env.clone(), authority, server_name, insecure, https })?;
         Ok(Config {
             bases,
             token: match token {
@@ -268,12 +250,7 @@ impl<'a> Builder<'a> {
             namespace: env.get("CONSUL_NAMESPACE").filter(|_| namespace).map(str::to_owned),
             partition: env.get("CONSUL_PARTITION").map(str::to_owned),
             datacenter: None,
-            tls: TlsOptions {
-                authorities,
-                server_name: server_name.or_else(|| env.get("CONSUL_TLS_SERVER_NAME")).map(str::to_owned),
-                insecure,
-                identity: identity(env)?,
-            },
+            tls: Arc::new(tls),
         })
     }
 }
@@ -319,59 +296,6 @@ fn authorization(env: &Env) -> Result<Option<Secret>, ConfigError> {
     let value = secret.expose();
     let credentials = if value.contains(':') { value.to_owned() } else { format!("{value}:") };
     Ok(Some(Secret::new(format!("Basic {}", BASE64_STANDARD.encode(credentials)))))
-}
-
-fn authorities(env: &Env) -> Result<Option<Authorities>, ConfigError> {
-    if let Some(pem) = env.get(PEM) {
-        return in_text(PEM, pem).map(Some);
-    }
-    if let Some(path) = env.get("CONSUL_CACERT") {
-        return in_file("CONSUL_CACERT", Path::new(path)).map(Some);
-    }
-    let variable = "CONSUL_CAPATH";
-    let Some(directory) = env.get(variable).map(Path::new) else { return Ok(None) };
-    let files = files_below(directory).map_err(|source| ConfigError::file(variable, directory, source))?;
-    if files.is_empty() {
-        let (what, source) = (shown_path(directory), PemError::NoCertificate);
-        return Err(ConfigError::Pem { variable, what, source });
-    }
-    let mut all = Authorities::default();
-    for file in files {
-        all.extend([in_file(variable, &file)?]);
-    }
-    Ok(Some(all))
-}
-
-fn in_text(variable: &'static str, pem: &str) -> Result<Authorities, ConfigError> {
-    let pem_error = |source| ConfigError::Pem { variable, what: "its text".to_owned(), source };
-    Authorities::from_pem(pem.as_bytes()).map_err(pem_error)
-}
-
-fn in_file(variable: &'static str, path: &Path) -> Result<Authorities, ConfigError> {
-    let pem = read(variable, path)?;
-    Authorities::from_pem(&pem).map_err(|source| ConfigError::Pem { variable, what: shown_path(path), source })
-}
-
-fn identity(env: &Env) -> Result<Option<Identity>, ConfigError> {
-    let (certificate, key) = ("CONSUL_CLIENT_CERT", "CONSUL_CLIENT_KEY");
-    match (env.get(certificate).map(Path::new), env.get(key).map(Path::new)) {
-        (None, None) => Ok(None),
-        (Some(certificate_file), Some(key_file)) => {
-            let identity = Identity::from_pem(&read(certificate, certificate_file)?, &read(key, key_file)?);
-            identity.map(Some).map_err(|error| match error {
-                IdentityError::Certificate(source) => {
-                    ConfigError::Pem { variable: certificate, what: shown_path(certificate_file), source }
-                }
-                IdentityError::Key(source) => ConfigError::Pem { variable: key, what: shown_path(key_file), source },
-            })
-        }
-        (Some(_), None) => Err(ConfigError::HalfIdentity { given: certificate, missing: key }),
-        (None, Some(_)) => Err(ConfigError::HalfIdentity { given: key, missing: certificate }),
-    }
-}
-
-fn read(variable: &'static str, path: &Path) -> Result<Vec<u8>, ConfigError> {
-    std::fs::read(path).map_err(|source| ConfigError::file(variable, path, source))
 }
 
 /// A boolean variable, in any spelling that Go's `strconv.ParseBool` accepts.

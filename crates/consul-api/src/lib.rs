@@ -16,8 +16,10 @@ mod error;
 mod intention;
 mod kv;
 mod login;
+mod servers;
 mod session;
 mod start;
+mod tls;
 
 pub use acl::{AclLink, NewPolicy, Policy, Role, ServiceIdentity, Token, TokenEntry, TokenGrants};
 pub use agent::{AgentCheck, AgentSelf, AgentSelfConfig, AgentService, XdsPort};

@@ -152,6 +152,34 @@ fn a_rotated_token_file_is_read_for_the_next_request() {
 }
 
 #[test]
+fn a_replaced_ca_file_is_read_for_the_next_connection() {
+    let (earlier, now) = (Servers::start(), Servers::start());
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ca.pem");
+    let write = |text: String| {
+        std::fs::write(directory.path().join("new"), text).unwrap();
+        std::fs::rename(directory.path().join("new"), &file).unwrap();
+    };
+    write(earlier.authority.clone());
+    let https = format!("https://{}", now.tls);
+    let path = file.to_str().unwrap();
+    for variable in ["CONSUL_CACERT", "SSL_CERT_FILE"] {
+        write(earlier.authority.clone());
+        let env = Env::from_iter([("CONSUL_HTTP_ADDR", https.as_str()), (variable, path), ("SSL_CERT_DIR", "/")]);
+        let client = Client::new(Config::from_env(&env).unwrap()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let ask = || runtime.block_on(client.leader()).map_err(|error| one_line(&error));
+        let refused = ask().unwrap_err();
+        assert!(refused.contains("no TLS connection"), "{refused}");
+        write(format!("{}{}", earlier.authority, now.authority));
+        assert!(ask().is_ok(), "{variable}: {:?}", ask());
+        // Until a file can be used, the earlier certificates stay.
+        write("half a file".to_owned());
+        assert!(ask().is_ok(), "{variable}: {:?}", ask());
+    }
+}
+
+#[test]
 fn an_invalid_value_is_reported_with_what_is_expected() {
     let rows = [
         ("CONSUL_HTTP_ADDR", "ftp://consul", r#"CONSUL_HTTP_ADDR is "ftp://consul": expected host:port, http://"#),

@@ -306,8 +306,7 @@ impl Login {
     /// Waits until each server knows the token, then the agent's server. If the agent gets the token before its server knows it, the agent
     /// refuses the token for half a minute.
     async fn known_everywhere(&self, token: &Secret, agent: Option<&Client>) -> Result<(), LoginError> {
-        for config in self.servers.config().each() {
-            let server = Client::new(config)?;
+        for server in self.servers.each().await? {
             until("the token at the servers", self.bound, Backoff::default(), async || {
                 match server.knows_token(token).await {
                     Ok(()) => Attempt::Done(()),

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use consul_api::Client;
 use ecs_meta::Task;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
@@ -54,8 +53,8 @@ impl TaskLogin {
     async fn known(&self, token: &Secret) -> Result<Option<Duration>, LoginError> {
         let deadline = Instant::now() + KNOWN;
         let mut answer = None;
-        for config in self.login.servers().config().each() {
-            let server = Client::new(config)?.no_longer_than(ATTEMPT);
+        for server in self.login.servers().each().await? {
+            let server = server.no_longer_than(ATTEMPT);
             let left = loop {
                 match expiry(&server, token).await {
                     Err(error) if error.is_unknown_token() && Instant::now() < deadline => sleep(AGAIN).await,

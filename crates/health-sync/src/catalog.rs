@@ -85,7 +85,7 @@ impl Catalog {
     /// Takes the task out of the mesh, and then does so again whenever a late write has undone it. Ends when `stopped` does, at the latest after
     /// `bound`; false if the bound came first.
     pub async fn stay_critical(&self, stopped: impl Future<Output = ()>, bound: Duration) -> Result<bool, ConfigError> {
-        let servers = self.consul.config().each().map(Client::new).collect::<Result<Vec<_>, _>>()?;
+        let servers = self.consul.each().await?;
         let stay = async {
             let first = retried(Instant::now() + CRITICAL_BOUND, ATTEMPT, async || self.set_critical(&servers).await);
             let mut failure = LastFailure::default();

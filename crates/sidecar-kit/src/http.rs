@@ -3,6 +3,7 @@
 //! The feature `tls` adds [`Client::with_tls`].
 
 use std::error::Error as StdError;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,6 +15,7 @@ use hyper::body::Incoming;
 use hyper::header::HeaderMap;
 use hyper::{StatusCode, Uri};
 use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::UnixStream;
@@ -167,9 +169,48 @@ impl Service<Uri> for Socket {
 /// How long connecting may take. The addresses of a name share this time, so that a dead one leaves time for the next.
 const CONNECT: Duration = Duration::from_secs(3);
 
-pub(crate) fn tcp() -> HttpConnector {
-    let mut tcp = HttpConnector::new();
-    tcp.set_connect_timeout(Some(CONNECT));
+/// How long connecting to one address of a name may take, if the caller goes on with the next one.
+const CONNECT_ONE: Duration = Duration::from_secs(1);
+
+/// Finds the addresses of a name.
+#[derive(Clone)]
+pub(crate) enum Resolver {
+    /// All that the system knows.
+    System(GaiResolver),
+    /// This one, whatever the name is.
+    Given(SocketAddr),
+}
+
+impl Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        match self {
+            Self::Given(address) => Box::pin(std::future::ready(Ok(vec![*address].into_iter()))),
+            Self::System(system) => {
+                let addresses = system.call(name);
+                Box::pin(async { Ok(addresses.await?.collect::<Vec<_>>().into_iter()) })
+            }
+        }
+    }
+}
+
+pub(crate) type Tcp = HttpConnector<Resolver>;
+
+/// Connects to the addresses of the URL's host, or to the given one.
+pub(crate) fn tcp(to: Option<SocketAddr>) -> Tcp {
+    let (resolver, within) = match to {
+        Some(address) => (Resolver::Given(address), CONNECT_ONE),
+        None => (Resolver::System(GaiResolver::new()), CONNECT),
+    };
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
+    tcp.set_connect_timeout(Some(within));
     tcp
 }
 
@@ -185,7 +226,13 @@ impl Client {
     /// A client for `http://` only.
     #[must_use]
     pub fn plain() -> Self {
-        Self::over(tcp())
+        Self::plain_to(None)
+    }
+
+    /// The same. If the host of the URL is a name, this connects to the given address, and not to those of the name.
+    #[must_use]
+    pub fn plain_to(address: Option<SocketAddr>) -> Self {
+        Self::over(tcp(address))
     }
 
     pub(crate) fn over<C: Connect + Clone + Send + Sync + 'static>(connector: C) -> Self {

@@ -4,20 +4,24 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
+use hyper::Uri;
 use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::client::WantsClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use tower_service::Service;
 
 use crate::env::Env;
-use crate::http::{Client, tcp};
+use crate::exit::one_line;
+use crate::http::{Client, Tcp, tcp};
 use crate::secret::shown;
 
 /// How the client checks a server, and its own certificate.
@@ -321,15 +325,68 @@ impl Client {
     /// # Errors
     /// When the options hold no usable certificate or name.
     pub fn with_tls(options: &TlsOptions) -> Result<Self, TlsOptionsError> {
-        let builder = HttpsConnectorBuilder::new().with_tls_config(options.client_config()?).https_or_http();
-        let builder = match options.parsed_server_name()? {
-            Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
-            None => builder,
-        };
-        let mut tcp = tcp();
-        tcp.enforce_http(false);
-        let connector: HttpsConnector<HttpConnector> = builder.enable_http1().wrap_connector(tcp);
-        Ok(Self::over(connector))
+        Ok(Self::over(https(options, None)?))
+    }
+
+    /// The same, with options that may change. Each new connection uses the current ones. If the host of the URL is a name, this connects to
+    /// the given address, and not to those of the name.
+    ///
+    /// # Errors
+    /// As for [`Client::with_tls`]. Later options that cannot be used are logged, and the earlier ones stay.
+    pub fn with_current_tls(current: CurrentTls, address: Option<SocketAddr>) -> Result<Self, TlsOptionsError> {
+        let options = current();
+        let made = Arc::new(Mutex::new((options.clone(), https(&options, address)?)));
+        Ok(Self::over(Renewed { current, address, made }))
+    }
+}
+
+/// Returns the options for a new connection. While nothing changes, it returns the same ones.
+pub type CurrentTls = Arc<dyn Fn() -> Arc<TlsOptions> + Send + Sync>;
+
+type Https = HttpsConnector<Tcp>;
+
+fn https(options: &TlsOptions, address: Option<SocketAddr>) -> Result<Https, TlsOptionsError> {
+    let builder = HttpsConnectorBuilder::new().with_tls_config(options.client_config()?).https_or_http();
+    let builder = match options.parsed_server_name()? {
+        Some(name) => builder.with_server_name_resolver(FixedServerNameResolver::new(name)),
+        None => builder,
+    };
+    let mut tcp = tcp(address);
+    tcp.enforce_http(false);
+    Ok(builder.enable_http1().wrap_connector(tcp))
+}
+
+/// Connects with the current options.
+#[derive(Clone)]
+struct Renewed {
+    current: CurrentTls,
+    address: Option<SocketAddr>,
+    /// The options of the last connection, and what was made from them.
+    made: Arc<Mutex<(Arc<TlsOptions>, Https)>>,
+}
+
+impl Service<Uri> for Renewed {
+    type Response = <Https as Service<Uri>>::Response;
+    type Error = <Https as Service<Uri>>::Error;
+    type Future = <Https as Service<Uri>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, uri: Uri) -> Self::Future {
+        let options = (self.current)();
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&made.0, &options) {
+            match https(&options, self.address) {
+                Ok(connector) => *made = (options, connector),
+                Err(error) => {
+                    tracing::warn!("the earlier certificates stay in use: {}", one_line(&error));
+                    made.0 = options;
+                }
+            }
+        }
+        made.1.call(uri)
     }
 }
 
