@@ -11,7 +11,7 @@ use ecs_meta::{MetadataClient, Task};
 use serde_json::{Value, json};
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::env::Env;
-use sidecar_kit::file::{WriteError, write_if_changed};
+use sidecar_kit::file::{WriteError, remove_temporaries, write_if_changed};
 use sidecar_kit::log;
 use sidecar_kit::secret::{Secret, SecretFileError, shown_path};
 use sidecar_kit::tls::{CertificatesPem, PemError};
@@ -152,11 +152,20 @@ fn write_files(
     authority_file: &Path,
     authority: Option<&CertificatesPem>,
 ) -> Result<(), AgentConfigError> {
+    remove_temporaries_of(output);
     if let Some(pem) = authority {
         make_directory_of(authority_file)?;
+        remove_temporaries_of(authority_file);
         write_if_changed(authority_file, pem.as_str().as_bytes(), MODE)?;
     }
     Ok(write_if_changed(output, format!("{config:#}\n").as_bytes(), MODE)?)
+}
+
+/// Removes what a killed run left of this file.
+fn remove_temporaries_of(file: &Path) {
+    if let (Some(directory), Some(name)) = (file.parent(), file.file_name()) {
+        remove_temporaries(directory, &[&name.to_string_lossy()]);
+    }
 }
 
 /// Prepares the login. The servers' HTTPS may have another CA certificate than their RPC: `CONSUL_LOGIN_CACERT` names its file, and

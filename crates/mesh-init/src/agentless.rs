@@ -25,8 +25,10 @@ use crate::service_defaults::{self, ServiceDefaultsError};
 /// The variable of consul-ecs with the CA certificate of the servers' gRPC, in PEM.
 const GRPC_CA_PEM: &str = "CONSUL_GRPC_CACERT_PEM";
 /// The files for these certificates.
-const HTTP_CA_FILE: &str = "consul-https-ca-cert.pem";
-const GRPC_CA_FILE: &str = "consul-grpc-ca-cert.pem";
+pub(crate) const HTTP_CA_FILE: &str = "consul-https-ca-cert.pem";
+pub(crate) const GRPC_CA_FILE: &str = "consul-grpc-ca-cert.pem";
+/// How long one server may take to answer. After that, the client uses the next one.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
 
@@ -68,6 +70,7 @@ pub(crate) async fn run(
     mut signals: StopSignals,
 ) -> Result<ExitCode, AgentlessError> {
     let Access { consul, login } = Access::of(config, servers, role, bound, env)?;
+    let consul = consul.no_longer_than(PATIENCE.min(bound / 3));
     let token = OnceCell::new();
     let joined = async {
         let task = MetadataClient::from_env(env)?.task_within(bound).await?;

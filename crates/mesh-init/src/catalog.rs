@@ -16,7 +16,9 @@ pub enum RegisterError {
     #[error(
         "no node for the task's cluster in Consul's catalog: run acl-controller with --agentless in this cluster; it registers the node"
     )]
-    Node(#[source] Box<WaitError<NodeError>>),
+    NoNode(#[source] Box<WaitError<NodeError>>),
+    #[error("cannot read the node of the task's cluster from Consul's servers at {address}")]
+    NodeUnread { address: String, source: Box<WaitError<NodeError>> },
     #[error(transparent)]
     Step(#[from] StepError),
 }
@@ -96,7 +98,13 @@ impl<'a> Catalog<'a> {
                 Err(error) => Attempt::Final(error.into()),
             }
         });
-        existing.await.map_err(|source| RegisterError::Node(Box::new(source)))
+        existing.await.map_err(|error| {
+            let source = Box::new(error);
+            match &*source {
+                WaitError::TimedOut { last: Some(NodeError::Missing(_)), .. } => RegisterError::NoNode(source),
+                _ => RegisterError::NodeUnread { address: self.consul.config().address().to_owned(), source },
+            }
+        })
     }
 
     /// Deregisters what was new, the last first: a proxy never remains without its service. A failure is only logged.

@@ -4,12 +4,19 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, SERVICE_TOKEN_FILE};
+use mesh_config::{BOOTSTRAP_FILE, CLIENT_TOKEN_FILE, DATAPLANE_FILE, SERVICE_TOKEN_FILE};
 use serde_json::Value;
-use sidecar_kit::file::{WriteError, create_beside, is_temporary_of, write_if_changed};
+use sidecar_kit::file::{WriteError, create_beside, remove_temporaries, write_if_changed};
+
+use crate::agentless::{GRPC_CA_FILE, HTTP_CA_FILE};
 
 /// The bootstrap holds the ACL token: its owner and the volume's group may read it.
 const BOOTSTRAP_MODE: u32 = 0o640;
+
+/// All files that are written to the directory before the task's other containers start. agent-config writes the client token, and it has
+/// ended before mesh-init starts.
+const FILES: [&str; 6] =
+    [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE, DATAPLANE_FILE, HTTP_CA_FILE, GRPC_CA_FILE];
 
 /// mesh-init cannot write to the bootstrap directory.
 #[derive(Debug, thiserror::Error)]
@@ -25,16 +32,7 @@ pub struct NotWritable {
 /// # Errors
 /// When the directory does not exist or is not writable.
 pub fn ensure_writable(directory: &Path) -> Result<(), NotWritable> {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let file_name = entry.file_name();
-        // agent-config writes the client token, and it has ended before mesh-init starts.
-        let files = [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE];
-        if files.iter().any(|file| is_temporary_of(file, &file_name.to_string_lossy()))
-            && let Err(error) = fs::remove_file(entry.path())
-        {
-            tracing::warn!("cannot remove {}, left by an earlier run: {error}", entry.path().display());
-        }
-    }
+    remove_temporaries(directory, &FILES);
     let probe = create_beside(&directory.join(BOOTSTRAP_FILE), BOOTSTRAP_MODE);
     let written = probe.and_then(|(probe, _)| fs::remove_file(probe));
     written.map_err(|source| NotWritable { path: directory.to_owned(), source })
@@ -59,7 +57,14 @@ mod tests {
         for name in others {
             fs::write(directory.path().join(name), "").unwrap();
         }
-        for file in [BOOTSTRAP_FILE, SERVICE_TOKEN_FILE, CLIENT_TOKEN_FILE] {
+        for file in [
+            "envoy-bootstrap.json",
+            "dataplane.json",
+            "consul-https-ca-cert.pem",
+            "consul-grpc-ca-cert.pem",
+            SERVICE_TOKEN_FILE,
+            CLIENT_TOKEN_FILE,
+        ] {
             create_beside(&directory.path().join(file), 0o600).unwrap();
         }
         ensure_writable(directory.path()).unwrap();

@@ -92,9 +92,21 @@ pub fn create_beside(path: &Path, mode: u32) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// Whether `file_name` is a temporary name that [`create_beside`] makes for a file called `name`. A killed run leaves such a file.
-#[must_use]
-pub fn is_temporary_of(name: &str, file_name: &str) -> bool {
+/// Removes the temporary files that a killed run left in `directory`, of the files with these names. They may hold a token. No other program
+/// may write these files now. A failure is only logged.
+pub fn remove_temporaries(directory: &Path, names: &[&str]) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let file_name = entry.file_name();
+        if names.iter().any(|name| is_temporary_of(name, &file_name.to_string_lossy()))
+            && let Err(error) = fs::remove_file(entry.path())
+        {
+            tracing::warn!("cannot remove {}, left by an earlier run: {error}", entry.path().display());
+        }
+    }
+}
+
+/// Whether `file_name` is a temporary name that [`create_beside`] makes for a file called `name`.
+fn is_temporary_of(name: &str, file_name: &str) -> bool {
     let rest = file_name.strip_prefix('.').and_then(|rest| rest.strip_prefix(name));
     let random = rest.and_then(|rest| rest.strip_prefix('.')?.strip_suffix(".tmp"));
     random.is_some_and(|random| random.len() == 16 && random.bytes().all(|byte| byte.is_ascii_hexdigit()))

@@ -47,8 +47,9 @@ impl<E: Error> fmt::Display for WaitError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Final(error) => fmt::Display::fmt(error, f),
-            Self::TimedOut { what, bound, .. } => {
-                write!(f, "gave up waiting for {what} after {}", humantime::format_duration(*bound))
+            Self::TimedOut { what, bound, last } => {
+                write!(f, "gave up waiting for {what} after {}", humantime::format_duration(*bound))?;
+                if last.is_none() { f.write_str(": no answer") } else { Ok(()) }
             }
         }
     }
@@ -171,7 +172,7 @@ mod tests {
         let bound = Duration::from_secs(3);
         let hangs =
             until("it", bound, Backoff::default(), async || std::future::pending::<Attempt<(), NotYet>>().await);
-        assert!(hangs.await.is_err());
+        assert_eq!(one_line(&hangs.await.unwrap_err()), "gave up waiting for it after 3s: no answer");
         assert_eq!(start.elapsed(), bound);
     }
 

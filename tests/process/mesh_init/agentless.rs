@@ -134,7 +134,9 @@ async fn task_without_a_node_or_a_server_fails_with_one_line() {
     task.fails_with(&[], &["no node for the task's cluster in Consul's catalog: run acl-controller", NODE]).await;
     let mut unreachable = agentless(&agent, &token).with("MESH_INIT_TIMEOUT", "10s");
     unreachable.document["consulServers"]["http"]["port"] = json!(1);
-    unreachable.fails_with(&[], &["no node for the task's cluster", "127.0.0.1:1"]).await;
+    unreachable
+        .fails_with(&[], &["cannot read the node of the task's cluster from Consul's servers at http://127.0.0.1:1: "])
+        .await;
     let mut tls = agentless(&agent, &token);
     tls.document["consulServers"]["http"] = json!({ "caCertFile": "/nowhere" });
     tls.fails_with(
