@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use consul_api::{HealthNode, NodeServices, TokenEntry};
+use consul_api::{HealthNode, HealthService, NodeServices, TokenEntry};
 
 use crate::auth_method::AuthMethodOptions;
 use crate::aws::Tasks;
@@ -14,6 +14,14 @@ use crate::term::Term;
 /// The meta that marks the node as synthetic: no machine has this name, so the node does not take part in gossip.
 const SYNTHETIC: (&str, &str) = ("synthetic-node", "true");
 
+/// The node in one cycle.
+pub(crate) struct Node {
+    /// Whether it is as it should be.
+    kept: bool,
+    /// Its services; none if it could not be read.
+    services: Option<Vec<HealthService>>,
+}
+
 /// The settings for tasks without an agent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agentless {
@@ -24,34 +32,45 @@ pub struct Agentless {
 }
 
 impl Controller {
-    /// Keeps the node, and removes what stopped tasks have left: their services, and the tokens of their logins. `listed`: the tokens; none
-    /// if Consul did not list them. False if something failed; the rest is still done.
+    /// Keeps the node. This needs only Consul, so it comes before the calls to AWS.
     ///
     /// # Errors
     /// When the lock is lost.
-    pub(crate) async fn serve_agentless(
+    pub(crate) async fn keep_node(&self, term: &Term, agentless: &Agentless) -> Result<Node, Error> {
+        let name = self.names.cluster.to_string();
+        let node = match self.consul.node(&name).await {
+            Ok(node) => node,
+            Err(error) => {
+                let kept = self.went_on("read the node of the tasks without an agent", Err(error.into()))?;
+                return Ok(Node { kept, services: None });
+            }
+        };
+        let kept = self.repair_node(term, &name, node.as_ref(), agentless.node_address).await;
+        let kept = self.went_on("keep the node of the tasks without an agent", kept)?;
+        Ok(Node { kept, services: Some(node.map(|node| node.services).unwrap_or_default()) })
+    }
+
+    /// Removes what stopped tasks have left: their services on the node, and the tokens of their logins. `listed`: the tokens; none if Consul
+    /// did not list them. False if something failed, also if the node could not be read or kept.
+    ///
+    /// # Errors
+    /// When the lock is lost.
+    pub(crate) async fn sweep_agentless(
         &self,
         term: &Term,
-        agentless: &Agentless,
+        node: &Node,
         registered: &mut Option<Registered>,
         tasks: &Tasks,
         listed: Option<&[TokenEntry]>,
     ) -> Result<bool, Error> {
-        let name = self.names.cluster.to_string();
-        let node = match self.consul.node(&name).await {
-            Ok(node) => node,
-            Err(error) => return self.went_on("read the node of the tasks without an agent", Err(error.into())),
-        };
-        let kept = self.keep_node(term, &name, node.as_ref(), agentless.node_address).await;
-        let kept = self.went_on("keep the node of the tasks without an agent", kept)?;
-        let services = node.map(|node| node.services).unwrap_or_default();
-        let swept = self.sweep(term, registered, &services, listed, tasks).await;
+        let Some(services) = &node.services else { return Ok(false) };
+        let swept = self.sweep(term, registered, services, listed, tasks).await;
         let swept = self.went_on("remove what stopped tasks have left", swept)?;
-        Ok(kept && swept)
+        Ok(node.kept && swept)
     }
 
     /// Registers the node, or repairs it.
-    async fn keep_node(
+    async fn repair_node(
         &self,
         term: &Term,
         name: &str,

@@ -61,11 +61,15 @@ impl Controller {
     /// # Errors
     /// When a list fails, or the lock is lost.
     pub async fn cycle(&self, term: &Term, memory: &mut Memory) -> Result<bool, Error> {
+        let node = match &self.agentless {
+            Some(agentless) => Some(self.keep_node(term, agentless).await?),
+            None => None,
+        };
         let (tasks, lists) = self.lists(memory).await?;
-        let served = match &self.agentless {
-            Some(agentless) => {
+        let served = match &node {
+            Some(node) => {
                 let tokens = lists.as_ref().ok().map(|lists| &*lists.tokens);
-                self.serve_agentless(term, agentless, &mut memory.registered, &tasks, tokens).await?
+                self.sweep_agentless(term, node, &mut memory.registered, &tasks, tokens).await?
             }
             None => true,
         };

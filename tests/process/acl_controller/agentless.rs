@@ -168,6 +168,16 @@ async fn node_is_kept_and_repaired() {
 }
 
 #[tokio::test]
+async fn node_is_kept_while_ecs_fails() {
+    let world = World::agentless(&[]).await;
+    world.aws.refuse("ListTasks", "AccessDeniedException");
+    let (_controller, _) = world.start_agentless(&[]);
+    world.node_settles().await;
+    world.agent.call("PUT", "/v1/catalog/deregister", &json!({ "Node": CLUSTER })).await;
+    world.node_settles().await;
+}
+
+#[tokio::test]
 async fn node_has_the_address_of_the_controller_s_task() {
     let world = World::agentless(&[]).await;
     let networks = json!([{ "NetworkMode": "awsvpc", "IPv4Addresses": [ADDRESS] }]);
