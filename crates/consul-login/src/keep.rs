@@ -1,5 +1,6 @@
 //! A token that is replaced before it expires.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -123,11 +124,46 @@ fn renewed_after(left: Duration) -> Duration {
 
 async fn log_in(source: &impl Source) -> Held {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(10));
+    let mut reported = Reported::default();
     loop {
         match source.log_in().await {
             Ok(held) => return held,
-            Err(error) => tracing::warn!("cannot log in, trying again: {}", one_line(&error)),
+            Err(error) => {
+                let reason = one_line(&error);
+                if reported.is_new(&reason) {
+                    tracing::warn!("cannot log in, trying again: {reason}");
+                } else {
+                    tracing::debug!("cannot log in, trying again: {reason}");
+                }
+            }
         }
         sleep(backoff.delay()).await;
+    }
+}
+
+/// The kinds of failure that the log has. Several servers may fail in turn, each in its own way.
+#[derive(Default)]
+struct Reported(HashSet<String>);
+
+impl Reported {
+    /// Whether no failure of this kind was reported yet. Words with a digit don't count: addresses, IDs and times.
+    fn is_new(&mut self, reason: &str) -> bool {
+        let has_no_digit = |word: &&str| !word.contains(|c: char| c.is_ascii_digit());
+        self.0.insert(reason.split_whitespace().filter(has_no_digit).collect::<Vec<_>>().join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Reported;
+
+    #[test]
+    fn a_kind_of_failure_is_reported_once() {
+        let mut reported = Reported::default();
+        let expired = |server: &str| format!("Consul's server at {server} answered Unauthenticated: token is expired");
+        assert!(reported.is_new(&expired("10.0.0.1:8502")));
+        assert!(!reported.is_new(&expired("10.0.0.2:8502")));
+        assert!(reported.is_new("cannot reach https://10.0.0.1:8501"));
+        assert!(!reported.is_new(&expired("10.0.0.1:8502")), "another kind in between changes nothing");
     }
 }
