@@ -171,7 +171,9 @@ async fn node_is_kept_and_repaired() {
 async fn node_is_kept_while_ecs_fails() {
     let world = World::agentless(&[]).await;
     world.aws.refuse("ListTasks", "AccessDeniedException");
-    let (_controller, _) = world.start_agentless(&[]);
+    // The ARN has the account. For a short name, the controller needs a listing first.
+    let mut command = world.command_for("key", CLUSTER);
+    let _controller = Process::spawn(command.args(["--agentless", "--node-address", ADDRESS]));
     world.node_settles().await;
     world.agent.call("PUT", "/v1/catalog/deregister", &json!({ "Node": CLUSTER })).await;
     world.node_settles().await;
