@@ -99,7 +99,7 @@ impl Config {
     /// | `CONSUL_HTTP_AUTH_FILE`, `CONSUL_HTTP_AUTH` | `user:password` for basic authentication. The file wins over the value | none |
     /// | `CONSUL_HTTP_SSL` | `true`: use `https`, even if the address has `http` | `false` |
     /// | `CONSUL_HTTP_SSL_VERIFY` | `false`: accept any server certificate | `true` |
-    /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted CA certificates: the PEM text, a file, a directory | for https [`Authorities::public`] |
+    /// | `CONSUL_CACERT_PEM`, `CONSUL_CACERT`, `CONSUL_CAPATH` | trusted CA certificates: the PEM text, a file, a directory | for https [those of the public authorities](sidecar_kit::tls::Authorities::public) |
     /// | `CONSUL_CLIENT_CERT`, `CONSUL_CLIENT_KEY` | files: the certificate and key for mutual TLS | none |
     /// | `CONSUL_TLS_SERVER_NAME` | the name in the server's certificate | the address's host |
     /// | `CONSUL_NAMESPACE`, `CONSUL_PARTITION` | the namespace and the admin partition (Consul Enterprise) | none |
