@@ -55,56 +55,80 @@ fn documents() -> (Value, Value) {
     (settings, definition)
 }
 
+/// A service `till`, which has no Consul agent and also calls `api`. Its settings are those of `shop`, except for the servers and secrets.
+fn without_an_agent() -> (Value, Value) {
+    let (mut settings, mut definition) = documents();
+    let fields = settings.as_object_mut().unwrap();
+    ["retryJoin", "datacenter", "secrets"].into_iter().for_each(|name| drop(fields.remove(name)));
+    fields.insert("consulServers".to_owned(), json!({ "hosts": "consul.internal" }));
+    fields.insert("consulLogin".to_owned(), json!({ "enabled": true }));
+    settings["service"]["port"] = json!(7071);
+    definition["family"] = json!("till");
+    definition["taskRoleArn"] = json!("arn:aws:iam::111122223333:role/consul-ecs/till-task");
+    let app = &mut definition["containerDefinitions"][0];
+    app["portMappings"][0]["containerPort"] = json!(7071);
+    for (variable, value) in [(0, "till"), (1, "0.0.0.0:7071")] {
+        app["environment"][variable]["value"] = json!(value);
+    }
+    (settings, definition)
+}
+
 fn read(folder: &Path) -> Own {
     let write = |name: &str, text: String| {
         std::fs::write(folder.join(name), text).unwrap();
         folder.join(name)
     };
-    let (settings, definition) = documents();
-    let given = Given {
-        settings: write("mesh.json", settings.to_string()),
-        definition: write("shop.json", definition.to_string()),
-    };
+    let given = [("shop", documents()), ("till", without_an_agent())].map(|(name, (settings, definition))| Given {
+        settings: write(&format!("{name}.mesh.json"), settings.to_string()),
+        definition: write(&format!("{name}.json"), definition.to_string()),
+    });
     let secret = write("password", "pa$$word\n".to_owned()).display().to_string();
     let images = [("app".to_owned(), IMAGE.to_owned())];
-    tasks::read(&[given], &images, &[("DB_PASSWORD".to_owned(), secret)], Agentless::default()).unwrap()
+    tasks::read(&given, &images, &[("DB_PASSWORD".to_owned(), secret)], Agentless::default()).unwrap()
 }
 
 #[tokio::test]
-async fn task_definition_of_the_user_runs_beside_web_and_api() {
+async fn task_definitions_of_the_user_run_beside_web_and_api() {
     let docker = whole().await;
     let folder = tempfile::tempdir().unwrap();
     let mut recorder = Recorder::start(&docker);
     up(&read(folder.path())).await;
 
     // From the host to its app, and through both Envoys to api.
-    let answered = eventually("shop calls api", BOUND, async || {
-        let answer = http::get_json("http://127.0.0.1:7070/").await?;
-        if answer["upstreams"]["api"]["status"] == 200 { Ok(answer) } else { Err(answer.to_string()) }
-    });
-    assert_eq!(answered.await["service"], "shop");
+    for (task, port) in [("shop", 7070), ("till", 7071)] {
+        let what = format!("{task} calls api");
+        let answered = eventually(&what, BOUND, async || {
+            let answer = http::get_json(&format!("http://127.0.0.1:{port}/")).await?;
+            if answer["upstreams"]["api"]["status"] == 200 { Ok(answer) } else { Err(answer.to_string()) }
+        });
+        assert_eq!(answered.await["service"], task);
+    }
     let environment = docker::task(&docker, "shop").await.unwrap()["app"].config.clone().unwrap().env.unwrap();
     for variable in ["DB_PASSWORD=pa$$word", "API_KEY=made-up-api_key"] {
         assert!(environment.iter().any(|set| set == variable), "{variable}");
     }
-    let at = |events: &[local_mesh::events::Event], container: &str, what: What| {
-        let event =
-            events.iter().find(|event| event.task == "shop" && event.container == container && event.what == what);
-        event.unwrap_or_else(|| panic!("{container} {what:?}: {events:?}")).at
-    };
-    let events = recorder.events();
-    let proxy = at(&events, "sidecar-proxy", What::Healthy);
-    assert!(proxy < at(&events, "migrate", What::Started), "every container waits for the proxy");
-    assert!(at(&events, "migrate", What::Exited(0)) < at(&events, "app", What::Started), "the task's own dependency");
+    let started = recorder.events();
+    for (task, proxy) in [("shop", "sidecar-proxy"), ("till", "dataplane")] {
+        let at = |events: &[local_mesh::events::Event], container: &str, what: What| {
+            let event =
+                events.iter().find(|event| event.task == task && event.container == container && event.what == what);
+            event.unwrap_or_else(|| panic!("{task}: {container} {what:?}: {events:?}")).at
+        };
+        let healthy = at(&started, proxy, What::Healthy);
+        assert!(healthy < at(&started, "migrate", What::Started), "{task}: every container waits for the proxy");
+        let migrated = at(&started, "migrate", What::Exited(0));
+        assert!(migrated < at(&started, "app", What::Started), "{task}: its own dependency");
 
-    // It stops as a task of ECS does: the proxy after the app.
-    task::stop(&docker, "shop", StopOrder::DependsOn).await.unwrap();
-    let events = recorder.events();
-    assert!(at(&events, "app", What::Exited(0)) < at(&events, "sidecar-proxy", What::Exited(0)));
-    task::start(&docker, "shop", &[]).await.unwrap();
+        // It stops as a task of ECS does: the proxy after the app.
+        task::stop(&docker, task, StopOrder::DependsOn).await.unwrap();
+        let events = recorder.events();
+        assert!(at(&events, "app", What::Exited(0)) < at(&events, proxy, What::Exited(0)), "{task}");
+        task::start(&docker, task, &[]).await.unwrap();
+    }
 
     // Without the option, the mesh is the one of docker-compose.yml again.
     up(&Own::default()).await;
-    assert!(!docker::tasks(&docker).await.unwrap().contains_key("shop"));
+    let tasks = docker::tasks(&docker).await.unwrap();
+    assert!(!tasks.contains_key("shop") && !tasks.contains_key("till"));
     crate::restored().await;
 }
