@@ -14,7 +14,7 @@ use mesh_tests::{eventually, http};
 use serde_json::{Value, json};
 use sidecar_kit::secret::Secret;
 
-use crate::{BOUND, answering_task, consul_get, restored, whole};
+use crate::{BOUND, answered_by, answering_task, consul_get, restored, whole};
 
 /// How long a client agent caches a token: Consul's default of 30 s, and a second more.
 const TOKEN_TTL: Duration = Duration::from_secs(31);
@@ -49,14 +49,21 @@ async fn kill(docker: &Docker, container: &str) {
 #[tokio::test]
 async fn intention_allows_web_to_call_api_within_two_seconds() {
     let docker = whole().await;
+    web_needs_an_intention(&docker).await;
+}
+
+/// Checks that no request from web reaches a task of api until an intention allows it, and that each task answers then.
+pub async fn web_needs_an_intention(docker: &Docker) {
     let consul = consul::client().await.unwrap();
     let intention = consul.intentions().await.unwrap().into_iter().find(|one| one.source_name == "web").unwrap();
     // Consul authorises a connection only when it is opened, so this test starts web again. The start also runs setup, which must not allow
     // web to call api again.
-    task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
+    task::stop(docker, "web", StopOrder::AllAtOnce).await.unwrap();
     consul.delete_intention(&intention).await.unwrap();
-    task::start(&docker, "web", &[("ALLOW", "web:nobody")]).await.unwrap();
-    task::in_rotation(&docker, "api-1").await.unwrap();
+    task::start(docker, "web", &[("ALLOW", "web:nobody")]).await.unwrap();
+    for api in ["api-1", "api-2"] {
+        task::in_rotation(docker, api).await.unwrap();
+    }
     for _ in 0..20 {
         let refused = answering_task().await.unwrap_err();
         // Consul 1.8 closes the connection. Later versions let Envoy answer.
@@ -71,6 +78,7 @@ async fn intention_allows_web_to_call_api_within_two_seconds() {
     eventually("web may call api", Duration::from_secs(2), answering_task).await;
     let nobody = consul.intentions().await.unwrap().into_iter().find(|one| one.destination_name == "nobody").unwrap();
     consul.delete_intention(&nobody).await.unwrap();
+    answered_by(docker, &["api-1", "api-2"]).await;
 }
 
 #[tokio::test]

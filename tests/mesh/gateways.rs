@@ -10,7 +10,7 @@ use crate::{BOUND, consul_get, whole};
 const INGRESS: &str = "http://127.0.0.1:8081/";
 
 /// The kinds, ports and check statuses of a gateway's instances, as Consul's servers have them.
-async fn instances(gateway: &str) -> Result<Vec<Value>, String> {
+pub async fn instances(gateway: &str) -> Result<Vec<Value>, String> {
     let found = consul_get(&format!("/v1/health/service/{gateway}")).await?;
     let instance = |found: &Value| {
         let checks = found["Checks"].as_array().into_iter().flatten().map(|check| check["Status"].clone());

@@ -114,9 +114,15 @@ async fn restored() -> Docker {
 
 /// What Consul's servers answer to a GET with the management token.
 async fn consul_get(path: &str) -> Result<Value, String> {
+    consul_call("GET", path, &Value::Null).await
+}
+
+/// What Consul's servers answer to a request with the management token.
+async fn consul_call(method: &str, path: &str, body: &Value) -> Result<Value, String> {
     let token = secrets::bootstrap_token().await.map_err(|error| error.to_string())?;
     let token = [("X-Consul-Token", token.expose())];
-    let (status, body) = http::request("GET", &format!("{}{path}", consul::ADDRESS), &token, "").await?;
+    let body = if body.is_null() { String::new() } else { body.to_string() };
+    let (status, body) = http::request(method, &format!("{}{path}", consul::ADDRESS), &token, &body).await?;
     if status != 200 {
         return Err(format!("{path}: {status}: {body}"));
     }

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use bollard::Docker;
 use futures_util::future::join_all;
 use local_mesh::events::What;
 use local_mesh::load::{Load, Options};
@@ -41,11 +42,17 @@ fn term(stopped: &Stopped, container: &str) -> i64 {
 #[tokio::test]
 async fn stopping_task_gets_no_request_once_others_know() {
     let docker = whole().await;
+    gets_no_request_once_others_know(&docker, "api-1").await;
+}
+
+/// Checks that a stopping task of api gets no request once web's Envoy knows, and that no request fails.
+pub async fn gets_no_request_once_others_know(docker: &Docker, name: &str) {
+    let proxy = docker::proxy(docker, name).await.unwrap();
     for order in ORDERS {
-        let watch = Watch::start(&docker, "api-1").await.unwrap();
-        let load = Load::start(&docker, "web", LOAD).await.unwrap();
-        assert!(watch.flowing().await, "requests reach api-1");
-        task::stop(&docker, "api-1", order).await.unwrap();
+        let watch = Watch::start(docker, name).await.unwrap();
+        let load = Load::start(docker, "web", LOAD).await.unwrap();
+        assert!(watch.flowing().await, "requests reach {name}");
+        task::stop(docker, name, order).await.unwrap();
         let stopped = watch.end().await;
         let report = load.end().await.unwrap();
         let Stopped { checks_critical, removed, last_inbound, events, .. } = &stopped;
@@ -62,61 +69,83 @@ async fn stopping_task_gets_no_request_once_others_know() {
         );
         let app = exited(&stopped, "app");
         assert!(critical < app && removed < app, "{order:?}: the servers and web's Envoy know before the app ends");
-        assert!(stopped.left.is_some(), "{order:?}: the node left the catalog");
-        // If all containers get TERM at once, the node has left by now, and web's Envoy has closed its connections. With depends-on, the
-        // agent still runs, and the instance is only unhealthy: idle connections stay open until Envoy ends, but no request comes over
-        // them.
-        let before = stopped.samples.iter().rev().find(|sample| sample.at < app && sample.seen.is_some()).unwrap();
-        if order == StopOrder::AllAtOnce {
-            assert_eq!(before.seen.as_ref().unwrap().connections, 0, "{said}");
+        assert!(exited(&stopped, proxy) > app, "{order:?}: Envoy outlives the app");
+        if stopped.has_agent {
+            its_agent_left(&stopped, order, &said);
+        } else {
+            assert!(exited(&stopped, "health-sync") > exited(&stopped, proxy), "{order:?}: it deregisters the task");
         }
-        assert!(exited(&stopped, "sidecar-proxy") > app, "{order:?}: Envoy outlives the app");
-        assert!(exited(&stopped, "health-sync") < app && exited(&stopped, "consul-client") > critical);
-        // With depends-on, the agent gets TERM only after sidecar-proxy, which depends on it, has ended.
-        let agent_held = term(&stopped, "consul-client") > exited(&stopped, "sidecar-proxy");
-        assert_eq!(agent_held, order == StopOrder::DependsOn, "{said}");
-        task::start(&docker, "api-1", &[]).await.unwrap();
-        task::in_rotation(&docker, "api-1").await.unwrap();
+        task::start(docker, name, &[]).await.unwrap();
+        task::in_rotation(docker, name).await.unwrap();
     }
+}
+
+/// Checks the stop of a task with an agent.
+fn its_agent_left(stopped: &Stopped, order: StopOrder, said: &str) {
+    let (critical, app) = (stopped.checks_critical.unwrap(), exited(stopped, "app"));
+    assert!(stopped.left.is_some(), "{order:?}: the node left the catalog");
+    // If all containers get TERM at once, the node has left by now, and web's Envoy has closed its connections. With depends-on, the
+    // agent still runs, and the instance is only unhealthy: idle connections stay open until Envoy ends, but no request comes over
+    // them.
+    let before = stopped.samples.iter().rev().find(|sample| sample.at < app && sample.seen.is_some()).unwrap();
+    if order == StopOrder::AllAtOnce {
+        assert_eq!(before.seen.as_ref().unwrap().connections, 0, "{said}");
+    }
+    assert!(exited(stopped, "health-sync") < app && exited(stopped, "consul-client") > critical);
+    // With depends-on, the agent gets TERM only after sidecar-proxy, which depends on it, has ended.
+    let agent_held = term(stopped, "consul-client") > exited(stopped, "sidecar-proxy");
+    assert_eq!(agent_held, order == StopOrder::DependsOn, "{said}");
 }
 
 #[tokio::test]
 async fn request_begun_before_term_completes() {
     let docker = whole().await;
+    completes_begun_requests(&docker, "api-1").await;
+}
+
+/// Checks that a request to a task of api completes if it has begun before TERM.
+pub async fn completes_begun_requests(docker: &Docker, name: &str) {
     for order in ORDERS {
-        let watch = Watch::start(&docker, "api-1").await.unwrap();
-        let id = task::running(&docker, "api-1").await.unwrap().id;
-        let inbound = || watch.seen("api-1").map_or(0, |seen| seen.inbound);
+        let watch = Watch::start(docker, name).await.unwrap();
+        let id = task::running(docker, name).await.unwrap().id;
+        let inbound = || watch.seen(name).map_or(0, |seen| seen.inbound);
         let before = inbound();
-        // The delay is longer than Envoy's drain time and shorter than the app's delay. Half of the requests go to api-1, half to api-2.
+        // The delay is longer than Envoy's drain time and shorter than the app's delay. Half of the requests go to each task of api.
         let requests = (0..4).map(|_| mesh::fetch("web", "http://127.0.0.1:1234/?delay=4s"));
         let stopped = async {
-            eventually("api-1 has got a request", BOUND, async || {
+            eventually(&format!("{name} has got a request"), BOUND, async || {
                 if inbound() > before { Ok(()) } else { Err("none".to_owned()) }
             })
             .await;
-            task::stop(&docker, "api-1", order).await.unwrap();
+            task::stop(docker, name, order).await.unwrap();
         };
         let (answers, ()) = tokio::join!(join_all(requests), stopped);
         let answers = answers.into_iter().map(Result::unwrap).collect::<Vec<_>>();
         assert!(answers.iter().any(|answer| answer.contains(&id)), "{order:?}: {answers:?}");
         drop(watch);
-        task::start(&docker, "api-1", &[]).await.unwrap();
-        task::in_rotation(&docker, "api-1").await.unwrap();
+        task::start(docker, name, &[]).await.unwrap();
+        task::in_rotation(docker, name).await.unwrap();
     }
 }
 
 #[tokio::test]
 async fn slow_app_reaches_others_until_it_exits() {
     let docker = whole().await;
-    task::stop(&docker, "web", StopOrder::AllAtOnce).await.unwrap();
+    web_reaches_others_until_it_exits(&docker).await;
+    restored().await;
+}
+
+/// Checks that a slow app of web can call api until it exits.
+pub async fn web_reaches_others_until_it_exits(docker: &Docker) {
+    let proxy = docker::proxy(docker, "web").await.unwrap();
+    task::stop(docker, "web", StopOrder::AllAtOnce).await.unwrap();
     for order in ORDERS {
         // web's own app exits at once. The load is another container of the task, and runs for five more seconds.
-        task::start(&docker, "web", &[("SHUTDOWN_DELAY", "0s")]).await.unwrap();
-        let watch = Watch::start(&docker, "web").await.unwrap();
-        let load = Load::start(&docker, "web", Options { shutdown_delay: "5s", ..LOAD }).await.unwrap();
+        task::start(docker, "web", &[("SHUTDOWN_DELAY", "0s")]).await.unwrap();
+        let watch = Watch::start(docker, "web").await.unwrap();
+        let load = Load::start(docker, "web", Options { shutdown_delay: "5s", ..LOAD }).await.unwrap();
         assert!(watch.flowing().await, "web sends requests");
-        task::stop(&docker, "web", order).await.unwrap();
+        task::stop(docker, "web", order).await.unwrap();
         let stopped = watch.end().await;
         let report = load.end().await.unwrap();
         assert_eq!((report.failed, &report.failures), (0, &Default::default()), "{order:?}: {report:?}");
@@ -127,11 +156,9 @@ async fn slow_app_reaches_others_until_it_exits() {
             "{order:?}: the last request {} ms after TERM",
             (last - first) / 1_000_000
         );
-        assert!(exited(&stopped, "app") < last && last < exited(&stopped, "sidecar-proxy"), "{order:?}");
-        let proxy_told = term(&stopped, "sidecar-proxy");
-        assert_eq!(proxy_told > last, order == StopOrder::DependsOn, "{order:?}");
+        assert!(exited(&stopped, "app") < last && last < exited(&stopped, proxy), "{order:?}");
+        assert_eq!(term(&stopped, proxy) > last, order == StopOrder::DependsOn, "{order:?}");
     }
-    restored().await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ pub mod consul;
 pub mod http;
 pub mod metadata;
 pub mod moto;
+pub mod platform;
 pub mod process;
 pub mod servers;
 

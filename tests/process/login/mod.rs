@@ -8,20 +8,19 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use base64::prelude::BASE64_STANDARD;
 use consul_api::{Client, Config};
 use http_fixture::{Answer, Record, Request, Server};
 use mesh_tests::consul::Agent;
 use mesh_tests::metadata::Metadata;
 use mesh_tests::moto::Moto;
+pub(super) use mesh_tests::platform::{METHOD, Platform, logins};
 use mesh_tests::process::{Finished, Process, run};
 use mesh_tests::{binary, free_port, http};
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
-use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sidecar_kit::env::Env;
@@ -36,7 +35,6 @@ mod servers;
 mod transport;
 
 const BOUND: Duration = Duration::from_secs(60);
-pub(super) const METHOD: &str = "platform";
 const USER: &str = "arn:aws:iam::210987654321:user/team/ann";
 
 /// A task: its metadata, its volume and its document.
@@ -102,52 +100,6 @@ pub(super) fn caller_identity() -> Answer {
          <Account>210987654321</Account></GetCallerIdentityResult></GetCallerIdentityResponse>"
     );
     Answer::ok(answer).with_header("Content-Type", "text/xml")
-}
-
-/// A platform that signs the identity of a task as a JSON Web Token, for Consul's auth method of type `jwt`.
-pub(super) struct Platform {
-    key: EcdsaKeyPair,
-    random: SystemRandom,
-}
-
-impl Platform {
-    /// Creates a platform, and in Consul an auth method that trusts it. The claim `service` decides the service identity of a token.
-    pub(super) async fn trusted_by(agent: &Agent, identity: &str) -> Self {
-        let pair = KeyPair::generate().unwrap();
-        let method = json!({
-            "Name": METHOD, "Type": "jwt", "MaxTokenTTL": "1h",
-            "Config": { "JWTValidationPubKeys": [pair.public_key_pem()], "JWTSupportedAlgs": ["ES256"],
-                        "BoundAudiences": ["consul"], "ClaimMappings": { "service": "service" } }
-        });
-        agent.call("PUT", "/v1/acl/auth-method", &method).await;
-        let rule = json!({ "AuthMethod": METHOD, "BindType": "service", "BindName": identity,
-                           "Selector": "value.service != nobody" });
-        agent.call("PUT", "/v1/acl/binding-rule", &rule).await;
-        let random = SystemRandom::new();
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pair.serialize_der(), &random).unwrap();
-        Self { key, random }
-    }
-
-    /// A file with a token for this service, good for an hour from `at`.
-    fn proof_at(&self, service: &str, at: u64) -> tempfile::NamedTempFile {
-        let encode = |value: Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        let claims = json!({ "aud": "consul", "service": service, "iat": at, "exp": at + 3600 });
-        let text = format!("{}.{}", encode(json!({ "alg": "ES256", "typ": "JWT" })), encode(claims));
-        let signature = self.key.sign(&self.random, text.as_bytes()).unwrap();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), format!("{text}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature))).unwrap();
-        file
-    }
-
-    pub(super) fn proof(&self, service: &str) -> tempfile::NamedTempFile {
-        self.proof_at(service, SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs())
-    }
-}
-
-/// The tokens in Consul that logins have created.
-pub(super) async fn logins(agent: &Agent) -> Vec<Value> {
-    let tokens = agent.call("GET", "/v1/acl/tokens", &Value::Null).await;
-    tokens.as_array().unwrap().iter().filter(|token| token["AuthMethod"] == METHOD).cloned().collect()
 }
 
 fn login_answer(token: &str) -> Value {
