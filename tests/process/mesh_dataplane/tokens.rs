@@ -111,15 +111,21 @@ async fn replaced_token_in_a_file_is_read_again() {
     .await;
 }
 
-#[tokio::test]
-async fn task_logs_out_if_term_comes_before_the_expiry_is_known() {
-    let servers = Servers::start(1).await;
+/// The task of `web`, registered but not started, and the file with its proof for a login.
+async fn registered_with_login(servers: &Servers) -> (Task, tempfile::NamedTempFile) {
     let platform = Platform::trusted_by(servers.any(), "${value.service}").await;
     let proof = platform.proof("web");
-    let (mut web, _) = web(&servers);
+    let (mut web, _) = web(servers);
     web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD });
     let web = web.with("CONSUL_LOGIN_BEARER_TOKEN_FILE", proof.path().to_str().unwrap());
     web.register().await;
+    (web, proof)
+}
+
+#[tokio::test]
+async fn task_logs_out_if_term_comes_before_the_expiry_is_known() {
+    let servers = Servers::start(1).await;
+    let (web, _proof) = registered_with_login(&servers).await;
     let before = logins(servers.any()).await.len();
     // Nothing answers HTTP, so the expiry stays unknown.
     let mut settings: Value = serde_json::from_slice(&std::fs::read(web.file("dataplane.json")).unwrap()).unwrap();
@@ -136,12 +142,7 @@ async fn task_logs_out_if_term_comes_before_the_expiry_is_known() {
 #[tokio::test]
 async fn task_logs_out_if_term_comes_while_it_logs_in() {
     let servers = Servers::start(1).await;
-    let platform = Platform::trusted_by(servers.any(), "${value.service}").await;
-    let proof = platform.proof("web");
-    let (mut web, _) = web(&servers);
-    web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD });
-    let web = web.with("CONSUL_LOGIN_BEARER_TOKEN_FILE", proof.path().to_str().unwrap());
-    web.register().await;
+    let (web, proof) = registered_with_login(&servers).await;
     let before = logins(servers.any()).await.len();
     // The answer to the login waits until `go` is dropped.
     let (go, wait) = std::sync::mpsc::channel::<()>();
