@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 mod dns;
 mod failures;
+mod mesh_gateway;
 mod servers;
 mod stop;
 mod tls;

@@ -9,7 +9,7 @@ use super::*;
 use crate::login::{METHOD, Platform, logins};
 
 /// A server whose ports for tasks have TLS, with a certificate of this directory.
-async fn start_with_tls(certificates: &Path) -> Servers {
+pub(super) async fn start_with_tls(certificates: &Path) -> Servers {
     let file = |name: &str| certificates.join(name);
     let (grpc, https) = (free_port(), free_port());
     let config = json!({
