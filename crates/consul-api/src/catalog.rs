@@ -4,10 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use consul_types::{
-    CatalogCheck, CatalogRegistration, CheckId, CheckStatus, Proxy, ServiceAddress, ServiceId, ServiceKind,
-    null_as_empty,
-};
+use consul_types::{CheckId, CheckStatus, Proxy, ServiceAddress, ServiceId, ServiceKind, null_as_empty};
 use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -229,18 +226,6 @@ impl Client {
     /// A node with its services; none if the catalog does not have the node, or the token may not read it. The leader first confirms with
     /// its peers that it is the leader (`?consistent`). The request names no namespace.
     pub async fn node_with_services(&self, node: &str) -> Result<Option<NodeServices>, Error> {
-        self.services_of_node(Call::new(Method::GET, "/v1/catalog/node-services").segment(node)).await
-    }
-
-    /// Those of a node's services that have one of these IDs; none if the catalog does not have the node. The request names no
-    /// namespace.
-    pub async fn services_on_node(&self, node: &str, ids: &[&ServiceId]) -> Result<Option<Vec<HealthService>>, Error> {
-        let filter = ids.iter().map(|id| equals("ID", id.as_str())).collect::<Vec<_>>().join(" or ");
-        let call = Call::new(Method::GET, "/v1/catalog/node-services").segment(node).query("filter", filter);
-        Ok(self.services_of_node(call).await?.map(|found| found.services))
-    }
-
-    async fn services_of_node(&self, call: Call) -> Result<Option<NodeServices>, Error> {
         // Consul answers with null, or with a node that is null.
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -249,7 +234,8 @@ impl Client {
             #[serde(default, deserialize_with = "null_as_empty")]
             services: Vec<HealthService>,
         }
-        let found: Option<Answer> = self.fetch(call.query("consistent", "")).await?;
+        let call = Call::new(Method::GET, "/v1/catalog/node-services").segment(node).query("consistent", "");
+        let found: Option<Answer> = self.fetch(call).await?;
         Ok(found.and_then(|found| Some(NodeServices { node: found.node?, services: found.services })))
     }
 
@@ -288,100 +274,6 @@ impl Client {
         let found: Vec<HealthCheck> = self.fetch(call).await?;
         // A Consul that doesn't know filters lists all.
         Ok(found.into_iter().filter(|check| check.service_id == *id).collect())
-    }
-
-    /// Registers a service of a node, with its checks. To register the same again changes nothing. Consul before 1.16 refuses a locality,
-    /// which is then left out.
-    ///
-    /// # Errors
-    /// [`Error::PermissionDenied`] if the token may not write the service, or if the catalog does not have the node.
-    pub async fn register_in_catalog(&self, registration: &CatalogRegistration) -> Result<(), Error> {
-        let register = |registration| Call::new(Method::PUT, "/v1/catalog/register").json(registration);
-        match self.execute(register(registration)).await {
-            Err(Error::UnknownField { field, .. }) if field == "Locality" => {
-                let mut registration = registration.clone();
-                registration.service.locality = None;
-                self.execute(register(&registration)).await
-            }
-            other => other,
-        }
-    }
-
-    /// Writes checks of a node's services, all or none. The services may differ.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] or [`Error::PermissionDenied`], depending on Consul's version, if the catalog does not have one of the services.
-    pub async fn write_checks(
-        &self,
-        node: &str,
-        partition: Option<&str>,
-        checks: &[CatalogCheck],
-    ) -> Result<(), Error> {
-        #[derive(serde::Serialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Checks<'a> {
-            node: &'a str,
-            skip_node_update: bool,
-            checks: &'a [CatalogCheck],
-            #[serde(skip_serializing_if = "Option::is_none")]
-            partition: Option<&'a str>,
-        }
-        let body = Checks { node, skip_node_update: true, checks, partition };
-        self.execute(Call::new(Method::PUT, "/v1/catalog/register").json(&body)).await
-    }
-
-    /// Deregisters a service of a node, with its checks. A service that does not exist is no error.
-    pub async fn deregister_from_catalog(&self, node: &str, service_id: &ServiceId) -> Result<(), Error> {
-        #[derive(serde::Serialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Service<'a> {
-            node: &'a str,
-            #[serde(rename = "ServiceID")]
-            service_id: &'a ServiceId,
-        }
-        match self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Service { node, service_id })).await {
-            Err(Error::NotFound { .. }) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Deregisters a check of a node. A check that does not exist is no error.
-    pub async fn deregister_check(&self, node: &str, check_id: &CheckId) -> Result<(), Error> {
-        #[derive(serde::Serialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Check<'a> {
-            node: &'a str,
-            #[serde(rename = "CheckID")]
-            check_id: &'a CheckId,
-        }
-        match self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Check { node, check_id })).await {
-            Err(Error::NotFound { .. }) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// Registers a node without a service, or replaces its address and its meta. Its services and checks stay.
-    pub async fn register_node(&self, node: &HealthNode) -> Result<(), Error> {
-        #[derive(serde::Serialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Body<'a> {
-            node: &'a str,
-            address: &'a str,
-            node_meta: &'a BTreeMap<String, String>,
-        }
-        let HealthNode { node, address, meta } = node;
-        let body = Body { node, address, node_meta: meta };
-        self.execute(Call::new(Method::PUT, "/v1/catalog/register").json(&body)).await
-    }
-
-    /// Deregisters a node with its services and checks. A node that does not exist is no error.
-    pub async fn deregister_node(&self, node: &str) -> Result<(), Error> {
-        #[derive(serde::Serialize)]
-        #[serde(rename_all = "PascalCase")]
-        struct Node<'a> {
-            node: &'a str,
-        }
-        self.execute(Call::new(Method::PUT, "/v1/catalog/deregister").json(&Node { node })).await
     }
 
     /// The instances of a service with their checks. With `after`, the server answers when something has changed since that

@@ -51,6 +51,7 @@ pub(crate) struct Call {
     time: Duration,
     token: Option<Secret>,
     proof: Option<Secret>,
+    accepted: Option<StatusCode>,
 }
 
 impl Call {
@@ -64,6 +65,7 @@ impl Call {
             time: LIMITS.time,
             token: None,
             proof: None,
+            accepted: None,
         }
     }
 
@@ -104,6 +106,12 @@ impl Call {
     /// Says that the body holds this secret. It is removed from the text of an error.
     pub(crate) fn proof(mut self, proof: &Secret) -> Self {
         self.proof = Some(proof.clone());
+        self
+    }
+
+    /// Takes an answer with this status as an answer, and not as an error.
+    pub(crate) fn accepting(mut self, status: StatusCode) -> Self {
+        self.accepted = Some(status);
         self
     }
 
@@ -230,14 +238,14 @@ impl Client {
 
     /// Sends a call once. `scoped`: with the namespace and the partition.
     async fn send_once(&self, server: &Server, call: Call, scoped: bool) -> Result<Response, Error> {
-        let named = call.named();
+        let (named, accepted) = (call.named(), call.accepted);
         let limits = Limits { time: call.time.min(self.most), ..LIMITS };
         let token = self.token_of(&call)?;
         let secrets = [token.clone(), call.proof.clone(), self.config.authorization.clone()];
         let request = self.request(server, call, token.as_ref(), scoped)?;
         let response = server.http.send(request, limits).await;
         let response = response.map_err(|source| Error::from_http(named.clone(), source))?;
-        if response.status.is_success() {
+        if response.status.is_success() || Some(response.status) == accepted {
             return Ok(response);
         }
         let secrets = secrets.iter().flatten().collect::<Vec<_>>();

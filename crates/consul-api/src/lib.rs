@@ -16,6 +16,7 @@ mod error;
 mod intention;
 mod kv;
 mod login;
+mod registration;
 mod servers;
 mod session;
 mod start;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use consul_api::{CatalogRegistration, Client, HealthService, ServiceId, at_start};
+use consul_api::{CatalogRegistration, Client, ServiceId, at_start};
 use mesh_config::Names;
 use sidecar_kit::backoff::Backoff;
 use sidecar_kit::wait::{Attempt, WaitError, until};
@@ -58,7 +58,7 @@ impl<'a> Catalog<'a> {
             let service = &registration.service;
             let id = service.id.clone();
             let failed = |step: &str, source| StepError::new(format!("{step} {id}"), source, names);
-            let exists = existing.iter().any(|service| service.id == id);
+            let exists = existing.contains(&id);
             if exists {
                 let known = at_start("the checks in the catalog", bound, async || {
                     self.consul.checks_of(&service.service, &id).await
@@ -86,13 +86,12 @@ impl<'a> Catalog<'a> {
         Ok(())
     }
 
-    /// Waits for the node, and returns those of its services that an earlier run has registered.
-    async fn existing(&self, bound: Duration) -> Result<Vec<HealthService>, RegisterError> {
-        let ids: Vec<_> = self.registrations.iter().map(|registration| &registration.service.id).collect();
+    /// Waits for the node, and returns the services that an earlier run has registered.
+    async fn existing(&self, bound: Duration) -> Result<Vec<ServiceId>, RegisterError> {
         let what = format!("the node {}", self.node);
         let existing = until(&what, bound, Backoff::default(), async || {
-            match self.consul.services_on_node(self.node, &ids).await {
-                Ok(Some(services)) => Attempt::Done(services),
+            match self.consul.registered(self.node, &self.registrations).await {
+                Ok(Some(existing)) => Attempt::Done(existing),
                 Ok(None) => Attempt::Again(NodeError::Missing(self.node.to_owned())),
                 Err(error) if error.may_pass_at_start() => Attempt::Again(error.into()),
                 Err(error) => Attempt::Final(error.into()),

@@ -146,7 +146,10 @@ impl World {
             Who::Dataplane => {
                 let mut command = Command::new(self.folder.join(who.file()));
                 command.env_clear().env("DP_CREDENTIAL_STATIC_TOKEN", &self.token).args(["-credential-type=static"]);
-                command.args(["-addresses=127.0.0.1", "-tls-disabled", "-log-level=warn", "-envoy-concurrency=1"]);
+                // consul-dataplane takes one name, or a command that prints all addresses.
+                let hosts = self.servers.hosts().replace(',', " ");
+                command.arg(format!("-addresses=exec=/bin/echo {hosts}"));
+                command.args(["-tls-disabled", "-log-level=warn", "-envoy-concurrency=1"]);
                 command.arg(format!("-grpc-port={}", self.servers.grpc)).arg(format!("-proxy-id={PROXY}"));
                 command.arg(format!("-proxy-node-name={NODE}")).arg("-envoy-ready-bind-address=127.0.0.1");
                 command.arg(format!("-envoy-ready-bind-port={ready}")).arg(format!("-envoy-admin-bind-port={admin}"));
