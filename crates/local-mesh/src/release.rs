@@ -143,3 +143,21 @@ async fn base(envoy: &Envoy, arch: Arch) -> Result<Option<String>, ImagesError> 
     }
     Ok(Some(tag))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn workflow_publishes_each_image_and_each_binary() {
+        let workflow = std::fs::read_to_string(workspace().join(".github/workflows/release.yml")).unwrap();
+        let published = |what: &str| {
+            let (_, list) = workflow.split_once(&format!("for {what} in ")).unwrap();
+            list.split_once("; do").unwrap().0.split(' ').collect::<BTreeSet<_>>()
+        };
+        assert_eq!(published("image"), from_scratch().chain(ON_ENVOY.map(|(image, _)| image)).collect());
+        assert_eq!(published("binary"), SHIPPED.into_iter().chain(["mesh-task"]).collect());
+    }
+}
