@@ -178,11 +178,11 @@ fn destination(route: &GatewayRoute, entries: &Entries<'_>) -> Option<Map<String
     let of_all = routes.iter().find(|route| route.takes_all());
     if routes.len() > 1 || of_all.is_none() {
         let rest = match of_all {
-            Some(_) => "only its route for all requests applies here",
-            None => "it has no route for all requests, so this gateway route is left out",
+            Some(_) => "only the one for all requests applies here",
+            None => "none applies here. There is none for all requests, so this gateway route is left out",
         };
         entries.report(&format!(
-            "{}: Consul uses only one service-router for a request, so it ignores the routes of {:?}: {rest}",
+            "{}: Consul uses only one service-router for a request. So of the routes of {:?}, {rest}",
             route.place, route.service
         ));
     }
