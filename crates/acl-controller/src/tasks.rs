@@ -144,7 +144,9 @@ pub(crate) fn may_be_identity(name: &str) -> bool {
 /// The reason why no service can have this name.
 fn refusal(name: &str) -> Option<&'static str> {
     if name == RESERVED || name.ends_with("-consul-client-token") {
-        Some("would have the secret of the consul-clients of this cluster, or of a cluster with a longer prefix")
+        Some(
+            "cannot be used: its secret would have the name of a secret for consul-clients, of this cluster or of another one",
+        )
     } else if !may_be_identity(name) {
         Some(
             "is not a name that Consul accepts (letters, digits, - and _, a letter or digit at both ends, at most 256)",
@@ -257,6 +259,6 @@ mod tests {
         let starts = [7, 5].map(|created| running("a", None, false, created).start);
         assert_eq!(desired.services, BTreeMap::from([("web".to_owned(), starts.to_vec())]));
         assert_eq!(desired.refused.keys().collect::<Vec<_>>(), ["-a", "a b", RESERVED]);
-        assert!(desired.refused[RESERVED].contains("the secret of the consul-clients"));
+        assert!(desired.refused[RESERVED].contains("a secret for consul-clients"));
     }
 }

@@ -87,7 +87,11 @@ async fn each_kind_of_drift_is_repaired() {
     let far = json!({ "accessor_id": foreign["AccessorID"], "token": foreign["SecretID"] });
     world.aws.set_secret("p-web", &far.to_string());
     controller.says("service web: the secret p-web holds the token", BOUND).await;
-    assert_eq!(world.aws.secret("p-web"), far, "a secret that holds a live token of another for something else");
+    assert_eq!(
+        world.aws.secret("p-web"),
+        far,
+        "a live token that somebody else made for another purpose stays in the secret"
+    );
     world.aws.set_secret("p-web", "{}");
     assert_eq!(world.settles("web").await, web);
 
@@ -179,13 +183,13 @@ async fn failing_service_does_not_affect_others() {
          task role's policy must have {\"Effect\":\"Allow\",\"Action\":\"secretsmanager:GetSecretValue\",\"Resource\":\
          \"arn:aws:secretsmanager:eu-north-1:210987654321:secret:p-*\"}",
         "service missing: the secret p-missing does not exist",
-        "would have the secret of the consul-clients",
+        "its secret would have the name of a secret for consul-clients",
         "is not a name that Consul accepts",
     ] {
         controller.says(text, BOUND).await;
     }
     assert_eq!(world.aws.secret("p-other")["password"], "hunter2", "what is not ours stays");
-    assert_eq!(world.aws.secret("p-half")["token"], "hunter2", "nor is what has half of it");
+    assert_eq!(world.aws.secret("p-half")["token"], "hunter2", "a secret with only one of the two fields stays too");
     assert!(!controller.output().contains("hunter2"));
     for service in ["garbage", "other", "half", "forbidden", "missing"] {
         assert!(world.tokens(service).await.is_empty(), "{service}");
@@ -225,7 +229,7 @@ async fn token_of_an_unusable_secret_ends_after_the_grace() {
         world.agent.call("PUT", &format!("/v1/acl/token/{}", token["AccessorID"].as_str().unwrap()), &token).await;
     }
     for service in services {
-        eventually(&format!("what the token of {service} may besides is taken back"), 2 * BOUND, async || {
+        eventually(&format!("the additional rights of the token of {service} are removed"), 2 * BOUND, async || {
             let token = world.tokens(service).await.remove(0);
             if token["Policies"].is_null() { Ok(()) } else { Err(token.to_string()) }
         })
@@ -345,7 +349,7 @@ async fn undescribed_task_keeps_a_replaced_token() {
     let controller = Process::spawn(&mut command);
     controller.says("this cycle removes nothing that the task may use", TAKEOVER + BOUND).await;
     cycles(&address, 3.0).await;
-    assert!(lives().await, "the task that is not told of may have it");
+    assert!(lives().await, "the task that ECS does not describe may have this token");
     // No grace begins, but the controller still repairs tokens and secrets.
     world.aws.forget(&last);
     world.aws.set_secret("p-gone", "{}");
