@@ -224,7 +224,7 @@ impl TransparentProxy {
     pub(crate) fn read(proxy: &mut Object<'_>) -> Self {
         Self {
             enabled: proxy
-                .field("enabled", "Must be set to false, because the default is true, as in consul-ecs.")
+                .field("enabled", "Must be there and false: as in consul-ecs, an absent `enabled` means true.")
                 .boolean(),
             exclude_inbound_ports: proxy
                 .field("excludeInboundPorts", "Inbound ports that are not redirected.")

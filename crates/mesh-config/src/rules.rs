@@ -116,7 +116,7 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "transparent-proxy-default",
         about: "The document of a service without an agent should have `\"transparentProxy\": {\"enabled\": false}`. In \
-                consul-ecs 0.8 to 0.10, an absent field turns transparent proxying on. Here it is off.",
+                consul-ecs 0.8 to 0.10, an absent `transparentProxy` turns transparent proxying on. Here it stays off.",
         warns: true,
         check: transparent_proxy_default,
     },
