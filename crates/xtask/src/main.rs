@@ -130,7 +130,7 @@ enum Demo {
     /// seven minutes.
     Shutdown,
     /// Replace the only task of api under load, ten times in each case, and count the failed requests. The cases: with health-sync's hold
-    /// (HEALTH_SYNC_HOLD), with its gate (HEALTH_SYNC_IN_MESH), and with neither. Takes about fifteen minutes.
+    /// (HEALTH_SYNC_HOLD), with its gate (HEALTH_SYNC_IN_MESH), and with neither. Takes about twenty minutes.
     Rolling,
 }
 
