@@ -25,7 +25,7 @@ async fn made_by_consul(agent: &Agent, token: &str, arguments: &[&str]) -> Value
     let mut command = Command::new(part("consul"));
     command.env_clear().env("CONSUL_HTTP_ADDR", &agent.http).env("CONSUL_HTTP_TOKEN", token);
     command.args(["connect", "envoy", "-bootstrap", "-ignore-envoy-compatibility", "-proxy-id", PROXY]);
-    // mesh-init has neither default: `localhost` may be an IPv6 address, and a read-only image may lack the file.
+    // Consul's default is `localhost`, which may be an IPv6 address. So mesh-init has another default.
     command.args(["-admin-bind", "127.0.0.1:19000"]).args(arguments);
     let made = run(&mut command, BOUND).await;
     assert_eq!(made.code, 0, "{}", made.stderr);

@@ -1,4 +1,4 @@
-//! How much later a changed endpoint reaches Envoy than an Envoy that is connected to the server itself.
+//! How much later a changed endpoint reaches an Envoy behind a dataplane than an Envoy that is connected to the server itself.
 
 use std::collections::BTreeMap;
 use std::path::Path;

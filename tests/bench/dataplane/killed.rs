@@ -17,8 +17,8 @@ use crate::peer::Who;
 pub const FOLLOWERS: usize = 10;
 pub const LEADERS: usize = 3;
 
-/// For each side, the times from the kill of its server until its Envoy has a change that is written at another server from then on. If the
-/// server was the leader, nothing can be written before the election of another.
+/// For each side, the times from the kill of its server until its Envoy has a change. The test writes the change at another server, as soon
+/// as possible after the kill. If the server was the leader, nothing can be written before the election of another.
 #[derive(Default)]
 pub struct Times {
     pub follower: BTreeMap<Who, Vec<Duration>>,

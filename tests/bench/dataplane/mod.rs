@@ -1,7 +1,8 @@
 //! Envoys of tasks without an agent, whose configuration comes straight from a server of Consul, through mesh-dataplane, or through
 //! consul-dataplane.
 //!
-//! To Consul all of them are the same proxy. So it has a change for all of them at the same moment, and what remains is the way.
+//! To Consul all of them are the same proxy. So Consul has a change for all of them at the same moment, and the measured times differ
+//! only by the way that the change takes to Envoy.
 
 pub mod changes;
 pub mod killed;

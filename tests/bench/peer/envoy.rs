@@ -30,7 +30,7 @@ pub async fn figures(sides: &[Who], folder: &Path) -> Vec<Figure> {
         values: whole.collect(),
     });
     figures.push(Figure {
-        work: what("endpoint changed: later than in an Envoy that is connected to the server itself", "p99"),
+        work: what("endpoint changed: delay compared with an Envoy that is connected to the server itself", "p99"),
         unit: Unit::Milliseconds,
         floor: None,
         values: later.iter().map(|(who, later)| (*who, rank(later, 99))).collect(),

@@ -31,8 +31,8 @@ struct Idle {
     process: u32,
 }
 
-/// Measures one copy of each program for a minute: the entry points of `with_agent` and of `with_apps`, the health-syncs of `in_mesh`, and
-/// what runs these Envoys.
+/// Measures one copy of each program for a minute: envoy-entrypoint of the sides `with_agent`, app-entrypoint of `with_apps`, health-sync
+/// of `in_mesh`, and the dataplanes of `envoys`.
 pub async fn one(
     agent: &Agent,
     with_agent: &[Side],

@@ -75,7 +75,8 @@ impl Who {
     }
 }
 
-/// mesh-dataplane, consul-dataplane and consul-ecs 0.10 need gRPC services that Consul has since 1.14; ecs-mesh tried them since 1.16.
+/// mesh-dataplane, consul-dataplane and consul-ecs 0.10 need gRPC services that Consul has since 1.14. We have tried ecs-mesh with Consul
+/// 1.16 and later.
 const AGENTLESS: (u16, u16) = (1, 16);
 
 /// Whether Consul has these services. If not, the reason why `what` is left out.

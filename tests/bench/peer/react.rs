@@ -42,11 +42,11 @@ pub async fn to_term(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Faile
     Ok(figures(&times, &floor, &[(work("median"), 50), (work("slowest"), 100)]))
 }
 
-/// One figure for each of these parts of 100, for tasks with and for tasks without an agent.
-fn figures(times: &Times, floor: &Floor, parts: &[(String, usize)]) -> Vec<Figure> {
+/// One figure for each of these percentiles, for tasks with an agent and for tasks without one.
+fn figures(times: &Times, floor: &Floor, percentiles: &[(String, usize)]) -> Vec<Figure> {
     let mut figures = Vec::new();
     for (agentless, floor) in floor {
-        for (work, percent) in parts {
+        for (work, percent) in percentiles {
             let of = times.iter().filter(|(who, _)| who.is_agentless() == *agentless);
             figures.push(milliseconds(
                 work.clone(),

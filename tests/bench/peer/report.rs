@@ -16,7 +16,7 @@ use crate::table::Unit;
 pub struct Figure {
     pub work: String,
     pub unit: Unit,
-    /// The least possible value: what the same calls, or the same command, take alone.
+    /// The time without any of these programs: a test client sends the same calls, or the test starts the same command itself.
     pub floor: Option<f64>,
     pub values: BTreeMap<Who, f64>,
 }

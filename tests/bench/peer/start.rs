@@ -62,8 +62,8 @@ fn until_it_runs(command: &mut Command) -> Duration {
     Duration::from_nanos(nanoseconds).saturating_sub(began)
 }
 
-/// The time of mesh-init from start to exit, and the number of its requests. Each run registers a new task. The floor is the time that the
-/// requests of ecs-mesh take alone. Nothing, if there are no sides.
+/// The time of mesh-init from start to exit, and the number of its requests. Each run registers a new task. The floor is the time that a
+/// test client needs for the requests of ecs-mesh. Nothing, if there are no sides.
 pub async fn mesh_init(agent: &Agent, sides: &[Side]) -> Result<Vec<Figure>, Failed> {
     if sides.is_empty() {
         return Ok(Vec::new());

@@ -97,7 +97,7 @@ async fn secret_with_a_token_of_another_consul_is_left_alone() {
     let ours = world.settles("ours").await;
     first.says("service moving: the secret p-moving holds the token 0a0a0a0a-0000-4000-8000-000000000001", BOUND).await;
     assert_eq!(world.aws.secret("p-moving"), other);
-    assert!(world.tokens("moving").await.is_empty(), "none is made that no task would get");
+    assert!(world.tokens("moving").await.is_empty(), "no token is made, because no task could get it");
     // The controller does not clear the secret when the last task is gone.
     world.aws.forget(&moving);
     cycles(&address, 4.0).await;

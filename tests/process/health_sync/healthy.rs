@@ -65,7 +65,7 @@ async fn gate_opens_once_the_proxy_passes_and_stays_open() {
     .await;
     metadata.set_containers(app("UNHEALTHY"));
     sync.says("ECS says UNHEALTHY, check critical", BOUND).await;
-    assert_eq!(gate().await, (0, String::new()), "the app's health is the app's");
+    assert_eq!(gate().await, (0, String::new()), "an unhealthy app does not close the gate again");
     agent.stop(BOUND).await;
     assert_eq!(gate().await, (0, String::new()), "an outage ends no task");
 }
