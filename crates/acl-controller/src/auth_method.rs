@@ -56,10 +56,9 @@ const GATEWAYS: [(&str, &str, Option<PolicyOf>); 3] = [
 /// The rules of API gateways.
 pub const API_GATEWAY_RULES: &str =
     r#"mesh = "read" node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }"#;
-/// The rules of mesh gateways. A mesh gateway's requests to other datacenters have no token, so the anonymous token needs the right to
-/// read there.
+/// The rules of mesh gateways that log in.
 pub const MESH_GATEWAY_RULES: &str = r#"mesh = "write" peering = "read""#;
-/// The rules of requests without a token.
+/// The rules of requests without a token. A mesh gateway sends such requests to other datacenters, and must be able to read there.
 pub const ANONYMOUS_RULES: &str = r#"node_prefix "" { policy = "read" } service_prefix "" { policy = "read" }"#;
 
 const ANONYMOUS_POLICY: PolicyOf =

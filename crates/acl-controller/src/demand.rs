@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_secret_keeps_only_tokens_the_controller_deletes() {
+    async fn a_secret_keeps_its_value_only_if_the_controller_deleted_the_token() {
         let mut case = Case::new(Rules { keep_secrets: true, stop_timeout: Duration::ZERO, ..RULES });
         let kept = |case: &Case| case.record.of(&web()).unwrap().kept.clone();
         case.without_tasks_for(2 * RULES.grace);

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gateway_has_its_links_that_an_identity_can_name() {
+    fn links_that_no_identity_can_name_are_left_out() {
         let entries = json!([
             { "Name": "tgw", "Services": [{ "Name": "legacy" }, { "Name": "billing" }, { "Name": "*" }, { "Name": "Old" }] },
             { "Name": "empty", "Services": null },

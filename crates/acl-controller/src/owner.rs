@@ -1,8 +1,9 @@
 //! Token owners: the names of their secrets and policies, and the descriptions of their tokens.
 //!
 //! A description begins as the controllers of consul-ecs 0.2 to 0.4 write it, and acl-controller adds its own lines. The controller of 0.4
-//! deletes each token with its cluster's line, unless the first line names a service with tasks. So a service's token has both lines
-//! as 0.4 writes them, and the consul-clients' token names the cluster under another key.
+//! deletes a token if its description has a line with this cluster, unless the first line names a service that has tasks. So the token
+//! of a service has these two lines as 0.4 writes them. The token of the consul-clients names the cluster under another key, so that 0.4
+//! does not find it.
 
 use std::collections::BTreeSet;
 

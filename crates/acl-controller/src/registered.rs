@@ -55,7 +55,7 @@ impl Registered {
         if self.marks.last().is_none_or(|last| highest > last.index && since(last).is_none_or(|since| since >= STEP)) {
             self.marks.push(Mark { at: Some(now), index: highest });
         }
-        // The latest mark of those that are old enough has the highest index of them.
+        // Of the marks that are old enough, only the latest is needed: it has the highest index.
         while self.marks.get(1).is_some_and(|next| is_old(next.at, now)) {
             self.marks.remove(0);
         }

@@ -109,7 +109,7 @@ impl Loop {
         let mut unconfirmed = Some(0);
         // How many servers were left soon after they were chosen.
         let mut left_soon = 0;
-        // Whether a token was refused since a server worked for a while.
+        // Whether a token has been refused after the last time that a server worked for a while.
         let mut refused_before = false;
         loop {
             if self.token.has_changed().is_ok_and(|changed| changed) {

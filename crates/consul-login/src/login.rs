@@ -313,7 +313,7 @@ impl Login {
                     Err(error) if error.is_unknown_token() => Attempt::Again(error),
                     // A server that fails now took no part in the login, and the agent will choose another.
                     Err(error) => {
-                        tracing::debug!("a server was not asked whether it knows the token: {}", one_line(&error));
+                        tracing::debug!("a server does not say whether it knows the token: {}", one_line(&error));
                         Attempt::Done(())
                     }
                 }

@@ -28,7 +28,7 @@ pub struct TaskLogin {
 }
 
 impl TaskLogin {
-    /// A login, which must have no file, of this task.
+    /// The login of this task. `login` must have no file.
     #[must_use]
     pub fn new(login: Login, task: Arc<Task>) -> Self {
         Self { login: Arc::new(login), task, issued: Issued::default() }

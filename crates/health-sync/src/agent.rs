@@ -155,8 +155,8 @@ impl Registry for Agent {
         Some((self.check_ttl.duration() / 3).min(Duration::from_secs(24 * 60 * 60)))
     }
 
-    /// If one of the task's own checks is passing, the task was in the mesh, because only health-sync sets them. In a task without such
-    /// checks, the sign is that all checks of the proxy or gateway are passing.
+    /// If one of health-sync's own checks is passing, an earlier run set it. Then the task counts as having been in the mesh. In a task
+    /// without such checks, the sign is that all checks of the proxy or gateway are passing.
     async fn was_in_mesh(&self, own: &[CheckId], id: &ServiceId) -> Result<bool, Error> {
         let checks = self.consul.agent_checks(&self.services()).await?;
         if own.is_empty() {

@@ -135,7 +135,8 @@ impl Catalog {
     }
 
     /// Sets all checks critical and puts service and proxy into maintenance, at the server that answers first. A status that arrives later
-    /// does not end the maintenance. It asks one server, and 50 ms later the next. Writing twice does no harm.
+    /// does not end the maintenance. The servers are asked one after the other, each 50 ms after the one before. Writing twice does no
+    /// harm.
     async fn set_critical(&self, servers: &[Client]) -> Result<(), String> {
         let checks = self.registrations.iter().map(critical).collect::<Vec<_>>();
         let mut wait = Duration::ZERO;

@@ -102,7 +102,7 @@ pub enum ImagesError {
         /// The variable that names this Consul.
         variable: &'static str,
     },
-    /// Consul in the vendor's image needs the bridge, and a vendor's image has no bridge.
+    /// The Consul in `CONSUL_IMAGE` is so old that it needs the bridge, which only the image built here has.
     #[error("CONSUL_IMAGE has Consul {0}: set it to an image of Consul 1.10 or later")]
     OldImage(Version),
     /// Two variables contradict each other.
@@ -188,7 +188,8 @@ async fn consul(programs: &Programs) -> Result<(Consul, Version), ImagesError> {
     Ok((consul, version))
 }
 
-/// Checks that Envoys get listeners from this Consul, and accept them. `image`: Consul is a vendor's image.
+/// Checks that Envoys get listeners from this Consul, and accept them. `image`: Consul is the image in
+/// `CONSUL_IMAGE`.
 fn check_version(version: Version, image: bool, current_envoy: bool) -> Result<(), ImagesError> {
     if image && !version.serves_xds_v3() {
         return Err(ImagesError::OldImage(version));
@@ -337,7 +338,7 @@ pub(crate) async fn on_envoy(envoy_image: &str, profile: Profile, progress: &dyn
     Ok(())
 }
 
-/// The image of the tasks of consul-ecs without an agent, for the test of a move from them and back.
+/// The image for tasks of consul-ecs that have no agent. A test moves a service from such tasks to tasks of ecs-mesh, and back.
 pub const PEER: &str = "ecs-mesh/peer:dev";
 
 /// Builds [`PEER`] with the programs `consul-ecs-0.10` and `consul-dataplane` of this folder. The mesh must be up, because the image

@@ -32,7 +32,8 @@ pub const REPLACEMENTS: usize = 10;
 /// passing, for at most 2.5 s.
 ///
 /// health-sync reads ECS's health once in each interval, so Consul learns of a new task up to one interval late. An interval of 10 s makes
-/// requests fail, unless the gate prevents it. The hold is shorter than that, so its interval is 1 s.
+/// requests fail, unless the gate prevents it. The hold lasts at most 2.5 s, and Consul must learn of the new task within this time. So the
+/// case with the hold has an interval of 1 s.
 const NEITHER: Settings =
     &[("HEALTH_SYNC_HOLD", "0s"), ("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "10s")];
 const HOLD: Settings = &[("HEALTH_SYNC_IN_MESH", "false"), ("HEALTH_SYNC_INTERVAL", "1s")];

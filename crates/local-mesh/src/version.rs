@@ -67,7 +67,8 @@ impl Version {
         self.at_least(1, 12)
     }
 
-    /// Whether the configuration has `ports.grpc_tls`. With TLS files and a port for gRPC, a server of such a version asks for it.
+    /// Whether the configuration has `ports.grpc_tls`. With TLS files and `ports.grpc`, a server of such a version starts only if
+    /// `ports.grpc_tls` is set too.
     #[must_use]
     pub fn has_grpc_tls(self) -> bool {
         self.at_least(1, 14)

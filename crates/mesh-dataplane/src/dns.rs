@@ -20,10 +20,11 @@ use crate::status::{Metrics, Query};
 
 /// How long the servers have for an answer. Resolvers ask again after 5 s.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
-/// A server that answers nothing for this long is left. A long wait for an answer alone is no reason: it may come from another DNS server.
+/// A server that answers nothing for this long is left. One slow answer alone is no reason: Consul may itself be waiting for another DNS
+/// server.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
-/// How many queries by UDP may wait for an answer. A server accepts 2048 calls on one connection. That is enough for these queries, a call for
-/// each that asks whether the server still answers, and Envoy's stream.
+/// How many queries by UDP may wait for an answer. A server accepts 2048 calls on one connection. That is enough for these queries, for
+/// Envoy's stream, and for one more call per query, which checks whether the server still answers.
 const MOST: usize = 1000;
 /// How many TCP connections may be open, and how long one may neither send nor receive.
 const MOST_CONNECTIONS: usize = 128;

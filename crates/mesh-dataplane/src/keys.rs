@@ -1,4 +1,4 @@
-//! The keys of the file. consul-dataplane's file has more keys; one that has no effect here ends mesh-dataplane.
+//! The keys of the file. consul-dataplane's file may have more keys. mesh-dataplane does not start with a key that it would ignore.
 
 use serde_json::Value;
 

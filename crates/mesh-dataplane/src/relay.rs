@@ -196,7 +196,7 @@ impl Relay {
                     break;
                 }
             }
-            // Envoy has said everything, or the other direction knows why the server takes no more.
+            // Nothing more goes to Consul: Envoy has ended its side, or Consul takes no more. The other direction returns the reason.
             drop(to_consul);
             std::future::pending().await
         };

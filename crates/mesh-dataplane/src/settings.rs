@@ -113,7 +113,7 @@ pub(crate) struct Aws {
 }
 
 impl Default for Aws {
-    /// As consul-ecs logs in, whose file has no settings for AWS.
+    /// The settings with which consul-ecs logs in. The file that it writes has none for AWS.
     fn default() -> Self {
         Self { include_entity: true, region: None, sts_endpoint: None, server_id_header_value: None }
     }

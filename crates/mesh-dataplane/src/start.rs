@@ -107,7 +107,8 @@ pub(crate) async fn ask(
     Ok((token, params))
 }
 
-/// A server answers GetEnvoyBootstrapParams to an unknown token as to none. So a Features call confirms the token first.
+/// For GetEnvoyBootstrapParams, a server treats an unknown token like no token. So a Features call first checks that the server knows the
+/// token.
 async fn params(
     settings: &Settings,
     servers: &Servers,

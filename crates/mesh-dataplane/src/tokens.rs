@@ -20,7 +20,8 @@ use crate::settings::{self, Settings};
 
 /// The variable with the token.
 pub(crate) const TOKEN: &str = "CONSUL_HTTP_TOKEN";
-/// How long mesh-dataplane asks when a new token expires. A server may not know the token for some 80 ms, and may be down.
+/// For how long mesh-dataplane asks for the time at which a new token expires. A server may not know the token for some 80 ms, and may be
+/// down.
 const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// How often the file of a refused token is read again.
 const READ_AGAIN: Duration = Duration::from_secs(1);

@@ -130,7 +130,7 @@ impl Settings {
             if refused(rule) {
                 found.add(error);
             } else if rule.name != "transparent-proxy-default" {
-                // That rule is for documents of consul-ecs.
+                // That rule is only for documents of consul-ecs, so here it gives no warning.
                 warnings.push(error.to_string());
             }
         }

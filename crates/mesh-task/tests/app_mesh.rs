@@ -306,7 +306,7 @@ fn gateway_routes_by_host_and_rewrites_prefixes() {
 }
 
 #[test]
-fn gateway_with_tls_has_no_host_for_all() {
+fn gateway_with_tls_has_no_wildcard_host() {
     let mut listener = listener();
     listener["tls"] = json!({ "mode": "STRICT", "certificate": { "acm": { "certificateArn": "arn:aws:acm:…" } } });
     let converted = converted(with_gateway(listener, &[json!({ "prefix": "/" })]));

@@ -79,7 +79,8 @@ fn with_variables(command: Command) -> Command {
 }
 
 /// The arguments, with two dashes before each flag. The flags of a Go program, such as consul-ecs, may have one. After a subcommand, the
-/// flags are the subcommand's. The first other argument ends this: it and the rest may be another program's command line.
+/// flags are the subcommand's. From the first argument that is neither a flag nor a subcommand, the arguments stay as they are: they may
+/// be the command line of another program.
 fn with_two_dashes(command: &Command, mut arguments: std::vec::IntoIter<OsString>) -> Vec<OsString> {
     let mut dashed = Vec::from_iter(arguments.next());
     while let Some(argument) = arguments.next() {

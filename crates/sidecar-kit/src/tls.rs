@@ -476,7 +476,7 @@ mod tests {
         (made.cert.pem(), made.signing_key.serialize_pem())
     }
 
-    /// No 24 characters of a key's or certificate's text, and no bytes of it in decimal.
+    /// Checks that `shown` has no part of the PEM text: neither 24 characters from its middle, nor their bytes as decimal numbers.
     fn shows_nothing_of(pem: &str, shown: &str) {
         let body = pem.lines().filter(|line| !line.starts_with("-----")).collect::<String>();
         let middle = &body[body.len() / 2..][..24];

@@ -86,7 +86,8 @@ impl Copies {
                 match &found.value {
                     Some((proxy, _)) if copied.as_ref() != Some(proxy) => {
                         register(&client, proxy).await?;
-                        // From here on, the copy belongs to this stream. A refused stream takes it from no other.
+                        // From here on, the copy belongs to this stream. A stream whose token Consul refuses does not get here, so it
+                        // cannot take the copy from another stream.
                         self.change(|copies| {
                             copies.insert(id.clone(), Held { stream, token: token.clone(), node: None })
                         });

@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_version_is_not_sent_again_a_later_one_is() {
+    fn a_refused_version_is_not_sent_again_but_a_later_one_is() {
         let mut delta = settled();
         delta.consul(Kind::Listener, "2".into(), vec![resource("l", "bad", &[])]);
         let response = delta.respond().unwrap();

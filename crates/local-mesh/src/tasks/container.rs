@@ -60,7 +60,7 @@ pub(crate) fn task_id_variable(task: &str) -> String {
     format!("{digit}{name}_TASK_ID")
 }
 
-/// A text that docker-compose takes as it is: it would replace variables in it.
+/// The text with each `$` doubled. Otherwise docker-compose would replace variables in it.
 pub(crate) fn escaped(text: &str) -> String {
     text.replace('$', "$$")
 }
@@ -188,7 +188,8 @@ fn health_check(check: &Value) -> Value {
     })
 }
 
-/// What the container waits for. The secrets are no container of the task, and ECS too sets them before a container starts.
+/// The containers for which this container waits. The container that writes the secrets is not one of them: it does not belong to the
+/// task.
 fn depends_on(place: &Place, container: &Value) -> Value {
     let on: Map<String, Value> = list(container, "dependsOn")
         .map(|on| {
