@@ -27,7 +27,7 @@ use sidecar_kit::secret::Secret;
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
-use crate::tasks::Task;
+use crate::tasks::{Mesh, Task};
 use crate::term::{NotLeader, Term};
 
 /// The largest page of ListTasks and ListSecrets, and the most tasks for one DescribeTasks.
@@ -147,15 +147,44 @@ impl Place {
 pub struct Followed {
     listed: Option<Instant>,
     /// The ARNs of the tasks that had not stopped at that time.
-    tasks: HashSet<String>,
+    tasks: HashSet<Arc<str>>,
 }
 
 /// Listed tasks with their descriptions.
 #[derive(Debug, Default)]
 struct Described {
-    arns: HashSet<String>,
+    arns: HashSet<Arc<str>>,
+    /// The tags of all tasks. The tasks of a service have the same.
+    meshes: HashSet<Arc<Mesh>>,
     found: Tasks,
     ended: Ended,
+}
+
+impl Described {
+    /// Room for this many tasks. A list that grows step by step leaves gaps in memory that stay resident.
+    fn with_room_for(tasks: usize) -> Self {
+        let found = Tasks { tasks: Vec::with_capacity(tasks), ..Tasks::default() };
+        Self { arns: HashSet::with_capacity(tasks), found, ..Self::default() }
+    }
+
+    /// Adds a page. Keeps each ARN once, and takes it from `known` if it is there. Keeps the same tags once.
+    fn add(&mut self, known: &HashSet<Arc<str>>, arns: Vec<String>, mut found: Tasks, ended: Ended) {
+        let arns = arns.into_iter().map(|arn| known.get(&*arn).cloned().unwrap_or_else(|| arn.into()));
+        self.arns.extend(arns);
+        for Task { arn, mesh, .. } in &mut found.tasks {
+            if let Some(same) = self.arns.get(arn) {
+                *arn = same.clone();
+            }
+            if let Some(mesh) = mesh {
+                match self.meshes.get(mesh) {
+                    Some(same) => *mesh = same.clone(),
+                    None => drop(self.meshes.insert(mesh.clone())),
+                }
+            }
+        }
+        self.ended.extend(ended);
+        self.found.add(found);
+    }
 }
 
 /// How ECS says that a task has ended.
@@ -182,6 +211,13 @@ pub struct Tasks {
 impl Default for Tasks {
     fn default() -> Self {
         Self { tasks: Vec::new(), complete: true }
+    }
+}
+
+impl Tasks {
+    fn add(&mut self, page: Self) {
+        self.tasks.extend(page.tasks);
+        self.complete &= page.complete;
     }
 }
 
@@ -342,18 +378,23 @@ impl Aws {
     /// if the last listing is older than `FRESH`. Otherwise only the tasks that have left the RUNNING list are described.
     pub async fn tasks(&self, followed: &mut Followed) -> Result<Tasks, Error> {
         let began = Instant::now();
-        let running = self.described(self.pages(DesiredStatus::Running)).await?;
+        // There are about as many tasks as in the last listing.
+        let room = Described::with_room_for(followed.tasks.len());
+        let mut running = self.described(room, &followed.tasks, self.pages(DesiredStatus::Running)).await?;
         // The RUNNING list is read completely first: a task moves only from RUNNING to STOPPED, so none is missed.
         let to_stop = if followed.listed.is_some_and(|listed| listed.elapsed() < FRESH) {
-            let left = followed.tasks.difference(&running.arns).cloned().collect::<Vec<_>>();
-            self.described(stream::iter(left.chunks(PAGE as usize).map(|batch| Ok(batch.to_vec())))).await?
+            let left = followed.tasks.difference(&running.arns).map(ToString::to_string).collect::<Vec<_>>();
+            let pages = left.chunks(PAGE as usize).map(|batch| Ok(batch.to_vec()));
+            self.described(Described::default(), &followed.tasks, stream::iter(pages)).await?
         } else {
-            self.described(self.pages(DesiredStatus::Stopped)).await?
+            self.described(Described::default(), &followed.tasks, self.pages(DesiredStatus::Stopped)).await?
         };
         followed.listed = Some(began);
-        followed.tasks =
-            running.arns.union(&to_stop.arns).filter(|arn| !to_stop.ended.contains_key(*arn)).cloned().collect();
-        Ok(merge(running.found, to_stop.found))
+        running.arns.extend(to_stop.arns);
+        running.arns.retain(|arn| !to_stop.ended.contains_key(&**arn));
+        followed.tasks = running.arns;
+        running.found.add(to_stop.found);
+        Ok(running.found)
     }
 
     /// The pages of one list of tasks.
@@ -369,17 +410,21 @@ impl Aws {
         })
     }
 
-    async fn described(&self, pages: impl Stream<Item = Result<Vec<String>, Error>>) -> Result<Described, Error> {
+    /// Adds the tasks of these pages to `all`. `known`: the ARNs that are already in memory.
+    async fn described(
+        &self,
+        all: Described,
+        known: &HashSet<Arc<str>>,
+        pages: impl Stream<Item = Result<Vec<String>, Error>>,
+    ) -> Result<Described, Error> {
         let described = pages.map_ok(async |arns: Vec<String>| {
             let (found, ended) = self.describe(arns.clone()).await?;
             Ok((arns, found, ended))
         });
         described
             .try_buffer_unordered(self.concurrency)
-            .try_fold(Described::default(), async |mut all, (arns, found, ended)| {
-                all.arns.extend(arns);
-                all.ended.extend(ended);
-                all.found = merge(all.found, found);
+            .try_fold(all, async |mut all, (arns, found, ended)| {
+                all.add(known, arns, found, ended);
                 Ok(all)
             })
             .await
@@ -469,11 +514,6 @@ fn credentials(client: SharedHttpClient, sleep: SharedAsyncSleep) -> Credentials
     let provider = ProviderConfig::without_region().with_http_client(client).with_sleep_impl(sleep);
     CredentialsProviderChain::first_try("environment", EnvironmentVariableCredentialsProvider::new())
         .or_else("ECS", EcsCredentialsProvider::builder().configure(&provider).build())
-}
-
-fn merge(mut all: Tasks, page: Tasks) -> Tasks {
-    all.tasks.extend(page.tasks);
-    Tasks { complete: all.complete && page.complete, ..all }
 }
 
 #[cfg(test)]

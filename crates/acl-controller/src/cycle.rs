@@ -40,7 +40,7 @@ struct Work<'a> {
     tokens: Vec<&'a TokenEntry>,
     known: Option<Known>,
     /// The record of the owner.
-    note: Note,
+    note: Option<&'a Note>,
 }
 
 /// The outcome of the work on one owner.
@@ -221,7 +221,7 @@ impl Controller {
     fn work<'a>(
         &self,
         memory: &Memory,
-        record: &Record,
+        record: &'a Record,
         lists: &'a Lists,
         desired: &Desired,
         demands: BTreeMap<TokenOwner, Demand>,
@@ -260,7 +260,7 @@ impl Controller {
                 _ => tokens.iter().any(|token| self.names.is_of_mesh_gateway(&token.grants)),
             };
             let grants = if is_mesh_gateway { self.names.of_mesh_gateway(grants) } else { grants };
-            let note = record.of(&owner).cloned().unwrap_or_default();
+            let note = record.of(&owner);
             work.push(Work { owner, grants, demand, refused, scope, listed, tokens, known, note });
         }
         (work, waiting)
@@ -290,6 +290,7 @@ impl Controller {
             return Err(Error::Refused(why));
         }
         let name = self.names.secret(&owner);
+        let kept = note.and_then(|note| note.kept.as_ref());
         let mut unusable = None;
         let mut known = match known {
             Some(known) if known.covers(listed, &tokens) => known,
@@ -312,7 +313,7 @@ impl Controller {
         }
         if let Stored::Token { accessor, foreign, .. } = &mut known.stored {
             let token = listed_tokens.get(accessor.as_str()).copied();
-            let maker = self.names.maker(&owner, token, note.accessors.contains(accessor));
+            let maker = self.names.maker(&owner, token, note.is_some_and(|note| note.accessors.contains(accessor)));
             *foreign = maker != Maker::Ourselves;
             if matches!(demand, Demand::Needed(_)) {
                 let (name, accessor) = (name.clone(), accessor.clone());
@@ -341,9 +342,9 @@ impl Controller {
         }
         let now = SystemTime::now();
         let rotate_after = self.rules.rotate_after.filter(|_| owner != TokenOwner::Clients);
-        for action in plan(&grants, &demand, &known.stored, &tokens, note.kept.as_ref(), rotate_after, now) {
+        for action in plan(&grants, &demand, &known.stored, &tokens, kept, rotate_after, now) {
             let clears = action == Action::Clear;
-            if clears && self.rules.keep_secrets && may_be_kept(&known.stored, &tokens, note.kept.as_ref()) {
+            if clears && self.rules.keep_secrets && may_be_kept(&known.stored, &tokens, kept) {
                 continue;
             }
             match self.apply(term, (&owner, &grants), lists, action, &tokens, &mut known).await {

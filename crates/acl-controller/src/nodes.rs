@@ -18,7 +18,7 @@ impl Controller {
     /// the other nodes are still removed.
     pub(crate) async fn deregister_nodes(&self, term: &Term, running: &[Task]) -> Result<bool, Error> {
         let failed = self.consul.failed_nodes().await?;
-        let running = running.iter().map(|task| task.arn.as_str()).collect::<HashSet<_>>();
+        let running = running.iter().map(|task| &*task.arn).collect::<HashSet<_>>();
         let candidates: Vec<_> = stream::iter(failed)
             .map(|node| async {
                 let services = self.consul.node_services(&node).await;

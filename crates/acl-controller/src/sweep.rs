@@ -87,7 +87,7 @@ impl Controller {
                 is_old,
             })
         });
-        let running = tasks.tasks.iter().map(|task| task.arn.as_str()).collect::<HashSet<_>>();
+        let running = tasks.tasks.iter().map(|task| &*task.arn).collect::<HashSet<_>>();
         let left = services.chain(tokens).filter(|left| !running.contains(left.task.as_str())).collect::<Vec<_>>();
         let asked = left.iter().map(|left| left.task.clone()).collect::<BTreeSet<_>>();
         let (_, ended) = self.aws.describe(asked.into_iter().collect()).await?;

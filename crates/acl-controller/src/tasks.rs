@@ -1,6 +1,7 @@
 //! The cluster's tasks, and the services that need a token because of them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::rotation::Start;
@@ -17,13 +18,13 @@ const GATEWAY_KIND: &str = "consul.hashicorp.com/gateway-kind";
 /// A service with this name would get the secret of the consul-clients' token.
 const RESERVED: &str = "consul-client-token";
 
-/// A task whose containers run or may run.
+/// A task whose containers run or may run. A cluster may have 10,000 of them, so tasks share what is the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
     /// The task's ARN.
-    pub arn: String,
+    pub arn: Arc<str>,
     /// Its tags; none if the task is not in the mesh.
-    pub mesh: Option<Mesh>,
+    pub mesh: Option<Arc<Mesh>>,
     /// Whether ECS is stopping it. ECS deletes the tags of a task when StopTask stops it, while its containers still run.
     pub stopping: bool,
     /// When it read its secrets. If ECS reports no creation time, this takes the start time, and without a start time the epoch.
@@ -31,7 +32,7 @@ pub struct Task {
 }
 
 /// A task's part in the mesh.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Mesh {
     /// The service's name, lower case.
     pub service: String,
@@ -56,10 +57,12 @@ impl Task {
         // …:task-definition/<family>:<revision>
         let definition = task.task_definition_arn().and_then(|arn| arn.rsplit('/').next()).unwrap_or_default();
         let family = definition.rsplit_once(':').map_or(definition, |(family, _)| family);
-        let mesh = tag(MESH).is_some_and(|value| value == "true").then(|| Mesh {
-            service: tag(SERVICE_NAME).unwrap_or(family).to_lowercase(),
-            is_mesh_gateway: tag(GATEWAY_KIND) == Some("mesh-gateway"),
-            scope: [NAMESPACE, PARTITION].map(|key| tag(key).unwrap_or("default")).join("-"),
+        let mesh = tag(MESH).is_some_and(|value| value == "true").then(|| {
+            Arc::new(Mesh {
+                service: tag(SERVICE_NAME).unwrap_or(family).to_lowercase(),
+                is_mesh_gateway: tag(GATEWAY_KIND) == Some("mesh-gateway"),
+                scope: [NAMESPACE, PARTITION].map(|key| tag(key).unwrap_or("default")).join("-"),
+            })
         });
         let time = |at: &aws_smithy_types::DateTime| SystemTime::try_from(*at).ok();
         let started = task.started_at().and_then(time);
@@ -67,13 +70,13 @@ impl Task {
         let starting = ["PROVISIONING", "PENDING", "ACTIVATING"].contains(&status);
         let start = Start { created, started: started.or((!starting).then_some(created)) };
         let stopping = task.desired_status() == Some("STOPPED");
-        Some(Self { arn: task.task_arn().unwrap_or_default().to_owned(), mesh, stopping, start })
+        Some(Self { arn: task.task_arn().unwrap_or_default().into(), mesh, stopping, start })
     }
 }
 
 /// The tags of running tasks.
 #[derive(Debug, Default)]
-pub struct Tagged(HashMap<String, Mesh>);
+pub struct Tagged(HashMap<Arc<str>, Arc<Mesh>>);
 
 impl Tagged {
     /// Restores the tags of each stopping task that has lost them. `complete`: these are all running tasks.
@@ -88,8 +91,8 @@ impl Tagged {
             }
         }
         if complete {
-            let running = tasks.iter().map(|task| task.arn.as_str()).collect::<HashSet<_>>();
-            self.0.retain(|arn, _| running.contains(arn.as_str()));
+            let running = tasks.iter().map(|task| &*task.arn).collect::<HashSet<_>>();
+            self.0.retain(|arn, _| running.contains(&**arn));
         }
     }
 }
@@ -113,7 +116,7 @@ impl Desired {
     pub fn new(tasks: &[Task]) -> Self {
         let mut desired = Self::default();
         for task in tasks {
-            let Some(Mesh { service, is_mesh_gateway, scope }) = &task.mesh else { continue };
+            let Some(Mesh { service, is_mesh_gateway, scope }) = task.mesh.as_deref() else { continue };
             if let Some(why) = refusal(service) {
                 desired.refused.entry(service.clone()).or_insert_with(|| {
                     format!(
@@ -173,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_service_is_the_tag_or_the_family_in_lower_case() {
-        let service = |tags| task(tags, "RUNNING").unwrap().mesh.map(|mesh| mesh.service);
+        let service = |tags| task(tags, "RUNNING").unwrap().mesh.map(|mesh| mesh.service.clone());
         assert_eq!(service(&[(MESH, "true")]).as_deref(), Some("shop"));
         assert_eq!(service(&[(MESH, "true"), (SERVICE_NAME, "Web")]).as_deref(), Some("web"));
         assert_eq!(service(&[(MESH, "true"), (SERVICE_NAME, "")]).as_deref(), Some("shop"));
@@ -183,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_scope_comes_from_the_tags_or_is_the_default() {
-        let scope = |tags| task(tags, "RUNNING").unwrap().mesh.unwrap().scope;
+        let scope = |tags| task(tags, "RUNNING").unwrap().mesh.unwrap().scope.clone();
         assert_eq!(scope(&[(MESH, "true")]), "default-default");
         assert_eq!(scope(&[(MESH, "true"), (NAMESPACE, "shop"), (PARTITION, "eu")]), "shop-eu");
     }
@@ -226,10 +229,8 @@ mod tests {
     fn running(arn: &str, service: Option<&str>, stopping: bool, created: u64) -> Task {
         let created = SystemTime::UNIX_EPOCH + Duration::from_secs(created);
         let start = Start { created, started: Some(created) };
-        let mesh = service.map(|service| Mesh {
-            service: service.into(),
-            is_mesh_gateway: false,
-            scope: "default-default".into(),
+        let mesh = service.map(|service| {
+            Arc::new(Mesh { service: service.into(), is_mesh_gateway: false, scope: "default-default".into() })
         });
         Task { arn: arn.into(), mesh, stopping, start }
     }
@@ -240,7 +241,7 @@ mod tests {
         let mut after = |task: Task, complete| {
             let mut tasks = [task];
             tagged.restore(&mut tasks, complete);
-            tasks[0].mesh.clone().map(|mesh| mesh.service)
+            tasks[0].mesh.as_ref().map(|mesh| mesh.service.clone())
         };
         assert_eq!(after(running("a", None, true, 1), true), None, "its tags were never seen");
         assert_eq!(after(running("a", Some("web"), false, 1), true).as_deref(), Some("web"));
