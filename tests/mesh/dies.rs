@@ -42,9 +42,17 @@ async fn killed_sidecar_is_restarted_or_ends_its_task() {
     let docker = whole().await;
     tokio::join!(
         envoy_killed_under_envoy_entrypoint_ends_the_task(&docker, "api-1"),
-        agent_killed_under_its_main_process_ends_the_task(&docker, "api-2"),
         health_sync_is_restarted_unless_it_dies_too_soon(&docker, "web"),
     );
+    restored().await;
+}
+
+#[tokio::test]
+async fn agent_killed_under_the_bridge_ends_its_task() {
+    let docker = whole().await;
+    kill_below(&docker, "api-2", "consul-client", "100:10001").await;
+    task::stopped(&docker, "api-2").await.unwrap();
+    assert_ne!(exit_code(&docker, "api-2", "consul-client").await, Some(0));
     restored().await;
 }
 
@@ -52,12 +60,6 @@ async fn envoy_killed_under_envoy_entrypoint_ends_the_task(docker: &Docker, task
     kill_below(docker, task, "sidecar-proxy", "101:10001").await;
     task::stopped(docker, task).await.unwrap();
     assert_eq!(exit_code(docker, task, "sidecar-proxy").await, Some(128 + 9));
-}
-
-async fn agent_killed_under_its_main_process_ends_the_task(docker: &Docker, task: &str) {
-    kill_below(docker, task, "consul-client", "100:10001").await;
-    task::stopped(docker, task).await.unwrap();
-    assert_ne!(exit_code(docker, task, "consul-client").await, Some(0));
 }
 
 async fn health_sync_is_restarted_unless_it_dies_too_soon(docker: &Docker, task: &str) {
