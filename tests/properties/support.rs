@@ -192,8 +192,8 @@ pub fn plain(document: &Value, shape: &Shape) -> Value {
             (_, Value::Null) => return None,
             (Kind::Object(shape), value) => plain(value, shape),
             (Kind::Objects(shape), Value::Array(values)) => values.iter().map(|value| plain(value, shape)).collect(),
-            (Kind::Integer | Kind::IntegerIn { .. } | Kind::Any, number) => json!(number.as_f64()),
-            (Kind::Integers, Value::Array(numbers)) => numbers.iter().map(Value::as_f64).collect(),
+            (Kind::Integer | Kind::IntegerIn { .. } | Kind::Any, number) => json!(in_64_bits(number)),
+            (Kind::Integers, Value::Array(numbers)) => numbers.iter().map(in_64_bits).collect(),
             (_, value) => value.clone(),
         };
         let default = match field.name {
@@ -209,6 +209,11 @@ pub fn plain(document: &Value, shape: &Shape) -> Value {
         (!says_nothing).then(|| (field.name.to_owned(), value))
     });
     Value::Object(fields.collect())
+}
+
+/// A larger number is read as the largest `i64`, a smaller one as the smallest.
+fn in_64_bits(number: &Value) -> Option<f64> {
+    number.as_f64().map(|number| number.clamp(i64::MIN as f64, i64::MAX as f64))
 }
 
 /// Writes a parsed document as JSON. Each type is destructured completely, so the compiler reports a new field that is missing here.
