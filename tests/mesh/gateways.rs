@@ -9,14 +9,17 @@ use crate::{BOUND, consul_get, whole};
 /// The URL of the ingress gateway for clients outside of the mesh.
 const INGRESS: &str = "http://127.0.0.1:8081/";
 
-/// The kinds, ports and check statuses of a gateway's instances, as Consul's servers have them.
+/// The kinds, ports and check statuses of a gateway's instances, as Consul's servers have them. xds-bridge's copy of a gateway without an
+/// agent is left out: Consul 1.8 needs it to serve the gateway's Envoy.
 pub async fn instances(gateway: &str) -> Result<Vec<Value>, String> {
     let found = consul_get(&format!("/v1/health/service/{gateway}")).await?;
-    let instance = |found: &Value| {
+    let is_copy = |check: &Value| check["CheckID"].as_str().is_some_and(|id| id.ends_with("-copy"));
+    let instance = |found: &&Value| !found["Checks"].as_array().into_iter().flatten().any(is_copy);
+    let described = |found: &Value| {
         let checks = found["Checks"].as_array().into_iter().flatten().map(|check| check["Status"].clone());
         json!([found["Service"]["Kind"], found["Service"]["Port"], checks.collect::<Vec<_>>()])
     };
-    Ok(found.as_array().into_iter().flatten().map(instance).collect())
+    Ok(found.as_array().into_iter().flatten().filter(instance).map(described).collect())
 }
 
 #[tokio::test]
