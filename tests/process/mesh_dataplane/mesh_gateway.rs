@@ -59,11 +59,11 @@ async fn mesh_gateway_needs_mesh_write_once_a_service_is_exported_to_a_peer() {
     // Consul signs no certificate for this gateway.
     let refused = gateway("g1", READS).await;
     eventually("Consul refuses the gateway its certificate", BOUND, async || {
-        let output = server.output();
+        let (output, exported) = (server.output(), has_exported(&refused).await?);
+        assert!(!exported, "without a certificate, the gateway has no exported service");
         if output.contains("lacks permission 'mesh:write'") { Ok(()) } else { Err(output) }
     })
     .await;
-    assert!(!has_exported(&refused).await.unwrap_or_default());
     drop(refused);
 
     let allowed = gateway("g2", &format!("mesh = \"write\" {READS}")).await;
