@@ -1,7 +1,8 @@
-//! Each row of `docs/draining.md`, with a real Envoy.
+//! Each row of `docs/draining.md` and what it says about a changed listener, with a real Envoy.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_tests::http::{get as get_text, get_json};
 use mesh_tests::metadata::{Metadata, OWN_DOCKER_ID};
 use mesh_tests::process::Process;
 use mesh_tests::{binary, eventually, free_port, part};
@@ -243,4 +245,81 @@ async fn each_protocol_drains_as_the_documentation_says() {
     assert_eq!(process.exit_code(BOUND).await, 0, "{}", process.output());
     assert!(!next_chunk().await);
     assert!(!echoes(&open_tcp));
+}
+
+/// The flags of Envoy in an image's command.
+fn flags_of_image(name: &str) -> Vec<String> {
+    let dockerfile = concat!(env!("CARGO_MANIFEST_DIR"), "/../images");
+    let dockerfile = std::fs::read_to_string(format!("{dockerfile}/{name}/Dockerfile")).unwrap();
+    let command = dockerfile.lines().find_map(|line| line.strip_prefix("CMD ")).unwrap();
+    let command: Vec<String> = serde_json::from_str(command).unwrap();
+    command.into_iter().skip_while(|word| word != "--disable-hot-restart").collect()
+}
+
+/// Envoy replaces this file's listeners when the file is replaced.
+fn write_listeners(path: &Path, listeners: &[Value]) {
+    let with_type = |listener: &Value| {
+        let mut listener = listener.clone();
+        listener["@type"] = "type.googleapis.com/envoy.config.listener.v3.Listener".into();
+        listener
+    };
+    let resources: Vec<_> = listeners.iter().map(with_type).collect();
+    let new = path.with_extension("new");
+    std::fs::write(&new, json!({ "resources": resources }).to_string()).unwrap();
+    std::fs::rename(new, path).unwrap();
+}
+
+/// The seconds since Envoy started.
+async fn uptime(admin: u16) -> u64 {
+    let info = get_json(&format!("http://127.0.0.1:{admin}/server_info")).await.unwrap();
+    info["uptime_current_epoch"].as_str().unwrap().trim_end_matches('s').parse().unwrap()
+}
+
+#[tokio::test]
+async fn changed_listener_ends_no_request_and_no_connection_that_lasts_seconds() {
+    for image in ["sidecar-proxy", "mesh-dataplane"] {
+        let (admin, http, tcp) = (free_port(), free_port(), free_port());
+        let slow = app();
+        let directory = tempfile::tempdir().unwrap();
+        let (config, dynamic) = (directory.path().join("envoy.json"), directory.path().join("listeners.json"));
+        let mut bootstrap = bootstrap(admin, http, tcp, &[("slow", slow.port)], echo());
+        let mut listeners = bootstrap["static_resources"]["listeners"].take().as_array().unwrap().clone();
+        write_listeners(&dynamic, &listeners);
+        bootstrap["static_resources"]["listeners"] = json!([]);
+        bootstrap["dynamic_resources"] = json!({ "lds_config": { "path_config_source": { "path": dynamic } } });
+        bootstrap["node"] = json!({ "id": "shop", "cluster": "shop" });
+        std::fs::write(&config, bootstrap.to_string()).unwrap();
+        let mut command = Command::new(part("envoy"));
+        let envoy = Process::spawn(command.arg("--config-path").arg(config).args(flags_of_image(image)));
+        let busy = connected(http).await;
+        send(&busy, "/slow");
+        slow.asked.recv_timeout(BOUND).unwrap();
+        let open = connected(tcp).await;
+        assert!(echoes(&open), "{}", envoy.output());
+
+        // As after a new certificate or intention: the filters change, and the addresses do not.
+        for listener in &mut listeners {
+            listener["filter_chains"][0]["filters"][0]["typed_config"]["stat_prefix"] = "changed".into();
+        }
+        write_listeners(&dynamic, &listeners);
+        eventually("both listeners have changed", BOUND, async || {
+            let filter = "listener_manager.listener_in_place_updated";
+            let count = get_text(&format!("http://127.0.0.1:{admin}/stats?filter={filter}")).await?;
+            if count.trim() == format!("{filter}: 2") { Ok(()) } else { Err(count) }
+        })
+        .await;
+        let changed = uptime(admin).await;
+        eventually("six seconds have passed", BOUND, async || match uptime(admin).await - changed {
+            passed @ 0..6 => Err(format!("{passed} s")),
+            _ => Ok(()),
+        })
+        .await;
+
+        assert!(echoes(&open), "{image}: the TCP connection is closed");
+        for text in [HEAD, CHUNK, END] {
+            slow.tell.send(text).unwrap();
+        }
+        let answer = head(&mut BufReader::new(&busy));
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{image}: {answer}");
+    }
 }

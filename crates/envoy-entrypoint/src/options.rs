@@ -19,8 +19,7 @@ pub(crate) struct Flags {
     #[arg(long, env = "ENVOY_ENTRYPOINT_GRACE", value_name = "DURATION", default_value = "120s", value_parser = parse_delay)]
     grace: Duration,
     /// Drain Envoy's inbound listeners when the task stops: each answer closes its connection, and Envoy accepts new connections
-    /// until it ends. Start Envoy with --drain-strategy immediate, and with a --drain-time-s that is shorter than the delay of
-    /// app-entrypoint (--shutdown-delay).
+    /// until it ends. Start Envoy with --drain-strategy immediate.
     #[arg(long, env = "ENVOY_ENTRYPOINT_DRAIN")]
     drain: bool,
     /// This Envoy is a gateway. It waits for no app and runs on for this long after TERM, at most for --grace, until other proxies

@@ -317,15 +317,7 @@ fn envoy(settings: &Settings, role: Role<'_>, around: &Around<'_>, variables: &s
     let mappings: Vec<_> = ports.map(|port| json!({ "containerPort": port, "protocol": "tcp" })).collect();
     let mut command = vec!["envoy"];
     command.extend(flags);
-    command.extend([
-        "--disable-hot-restart",
-        "--concurrency",
-        "2",
-        "--drain-time-s",
-        "3",
-        "--drain-strategy",
-        "immediate",
-    ]);
+    command.extend(["--disable-hot-restart", "--concurrency", "2", "--drain-strategy", "immediate"]);
     json!({
         "command": command,
         "essential": true,

@@ -193,7 +193,7 @@ locals {
       command = concat(
         ["envoy"],
         local.agentless ? [] : ["--config-path", "/consul/envoy-bootstrap.json"],
-        ["--disable-hot-restart", "--concurrency", "2", "--drain-time-s", "3", "--drain-strategy", "immediate"],
+        ["--disable-hot-restart", "--concurrency", "2", "--drain-strategy", "immediate"],
       )
       essential = true
       # Envoy's user, in the group that may read the bootstrap.
