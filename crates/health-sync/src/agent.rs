@@ -42,7 +42,7 @@ pub async fn run(
 ) -> Result<ExitCode, RunError> {
     let role = Role::of(config);
     let login = config.consul_login.as_ref().is_some_and(|login| login.enabled);
-    let (namespace, partition) = role.place();
+    let (namespace, partition) = role.namespace_and_partition();
     let config_of = || {
         let builder = consul_api::Config::builder(env);
         let token = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);

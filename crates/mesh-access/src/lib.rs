@@ -43,7 +43,7 @@ impl Access {
         env: &Env,
     ) -> Result<Self, AccessError> {
         let address = http_address(servers);
-        let (namespace, partition) = role.place();
+        let (namespace, partition) = role.namespace_and_partition();
         let consul = Client::new(builder(servers, &address, env).build()?.within(namespace, partition))?;
         let enabled = config.consul_login.as_ref().filter(|login| login.enabled);
         // As in consul-ecs, a token that is given makes a login unnecessary.

@@ -48,7 +48,7 @@ impl<'a> Role<'a> {
 
     /// Its namespace and admin partition (Consul Enterprise).
     #[must_use]
-    pub fn place(self) -> (Option<&'a str>, Option<&'a str>) {
+    pub fn namespace_and_partition(self) -> (Option<&'a str>, Option<&'a str>) {
         let (namespace, partition) = match self {
             Self::Service(service) => (&service.namespace, &service.partition),
             Self::Gateway(gateway) => (&gateway.namespace, &gateway.partition),

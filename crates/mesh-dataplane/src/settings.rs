@@ -193,7 +193,7 @@ impl Consul {
 
 impl Proxy {
     /// The namespace and the admin partition (Consul Enterprise).
-    pub(crate) fn place(&self) -> (Option<&str>, Option<&str>) {
+    pub(crate) fn namespace_and_partition(&self) -> (Option<&str>, Option<&str>) {
         let set = |name: &str| !name.is_empty();
         (Some(&*self.namespace).filter(|name| set(name)), Some(&*self.partition).filter(|name| set(name)))
     }

@@ -117,7 +117,7 @@ async fn params(
     let proxy = &settings.proxy;
     let ask = |server: Connection| async move {
         server.features(token).await?;
-        server.bootstrap_params(&proxy.node_name, &proxy.id, proxy.place(), token).await
+        server.bootstrap_params(&proxy.node_name, &proxy.id, proxy.namespace_and_partition(), token).await
     };
     servers.call(true, ask).await
 }

@@ -33,7 +33,7 @@ impl File<'_> {
     }
 
     fn json(&self) -> Value {
-        let (namespace, partition) = self.role.place();
+        let (namespace, partition) = self.role.namespace_and_partition();
         let port = match self.role {
             Role::Service(_) => self.config.proxy.health_check_port,
             Role::Gateway(gateway) => gateway.health_check_port,
@@ -69,7 +69,7 @@ impl File<'_> {
                 "login": {
                     "authMethod": login.method,
                     "datacenter": login.datacenter.as_deref().unwrap_or_default(),
-                    "partition": self.role.place().1.unwrap_or_default(),
+                    "partition": self.role.namespace_and_partition().1.unwrap_or_default(),
                     "meta": meta,
                     "aws": {
                         "includeEntity": login.include_entity,

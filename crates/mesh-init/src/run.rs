@@ -265,7 +265,7 @@ fn login(config: &Config, role: Role<'_>, bound: Duration, env: &Env) -> Result<
     let servers = consul_api::Config::builder(env)
         .address("consulHTTPAddr", config.consul_http_addr.as_deref())
         .ca_file("consulCACertFile", config.consul_ca_cert_file.as_deref());
-    let (_, partition) = role.place();
+    let (_, partition) = role.namespace_and_partition();
     let servers = consul_login::servers(servers, partition)?;
     let file = config.bootstrap_dir.join(SERVICE_TOKEN_FILE);
     Login::new(login_settings(settings), servers, Some(file), bound, env).map(Some)
@@ -279,6 +279,6 @@ fn agent_client(role: Role<'_>, login: Option<&Login>, env: &Env) -> Result<Clie
         Some(file) => config.token(SecretSource::File(file.to_owned())),
         None => config,
     };
-    let (namespace, partition) = role.place();
+    let (namespace, partition) = role.namespace_and_partition();
     Client::new(config.build()?.within(namespace, partition))
 }

@@ -135,7 +135,7 @@ fn tags(definition: &mut Map<String, Value>, role: Role<'_>, family: &str) {
         Role::Service(_) => None,
         Role::Gateway(gateway) => Some(gateway.kind.as_str()),
     };
-    let (namespace, partition) = role.place();
+    let (namespace, partition) = role.namespace_and_partition();
     let tags = [
         ("mesh", Some("true")),
         ("service-name", Some(service.as_str())),

@@ -192,7 +192,7 @@ fn consul_config(settings: &Settings, agent: &Agent, role: Role<'_>) -> Value {
     let mut environment = vec![variable("CONSUL_RETRY_JOIN", agent.retry_join.join(","))];
     environment.extend(agent.datacenter.as_ref().map(|name| variable("CONSUL_DATACENTER", name)));
     environment.extend(agent.consul_version.as_ref().map(|version| variable("MESH_INIT_CONSUL_VERSION", version)));
-    environment.extend(role.place().1.map(|partition| variable("CONSUL_PARTITION", partition)));
+    environment.extend(role.namespace_and_partition().1.map(|partition| variable("CONSUL_PARTITION", partition)));
     environment.extend(log_level(settings));
     let mut mounts = vec![mount(CONSUL_CONFIG, "/consul/config", false)];
     if logs_in {

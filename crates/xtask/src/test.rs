@@ -83,6 +83,8 @@ pub async fn run(suites: &[Suite], stand_ins: bool, peer: Option<&Path>) -> Resu
     if all {
         cargo("format", &["fmt", "--all", "--check"]).await?;
         cargo("clippy", &["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]).await?;
+        // The fuzz targets are a workspace of their own. `fuzz/run` stops if its lock file is behind the manifests.
+        cargo("fuzz/Cargo.lock", &["fetch", "--locked", "--quiet", "--manifest-path", "fuzz/Cargo.toml"]).await?;
         documentation().await?;
         linters().await?;
     }
