@@ -137,6 +137,12 @@ impl Watch {
         .is_ok()
     }
 
+    /// Whether requests from web to `api` pass through the task.
+    fn gets_load(&self) -> bool {
+        let is_upstream = |seen: Seen| seen.endpoints.contains(&self.endpoint);
+        self.probes.get("web").is_some_and(|web| self.task == "web" || web.last().is_some_and(is_upstream))
+    }
+
     /// The current state of a task's Envoy.
     #[must_use]
     pub fn seen(&self, task: &str) -> Option<Seen> {
@@ -215,13 +221,15 @@ fn state(checks: &[HealthCheck]) -> State {
 const LIGHT: Options<'_> =
     Options { url: "http://127.0.0.1:1234/", rate: 50, connections: 4, fresh: "0.2", shutdown_delay: "5s" };
 
-/// Stops a task as ECS does, under light load from web to `api`, and watches it. The load runs in task web. The report is `None`
-/// if web does not run or if the load printed no report.
+/// Stops a task as ECS does, and watches it. Task web and the tasks of `api` stop under light load from web to `api`. The report is
+/// `None` for other tasks, if web does not run, or if the load printed no report.
 pub async fn stop(docker: &Docker, task: &str, order: StopOrder) -> Result<(Stopped, Option<Report>), WatchError> {
     let watch = Watch::start(docker, task).await?;
-    let load = match watch.probes.contains_key("web") {
-        true => Some(Load::start(docker, "web", LIGHT).await?),
-        false => None,
+    let load = if watch.gets_load() {
+        Some(Load::start(docker, "web", LIGHT).await?)
+    } else {
+        tracing::info!("no load: requests from web to api do not pass through task {task}");
+        None
     };
     if load.is_some() && !watch.flowing().await {
         tracing::warn!("task {task} gets and sends no request");

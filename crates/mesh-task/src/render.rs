@@ -4,7 +4,7 @@ use mesh_config::Role;
 use serde_json::{Map, Value, json};
 
 use crate::problem::{Collected, Document, Problems};
-use crate::settings::Settings;
+use crate::settings::{Mode, Settings};
 use crate::sidecars::{self, APP_ENTRYPOINT, Around, WRAPPER};
 use crate::task::{Container, Task, retain};
 use crate::{resources, rules};
@@ -75,6 +75,7 @@ pub(crate) fn read(settings: &Value, task: &Value) -> Result<(Settings, Task), P
 }
 
 /// The document. If the service has no checks, all containers with a health check go into `healthSyncContainers`, except log routers.
+/// Without an agent, it says that there is no transparent proxy: to consul-ecs 0.8 to 0.10, an absent `transparentProxy` says the opposite.
 fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> String {
     let mut document = settings.document.clone();
     if let Role::Service(service) = role
@@ -86,6 +87,9 @@ fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> St
         if !names.is_empty() {
             document.insert("healthSyncContainers".to_owned(), json!(names));
         }
+    }
+    if matches!(settings.mode, Mode::Agentless) && matches!(role, Role::Service(_)) {
+        document.entry("transparentProxy").or_insert_with(|| json!({ "enabled": false }));
     }
     Value::Object(document).to_string()
 }

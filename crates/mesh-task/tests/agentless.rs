@@ -42,6 +42,22 @@ fn of(definition: &Value, container: &str, field: &str) -> Value {
     of_each(definition, field).into_iter().find(|(name, _)| name == container).expect("the container exists").1
 }
 
+/// The document that a sidecar gets.
+fn document(definition: &Value, container: &str) -> Value {
+    let set = of(definition, container, "environment").as_array().unwrap().clone();
+    let document = set.iter().find(|one| one["name"] == "CONSUL_ECS_CONFIG_JSON").unwrap();
+    serde_json::from_str(document["value"].as_str().unwrap()).unwrap()
+}
+
+#[test]
+fn the_document_says_that_there_is_no_transparent_proxy() {
+    assert_eq!(document(&rendered(&settings(), &task()), "mesh-init")["transparentProxy"], json!({ "enabled": false }));
+    assert_eq!(document(&rendered(&with_an_agent(), &task()), "mesh-init").get("transparentProxy"), None);
+    let mut own = settings();
+    own["transparentProxy"] = json!({ "enabled": false, "consulDNS": { "enabled": false } });
+    assert_eq!(document(&rendered(&own, &task()), "mesh-init")["transparentProxy"], own["transparentProxy"]);
+}
+
 #[test]
 fn the_servers_in_the_settings_make_a_task_without_an_agent() {
     let definition = rendered(&settings(), &task());

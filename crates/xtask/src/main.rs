@@ -77,7 +77,7 @@ enum Command {
         /// The task: web, api-1, api-2, ingress-gateway, mesh-gateway, or the family of a task definition of yours.
         task: String,
     },
-    /// Stop a task through `StopTask`, as ECS does, under light load. Prints and draws its shutdown.
+    /// Stop a task through `StopTask`, as ECS does; web and api stop under light load. Prints and draws its shutdown.
     Stop {
         /// The task: web, api-1, api-2, ingress-gateway, mesh-gateway, or the family of a task definition of yours.
         task: String,

@@ -46,6 +46,7 @@ locals {
 
   # What CONSUL_ECS_CONFIG_JSON has, without `healthSyncContainers` where it follows from the containers.
   document = merge(
+    { for name, value in { transparentProxy = { enabled = false } } : name => value if local.agentless && !local.is_gateway },
     var.consul_ecs_config,
     { bootstrapDir = "/consul" },
     { for name, value in { service = local.service } : name => value if !local.is_gateway },
