@@ -110,7 +110,7 @@ pub async fn completes_begun_requests(docker: &Docker, name: &str) {
         let id = task::running(docker, name).await.unwrap().id;
         let inbound = || watch.seen(name).map_or(0, |seen| seen.inbound);
         let before = inbound();
-        // The delay is shorter than the app's delay. Half of the requests go to each task of api.
+        // Each answer takes 4 s, less than the app's shutdown delay. Half of the requests go to each task of api.
         let requests = (0..4).map(|_| mesh::fetch("web", "http://127.0.0.1:1234/?delay=4s"));
         let stopped = async {
             eventually(&format!("{name} has got a request"), BOUND, async || {

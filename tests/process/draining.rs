@@ -1,4 +1,4 @@
-//! Each row of `docs/draining.md` and what it says about a changed listener, with a real Envoy.
+//! Each row of `docs/draining.md`, and connections whose listener changes, with a real Envoy.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -247,16 +247,38 @@ async fn each_protocol_drains_as_the_documentation_says() {
     assert!(!echoes(&open_tcp));
 }
 
-/// The flags of Envoy in an image's command.
+/// Envoy's flags in the command of an image.
 fn flags_of_image(name: &str) -> Vec<String> {
-    let dockerfile = concat!(env!("CARGO_MANIFEST_DIR"), "/../images");
-    let dockerfile = std::fs::read_to_string(format!("{dockerfile}/{name}/Dockerfile")).unwrap();
+    let images = concat!(env!("CARGO_MANIFEST_DIR"), "/../images");
+    let dockerfile = std::fs::read_to_string(format!("{images}/{name}/Dockerfile")).unwrap();
     let command = dockerfile.lines().find_map(|line| line.strip_prefix("CMD ")).unwrap();
-    let command: Vec<String> = serde_json::from_str(command).unwrap();
-    command.into_iter().skip_while(|word| word != "--disable-hot-restart").collect()
+    flags(&serde_json::from_str(command).unwrap())
 }
 
-/// Envoy replaces this file's listeners when the file is replaced.
+/// Envoy's flags in the command that mesh-task writes for the container with Envoy.
+fn flags_of_task(container: &str, servers: Value) -> Vec<String> {
+    let mut settings = json!({ "service": { "port": 8080 }, "registry": "registry.example/ecs-mesh" });
+    settings.as_object_mut().unwrap().extend(servers.as_object().unwrap().clone());
+    let app = json!({ "name": "app", "image": "registry.example/app:1" });
+    let task = json!({ "family": "app", "networkMode": "awsvpc", "containerDefinitions": [app] });
+    let directory = tempfile::tempdir().unwrap();
+    let [settings_file, task_file] = ["settings.json", "task.json"].map(|name| directory.path().join(name));
+    std::fs::write(&settings_file, settings.to_string()).unwrap();
+    std::fs::write(&task_file, task.to_string()).unwrap();
+    let mut command = Command::new(binary("mesh-task"));
+    let output = command.args(["render", "--settings"]).arg(settings_file).arg(task_file).output().unwrap();
+    let rendered: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let containers = rendered["containerDefinitions"].as_array().unwrap();
+    flags(&containers.iter().find(|one| one["name"] == container).unwrap()["command"])
+}
+
+/// The words after the path of the bootstrap.
+fn flags(command: &Value) -> Vec<String> {
+    let words = command.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned());
+    words.skip_while(|word| word != "--disable-hot-restart").collect()
+}
+
+/// Writes Envoy's listeners. Envoy reads the file again when it is replaced.
 fn write_listeners(path: &Path, listeners: &[Value]) {
     let with_type = |listener: &Value| {
         let mut listener = listener.clone();
@@ -270,56 +292,66 @@ fn write_listeners(path: &Path, listeners: &[Value]) {
 }
 
 /// The seconds since Envoy started.
-async fn uptime(admin: u16) -> u64 {
-    let info = get_json(&format!("http://127.0.0.1:{admin}/server_info")).await.unwrap();
-    info["uptime_current_epoch"].as_str().unwrap().trim_end_matches('s').parse().unwrap()
+async fn uptime(admin: u16) -> Result<u64, String> {
+    let info = get_json(&format!("http://127.0.0.1:{admin}/server_info")).await?;
+    let uptime = info["uptime_current_epoch"].as_str().unwrap().trim_end_matches('s');
+    Ok(uptime.parse().unwrap())
 }
 
 #[tokio::test]
-async fn changed_listener_ends_no_request_and_no_connection_that_lasts_seconds() {
-    for image in ["sidecar-proxy", "mesh-dataplane"] {
-        let (admin, http, tcp) = (free_port(), free_port(), free_port());
-        let slow = app();
-        let directory = tempfile::tempdir().unwrap();
-        let (config, dynamic) = (directory.path().join("envoy.json"), directory.path().join("listeners.json"));
-        let mut bootstrap = bootstrap(admin, http, tcp, &[("slow", slow.port)], echo());
-        let mut listeners = bootstrap["static_resources"]["listeners"].take().as_array().unwrap().clone();
-        write_listeners(&dynamic, &listeners);
-        bootstrap["static_resources"]["listeners"] = json!([]);
-        bootstrap["dynamic_resources"] = json!({ "lds_config": { "path_config_source": { "path": dynamic } } });
-        bootstrap["node"] = json!({ "id": "shop", "cluster": "shop" });
-        std::fs::write(&config, bootstrap.to_string()).unwrap();
-        let mut command = Command::new(part("envoy"));
-        let envoy = Process::spawn(command.arg("--config-path").arg(config).args(flags_of_image(image)));
-        let busy = connected(http).await;
-        send(&busy, "/slow");
-        slow.asked.recv_timeout(BOUND).unwrap();
-        let open = connected(tcp).await;
-        assert!(echoes(&open), "{}", envoy.output());
+async fn a_changed_listener_breaks_off_nothing_within_six_seconds() {
+    let flags = flags_of_task("sidecar-proxy", json!({ "retryJoin": ["consul.internal"] }));
+    assert_eq!(flags_of_task("dataplane", json!({ "consulServers": { "hosts": "consul.internal" } })), flags);
+    assert_eq!([flags_of_image("sidecar-proxy"), flags_of_image("mesh-dataplane")], [flags.clone(), flags.clone()]);
 
-        // As after a new certificate or intention: the filters change, and the addresses do not.
-        for listener in &mut listeners {
-            listener["filter_chains"][0]["filters"][0]["typed_config"]["stat_prefix"] = "changed".into();
-        }
-        write_listeners(&dynamic, &listeners);
-        eventually("both listeners have changed", BOUND, async || {
-            let filter = "listener_manager.listener_in_place_updated";
-            let count = get_text(&format!("http://127.0.0.1:{admin}/stats?filter={filter}")).await?;
-            if count.trim() == format!("{filter}: 2") { Ok(()) } else { Err(count) }
-        })
-        .await;
-        let changed = uptime(admin).await;
-        eventually("six seconds have passed", BOUND, async || match uptime(admin).await - changed {
-            passed @ 0..6 => Err(format!("{passed} s")),
-            _ => Ok(()),
-        })
-        .await;
+    let (admin, http, tcp) = (free_port(), free_port(), free_port());
+    let (slow, stream) = (app(), app());
+    let directory = tempfile::tempdir().unwrap();
+    let (config, dynamic) = (directory.path().join("envoy.json"), directory.path().join("listeners.json"));
+    let apps = [("slow", slow.port), ("stream", stream.port)];
+    let mut bootstrap = bootstrap(admin, http, tcp, &apps, echo());
+    let mut listeners = bootstrap["static_resources"]["listeners"].take().as_array().unwrap().clone();
+    write_listeners(&dynamic, &listeners);
+    bootstrap["static_resources"]["listeners"] = json!([]);
+    bootstrap["dynamic_resources"] = json!({ "lds_config": { "path_config_source": { "path": dynamic } } });
+    bootstrap["node"] = json!({ "id": "shop", "cluster": "shop" });
+    std::fs::write(&config, bootstrap.to_string()).unwrap();
+    let mut command = Command::new(part("envoy"));
+    let envoy = Process::spawn(command.arg("--config-path").arg(config).args(flags).args(["--log-level", "warning"]));
+    let busy = connected(http).await;
+    send(&busy, "/slow");
+    slow.asked.recv_timeout(BOUND).unwrap();
+    let (mut streaming, _streaming_end) = http2(http).await;
+    stream.tell.send(HEAD).unwrap();
+    let mut body = get(&mut streaming, "/stream").await.into_body();
+    let open = connected(tcp).await;
+    assert!(echoes(&open), "{}", envoy.output());
 
-        assert!(echoes(&open), "{image}: the TCP connection is closed");
-        for text in [HEAD, CHUNK, END] {
-            slow.tell.send(text).unwrap();
-        }
-        let answer = head(&mut BufReader::new(&busy));
-        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{image}: {answer}");
+    // As after a new certificate: the filters change, and the addresses do not.
+    for listener in &mut listeners {
+        listener["filter_chains"][0]["filters"][0]["typed_config"]["stat_prefix"] = "changed".into();
     }
+    write_listeners(&dynamic, &listeners);
+    eventually("both listeners have changed", BOUND, async || {
+        let filter = "listener_manager.listener_in_place_updated";
+        let count = get_text(&format!("http://127.0.0.1:{admin}/stats?filter={filter}")).await?;
+        if count.trim() == format!("{filter}: 2") { Ok(()) } else { Err(count) }
+    })
+    .await;
+    let changed = uptime(admin).await.unwrap();
+    eventually("six seconds have passed", BOUND, async || {
+        let passed = uptime(admin).await?.saturating_sub(changed);
+        if passed >= 6 { Ok(()) } else { Err(format!("{passed} s")) }
+    })
+    .await;
+
+    assert!(echoes(&open), "the TCP connection is closed");
+    stream.tell.send(CHUNK).unwrap();
+    let frame = tokio::time::timeout(BOUND, body.frame()).await.expect("a chunk in time");
+    assert!(frame.is_some_and(|frame| frame.is_ok()), "the stream is closed");
+    for text in [HEAD, CHUNK, END] {
+        slow.tell.send(text).unwrap();
+    }
+    let answer = head(&mut BufReader::new(&busy));
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
 }

@@ -329,7 +329,7 @@ fn asked(mut connection: &TcpStream) -> String {
     head
 }
 
-/// A real Envoy with this bootstrap, the flags of the image's command and one worker, under envoy-entrypoint.
+/// A real Envoy with this bootstrap, one worker and a drain time of 1 s, under envoy-entrypoint.
 fn real_envoy(metadata: &Metadata, flags: &[&str], directory: &Path, bootstrap: &Value) -> Process {
     let config = directory.join("envoy.json");
     std::fs::write(&config, bootstrap.to_string()).unwrap();

@@ -85,7 +85,7 @@ async fn in_the_mesh_and_drains() {
         .arg(part("envoy"))
         .arg("--config-path")
         .arg(path("envoy-bootstrap.json"));
-    envoy.args(["--disable-hot-restart", "--concurrency", "1", "--drain-time-s", "1", "--drain-strategy", "immediate"]);
+    envoy.args(["--disable-hot-restart", "--concurrency", "1", "--drain-strategy", "immediate"]);
     let mut envoy = Process::spawn(&mut envoy);
     eventually("the servers have the proxy with its listener passing", BOUND, async || {
         let proxies = server.call("GET", "/v1/health/service/web-sidecar-proxy?passing", &Value::Null).await;

@@ -137,10 +137,11 @@ impl Watch {
         .is_ok()
     }
 
-    /// Whether requests from web to `api` pass through the task.
+    /// Whether requests from web to `api` pass through the task, as the answers of web's Envoy say.
     fn gets_load(&self) -> bool {
-        let is_upstream = |seen: Seen| seen.endpoints.contains(&self.endpoint);
-        self.probes.get("web").is_some_and(|web| self.task == "web" || web.last().is_some_and(is_upstream))
+        let is_upstream =
+            |sample: &Sample| sample.seen.as_ref().is_some_and(|seen| seen.endpoints.contains(&self.endpoint));
+        self.probes.get("web").is_some_and(|web| self.task == "web" || web.samples().iter().any(is_upstream))
     }
 
     /// The current state of a task's Envoy.

@@ -75,7 +75,7 @@ pub(crate) fn read(settings: &Value, task: &Value) -> Result<(Settings, Task), P
 }
 
 /// The document. If the service has no checks, all containers with a health check go into `healthSyncContainers`, except log routers.
-/// Without an agent, it says that there is no transparent proxy: to consul-ecs 0.8 to 0.10, an absent `transparentProxy` says the opposite.
+/// Without an agent, `transparentProxy` is off: consul-ecs 0.8 to 0.10 turns it on if the field is absent.
 fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> String {
     let mut document = settings.document.clone();
     if let Role::Service(service) = role

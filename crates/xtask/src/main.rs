@@ -100,7 +100,7 @@ enum Command {
         /// The secret's name, such as consul-bootstrap-token or ecs-mesh-web.
         name: String,
     },
-    /// Run the tests: format, clippy, documentation, linters and the suites unit, process and mesh; or only the named suites. The suite
+    /// Run the tests: format, fuzz/Cargo.lock, clippy, documentation, linters and the suites unit, process and mesh; or only the named suites. The suite
     /// arm64 runs only if it is named. Installs what the machine lacks, as `up` does. Tests that cannot run with the given Consul, or that
     /// need --peer, are left out, counted, and listed with the reason.
     Test {

@@ -47,7 +47,7 @@ locals {
   # What CONSUL_ECS_CONFIG_JSON has, without `healthSyncContainers` where it follows from the containers.
   document = merge(
     { for name, value in { transparentProxy = { enabled = false } } : name => value if local.agentless && !local.is_gateway },
-    var.consul_ecs_config,
+    { for name, value in var.consul_ecs_config : name => value if value != null },
     { bootstrapDir = "/consul" },
     { for name, value in { service = local.service } : name => value if !local.is_gateway },
     { for name, value in { proxy = local.proxy } : name => value if length(value) > 0 },
