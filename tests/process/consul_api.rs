@@ -143,7 +143,10 @@ async fn entries_and_intentions_are_written_read_and_removed() {
     let missing = client.config_entry("service-defaults", "api").await.unwrap_err();
     assert!(matches!(missing, Error::NotFound { .. }), "{missing:?}");
 
-    let id = client.create_intention("web", "api", IntentionAction::Allow).await.unwrap();
+    // A server that has just started takes no intentions while it converts old ones.
+    let create =
+        async || client.create_intention("web", "api", IntentionAction::Allow).await.map_err(|e| e.to_string());
+    let id = eventually("Consul takes intentions", Duration::from_secs(20), create).await;
     let intentions = client.intentions().await.unwrap();
     assert_eq!((intentions[0].id.as_str(), intentions[0].action), (id.as_str(), Some(IntentionAction::Allow)));
     client.delete_intention(&intentions[0]).await.unwrap();

@@ -225,7 +225,7 @@ async fn images(docker: &str, arguments: &[&str], variables: &[(&str, &str)]) ->
 /// What `xtask images` prints first on a machine whose Docker has no images, and the calls of Docker's client.
 async fn first_line(manifest: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (String, Vec<String>) {
     let (ended, machine) = images(&docker(manifest, "", "exit 1"), arguments, variables).await;
-    assert_eq!(machine.log("cargo.log").len(), 1, "then the build begins: {}", ended.stderr);
+    assert!(ended.stderr.contains("[1/"), "then the build begins: {}", ended.stderr);
     (ended.stdout.lines().next().unwrap_or_default().to_owned(), machine.log("docker.log"))
 }
 

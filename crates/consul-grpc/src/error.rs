@@ -71,6 +71,25 @@ impl Error {
         }
     }
 
+    /// Whether a call may succeed later, while Consul or the task is being set up. An operator can still mend what a server refuses.
+    #[must_use]
+    pub fn may_pass_at_start(&self) -> bool {
+        match self {
+            Self::Status { code, .. } => *code != Code::Unimplemented,
+            Self::Resolve { .. } | Self::Connect { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// What the server said, if it answered with an error.
+    #[must_use]
+    pub fn message(&self) -> Option<&str> {
+        match self {
+            Self::Status { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+
     /// Whether the server has too much to do for this call.
     pub(crate) fn is_exhausted(&self) -> bool {
         self.code() == Some(Code::ResourceExhausted)

@@ -21,6 +21,8 @@ use crate::proof::{BEARER_TOKEN, Prover, Settings};
 
 /// Its owner and the volume's group may read it.
 const MODE: u32 = 0o640;
+/// The end of a log line about a login without an answer.
+pub(crate) const UNANSWERED: &str = "if it made a token, the token stays until the auth method's MaxTokenTTL";
 /// How long a logout may delay the report of an error.
 pub(crate) const LOGOUT_BOUND: Duration = Duration::from_secs(5);
 
@@ -47,7 +49,7 @@ pub enum LoginError {
     )]
     Denied { method: String, source: Box<consul_api::Error> },
     #[error("the auth method {method:?} refuses this task: {cure}")]
-    Refused { method: String, cure: &'static str, source: Box<consul_api::Error> },
+    Refused { method: String, cure: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
     #[error(transparent)]
     Consul(#[from] consul_api::Error),
     #[cfg(feature = "grpc")]
@@ -61,9 +63,9 @@ pub enum LoginError {
     Unknown(#[source] Box<WaitError<consul_api::Error>>),
 }
 
-/// What to change if Consul's AWS IAM auth method refuses a login for good. Its servers answer 500 then, as they do if they
-/// cannot reach STS. Only the text tells the two apart.
-fn cure(body: &str) -> Option<&'static str> {
+/// What to change if Consul's AWS IAM auth method refuses a login for good. Its servers answer 500 then (by gRPC: UNAUTHENTICATED), as
+/// they do if they cannot reach STS. Only the text tells the two apart.
+pub(crate) fn cure(body: &str) -> Option<&'static str> {
     const CURES: [(&str, &str); 7] = [
         ("is not trusted", "add its IAM role to the auth method's BoundIAMPrincipalARNs"),
         (
@@ -92,7 +94,7 @@ impl LoginError {
             Self::NoMethod { .. } | Self::Denied { .. } => true,
             Self::Consul(error) => error.may_pass_at_start(),
             #[cfg(feature = "grpc")]
-            Self::Grpc(error) => error.is_of_the_server() && !error.may_have_arrived(),
+            Self::Grpc(error) => error.may_pass_at_start(),
             // The platform may write the file after the start.
             Self::BearerToken(_) => true,
             _ => false,
@@ -165,9 +167,7 @@ impl Attempts {
 
     fn unanswered(&self, why: &str) {
         if std::mem::replace(&mut *self.progress(), Progress::Reported) != Progress::Reported {
-            tracing::warn!(
-                "a login had no answer ({why}): if it made a token, the token stays until the auth method's MaxTokenTTL"
-            );
+            tracing::warn!("a login had no answer ({why}): {UNANSWERED}");
         }
     }
 

@@ -190,6 +190,22 @@ fn a_task_with_servers_in_its_settings_runs_without_an_agent() {
 }
 
 #[test]
+fn an_upstream_elsewhere_is_called_in_the_local_datacenter() {
+    let mut settings = settings();
+    settings["proxy"] = json!({ "upstreams": [
+        { "destinationName": "api", "localBindPort": 1234, "datacenter": "eu", "destinationPartition": "shops" },
+    ] });
+    let own = given(&settings, &definition(), &[], &[]).unwrap();
+    let document = &own.file()["services"]["shop-mesh-init"]["environment"]["CONSUL_ECS_CONFIG_JSON"];
+    let document: Value = serde_json::from_str(document.as_str().unwrap()).unwrap();
+    assert_eq!(document["proxy"]["upstreams"], json!([{ "destinationName": "api", "localBindPort": 1234 }]));
+    for begin in ["datacenter: \"eu\" is left out", "destinationPartition: \"shops\" is left out"] {
+        let begin = format!("shop: settings.proxy.upstreams[0].{begin}");
+        assert!(own.notes.iter().any(|note| note.starts_with(&begin)), "{begin}: {:#?}", own.notes);
+    }
+}
+
+#[test]
 fn what_cannot_be_simulated_is_said() {
     let own = given(&settings(), &definition(), &[], &[]).unwrap();
     for begin in [

@@ -30,7 +30,7 @@ pub(crate) fn check(settings: &Settings, task: &Task, of_settings: &mut Collecte
     of_the_task(task, found);
     names(task, found);
     volumes(task, found);
-    stop_timeouts(settings, task, found);
+    stop_timeouts(settings, task, of_settings, found);
     delays(settings, task, of_settings, found);
     depends_on(settings, task, found);
     if let Some(role) = settings.role() {
@@ -122,8 +122,14 @@ pub(crate) fn delayed<'a>(settings: &Settings, task: &'a Task) -> Vec<&'a Contai
     task.containers.iter().filter(is_meant).filter(|container| !container.has_own_wrapper()).collect()
 }
 
-fn stop_timeouts(settings: &Settings, task: &Task, found: &mut Collected) {
+fn stop_timeouts(settings: &Settings, task: &Task, of_settings: &mut Collected, found: &mut Collected) {
     let limit = stop_limit(&task.definition);
+    if let (Some((text, delay)), Some(limit), Some(_)) = (&settings.shutdown_delay, limit, &settings.config.gateway)
+        && delay.as_secs() >= limit
+    {
+        let expected = format!("less than {limit}s: Fargate kills the gateway's Envoy after {limit} seconds");
+        of_settings.wrong("shutdownDelay".to_owned(), &json!(text), expected, Some("stop-timeout"));
+    }
     for container in &task.containers {
         let path = format!("{}.stopTimeout", container.path);
         let seconds =
@@ -193,6 +199,7 @@ fn taken(settings: &Settings, role: Role<'_>) -> BTreeMap<u64, &'static str> {
         ]),
         Mode::Agentless => BTreeMap::from([
             (8600, "Consul's DNS in the task"),
+            (20300, "the status page of mesh-dataplane"),
             (sidecars::readiness_port(settings, role).into(), "Envoy's readiness listener"),
         ]),
     };

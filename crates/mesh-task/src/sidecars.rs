@@ -308,6 +308,11 @@ fn envoy(settings: &Settings, role: Role<'_>, around: &Around<'_>, variables: &s
             environment.push(own("LISTENER_TIMEOUT", "0s"));
         }
     }
+    let stop_timeout = around.limited(proxy_stop_timeout(settings, role, around));
+    // Without GRACE, Envoy gets TERM after 120 s, even if an app still runs. Envoy's end takes up to 10 s.
+    if stop_timeout > 130 {
+        environment.push(own("GRACE", &format!("{}s", stop_timeout - 10)));
+    }
     if !around.log_routers.is_empty() {
         environment.push(own("IGNORE_CONTAINERS", &around.log_routers.join(",")));
     }
@@ -326,7 +331,7 @@ fn envoy(settings: &Settings, role: Role<'_>, around: &Around<'_>, variables: &s
         "portMappings": mappings,
         "ulimits": [{ "name": "nofile", "softLimit": 1_048_576, "hardLimit": 1_048_576 }],
         "healthCheck": { "interval": 5, "timeout": 2, "retries": 3, "startPeriod": START_PERIOD },
-        "stopTimeout": around.limited(proxy_stop_timeout(settings, role, around)),
+        "stopTimeout": stop_timeout,
     })
 }
 

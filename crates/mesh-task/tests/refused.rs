@@ -193,6 +193,17 @@ fn stop_timeouts_and_delays() {
     let both = [0, 1].map(|index| (format!("containerDefinitions[{index}].stopTimeout"), Some("stop-timeout")));
     assert_eq!(timeout("30s", Value::Null, Value::Null), both);
 
+    let gateway = |delay: &str, places: Value| {
+        let settings = json!({ "gateway": { "kind": "mesh-gateway" }, "retryJoin": ["consul.internal"], "registry": "r.example",
+            "shutdownDelay": delay });
+        let task = json!({ "family": "gateway", "networkMode": "awsvpc", "requiresCompatibilities": places,
+            "containerDefinitions": [] });
+        problems(&settings, &task)
+    };
+    assert_eq!(gateway("119s", json!(["FARGATE"])), []);
+    assert_eq!(gateway("120s", json!(["FARGATE"])), one("shutdownDelay", "stop-timeout"));
+    assert_eq!(gateway("150s", json!(["EC2"])), []);
+
     let entry_point = |entry_point: Value, command: Value| {
         let mut settings = settings();
         settings["shutdownDelay"] = json!("10s");

@@ -132,7 +132,8 @@ locals {
   )...)
 
   # Without an agent, health-sync deregisters the task after Envoy has ended.
-  health_sync_stop_timeout = !local.agentless ? 30 : local.has_stop_limit ? min(local.proxy_stop_timeout + 10, 120) : local.proxy_stop_timeout + 10
+  limited_proxy_stop_timeout = local.has_stop_limit ? min(local.proxy_stop_timeout, 120) : local.proxy_stop_timeout
+  health_sync_stop_timeout   = !local.agentless ? 30 : local.has_stop_limit ? min(local.proxy_stop_timeout + 10, 120) : local.proxy_stop_timeout + 10
 
   sidecars = [
     {
@@ -206,6 +207,8 @@ locals {
           { name = "${local.proxy_variables}_GATEWAY_DELAY", value = local.is_gateway ? "${local.delay_seconds > 0 ? local.delay_seconds : 6}s" : "" },
           # An ingress gateway has no listener before it has a config entry.
           { name = "${local.proxy_variables}_LISTENER_TIMEOUT", value = try(local.document.gateway.kind, "") == "ingress-gateway" ? "0s" : "" },
+          # Without GRACE, Envoy gets TERM after 120 s, even if an app still runs. Envoy's end takes up to 10 s.
+          { name = "${local.proxy_variables}_GRACE", value = local.limited_proxy_stop_timeout > 130 ? "${local.limited_proxy_stop_timeout - 10}s" : "" },
           { name = "${local.proxy_variables}_IGNORE_CONTAINERS", value = join(",", local.log_routers) },
         ] : variable if variable.value != ""],
         local.log_level,
@@ -231,7 +234,7 @@ locals {
         [{ containerName = "mesh-init", condition = "SUCCESS" }],
         [for name in ["consul-client"] : { containerName = name, condition = "START" } if !local.agentless],
       )
-      stopTimeout = local.has_stop_limit ? min(local.proxy_stop_timeout, 120) : local.proxy_stop_timeout
+      stopTimeout = local.limited_proxy_stop_timeout
     },
     {
       name      = "health-sync"

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use http_fixture::{Pass, Relay, Server};
+use http_fixture::{Answer, Pass, Relay, Server};
 
 use super::*;
 use crate::login::{METHOD, Platform, caller_identity, logins};
@@ -176,21 +176,64 @@ async fn task_logs_out_if_term_comes_while_it_logs_in() {
     assert_eq!(logins(servers.any()).await.len(), before, "{}", starting.output());
 }
 
-/// Consul's servers send the signed request to STS, which answers here with an IAM user.
+/// An auth method for this IAM principal. Consul's servers send the signed request to STS, which answers with an IAM user.
+async fn trusting(servers: &Servers, sts: &Server, principal: &str) {
+    let config = json!({ "BoundIAMPrincipalARNs": [principal], "STSEndpoint": sts.url() });
+    let method = json!({ "Name": METHOD, "Type": "aws-iam", "MaxTokenTTL": "1h", "Config": config });
+    servers.any().call("PUT", "/v1/acl/auth-method", &method).await;
+}
+
+const ANN: &str = "arn:aws:iam::210987654321:user/ann";
+
+/// The task of `web`, which logs in with the keys of an IAM user, registered but not started.
+async fn registered_with_aws(servers: &Servers, sts: &Server) -> Task {
+    trusting(servers, sts, ANN).await;
+    let rule = json!({ "AuthMethod": METHOD, "BindType": "service", "BindName": "web" });
+    servers.any().call("PUT", "/v1/acl/binding-rule", &rule).await;
+    let (mut web, _) = web(servers);
+    web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD, "stsEndpoint": sts.url() });
+    let web = web.with("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").with("AWS_SECRET_ACCESS_KEY", "an+example");
+    web.register().await;
+    web
+}
+
+#[tokio::test]
+async fn first_login_is_tried_again_if_consul_could_not_reach_aws() {
+    let servers = Servers::start(1).await;
+    let fails = Arc::new(AtomicBool::new(false));
+    let failing = fails.clone();
+    let sts = Server::start(move |_| match failing.swap(false, Ordering::Relaxed) {
+        true => Answer::new("503 Service Unavailable", "busy"),
+        false => caller_identity(),
+    });
+    let web = registered_with_aws(&servers, &sts).await;
+    let before = sts.requests().len();
+    fails.store(true, Ordering::Relaxed);
+    let web = web.starts().await;
+    let asked = sts.requests().len() - before;
+    assert!(asked >= 2, "STS was asked {asked} times: {}", web.dataplane.output());
+    assert_eq!(logins(servers.any()).await.len(), 1);
+}
+
+#[tokio::test]
+async fn first_login_of_an_untrusted_role_ends_the_dataplane_at_once() {
+    let servers = Servers::start(1).await;
+    let sts = Server::start(|_| caller_identity());
+    let web = registered_with_aws(&servers, &sts).await;
+    trusting(&servers, &sts, "arn:aws:iam::210987654321:role/other").await;
+    let before = sts.requests().len();
+    let mut dataplane = Process::spawn(web.with_envoy("warning").env("MESH_DATAPLANE_TIMEOUT", "10m"));
+    assert_eq!(dataplane.exit_code(BOUND).await, 1, "{}", dataplane.output());
+    dataplane.says("BoundIAMPrincipalARNs", BOUND).await;
+    // mesh-dataplane asks STS for the user's ARN, and Consul asks it to check the login.
+    assert_eq!(sts.requests().len() - before, 2, "{}", dataplane.output());
+}
+
 #[tokio::test]
 async fn dataplane_logs_in_with_aws_credentials_and_out_again() {
     let servers = Servers::start(1).await;
     let sts = Server::start(|_| caller_identity());
-    let config = json!({ "BoundIAMPrincipalARNs": ["arn:aws:iam::210987654321:user/ann"], "STSEndpoint": sts.url() });
-    let method = json!({ "Name": METHOD, "Type": "aws-iam", "MaxTokenTTL": "1h", "Config": config });
-    servers.any().call("PUT", "/v1/acl/auth-method", &method).await;
-    let rule = json!({ "AuthMethod": METHOD, "BindType": "service", "BindName": "web" });
-    servers.any().call("PUT", "/v1/acl/binding-rule", &rule).await;
-    let (mut web, _) = web(&servers);
-    web.document["consulLogin"] = json!({ "enabled": true, "method": METHOD, "stsEndpoint": sts.url() });
-    let web = web.with("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE").with("AWS_SECRET_ACCESS_KEY", "an+example");
-    web.register().await;
-    let mut web = web.starts().await;
+    let mut web = registered_with_aws(&servers, &sts).await.starts().await;
     let [login] = &logins(servers.any()).await[..] else { panic!("one login, because mesh-init has logged out") };
     assert_eq!(login["ServiceIdentities"][0]["ServiceName"], "web");
     web.has_listener().await;

@@ -82,6 +82,18 @@ pub(crate) fn settings(settings: &Value, service: &str, agentless: bool) -> (Val
             }
         }
     }
+    let upstreams = fields.get_mut("proxy").and_then(|proxy| proxy.get_mut("upstreams")?.as_array_mut());
+    for (index, upstream) in upstreams.into_iter().flatten().enumerate() {
+        for field in ["datacenter", "destinationNamespace", "destinationPartition", "destinationPeer"] {
+            let removed = upstream.as_object_mut().and_then(|upstream| upstream.remove(field));
+            if let Some(place) = removed.filter(|place| !place.is_null()) {
+                notes.push(format!(
+                    "settings.proxy.upstreams[{index}].{field}: {place} is left out, since the local mesh has one datacenter, no peers, \
+                     and no Consul Enterprise"
+                ));
+            }
+        }
+    }
     (local, notes)
 }
 
