@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use consul_grpc::{Connection, LoginRequest, Servers};
 use ecs_meta::Task;
@@ -10,6 +11,9 @@ use sidecar_kit::secret::Secret;
 
 use crate::login::{LoginError, UNANSWERED, cure};
 use crate::proof::Prover;
+
+/// How long one server may take to delete a token. The task ends meanwhile, so a server that hangs must leave time for the next one.
+const LOGOUT_AT_ONE: Duration = Duration::from_secs(1);
 
 /// A login that a task makes through the servers' gRPC.
 #[derive(Debug)]
@@ -71,7 +75,8 @@ impl GrpcLogin {
     /// If no server answers, or if the token is not from a login.
     pub async fn log_out(&self, token: &Secret) -> Result<(), LoginError> {
         let datacenter = self.datacenter.as_deref();
-        let log_out = |server: Connection| async move { server.logout(token, datacenter).await };
+        let log_out =
+            |server: Connection| async move { server.answering_within(LOGOUT_AT_ONE).logout(token, datacenter).await };
         Ok(self.servers.call_beside_stream(true, log_out).await?)
     }
 }

@@ -140,6 +140,32 @@ async fn task_logs_out_if_term_comes_before_the_expiry_is_known() {
 }
 
 #[tokio::test]
+async fn task_logs_out_at_another_server_if_its_own_hangs() {
+    let mut servers = Servers::start(3).await;
+    let (web, _proof) = registered_with_login(&servers).await;
+    let before = logins(servers.any()).await.len();
+    let mut web = web.starts().await;
+    let own = web.server();
+    servers.kept = (own + 1) % 3;
+    // Without a leader, no server can delete a token.
+    eventually("another server is the leader", BOUND, async || {
+        let leader = servers.any().call("GET", "/v1/status/leader", &Value::Null).await;
+        if !leader.as_str().unwrap().starts_with(&format!("127.0.0.{}:", own + 1)) {
+            return Ok(());
+        }
+        servers.any().call("PUT", "/v1/operator/raft/transfer-leader", &Value::Null).await;
+        Err(leader.to_string())
+    })
+    .await;
+    assert_eq!(web.server(), own);
+    servers.all[own].freeze();
+    web.task.metadata.set_containers(json!([]));
+    web.dataplane.signal(Signal::TERM);
+    assert_eq!(web.dataplane.exit_code(BOUND).await, 0, "{}", web.dataplane.output());
+    assert_eq!(logins(servers.any()).await.len(), before, "{}", web.dataplane.output());
+}
+
+#[tokio::test]
 async fn task_logs_out_if_term_comes_while_it_logs_in() {
     let servers = Servers::start(1).await;
     let (web, proof) = registered_with_login(&servers).await;
