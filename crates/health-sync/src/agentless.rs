@@ -29,6 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the logout may take.
 const LOGOUT_BOUND: Duration = Duration::from_secs(2);
 
+/// How long one server may take for the logout. Then there is time for another one.
+const LOGOUT_AT_ONE: Duration = Duration::from_secs(1);
+
 /// Waits for the metadata, logs in, syncs until TERM, takes the task out of the mesh and out of the catalog, and logs out. Sets `known`
 /// once the task is known.
 pub async fn run(
@@ -114,7 +117,7 @@ async fn log_out(login: &TaskLogin) -> Result<(), NotLoggedOut> {
     let tokens = timeout_at(deadline, login.issued().end()).await.map_err(under_way)?;
     let servers = login.login().servers();
     let failed = join_all(tokens.iter().map(async |token| {
-        let attempt = async || servers.logout(token, PATIENCE).await.map_err(|error| one_line(&error));
+        let attempt = async || servers.logout(token, LOGOUT_AT_ONE).await.map_err(|error| one_line(&error));
         retried(deadline, PATIENCE, attempt).await.err()
     }));
     let failed = failed.await.into_iter().flatten().collect::<Vec<_>>();

@@ -166,14 +166,18 @@ async fn another_server_takes_over_when_one_dies_or_hangs() {
     let mesh = Mesh::start("HEALTHY", "UNHEALTHY").await;
     let port = host_and_port(&mesh.agent.http).1;
     let first = forward(("127.0.0.2", port), mesh.agent.http.clone()).await;
-    let mut sync = Process::spawn(&mut mesh.command_at(servers("127.0.0.2,127.0.0.1", port)));
+    let second = forward(("127.0.0.3", port), mesh.agent.http.clone()).await;
+    let mut sync = Process::spawn(&mut mesh.command_at(servers("127.0.0.2,127.0.0.3", port)));
     mesh.become_within(BOUND, ["passing", "critical", "critical"]).await;
     first.abort();
     assert!(first.await.unwrap_err().is_cancelled());
     mesh.metadata.set_containers(containers("HEALTHY", "HEALTHY"));
     mesh.become_all("passing").await;
-    // At TERM, the first address accepts connections and never answers.
-    let _hangs = std::net::TcpListener::bind(("127.0.0.2", port)).unwrap();
+    // At TERM, the first server is back, and the one in use accepts connections and never answers.
+    let _first = forward(("127.0.0.2", port), mesh.agent.http.clone()).await;
+    second.abort();
+    assert!(second.await.unwrap_err().is_cancelled());
+    let _hangs = std::net::TcpListener::bind(("127.0.0.3", port)).unwrap();
     sync.signal(Signal::TERM);
     mesh.become_all("critical").await;
     assert!(!sync.output().contains("not critical yet"), "{}", sync.output());
