@@ -120,11 +120,12 @@ impl Catalog {
     /// With each service that is still registered.
     pub async fn deregister(&self) -> Result<(), NotDeregistered> {
         let deadline = Instant::now() + DEREGISTER_BOUND;
+        let servers = self.consul.each().await.map_err(|error| NotDeregistered(vec![one_line(&error)]))?;
         let mut failed = Vec::new();
         for CatalogRegistration { service, .. } in &self.registrations {
             let deregister = async || {
-                let deregistered = self.consul.deregister_from_catalog(&self.node, &service.id).await;
-                deregistered.map_err(|error| self.explained(&error.into()))
+                let at = async |server: &Client| server.deregister_from_catalog(&self.node, &service.id).await;
+                self.at_first(&servers, at).await
             };
             match retried(deadline, ATTEMPT, deregister).await {
                 Ok(()) => tracing::info!("deregistered {}", service.id),
@@ -134,21 +135,30 @@ impl Catalog {
         if failed.is_empty() { Ok(()) } else { Err(NotDeregistered(failed)) }
     }
 
-    /// Sets all checks critical and puts service and proxy into maintenance, at the server that answers first. A status that arrives later
-    /// does not end the maintenance. The servers are asked one after the other, each 50 ms after the one before. Writing twice does no
-    /// harm.
+    /// Sets all checks critical and puts service and proxy into maintenance. A status that arrives later does not end the maintenance.
     async fn set_critical(&self, servers: &[Client]) -> Result<(), String> {
         let checks = self.registrations.iter().map(critical).collect::<Vec<_>>();
+        self.at_first(servers, async |server| self.write_registered_at(server, &checks).await).await
+    }
+
+    /// Makes a call at the server that answers first. The servers are asked one after the other, each 50 ms after the one before. So a
+    /// second call must do no harm.
+    async fn at_first(
+        &self,
+        servers: &[Client],
+        call: impl AsyncFn(&Client) -> Result<(), Error>,
+    ) -> Result<(), String> {
+        let call = &call;
         let mut wait = Duration::ZERO;
         let attempts = servers.iter().map(|server| {
-            let (checks, before) = (&checks, wait);
+            let before = wait;
             wait += NEXT_SERVER;
             if let Some(keeper) = &self.keeper {
                 server.use_token(keeper.token().borrow().clone());
             }
             Box::pin(async move {
                 sleep(before).await;
-                self.write_registered_at(server, checks).await
+                call(server).await
             })
         });
         select_ok(attempts).await.map(|_| ()).map_err(|error| self.explained(&error.into()))
