@@ -14,8 +14,7 @@ async fn stop_with_delay_and_draining_fails_no_request() {
     let mut demo = Demo::new(docker.clone());
     println!("{}", demo::head());
     for case in CASES {
-        // With delay and draining one stop is enough: no request may fail. The other cases need failures, and so
-        // more stops.
+        // With delay and draining one stop is enough: no request may fail. The other cases need failures, and so more stops.
         let stops = if case.settings.is_empty() { 1 } else { 3 };
         let length = Length { stops, least: Duration::ZERO };
         let Outcome { report, retries_refused } = demo.run(case, length, &Quiet).await.unwrap();
@@ -30,8 +29,8 @@ async fn stop_with_delay_and_draining_fails_no_request() {
                 "without delay and draining some requests must fail, or the test shows nothing"
             ),
             (false, true) => {
-                // How many requests fail differs from run to run, so the rows are not compared. Envoy does not retry a request whose connection broke after it was sent, and it runs at most three retries at a time. It
-                // retries all other failures.
+                // How many requests fail differs from run to run, so the rows are not compared. Envoy does not retry a request whose
+                // connection broke after it was sent, and it runs at most three retries at a time. It retries all other failures.
                 let broke = |(reason, _): &(&String, _)| reason.ends_with("reset reason: connection termination");
                 let broken = report.failures.iter().filter(broke).map(|(_, count)| count).sum::<usize>();
                 let refused = retries_refused as usize;
