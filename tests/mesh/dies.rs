@@ -18,7 +18,7 @@ async fn id_of(docker: &Docker, task: &str, container: &str) -> String {
     docker::task(docker, task).await.unwrap()[container].id.clone().unwrap()
 }
 
-async fn try_kill(docker: &Docker, task: &str, container: &str) -> Result<(), bollard::errors::Error> {
+async fn kill(docker: &Docker, task: &str, container: &str) -> Result<(), bollard::errors::Error> {
     let kill = KillContainerOptionsBuilder::default().signal("SIGKILL").build();
     docker.kill_container(&id_of(docker, task, container).await, Some(kill)).await
 }
@@ -77,7 +77,7 @@ async fn health_sync_is_restarted_unless_it_dies_too_soon(docker: &Docker, task:
     let (before, first) = (others().await, run_of().await.1);
     // Its restart policy works only if it has run for the whole period.
     tokio::time::sleep(PERIOD).await;
-    try_kill(docker, task, "health-sync").await.unwrap();
+    kill(docker, task, "health-sync").await.unwrap();
     eventually("health-sync runs again", BOUND, async || match run_of().await {
         (true, started) if started != first => Ok(()),
         state => Err(format!("{state:?}")),
@@ -92,7 +92,7 @@ async fn health_sync_is_restarted_unless_it_dies_too_soon(docker: &Docker, task:
     // Docker refuses to kill one that ends at this moment.
     eventually("a health-sync that runs for less than ten seconds ends the task", BOUND, async || {
         if run_of().await.0 {
-            try_kill(docker, task, "health-sync").await.map_err(|error| error.to_string())?;
+            kill(docker, task, "health-sync").await.map_err(|error| error.to_string())?;
         }
         match task::running(docker, task).await {
             Ok(_) => Err("it runs".to_owned()),

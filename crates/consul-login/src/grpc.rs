@@ -2,18 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use consul_grpc::{Connection, LoginRequest, Servers};
 use ecs_meta::Task;
 use sidecar_kit::exit::one_line;
 use sidecar_kit::secret::Secret;
 
-use crate::login::{LoginError, UNANSWERED, cure};
+use crate::login::{LOGOUT_AT_ONE, LoginError, UNANSWERED, cure};
 use crate::proof::Prover;
-
-/// How long one server may take to delete a token. The task ends meanwhile, so a server that hangs must leave time for the next one.
-const LOGOUT_AT_ONE: Duration = Duration::from_secs(1);
 
 /// A login that a task makes through the servers' gRPC.
 #[derive(Debug)]

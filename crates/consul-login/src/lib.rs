@@ -20,6 +20,6 @@ pub use credentials::CredentialsError;
 pub use grpc::GrpcLogin;
 pub use issued::Issued;
 pub use keep::{Held, Keeper, Source, expiry};
-pub use login::{Login, LoginError, LoginToken, servers};
+pub use login::{LOGOUT_AT_ONE, Login, LoginError, LoginToken, servers};
 pub use proof::{BEARER_TOKEN, Prover, Settings, meta};
 pub use task::TaskLogin;

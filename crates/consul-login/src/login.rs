@@ -23,6 +23,8 @@ use crate::proof::{BEARER_TOKEN, Prover, Settings};
 const MODE: u32 = 0o640;
 /// The end of a log line about a login without an answer.
 pub(crate) const UNANSWERED: &str = "if it made a token, the token stays until the auth method's MaxTokenTTL";
+/// How long one server may take to delete the token of a task that ends. A server that hangs must leave time for the next one.
+pub const LOGOUT_AT_ONE: Duration = Duration::from_secs(1);
 /// How long a logout may delay the report of an error.
 pub(crate) const LOGOUT_BOUND: Duration = Duration::from_secs(5);
 

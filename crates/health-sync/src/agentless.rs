@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use consul_login::{Keeper, TaskLogin};
+use consul_login::{Keeper, LOGOUT_AT_ONE, TaskLogin};
 use ecs_meta::{MetadataClient, Status, Task};
 use futures_util::future::join_all;
 use mesh_access::Access;
@@ -28,9 +28,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long the logout may take.
 const LOGOUT_BOUND: Duration = Duration::from_secs(2);
-
-/// How long one server may take for the logout. Then there is time for another one.
-const LOGOUT_AT_ONE: Duration = Duration::from_secs(1);
 
 /// Waits for the metadata, logs in, syncs until TERM, takes the task out of the mesh and out of the catalog, and logs out. Sets `known`
 /// once the task is known.

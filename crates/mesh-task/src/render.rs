@@ -88,7 +88,7 @@ fn document(settings: &Settings, role: Role<'_>, containers: &[Container]) -> St
             document.insert("healthSyncContainers".to_owned(), json!(names));
         }
     }
-    if matches!(settings.mode, Mode::Agentless) && matches!(role, Role::Service(_)) {
+    if settings.mode == Mode::Agentless && matches!(role, Role::Service(_)) {
         document.entry("transparentProxy").or_insert_with(|| json!({ "enabled": false }));
     }
     Value::Object(document).to_string()

@@ -251,6 +251,21 @@ fn an_app_with_a_delay_runs_under_app_entrypoint() {
 }
 
 #[test]
+fn envoy_runs_for_as_long_as_the_slowest_app() {
+    let grace = |seconds: u64| {
+        let mut task = task();
+        task["requiresCompatibilities"] = json!(["EC2"]);
+        task["containerDefinitions"][0]["stopTimeout"] = json!(seconds);
+        let definition = rendered(&settings(), &task);
+        let proxy = container(&definition, "sidecar-proxy");
+        (variable(proxy, "ENVOY_ENTRYPOINT_GRACE").map(str::to_owned), proxy["stopTimeout"].as_u64())
+    };
+    assert_eq!(grace(300), (Some("300s".to_owned()), Some(310)));
+    // The default is 120 s.
+    assert_eq!(grace(120), (None, Some(130)));
+}
+
+#[test]
 fn a_log_router_and_service_connect_do_not_change() {
     let mut settings = settings();
     settings["logConfiguration"] = json!({ "logDriver": "awsfirelens", "options": { "Name": "stdout" } });
